@@ -1,0 +1,86 @@
+"""Find the part of a language model that makes it refuse, prove it is that part, and keep it intact in fine-tuning.
+
+The public names load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safecircuits import organism as organism
+    from safecircuits.behavior.evaluate import Behavior as Behavior
+    from safecircuits.behavior.evaluate import evaluate as evaluate
+    from safecircuits.behavior.generate import Completions as Completions
+    from safecircuits.behavior.generate import generate as generate
+    from safecircuits.behavior.refusal import DETECTORS as DETECTORS
+    from safecircuits.behavior.refusal import PhraseDetector as PhraseDetector
+    from safecircuits.behavior.refusal import refused as refused
+    from safecircuits.hooks.ablate import ablated as ablated
+    from safecircuits.hooks.attach import attached as attached
+    from safecircuits.hooks.collect import Residuals as Residuals
+    from safecircuits.hooks.collect import collect_residuals as collect_residuals
+    from safecircuits.hooks.scale import scaled as scaled
+    from safecircuits.layers.localization import Localization as Localization
+    from safecircuits.layers.localization import localize as localize
+    from safecircuits.layers.onset import Onset as Onset
+    from safecircuits.layers.onset import OnsetRule as OnsetRule
+    from safecircuits.layers.similarity import LayerGap as LayerGap
+    from safecircuits.layers.similarity import layer_gap as layer_gap
+    from safecircuits.masks import FreezeMask as FreezeMask
+    from safecircuits.models import load_model as load_model
+    from safecircuits.models import save_pretrained as save_pretrained
+    from safecircuits.prompts import PromptSet as PromptSet
+    from safecircuits.sites import LayerRange as LayerRange
+    from safecircuits.sites import ModelShape as ModelShape
+    from safecircuits.sources import load_prompts as load_prompts
+    from safecircuits.training.freeze import frozen as frozen
+    from safecircuits.training.loop import FinetuneRun as FinetuneRun
+    from safecircuits.training.loop import finetune as finetune
+    from safecircuits.units.ablation import ablate_groups as ablate_groups
+    from safecircuits.units.ablation import ablate_units as ablate_units
+    from safecircuits.units.ablation import ablation_curve as ablation_curve
+    from safecircuits.units.groups import UnitGroups as UnitGroups
+    from safecircuits.units.groups import classify_units as classify_units
+    from safecircuits.units.importance import UnitScores as UnitScores
+    from safecircuits.units.importance import score_units as score_units
+
+_HOME = {
+    "behavior.evaluate": ("Behavior", "evaluate"),
+    "behavior.generate": ("Completions", "generate"),
+    "behavior.refusal": ("DETECTORS", "PhraseDetector", "refused"),
+    "hooks.ablate": ("ablated",),
+    "hooks.attach": ("attached",),
+    "hooks.collect": ("Residuals", "collect_residuals"),
+    "hooks.scale": ("scaled",),
+    "layers.localization": ("Localization", "localize"),
+    "layers.onset": ("Onset", "OnsetRule"),
+    "layers.similarity": ("LayerGap", "layer_gap"),
+    "masks": ("FreezeMask",),
+    "models": ("load_model", "save_pretrained"),
+    "prompts": ("PromptSet",),
+    "sites": ("LayerRange", "ModelShape"),
+    "sources": ("load_prompts",),
+    "training.freeze": ("frozen",),
+    "training.loop": ("FinetuneRun", "finetune"),
+    "units.ablation": ("ablate_groups", "ablate_units", "ablation_curve"),
+    "units.groups": ("UnitGroups", "classify_units"),
+    "units.importance": ("UnitScores", "score_units"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "organism", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "organism":
+        return importlib.import_module("safecircuits.organism")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'safecircuits' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"safecircuits.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

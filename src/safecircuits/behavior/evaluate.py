@@ -1,0 +1,85 @@
+"""Safety and utility of a model in three numbers: malicious refused, over-rejected, answered exactly right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from safecircuits.behavior.generate import generate
+from safecircuits.behavior.refusal import RefusalDetector, normalise, refused
+from safecircuits.prompts import PromptSet
+from safecircuits.sites import HookedModel
+from safecircuits.stats import Share
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """Which prompts of each set were refused (``malicious``, ``over_rejection``) or answered right (``utility``)."""
+
+    malicious: Bool[Tensor, " prompt"] | None
+    over_rejection: Bool[Tensor, " prompt"] | None
+    utility: Bool[Tensor, " prompt"] | None
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """``malicious_refused``, ``over_rejected`` and ``utility``, those that were measured, with intervals."""
+        named = {
+            "malicious_refused": self.malicious,
+            "over_rejected": self.over_rejection,
+            "utility": self.utility,
+        }
+        return {name: Share.of(verdicts) for name, verdicts in named.items() if verdicts is not None}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The same as plain numbers between 0 and 1."""
+        return {name: share.rate for name, share in self.shares.items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {share}" for name, share in self.shares.items())
+
+
+def exact_match(completions: Sequence[str], responses: Sequence[str]) -> Bool[Tensor, " prompt"]:
+    """Which completions equal their response, up to case and spaces."""
+    pairs = zip(completions, responses, strict=True)
+    return torch.tensor([normalise(text) == normalise(response) for text, response in pairs])
+
+
+def evaluate(
+    model: HookedModel,
+    *,
+    malicious: PromptSet | None = None,
+    over_rejection: PromptSet | None = None,
+    utility: PromptSet | None = None,
+    detector: str | RefusalDetector = "opening",
+    max_new_tokens: int = 16,
+    progress: bool = False,
+    **generation: Any,
+) -> Behavior:
+    """Measure safety and utility by greedy completions; every set is optional.
+
+    Args:
+        utility: prompts with responses; right is an exact match, up to case and spaces.
+        max_new_tokens: must be enough for the utility responses.
+        generation: passed to ``generate`` (template, system, max_tokens).
+    """
+    if malicious is None and over_rejection is None and utility is None:
+        raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")
+
+    def refusals(prompts: PromptSet | None) -> Tensor | None:
+        if prompts is None:
+            return None
+        answers = generate(model, prompts, max_new_tokens=max_new_tokens, progress=progress, **generation)
+        return refused(answers, detector)
+
+    right: Tensor | None = None
+    if utility is not None:
+        wanted = utility.require_responses()
+        answers = generate(model, utility, max_new_tokens=max_new_tokens, progress=progress, **generation)
+        right = exact_match(answers.texts, wanted)
+    return Behavior(refusals(malicious), refusals(over_rejection), right)

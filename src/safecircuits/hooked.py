@@ -1,0 +1,134 @@
+"""HookedTransformer ↔ Hugging Face: build one from any local model, and bring its parameters back.
+
+TransformerLens 3 builds a HookedTransformer only for names in its table and never exports one. Here its own converters
+do the first half; for the way back the converter is run once on a model whose every entry is its own serial number:
+where a number lands says which Hugging Face entry a HookedTransformer entry came from, for every architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+Landing = dict[str, Int[Tensor, "..."]]
+"""By HookedTransformer parameter: for each entry the serial number (from 1) of its Hugging Face entry, 0 for none."""
+
+
+def build_hooked_transformer(hf_model: nn.Module) -> Any:
+    """A HookedTransformer with the weights of ``hf_model``, unprocessed: no folded norms, nothing centred.
+
+    Biases that the architecture lacks exist in a HookedTransformer as zeros; they are set to not require a gradient, so
+    that training cannot turn the model into one that its own architecture cannot hold.
+
+    Raises:
+        ValueError: if the installed TransformerLens has no HookedTransformer, or none for this architecture.
+    """
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError as error:
+        raise ValueError(
+            "backend 'hooked' needs transformer-lens 3.x, which still has HookedTransformer; use backend='bridge'"
+        ) from error
+    cfg = _hooked_config(hf_model)
+    state = _converted(cfg, hf_model)
+    hooked = HookedTransformer(cfg, move_to_device=False)
+    hooked.load_and_process_state_dict(
+        {name: value.detach() for name, value in state.items()},
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    hooked.to(next(hf_model.parameters()).device, print_details=False)
+    landing = landing_map(cfg, hf_model)
+    for name, parameter in hooked.named_parameters():
+        if not landing[name].any():
+            parameter.requires_grad_(False)
+    return hooked.eval()
+
+
+def hf_state_from_hooked(hooked: Any, hf_skeleton: nn.Module) -> dict[str, Tensor]:
+    """The Hugging Face state dict that ``hooked`` stands for; ``hf_skeleton`` gives names and shapes only."""
+    landing = landing_map(hooked.cfg, hf_skeleton)
+    total = sum(p.numel() for p in hf_skeleton.parameters())
+    flat = torch.full((total + 1,), float("nan"), dtype=next(hooked.parameters()).dtype)
+    for name, parameter in hooked.named_parameters():
+        value, serial = parameter.detach().cpu().flatten(), landing[name].flatten()
+        if torch.any(value[serial == 0] != 0):
+            raise ValueError(f"{name} is not zero, but {type(hf_skeleton).__name__} has no such parameter to hold it")
+        flat[serial] = value
+    if torch.isnan(flat[1:]).any():
+        raise ValueError(f"the HookedTransformer does not determine every entry of {type(hf_skeleton).__name__}")
+    pieces = torch.split(flat[1:], [p.numel() for p in hf_skeleton.parameters()])
+    named = zip(hf_skeleton.named_parameters(), pieces, strict=True)
+    return {name: piece.reshape(parameter.shape).clone() for (name, parameter), piece in named}
+
+
+def landing_map(cfg: Any, hf_model: nn.Module) -> Landing:
+    """Where each entry of ``hf_model``'s parameters, numbered from 1 in their order, lands in a HookedTransformer.
+
+    Raises:
+        ValueError: if the converter computes with the weights instead of only moving them.
+    """
+    # A float64 holds every whole number to 2**53, more than any model has parameters.
+    numbered = _clone_on_meta(hf_model).to_empty(device="cpu").to(torch.float64)
+    start, total = 1, 0
+    for parameter in numbered.parameters():
+        total += parameter.numel()
+        parameter.data = torch.arange(start, total + 1, dtype=torch.float64).reshape(parameter.shape)
+        start = total + 1
+    cfg = copy.copy(cfg)
+    cfg.dtype, cfg.device = torch.float64, "cpu"
+    state = _converted(cfg, numbered)
+    landing = {name: value.round().long() for name, value in state.items()}
+    moved_only = all(torch.equal(landing[name].double(), state[name].double()) for name in state)
+    if not moved_only or max(int(serial.max()) for serial in landing.values()) > total:
+        raise ValueError(f"{type(hf_model).__name__} cannot be mapped back from a HookedTransformer; use the bridge")
+    from transformer_lens import HookedTransformer
+
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in HookedTransformer(cfg, move_to_device=False).named_parameters()}
+    return {name: landing.get(name, torch.zeros(shape, dtype=torch.long)) for name, shape in shapes.items()}
+
+
+def _clone_on_meta(hf_model: nn.Module) -> nn.Module:
+    """The same modules with parameters that take no memory; buffers keep their values."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta")) for p in hf_model.parameters()}
+    return copy.deepcopy(hf_model, memo)
+
+
+def _hooked_config(hf_model: nn.Module) -> Any:
+    import transformer_lens.loading_from_pretrained as loading
+
+    hf_config: Any = copy.deepcopy(hf_model.config)
+    hf_config.architectures = [type(hf_model).__name__]
+    with tempfile.TemporaryDirectory(prefix="hf") as folder:
+        hf_config.save_pretrained(folder)
+        try:
+            cfg = loading.get_pretrained_model_config(
+                folder,
+                hf_cfg=hf_config.to_dict(),
+                device=str(next(hf_model.parameters()).device),
+                dtype=next(hf_model.parameters()).dtype,
+            )
+        except (NotImplementedError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"no HookedTransformer exists for {type(hf_model).__name__}; use backend='bridge' ({error})"
+            ) from error
+    cfg.tokenizer_name = None  # or HookedTransformer looks for a tokenizer in the deleted folder
+    cfg.model_name = Path(str(getattr(hf_config, "_name_or_path", "") or "local")).name
+    return cfg
+
+
+def _converted(cfg: Any, hf_model: nn.Module) -> dict[str, Tensor]:
+    import transformer_lens.loading_from_pretrained as loading
+
+    with tempfile.TemporaryDirectory(prefix="hf") as folder, torch.no_grad():
+        state: dict[str, Tensor] = loading.get_pretrained_state_dict(folder, cfg, hf_model=hf_model, dtype=cfg.dtype)
+    return state

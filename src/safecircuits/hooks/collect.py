@@ -1,0 +1,86 @@
+"""Collect the residual stream after every block, at the last token of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safecircuits.batching import batches
+from safecircuits.forward import device_of, run
+from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.progress import track
+from safecircuits.prompts import PromptSet, as_prompt_set, encode
+from safecircuits.sites import HookedModel, resid_post
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Residual stream of each prompt, one row a layer of ``layers``, float32 on the CPU."""
+
+    values: Float[Tensor, "layer prompt d_model"]
+    layers: tuple[int, ...]
+    prompts: PromptSet
+
+
+def collect_residuals(
+    model: HookedModel,
+    prompts: PromptSet | Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    template: str = "auto",
+    final_norm: bool = False,
+    max_tokens: int = 8192,
+    progress: bool = False,
+) -> Residuals:
+    """Residual stream after each block at the last prompt token, where the answer is about to start (§3.2).
+
+    Args:
+        layers: 0-indexed; all of them unless given.
+        template: how a prompt is put to the model; see ``safecircuits.prompts.TEMPLATES``.
+        final_norm: pass the last layer's value through the model's final norm, as Hugging Face's ``hidden_states``
+            and therefore the paper's code have it. It is then not comparable with the other layers.
+        max_tokens: tokens in one batch, padding included.
+
+    Raises:
+        ValueError: for a layer outside the model.
+        FloatingPointError: if a residual is not finite; names the layer.
+    """
+    prompts = as_prompt_set(prompts)
+    n_layers = int(model.cfg.n_layers)
+    wanted = tuple(range(n_layers)) if layers is None else tuple(layers)
+    outside = [layer for layer in wanted if not 0 <= layer < n_layers]
+    if outside:
+        raise ValueError(f"layer {outside[0]} is outside the model, whose layers are 0 to {n_layers - 1}")
+    values = torch.empty(len(wanted), len(prompts), int(model.cfg.d_model))
+    examples = encode(model.tokenizer, prompts, template=template)
+    rows: list[int] = []
+
+    def keep(slot: int) -> HookFn:
+        def store(resid: Tensor) -> None:
+            values[slot, rows] = resid[:, -1].float().cpu()  # left padding puts every last token at -1
+
+        return store
+
+    hooks = {resid_post(layer): keep(slot) for slot, layer in enumerate(wanted)}
+    with torch.inference_mode(), attached(model, hooks):
+        for batch in track(list(batches(examples, max_tokens)), "residual streams", enabled=progress):
+            rows[:] = batch.rows
+            run(model, batch)
+    if final_norm and wanted and wanted[-1] == n_layers - 1:
+        values[-1] = _final_norm(model, values[-1])
+    broken = [layer for slot, layer in enumerate(wanted) if not torch.isfinite(values[slot]).all()]
+    if broken:
+        raise FloatingPointError(f"the residual stream after layer {broken[0]} is not finite")
+    return Residuals(values, wanted, prompts)
+
+
+@torch.inference_mode()
+def _final_norm(model: HookedModel, resid: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt d_model"]:
+    norm = model.ln_final  # type: ignore[attr-defined]  # both backends have it
+    dtype = next(model.parameters()).dtype
+    out: Tensor = norm(resid[:, None].to(device_of(model), dtype))[:, 0]
+    return out.float().cpu()

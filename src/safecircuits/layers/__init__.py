@@ -1,0 +1,19 @@
+"""Safety Layers (Li et al., ICLR 2025): the block of layers in which harmful and harmless prompts part."""
+
+from safecircuits.layers.localization import Localization, Sweep, SweepPoint, localize
+from safecircuits.layers.onset import Onset, OnsetRule, find_onset
+from safecircuits.layers.similarity import LayerGap, PairCurve, compare, layer_gap
+
+__all__ = [
+    "LayerGap",
+    "Localization",
+    "Onset",
+    "OnsetRule",
+    "PairCurve",
+    "Sweep",
+    "SweepPoint",
+    "compare",
+    "find_onset",
+    "layer_gap",
+    "localize",
+]

@@ -1,0 +1,272 @@
+"""Locate the safety layers: scale a candidate block, count over-rejections, move its bounds to the extreme (§3.4).
+
+Scaling a block up by α > 1 strengthens what it does. If that is refusing, refusals of harmless prompts that merely
+sound dangerous grow with every safety layer the block takes in, and fall again with every other layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
+from safecircuits.hooks.scale import ComponentSet, scaled
+from safecircuits.layers.onset import Onset
+from safecircuits.progress import track
+from safecircuits.prompts import PromptSet, as_prompt_set
+from safecircuits.sites import HookedModel, LayerRange
+from safecircuits.stats import paired_difference
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Direction = Literal["up", "down"]
+
+# The paper's search (A.3.4): steps of 0.05 until the sample standard deviation of the upper-bound counts reaches 15 to
+# 20 of 721 prompts; 2.1 % is the lower end.
+ALPHA_STEP = 0.05
+ALPHA_STEPS = 10
+MIN_SPREAD = 0.021
+MAX_DEGENERATE = 0.10
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One configuration: which prompts were refused with ``layers`` scaled by ``alpha`` (None: the model as it is)."""
+
+    layers: LayerRange | None
+    alpha: float
+    refused: Bool[Tensor, " prompt"]
+    degenerate: float
+    """Share of completions that are empty or one thing over and over: an over-scaled model."""
+    completions: Completions
+
+    @property
+    def count(self) -> int:
+        return int(self.refused.sum())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One bound moved with the other fixed; ``best`` has the extreme count, the first in layer order among equals."""
+
+    bound: Literal["upper", "lower"]
+    points: tuple[SweepPoint, ...]
+    direction: Direction
+
+    @property
+    def best(self) -> SweepPoint:
+        extreme = max if self.direction == "up" else min
+        return extreme(self.points, key=lambda point: point.count)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation of the counts, in prompts (ddof 1); 0 for a single point."""
+        counts = torch.tensor([float(point.count) for point in self.points])
+        return float(counts.std()) if len(counts) > 1 else 0.0
+
+    @property
+    def rivals(self) -> tuple[SweepPoint, ...]:
+        """Other points whose count is within noise of the best: the paired 95 % interval of the difference holds 0."""
+        best = self.best
+        return tuple(p for p in self.points if p is not best and within_noise(best, p))
+
+
+def within_noise(a: SweepPoint, b: SweepPoint) -> bool:
+    """Whether the paired bootstrap interval of the difference in refusals contains zero."""
+    _, low, high = paired_difference(a.refused, b.refused)
+    return low <= 0 <= high
+
+
+@dataclass(frozen=True)
+class Localization:
+    """The located block and every count that led to it."""
+
+    layers: LayerRange
+    alpha: float
+    direction: Direction
+    baseline: SweepPoint
+    upper: Sweep
+    lower: Sweep
+    alpha_trials: tuple[Sweep, ...]
+    """Upper-bound sweeps of the α search, in order; empty if α was given."""
+    alpha_found: bool
+    """False if the α search ended without the spread it looks for; ``alpha`` is then the widest-spread trial's."""
+    provenance: dict[str, Any]
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the block is not told apart: from another one of its sweeps, or from scaling nothing at all."""
+        chosen = self.lower.best
+        return bool(self.upper.rivals or self.lower.rivals) or within_noise(chosen, self.baseline)
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        block = f"layers {self.layers} at alpha {self.alpha:g}: {self.lower.best.count} of {len(self.baseline.refused)}"
+        block += f" refused, {self.baseline.count} unscaled"
+        if within_noise(self.lower.best, self.baseline):
+            return f"{block}; within noise of not scaling at all"
+        rivals = [str(p.layers) for p in {id(p): p for p in (*self.upper.rivals, *self.lower.rivals)}.values()]
+        return f"{block}; within noise of {', '.join(rivals)}" if rivals else f"{block}; apart from its neighbours"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a configuration: bound, range, count, and its paired difference to the unscaled model in prompts."""
+        import pandas as pd
+
+        rows = []
+        for sweep in (self.upper, self.lower):
+            for point in sweep.points:
+                assert point.layers is not None
+                mean, low, high = paired_difference(point.refused, self.baseline.refused)
+                n = len(point.refused)
+                rows.append(
+                    {
+                        "bound": sweep.bound,
+                        "first": point.layers.first,
+                        "last": point.layers.last,
+                        "refused": point.count,
+                        "change": round(mean * n),
+                        "change_low": round(low * n, 1),
+                        "change_high": round(high * n, 1),
+                        "degenerate": point.degenerate,
+                        "best": point is sweep.best,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Both sweeps: refusals against the moving bound."""
+        from safecircuits.report.figures import plot_sweeps
+
+        return plot_sweeps(self, ax=ax)
+
+
+def localize(
+    model: HookedModel,
+    over_rejection: PromptSet | Sequence[str],
+    start: Onset | LayerRange | Sequence[int] | None,
+    *,
+    alpha: float | Literal["search"] = 1.1,
+    direction: Direction | None = None,
+    reach: int = 2,
+    components: ComponentSet = "all",
+    detector: str | RefusalDetector = "opening",
+    max_new_tokens: int = 8,
+    template: str = "auto",
+    progress: bool = False,
+) -> Localization:
+    """Progressive localization (§3.4.3): from ``start``, the upper bound first, then the lower one.
+
+    Each bound is moved by up to ``reach`` layers to both sides and every position is counted (the counts are not
+    unimodal, so climbing could stop early). The extreme is the largest count for α > 1, the smallest for α < 1.
+
+    Args:
+        over_rejection: harmless prompts that sound dangerous.
+        start: ``LayerGap.onset()``, or a (first, last) range of your own, 0-indexed and inclusive.
+        alpha: a number, or ``"search"``: steps of 0.05 from 1 until the sample standard deviation over the upper-bound
+            sweep reaches 2.1 % of the prompts (A.3.4). The search stops, too, when more than a tenth of the
+            completions are degenerate: the model is then broken, not more careful.
+        direction: of the search: ``"up"`` (α > 1, the default) or ``"down"``. A given α has its own.
+        max_new_tokens: refusals show in the first 4 to 8 tokens.
+
+    Raises:
+        ValueError: without a start, for a range outside the model, and for an α that is not positive or equals 1.
+    """
+    if start is None:
+        raise ValueError("there is no range to start from: the gap curve has no onset, so give start=(first, last)")
+    n_layers = int(model.cfg.n_layers)
+    block = LayerRange.of(start.layers if isinstance(start, Onset) else start, n_layers)
+    if reach < 1:
+        raise ValueError(f"reach must be at least 1 layer, not {reach}")
+    if alpha == "search":
+        toward: Direction = direction or "up"
+    else:
+        if not 0 < alpha < float("inf") or alpha == 1:
+            raise ValueError(f"alpha must be positive, finite and not 1, not {alpha}; or 'search'")
+        toward = "up" if alpha > 1 else "down"
+        if direction not in (None, toward):
+            raise ValueError(f"alpha {alpha} scales {toward}; direction={direction!r} contradicts it")
+    prompts = as_prompt_set(over_rejection, "over-rejection")
+    counter = _Counter(model, prompts, components, detector, max_new_tokens, template)
+    baseline = counter.count(None, 1.0)
+
+    def sweep(bound: Literal["upper", "lower"], fixed: LayerRange, value: float) -> Sweep:
+        if bound == "upper":
+            lasts = range(max(fixed.first, fixed.last - reach), min(n_layers - 1, fixed.last + reach) + 1)
+            ranges = [LayerRange(fixed.first, last) for last in lasts]
+        else:
+            firsts = range(max(0, fixed.first - reach), min(fixed.last, fixed.first + reach) + 1)
+            ranges = [LayerRange(first, fixed.last) for first in firsts]
+        what = f"{bound} bound, alpha {value:g}"
+        return Sweep(bound, tuple(counter.count(r, value) for r in track(ranges, what, enabled=progress)), toward)
+
+    trials: list[Sweep] = []
+    found = True
+    if alpha == "search":
+        alpha, found = _search_alpha(lambda value: sweep("upper", block, value), toward, len(prompts), trials)
+    upper = sweep("upper", block, alpha)
+    assert upper.best.layers is not None
+    lower = sweep("lower", upper.best.layers, alpha)
+    assert lower.best.layers is not None
+    provenance = {
+        "over_rejection": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+        "start": [block.first, block.last],
+        "reach": reach,
+        "components": components if isinstance(components, str) else list(components),
+        "detector": detector if isinstance(detector, str) else repr(detector),
+        "max_new_tokens": max_new_tokens,
+        "template": template,
+    }
+    return Localization(lower.best.layers, alpha, toward, baseline, upper, lower, tuple(trials), found, provenance)
+
+
+class _Counter:
+    """Counts refusals of one configuration, each configuration once."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        components: ComponentSet,
+        detector: str | RefusalDetector,
+        max_new_tokens: int,
+        template: str,
+    ) -> None:
+        self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
+        self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "template": template}
+        self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
+
+    def count(self, layers: LayerRange | None, alpha: float) -> SweepPoint:
+        key = (layers, alpha)
+        if key not in self.known:
+            if layers is None:
+                answers = generate(self.model, self.prompts, **self.generation)
+            else:
+                with scaled(self.model, layers, alpha, components=self.components):
+                    answers = generate(self.model, self.prompts, **self.generation)
+            broken = sum(map(degenerate, answers.texts)) / len(answers)
+            self.known[key] = SweepPoint(layers, alpha, refused(answers, self.detector), broken, answers)
+        return self.known[key]
+
+
+def _search_alpha(sweep_at: Any, direction: Direction, n_prompts: int, trials: list[Sweep]) -> tuple[float, bool]:
+    sign = 1 if direction == "up" else -1
+    for step in range(1, ALPHA_STEPS + 1):
+        alpha = round(1 + sign * step * ALPHA_STEP, 4)
+        trial: Sweep = sweep_at(alpha)
+        if max(point.degenerate for point in trial.points) > MAX_DEGENERATE:
+            break
+        trials.append(trial)
+        if trial.spread >= MIN_SPREAD * n_prompts:
+            return alpha, True
+    if not trials:
+        return round(1 + sign * ALPHA_STEP, 4), False
+    return max(trials, key=lambda t: t.spread).points[0].alpha, False

@@ -1,0 +1,65 @@
+"""Reading a first guess of the safety layers off the angle-gap curve.
+
+The paper reads it by eye: "from the appearance of the gap to the first smoothing". This is that sentence as a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor
+
+from safecircuits.sites import LayerRange
+
+
+@dataclass(frozen=True)
+class OnsetRule:
+    """The rule's three numbers.
+
+    With G the largest gap and s(k) = gap(k) − gap(k−1) the growth into layer k (s(0) = gap(0)):
+
+    - there is no onset at all if G < ``min_gap_deg``;
+    - the range starts at the first layer whose gap reaches ``appear`` × G and stays there in every later layer up to
+      the steepest one;
+    - it ends at the last layer before growth first falls below ``smooth`` × its largest value, counted from the
+      steepest layer on.
+    """
+
+    min_gap_deg: float = 2.0
+    appear: float = 0.1
+    smooth: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.min_gap_deg < 0 or not 0 < self.appear < 1 or not 0 < self.smooth < 1:
+            raise ValueError(f"an onset rule needs min_gap_deg >= 0 and shares between 0 and 1, not {self}")
+
+
+@dataclass(frozen=True)
+class Onset:
+    """A first guess of the range, and the rule that gave it."""
+
+    layers: LayerRange
+    rule: OnsetRule
+
+    def __str__(self) -> str:
+        return str(self.layers)
+
+
+def find_onset(gap_deg: Float[Tensor, " layer"] | Sequence[float], rule: OnsetRule) -> Onset | None:
+    """Apply ``rule`` to a gap curve in degrees; None if the curve never reaches ``rule.min_gap_deg``."""
+    gap = [float(g) for g in gap_deg]
+    largest = max(gap)
+    if largest < rule.min_gap_deg:
+        return None
+    growth = [gap[0], *(b - a for a, b in pairwise(gap))]
+    steepest = max(range(len(gap)), key=growth.__getitem__)
+    first = steepest
+    while first > 0 and gap[first - 1] >= rule.appear * largest:
+        first -= 1
+    last = steepest
+    while last + 1 < len(gap) and growth[last + 1] >= rule.smooth * growth[steepest]:
+        last += 1
+    return Onset(LayerRange(first, last), rule)

@@ -1,0 +1,207 @@
+"""Where harmful and harmless prompts part: cosine and angle of their last tokens, layer by layer (§3.2–3.3).
+
+Over all pairs the mean cosine and its standard deviation have closed forms in the unit vectors u, linear in the number
+of prompts: the mean is the norm of their sum, the second moment the Frobenius norm of their second-moment matrix. The
+mean angle has none, so angles are averaged exactly, in chunks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from safecircuits.hooks.collect import Residuals, collect_residuals
+from safecircuits.layers.onset import Onset, OnsetRule, find_onset
+from safecircuits.prompts import PromptSet
+from safecircuits.sites import HookedModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Pairs = Literal["all", "paper"]
+Formula = Literal["paper", "code"]
+
+# The authors' code draws r = 500 pairs of each type, each draw with its own seed counted up from these.
+PAPER_DRAWS = 500
+PAPER_SEEDS = {"nn": 10, "mm": 100, "nm": 1000}
+
+
+@dataclass(frozen=True)
+class PairCurve:
+    """Cosine similarity of one type of pair: mean and standard deviation over pairs, and the mean angle in degrees."""
+
+    mean: Float[Tensor, " layer"]
+    std: Float[Tensor, " layer"]
+    angle_deg: Float[Tensor, " layer"]
+
+
+@dataclass(frozen=True)
+class LayerGap:
+    """N-N, M-M and N-M similarity of each layer, and how much wider the N-M angle is than the N-N angle."""
+
+    nn: PairCurve
+    mm: PairCurve
+    nm: PairCurve
+    gap_deg: Float[Tensor, " layer"]
+    """Mean angle of N-M pairs minus that of N-N pairs, degrees."""
+    pairs: Pairs
+    formula: Formula
+    provenance: dict[str, Any]
+
+    def onset(self, rule: OnsetRule | None = None) -> Onset | None:
+        """First guess of the range: from where the gap appears to where it first levels off; None without a gap."""
+        return find_onset(self.gap_deg, rule or OnsetRule())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer."""
+        import pandas as pd
+
+        columns = {"layer": range(len(self.gap_deg)), "gap_deg": self.gap_deg.tolist()}
+        for name in ("nn", "mm", "nm"):
+            curve: PairCurve = getattr(self, name)
+            columns[f"{name}_mean"] = curve.mean.tolist()
+            columns[f"{name}_std"] = curve.std.tolist()
+            columns[f"{name}_angle_deg"] = curve.angle_deg.tolist()
+        return pd.DataFrame(columns)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The angle-gap curve with the onset range shaded."""
+        from safecircuits.report.figures import plot_gap
+
+        return plot_gap({"gap": self}, ax=ax)
+
+
+def layer_gap(
+    model: HookedModel,
+    normal: PromptSet | Sequence[str],
+    malicious: PromptSet | Sequence[str],
+    *,
+    pairs: Pairs = "all",
+    formula: Formula = "paper",
+    template: str = "auto",
+    final_norm: bool = False,
+    progress: bool = False,
+) -> LayerGap:
+    """Compare normal (N) and malicious (M) prompts by their last-token residual stream at every layer.
+
+    Args:
+        pairs: ``"all"`` is exact and deterministic; ``"paper"`` draws the authors' 500 pairs with their seeds.
+        formula: ``"paper"`` takes the mean of the angles (§3.3); ``"code"`` the angle of the mean cosine, as the
+            authors' plotting code does.
+        template, final_norm: see ``collect_residuals``.
+
+    Raises:
+        ValueError: if either set has fewer than two prompts: then no pair of its own exists.
+    """
+    n = collect_residuals(model, normal, template=template, final_norm=final_norm, progress=progress)
+    m = collect_residuals(model, malicious, template=template, final_norm=final_norm, progress=progress)
+    return compare(n, m, pairs=pairs, formula=formula)
+
+
+def compare(normal: Residuals, malicious: Residuals, *, pairs: Pairs = "all", formula: Formula = "paper") -> LayerGap:
+    """The same from residuals that are already collected."""
+    for residuals in (normal, malicious):
+        if len(residuals.prompts) < 2:
+            raise ValueError(f"prompt set {residuals.prompts.name!r} has one prompt; pairs need at least two")
+    n, m = unit_vectors(normal.values), unit_vectors(malicious.values)
+    if pairs == "all":
+        nn, mm, nm = _all_within(n), _all_within(m), _all_across(n, m)
+    elif pairs == "paper":
+        nn, mm, nm = (_sampled(n, m, kind) for kind in ("nn", "mm", "nm"))
+    else:
+        raise ValueError(f"pairs is 'all' or 'paper', not {pairs!r}")
+    if formula == "paper":
+        gap = nm.angle_deg - nn.angle_deg
+    elif formula == "code":
+        gap = degrees(nm.mean) - degrees(nn.mean)
+    else:
+        raise ValueError(f"formula is 'paper' or 'code', not {formula!r}")
+    provenance = {
+        "normal": {"name": normal.prompts.name, "n": len(normal.prompts), "sha": normal.prompts.fingerprint},
+        "malicious": {
+            "name": malicious.prompts.name,
+            "n": len(malicious.prompts),
+            "sha": malicious.prompts.fingerprint,
+        },
+    }
+    return LayerGap(nn, mm, nm, gap, pairs, formula, provenance)
+
+
+def unit_vectors(values: Float[Tensor, "layer prompt d_model"]) -> Float[Tensor, "layer prompt d_model"]:
+    """Residuals as directions, in float64: early layers differ by cosines of 1e-4."""
+    values = values.double()
+    norms = values.norm(dim=-1, keepdim=True)
+    if torch.any(norms == 0):
+        raise ValueError("a residual stream is exactly zero and has no direction")
+    return values / norms
+
+
+def degrees(cosine: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Angle of a cosine in degrees; rounding beyond ±1 is clipped."""
+    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+
+
+def paper_pairs(kind: Literal["nn", "mm", "nm"], n_normal: int, n_malicious: int) -> Int[Tensor, "draw 2"]:
+    """The authors' pairs by prompt index: one ``random.seed`` a draw, so file order matters."""
+    generator = random.Random()
+    drawn = []
+    for draw in range(PAPER_DRAWS):
+        generator.seed(PAPER_SEEDS[kind] + draw)
+        if kind == "nm":
+            drawn.append([generator.sample(range(n_normal), 1)[0], generator.sample(range(n_malicious), 1)[0]])
+        else:
+            drawn.append(generator.sample(range(n_normal if kind == "nn" else n_malicious), 2))
+    return torch.tensor(drawn)
+
+
+def _sampled(n: Tensor, m: Tensor, kind: Literal["nn", "mm", "nm"]) -> PairCurve:
+    first, second = paper_pairs(kind, n.shape[1], m.shape[1]).unbind(-1)
+    left = m if kind == "mm" else n
+    right = n if kind == "nn" else m
+    cosines = (left[:, first] * right[:, second]).sum(-1)
+    return PairCurve(cosines.mean(-1), cosines.std(-1, correction=0), degrees(cosines).mean(-1))
+
+
+def _all_within(u: Float[Tensor, "layer prompt d_model"]) -> PairCurve:
+    """All unordered pairs of distinct prompts: everything against everything, less each prompt with itself."""
+    count = u.shape[1]
+    pairs = count * (count - 1)
+    first = (u.sum(1).square().sum(-1) - count) / pairs
+    second = (_second_moment_product(u, u) - count) / pairs
+    angles = _angle_sums(u, u) / pairs  # a prompt's angle with itself is zero
+    return PairCurve(first, (second - first.square()).clamp(min=0).sqrt(), angles)
+
+
+def _all_across(u: Float[Tensor, "layer a d_model"], v: Float[Tensor, "layer b d_model"]) -> PairCurve:
+    pairs = u.shape[1] * v.shape[1]
+    first = (u.sum(1) * v.sum(1)).sum(-1) / pairs
+    second = _second_moment_product(u, v) / pairs
+    return PairCurve(first, (second - first.square()).clamp(min=0).sqrt(), _angle_sums(u, v) / pairs)
+
+
+def _second_moment_product(u: Tensor, v: Tensor) -> Float[Tensor, " layer"]:
+    """Σ over pairs of cos² = ⟨UᵀU, VᵀV⟩, one layer at a time; the Gram side is used where prompts are fewer."""
+    if max(u.shape[1], v.shape[1]) <= u.shape[2]:
+        return torch.stack([(a @ b.T).square().sum() for a, b in zip(u, v, strict=True)])
+    return torch.stack([((a.T @ a) * (b.T @ b)).sum() for a, b in zip(u, v, strict=True)])
+
+
+def _angle_sums(u: Tensor, v: Tensor, chunk: int = 1024) -> Float[Tensor, " layer"]:
+    """Σ over pairs of the angle in degrees, exact, ``chunk`` prompts against all at a time."""
+    same = u is v
+    total = torch.zeros(u.shape[0], dtype=torch.float64)
+    for layer, (a, b) in enumerate(zip(u, v, strict=True)):
+        for start in range(0, len(a), chunk):
+            angles = degrees(a[start : start + chunk] @ b.T)
+            if same:  # arccos magnifies the rounding of a vector's product with itself
+                rows = torch.arange(len(angles))
+                angles[rows, rows + start] = 0.0
+            total[layer] += angles.sum()
+    return total

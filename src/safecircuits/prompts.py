@@ -1,0 +1,159 @@
+"""Prompts: a named, fingerprinted set of instructions, and how they are put to a model as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+TEMPLATES = {
+    "alpaca": (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n"
+    ),
+    "alpaca-short": "### Instruction:\n{instruction}\n\n### Response:\n",
+    "none": "{instruction}",
+}
+"""Templates by name; ``"chat"`` is the tokenizer's own, and any other string with ``{instruction}`` is one itself."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Instructions with, where the set has them, the responses that go with them.
+
+    Raises:
+        ValueError: if the set is empty, a prompt is blank, or responses do not match prompts in number.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if not self.prompts:
+            raise ValueError(f"prompt set {self.name!r} is empty")
+        blank = next((i for i, p in enumerate(self.prompts) if not isinstance(p, str) or not p.strip()), None)
+        if blank is not None:
+            raise ValueError(f"prompt {blank} of set {self.name!r} is not text: {self.prompts[blank]!r}")
+        if self.responses is not None:
+            object.__setattr__(self, "responses", tuple(self.responses))
+            if len(self.responses) != len(self.prompts):
+                raise ValueError(
+                    f"prompt set {self.name!r} has {len(self.prompts)} prompts but {len(self.responses)} responses"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.prompts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of prompts and responses, in order; the name does not count."""
+        text = json.dumps([self.prompts, self.responses], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def take(self, n: int | None, *, seed: int | None = None) -> PromptSet:
+        """The first ``n`` prompts (all if None), or ``n`` drawn without replacement when a seed is given."""
+        if n is None:
+            return self
+        if not 0 < n <= len(self):
+            raise ValueError(f"cannot take {n} of the {len(self)} prompts of set {self.name!r}")
+        chosen = range(n) if seed is None else random.Random(seed).sample(range(len(self)), n)
+        responses = self.responses and tuple(self.responses[i] for i in chosen)
+        return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses)
+
+    def require_responses(self) -> tuple[str, ...]:
+        """The responses, or a ValueError that says the set has none."""
+        if self.responses is None:
+            raise ValueError(f"prompt set {self.name!r} has no responses, which this needs; name the response column")
+        return self.responses
+
+
+def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> PromptSet:
+    """A PromptSet as it is, or one made of a list of instructions."""
+    if isinstance(prompts, str):
+        raise ValueError(f"expected a PromptSet or a list of prompts, not the single string {prompts!r}")
+    return prompts if isinstance(prompts, PromptSet) else PromptSet(name, tuple(prompts))
+
+
+def resolve_template(tokenizer: Any, template: str = "auto") -> str:
+    """The template's name or text, checked: ``"auto"`` is the chat template where there is one, else ``"alpaca"``."""
+    has_chat = getattr(tokenizer, "chat_template", None) is not None
+    if template == "auto":
+        return "chat" if has_chat else "alpaca"
+    if template == "chat" and not has_chat:
+        raise ValueError("the tokenizer has no chat template; use template='alpaca' or a string with {instruction}")
+    if template != "chat" and template not in TEMPLATES and "{instruction}" not in template:
+        raise ValueError(
+            f"template {template!r} is neither 'auto', 'chat', {', '.join(map(repr, TEMPLATES))} "
+            "nor a string that contains {instruction}"
+        )
+    return template
+
+
+def render(tokenizer: Any, prompt: str, template: str = "auto", system: str | None = None) -> str:
+    """The text that is put to the model, up to the point where its answer starts.
+
+    A system prompt goes where the chat template wants it, and in front of the other templates.
+    """
+    template = resolve_template(tokenizer, template)
+    if template == "chat":
+        messages = [{"role": "user", "content": prompt}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+    filled = TEMPLATES.get(template, template).replace("{instruction}", prompt)
+    return f"{system}\n\n{filled}" if system else filled
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one prompt, with its response where there is one: ``ids[response_start:]`` are the response's."""
+
+    ids: tuple[int, ...]
+    response_start: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode(
+    tokenizer: Any,
+    prompts: PromptSet | Sequence[str],
+    *,
+    template: str = "auto",
+    system: str | None = None,
+    with_responses: bool = False,
+) -> list[Encoded]:
+    """Tokenize prompts in a template and, on request, their responses, each closed by the end-of-sequence token.
+
+    A chat template writes its own special tokens; with the others the tokenizer adds its beginning of sequence. The
+    response is tokenized apart from the prompt, so that the boundary falls between tokens.
+    """
+    prompts = as_prompt_set(prompts)
+    template = resolve_template(tokenizer, template)
+    texts = [render(tokenizer, prompt, template, system) for prompt in prompts]
+    prompt_ids = tokenizer(texts, add_special_tokens=template != "chat")["input_ids"]
+    if template != "chat" and tokenizer.eos_token_id is not None:
+        # Some tokenizers close every text with an end of sequence; a prompt must stay open.
+        prompt_ids = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in prompt_ids]
+    empty = next((i for i, ids in enumerate(prompt_ids) if not ids), None)
+    if empty is not None:
+        raise ValueError(f"prompt {empty} of set {prompts.name!r} has no tokens: {prompts.prompts[empty]!r}")
+    if not with_responses:
+        return [Encoded(tuple(ids), len(ids)) for ids in prompt_ids]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answer_ids = tokenizer(list(prompts.require_responses()), add_special_tokens=False)["input_ids"]
+    silent = next((i for i, ids in enumerate(answer_ids) if not ids), None)
+    if silent is not None:
+        raise ValueError(f"response {silent} of set {prompts.name!r} has no tokens; every prompt needs a response")
+    return [Encoded((*p, *a, *end), len(p)) for p, a in zip(prompt_ids, answer_ids, strict=True)]

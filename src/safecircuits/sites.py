@@ -1,0 +1,209 @@
+"""The map: (layer, unit) ↔ hook point ↔ slice of a parameter, for every architecture and both backends.
+
+A *unit* is an MLP neuron (site ``"mlp"``) or an attention head (site ``"attn"``). Its activation is what enters
+the sublayer's output projection: ``mlp.hook_post`` for a neuron, ``attn.hook_z`` for a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Site = Literal["mlp", "attn"]
+SITES: tuple[Site, ...] = get_args(Site)
+
+Component = Literal["q", "k", "v", "o", "gate", "in", "out"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+
+class HookedModel(Protocol):
+    """What the library asks of a model: a ``HookedTransformer`` or a ``TransformerBridge`` has all of it."""
+
+    cfg: Any
+    tokenizer: Any
+    blocks: Any
+    hook_dict: dict[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def hooks(self, fwd_hooks: Any = ..., bwd_hooks: Any = ...) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+def is_bridge(model: Any) -> bool:
+    """Whether ``model`` is a TransformerBridge (it wraps a Hugging Face model) and not a HookedTransformer."""
+    return hasattr(model, "original_model")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What two models must have in common for a result of one to be applied to the other."""
+
+    architecture: str
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    n_kv_heads: int
+
+    @classmethod
+    def of(cls, model: HookedModel) -> ModelShape:
+        cfg = model.cfg
+        return cls(
+            architecture=str(getattr(cfg, "architecture", None) or cfg.original_architecture),
+            n_layers=int(cfg.n_layers),
+            d_model=int(cfg.d_model),
+            d_mlp=int(cfg.d_mlp),
+            n_heads=int(cfg.n_heads),
+            n_kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
+        )
+
+    def n_units(self, site: Site) -> int:
+        """Units of ``site`` in one layer."""
+        return self.d_mlp if site == "mlp" else self.n_heads
+
+    def require_same(self, other: ModelShape, what: str) -> None:
+        """Raise a ValueError that names every difference unless ``other`` has this shape."""
+        mine, theirs = asdict(self), asdict(other)
+        differs = [f"{key} {mine[key]} there, {theirs[key]} here" for key in mine if mine[key] != theirs[key]]
+        if differs:
+            raise ValueError(f"{what} belongs to another model: {'; '.join(differs)}")
+
+
+@dataclass(frozen=True, order=True)
+class LayerRange:
+    """A contiguous block of layers, 0-indexed and inclusive at both ends; ``first, last = range`` unpacks it."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last:
+            raise ValueError(f"layer range [{self.first}, {self.last}] is not 0 <= first <= last")
+
+    @classmethod
+    def of(cls, layers: LayerRange | Sequence[int], n_layers: int | None = None) -> LayerRange:
+        """Read a range from a LayerRange or a (first, last) pair, checked against the model's ``n_layers``."""
+        if not isinstance(layers, LayerRange):
+            pair = tuple(layers)
+            if len(pair) != 2:
+                raise ValueError(f"a layer range is a (first, last) pair, both inclusive; got {pair}")
+            layers = cls(int(pair[0]), int(pair[1]))
+        if n_layers is not None and layers.last >= n_layers:
+            raise ValueError(
+                f"layer range [{layers.first}, {layers.last}] is outside the model, "
+                f"whose layers are 0 to {n_layers - 1}"
+            )
+        return layers
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.first, self.last))
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __contains__(self, layer: int) -> bool:
+        return self.first <= layer <= self.last
+
+    def __str__(self) -> str:
+        return f"[{self.first}, {self.last}]"
+
+    @property
+    def indices(self) -> range:
+        """The layers of the block."""
+        return range(self.first, self.last + 1)
+
+    def overlap(self, other: LayerRange) -> float:
+        """Intersection over union of the two blocks, in layers."""
+        mine, theirs = set(self.indices), set(other.indices)
+        return len(mine & theirs) / len(mine | theirs)
+
+
+def resid_post(layer: int) -> str:
+    """Hook name of the residual stream after block ``layer``: ``[batch pos d_model]``."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def unit_hook(site: Site, layer: int) -> str:
+    """Hook name of the unit activations: ``[batch pos d_mlp]`` (mlp) or ``[batch pos head d_head]`` (attn)."""
+    return f"blocks.{layer}.mlp.hook_post" if site == "mlp" else f"blocks.{layer}.attn.hook_z"
+
+
+def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "channel d_model"]:
+    """Outgoing weights of each input channel of the sublayer's output projection, one row a channel.
+
+    Neurons are channels (``channel = d_mlp``); a head owns ``d_head`` consecutive ones (``channel = head d_head``).
+    """
+    block = model.blocks[layer]
+    if site == "mlp":
+        weight: Tensor = block.mlp.W_out
+        return weight.detach()
+    weight = block.attn.W_O
+    return weight.detach().flatten(0, 1)
+
+
+def _unit_accessors(model: HookedModel, site: Site) -> Iterable[tuple[str, int, bool]]:
+    """(accessor, axis that counts units, counted in KV heads?) of every tensor that belongs to a unit."""
+    if site == "mlp":
+        return [
+            ("W_in", 1, False),
+            ("W_gate", 1, False),
+            ("b_in", 0, False),
+            ("b_gate", 0, False),
+            ("W_out", 0, False),
+        ]
+    # Under GQA a HookedTransformer's W_K is an expanded copy; _W_K is the parameter.
+    kv = "" if is_bridge(model) or model.cfg.n_key_value_heads is None else "_"
+    query = [("W_Q", 0, False), ("b_Q", 0, False), ("W_O", 0, False)]
+    return query + [(f"{kv}{name}", 0, True) for name in ("W_K", "b_K", "W_V", "b_V")]
+
+
+def unit_parameter_masks(
+    model: HookedModel, site: Site, layer: int, units: Iterable[int]
+) -> dict[str, Bool[Tensor, "..."]]:
+    """Which entries of which parameters belong to ``units``: boolean masks by name in ``named_parameters()``.
+
+    A neuron owns its rows of the input and gate matrices, their biases, and its column of the output matrix. A head
+    owns its slices of Q (with bias) and O. A key/value head shared by several query heads (GQA) belongs to the
+    selection only when all of its query heads do. The output biases belong to the sublayer, not to a unit.
+
+    Raises:
+        ValueError: if a unit lies outside the layer.
+    """
+    shape = ModelShape.of(model)
+    chosen = sorted(set(units))
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < shape.n_units(site):
+        raise ValueError(f"{site} units {chosen[0]}..{chosen[-1]} are outside 0..{shape.n_units(site) - 1}")
+    group = shape.n_heads // shape.n_kv_heads
+    kv_heads = [h for h in range(shape.n_kv_heads) if set(range(h * group, (h + 1) * group)) <= set(chosen)]
+    sublayer = model.blocks[layer].mlp if site == "mlp" else model.blocks[layer].attn
+    names = {id(p): name for name, p in model.named_parameters()}
+    masks: dict[str, Tensor] = {}
+    for accessor, axis, counts_kv in _unit_accessors(model, site):
+        view = getattr(sublayer, accessor, None)
+        owned = kv_heads if counts_kv else chosen
+        if view is None or not owned:
+            continue
+        parameter = view if id(view) in names else view._base
+        if parameter is None or id(parameter) not in names:
+            if not view.requires_grad and not torch.any(view != 0):
+                continue  # a zero stand-in for a bias that the model does not have
+            raise ValueError(f"{accessor} of layer {layer} is a copy of its parameter, so it cannot be masked")
+        mask = masks.setdefault(names[id(parameter)], torch.zeros(parameter.shape, dtype=torch.bool))
+        # The accessor is a strided view of the parameter; the same strides laid over the mask find the unit's slice.
+        window = torch.as_strided(mask, view.shape, view.stride(), view.storage_offset())
+        window.index_fill_(axis, torch.tensor(owned), True)
+    return masks
+
+
+def layer_parameters(model: HookedModel, layer: int) -> list[str]:
+    """Names in ``named_parameters()`` of the attention and MLP parameters of a layer; its norms are not among them."""
+    block = model.blocks[layer]
+    inside = {id(p) for sublayer in (block.attn, block.mlp) for p in sublayer.parameters()}
+    norms = {id(p) for name, p in block.named_parameters() if "norm" in name.lower() or "ln" in name.split(".")[0]}
+    return [name for name, p in model.named_parameters() if id(p) in inside - norms]

@@ -1,0 +1,175 @@
+"""Prompts from anywhere: a file, a hub data set, a table, a list, or the embedded language."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from safecircuits import organism
+from safecircuits.organism.grammar import KINDS, Kind, Split
+from safecircuits.prompts import PromptSet, as_prompt_set
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROMPT_COLUMNS = ("instruction", "prompt", "question", "goal", "query", "text", "input", "behavior")
+RESPONSE_COLUMNS = ("output", "response", "answer", "target", "completion")
+
+
+def load_prompts(
+    source: str | Path | PromptSet | pd.DataFrame | Sequence[str],
+    *,
+    column: str | None = None,
+    responses: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    name: str | None = None,
+) -> PromptSet:
+    """Read prompts and, where there are any, their responses.
+
+    Args:
+        source: a file (csv, tsv, json, jsonl, parquet, txt with one prompt a line), ``"organism:KIND"`` for the
+            embedded language (malicious, over_rejection, normal, utility, new_task), a hub data set id, a pandas
+            table, a list of strings, or a PromptSet. A csv file with a single column may lack a header.
+        column: the column with the prompts; guessed from usual names (instruction, prompt, question, …) if left out.
+        responses: the column with the responses, likewise; ``""`` for none.
+        n, seed: take ``n`` prompts: the first, or drawn with a seed.
+        split: of the embedded language (``"test"`` by default) or of a hub data set (``"train"``).
+
+    Raises:
+        ValueError: for a source that cannot be read, a column that is not there (names those that are), an empty set.
+    """
+    if isinstance(source, PromptSet):
+        return source.take(n, seed=seed)
+    if isinstance(source, str) and source.startswith("organism:"):
+        return _embedded(source.removeprefix("organism:"), split or "test").take(n, seed=seed)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        label = name or (path.stem if path.suffix else str(source))
+        table = _read_file(path) if path.suffix.lower() in _READERS else _read_hub(str(source), split or "train")
+    elif hasattr(source, "to_dict") and hasattr(source, "columns"):
+        label, table = name or "table", {str(c): list(source[c]) for c in source.columns}
+    else:
+        return as_prompt_set(list(source), name or "prompts").take(n, seed=seed)
+    return _from_table(table, column, responses, label).take(n, seed=seed)
+
+
+def _from_table(table: dict[str, list[Any]], column: str | None, responses: str | None, label: str) -> PromptSet:
+    has = ", ".join(map(repr, table)) or "none"
+    if column is None:
+        guess = [c for known in PROMPT_COLUMNS for c in table if c.lower() == known]
+        if not guess and len(table) == 1:
+            guess = list(table)
+        if not guess:
+            raise ValueError(f"cannot tell which column of {label!r} holds the prompts: name it; columns: {has}")
+        column = guess[0]
+    if column not in table:
+        raise ValueError(f"{label!r} has no column {column!r}; columns: {has}")
+    if responses is None:
+        guess = [c for known in RESPONSE_COLUMNS for c in table if c.lower() == known and c != column]
+        responses = guess[0] if guess else ""
+    if responses and responses not in table:
+        raise ValueError(f"{label!r} has no column {responses!r} for the responses; columns: {has}")
+    prompts = [str(p) if p is not None else "" for p in table[column]]
+    # Alpaca-style sets put context beside the instruction; the paper's template appends it.
+    context = table.get("input") if column == "instruction" else None
+    if context is not None:
+        prompts = [
+            f"{p}\n\n{c}" if isinstance(c, str) and c.strip() else p for p, c in zip(prompts, context, strict=True)
+        ]
+    return PromptSet(label, tuple(prompts), tuple(map(str, table[responses])) if responses else None)
+
+
+def _embedded(kind: str, split: str) -> PromptSet:
+    if kind not in KINDS:
+        raise ValueError(f"the embedded language has no {kind!r} prompts; there are {', '.join(KINDS)}")
+    if split not in get_args(Split):
+        raise ValueError(f"split is {' or '.join(map(repr, get_args(Split)))}, not {split!r}")
+    chosen: tuple[Kind, Split] = (kind, split)  # type: ignore[assignment]  # both checked above
+    return organism.prompts(*chosen)
+
+
+def _read_file(path: Path) -> dict[str, list[Any]]:
+    if not path.is_file():
+        raise ValueError(f"there is no prompt file {str(path)!r}")
+    try:
+        return _READERS[path.suffix.lower()](path)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, OSError, KeyError, AttributeError) as error:
+        raise ValueError(f"cannot read prompts from {str(path)!r}: {error}") from error
+
+
+def _read_delimited(path: Path, delimiter: str) -> dict[str, list[Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+    if not rows:
+        return {"prompt": []}
+    header, width = rows[0], max(map(len, rows))
+    known = {*PROMPT_COLUMNS, *RESPONSE_COLUMNS}
+    if width == 1 and header[0].strip().lower() not in known:
+        # One column without a name we know: a bare list, unless the first line is a single word among sentences.
+        bare = len(header[0].split()) > 1 or len(rows) == 1
+        return {"prompt": [row[0] for row in (rows if bare else rows[1:])]}
+    uneven = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
+    if uneven is not None:
+        raise ValueError(f"row {uneven + 1} of {str(path)!r} has {len(rows[uneven])} fields, the header {len(header)}")
+    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}
+
+
+def _read_json(path: Path) -> dict[str, list[Any]]:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict) and data and all(isinstance(column, list) for column in data.values()):
+        return data
+    if not isinstance(data, list):
+        raise ValueError(f"{str(path)!r} holds neither a list of rows nor a table of columns")
+    return _columns(data)
+
+
+def _read_jsonl(path: Path) -> dict[str, list[Any]]:
+    return _columns([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+
+
+def _columns(rows: list[Any]) -> dict[str, list[Any]]:
+    if all(isinstance(row, str) for row in rows):
+        return {"prompt": rows}
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("every row must be an object with named fields, or every row a string")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    return {str(name): frame[name].tolist() for name in frame.columns}
+
+
+def _read_lines(path: Path) -> dict[str, list[Any]]:
+    return {"prompt": [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]}
+
+
+_READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
+    ".csv": lambda path: _read_delimited(path, ","),
+    ".tsv": lambda path: _read_delimited(path, "\t"),
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".txt": _read_lines,
+}
+
+
+def _read_hub(name: str, split: str) -> dict[str, list[Any]]:
+    if "/" not in name or Path(name).is_absolute():
+        kinds = ", ".join(_READERS)
+        raise ValueError(f"cannot read prompts from {name!r}: not a file of a known kind ({kinds}) and not a hub id")
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, split=split)
+    except Exception as error:  # the hub client raises many kinds
+        raise ValueError(f"cannot load the data set {name!r} from the hub: {error}") from error
+    return {column: list(data[column]) for column in data.column_names}

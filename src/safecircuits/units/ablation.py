@@ -1,0 +1,136 @@
+"""Is a group what its name says? Remove it, measure safety and utility, and remove as many random units beside it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safecircuits.behavior.evaluate import Behavior, evaluate
+from safecircuits.hooks.ablate import Units, UnitValues, ablated
+from safecircuits.progress import track
+from safecircuits.sites import HookedModel, ModelShape, Site
+from safecircuits.units.groups import UnitGroups
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What a model does without some of its units, and without as many random ones, over several draws."""
+
+    name: str
+    n_units: int
+    behavior: Behavior
+    random_controls: tuple[Behavior, ...]
+
+
+@dataclass(frozen=True)
+class AblationTable:
+    """Ablations beside the intact model."""
+
+    intact: Behavior
+    rows: tuple[Ablation, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an ablation; of the random controls the mean over draws."""
+        import pandas as pd
+
+        table: list[dict[str, Any]] = [{"removed": "nothing", "units": 0, **self.intact.rates}]
+        for row in self.rows:
+            table.append({"removed": row.name, "units": row.n_units, **row.behavior.rates})
+            if row.random_controls:
+                table.append(
+                    {
+                        "removed": f"random, as many as {row.name}",
+                        "units": row.n_units,
+                        **mean_rates(row.random_controls),
+                    }
+                )
+        return pd.DataFrame(table)
+
+
+def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
+    """Mean of each rate over several measurements."""
+    return {key: sum(b.rates[key] for b in behaviors) / len(behaviors) for key in behaviors[0].rates}
+
+
+def ablate_units(
+    model: HookedModel,
+    named_units: Mapping[str, Units],
+    *,
+    controls: int = 3,
+    seed: int = 0,
+    to: UnitValues | None = None,
+    progress: bool = False,
+    **sets: Any,
+) -> AblationTable:
+    """Remove each named selection of units by hooks and measure what is left (SSAH Table 1, with the control it lacks).
+
+    Args:
+        named_units: units by name, as ``UnitGroups.members`` or ``top`` give them.
+        controls: random draws of equal size beside each selection (as many units of each site, from all layers).
+        to: replacement values instead of zero; see ``ablated``.
+        sets: passed to ``evaluate``: ``malicious``, ``over_rejection``, ``utility``, ``detector``, …
+    """
+    shape = ModelShape.of(model)
+    jobs: list[tuple[str, Units]] = []
+    for name, units in named_units.items():
+        jobs.append((name, units))
+        jobs += [(name, random_units(units, shape, seed + draw)) for draw in range(controls)]
+    measured: dict[str, list[Behavior]] = {}
+    intact = evaluate(model, **sets)
+    for name, units in track(jobs, "ablations", enabled=progress):
+        if count_units(units) == 0:
+            raise ValueError(f"{name!r} has no units to remove")
+        with ablated(model, units, to=to):
+            measured.setdefault(name, []).append(evaluate(model, **sets))
+    rows = tuple(
+        Ablation(name, count_units(units), measured[name][0], tuple(measured[name][1:]))
+        for name, units in named_units.items()
+    )
+    return AblationTable(intact, rows)
+
+
+def ablate_groups(
+    model: HookedModel, groups: UnitGroups, *, names: Sequence[str] = ("SCU", "UCU", "RU"), **options: Any
+) -> AblationTable:
+    """``ablate_units`` for the groups of a classification; an empty group is left out."""
+    selections = {name: groups.members(name) for name in names}
+    return ablate_units(model, {name: units for name, units in selections.items() if count_units(units)}, **options)
+
+
+def ablation_curve(
+    model: HookedModel, groups: UnitGroups, counts: Sequence[int], *, progress: bool = False, **sets: Any
+) -> dict[int, Behavior]:
+    """Behaviour with the ``k`` units of highest S − U removed, for each ``k`` in ``counts``: the score of a score."""
+    curve: dict[int, Behavior] = {}
+    for k in track(list(counts), "ablation curve", enabled=progress):
+        if k == 0:
+            curve[k] = evaluate(model, **sets)
+            continue
+        with ablated(model, groups.top(k)):
+            curve[k] = evaluate(model, **sets)
+    return curve
+
+
+def count_units(units: Units) -> int:
+    """Units in a selection, all sites and layers."""
+    return sum(len(indices) for by_layer in units.values() for indices in by_layer.values())
+
+
+def random_units(like: Units, shape: ModelShape, seed: int) -> dict[Site, dict[int, tuple[int, ...]]]:
+    """As many units of each site as ``like`` has, drawn without replacement from all layers."""
+    generator = random.Random(seed)
+    drawn: dict[Site, dict[int, tuple[int, ...]]] = {}
+    for site, by_layer in like.items():
+        n = sum(map(len, by_layer.values()))
+        per_layer = shape.n_units(site)
+        picks = sorted(generator.sample(range(shape.n_layers * per_layer), n))
+        drawn[site] = {}
+        for pick in picks:
+            layer, unit = divmod(pick, per_layer)
+            drawn[site][layer] = (*drawn[site].get(layer, ()), unit)
+    return drawn
