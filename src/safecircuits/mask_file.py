@@ -1,0 +1,82 @@
+"""The file a FreezeMask lives in: safetensors, with a JSON header that says what it is and which model it is for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safecircuits.files import replacing
+from safecircuits.masks import FreezeMask
+from safecircuits.sites import ModelShape
+
+FORMAT, VERSION = "safecircuits.FreezeMask", 1
+
+
+def save(mask: FreezeMask, path: str | Path) -> Path:
+    """Write ``mask``: tensors ``mlp [layer neuron]`` and ``attn [layer head]``, True where frozen, and the header."""
+    from safetensors.torch import save_file
+
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "shape": None if mask.shape is None else asdict(mask.shape),
+        "layers": list(mask.whole_layers),
+        "provenance": dict(mask.provenance),
+    }
+    try:
+        metadata = {"safecircuits": json.dumps(header)}
+    except TypeError as error:
+        raise ValueError(f"the provenance of a freeze mask must be JSON: {error}") from error
+    with replacing(path) as partial:
+        save_file({"mlp": mask.mlp.contiguous(), "attn": mask.attn.contiguous()}, partial, metadata)
+    return Path(path)
+
+
+def load(path: str | Path, model: Any = None) -> FreezeMask:
+    """Read a mask and, when a model is given, check that it belongs to it.
+
+    Raises:
+        ValueError: if the file is truncated, is no freeze mask, is of a later version, contradicts itself, or belongs
+            to another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no freeze mask at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
+    try:
+        header = json.loads(metadata["safecircuits"])
+        if header["format"] != FORMAT:
+            raise KeyError(header["format"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is a safetensors file but not a freeze mask") from error
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"{path} has format version {header.get('version')}, but this version of safecircuits reads {VERSION}"
+        )
+    mask = _assembled(path, header, tensors)
+    return mask if model is None else mask.check(model)
+
+
+def _assembled(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> FreezeMask:
+    try:
+        shape = None if header["shape"] is None else ModelShape(**header["shape"])
+        mlp, attn = tensors["mlp"], tensors["attn"]
+        rows = len(mlp) if shape is None else shape.n_layers
+        expected = [(rows, 1 if shape is None else shape.n_units(site)) for site in ("mlp", "attn")]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a complete freeze mask: {error}") from error
+    found = [tuple(mlp.shape), tuple(attn.shape)]
+    if found != expected or {mlp.dtype, attn.dtype} != {torch.bool}:
+        raise ValueError(f"{path} contradicts itself: its header asks for {expected}, its tensors are {found}")
+    return FreezeMask(mlp, attn, shape, header.get("provenance") or {})
