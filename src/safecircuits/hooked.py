@@ -76,13 +76,15 @@ def landing_map(cfg: Any, hf_model: nn.Module) -> Landing:
     Raises:
         ValueError: if the converter computes with the weights instead of only moving them.
     """
-    # A float64 holds every whole number to 2**53, more than any model has parameters.
-    numbered = _clone_on_meta(hf_model).to_empty(device="cpu").to(torch.float64)
-    start, total = 1, 0
-    for parameter in numbered.parameters():
+    # A float64 holds every whole number to 2**53, more than any model has parameters. Copying the modules with each
+    # parameter replaced keeps tied ones tied.
+    memo: dict[int, Any] = {}
+    total = 0
+    for parameter in hf_model.parameters():
+        serial = torch.arange(total + 1, total + parameter.numel() + 1, dtype=torch.float64)
+        memo[id(parameter)] = nn.Parameter(serial.reshape(parameter.shape), requires_grad=False)
         total += parameter.numel()
-        parameter.data = torch.arange(start, total + 1, dtype=torch.float64).reshape(parameter.shape)
-        start = total + 1
+    numbered = copy.deepcopy(hf_model, memo)
     cfg = copy.copy(cfg)
     cfg.dtype, cfg.device = torch.float64, "cpu"
     state = _converted(cfg, numbered)
@@ -95,12 +97,6 @@ def landing_map(cfg: Any, hf_model: nn.Module) -> Landing:
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in HookedTransformer(cfg, move_to_device=False).named_parameters()}
     return {name: landing.get(name, torch.zeros(shape, dtype=torch.long)) for name, shape in shapes.items()}
-
-
-def _clone_on_meta(hf_model: nn.Module) -> nn.Module:
-    """The same modules with parameters that take no memory; buffers keep their values."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta")) for p in hf_model.parameters()}
-    return copy.deepcopy(hf_model, memo)
 
 
 def _hooked_config(hf_model: nn.Module) -> Any:

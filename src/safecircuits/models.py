@@ -7,6 +7,8 @@ import difflib
 import shutil
 import uuid
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +71,7 @@ def load_model(
         )
     if any(p.is_meta for p in hf_model.parameters()):
         raise ValueError("the model is on the meta device, so it has no weights; load it with weights first")
-    model = bridge_of(hf_model) if backend == "bridge" else _hooked(hf_model)
+    model: HookedModel = bridge_of(hf_model) if backend == "bridge" else _hooked(hf_model)
     model.tokenizer = tokenizer
     return model
 
@@ -87,7 +89,8 @@ def save_pretrained(model: Any, folder: str | Path) -> Path:
     hf_model = to_hugging_face(model)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        hf_model.save_pretrained(partial)
+        with _no_progress_bars():
+            hf_model.save_pretrained(partial)
         if getattr(model, "tokenizer", None) is not None:
             model.tokenizer.save_pretrained(partial)
         if folder.exists():
@@ -175,9 +178,12 @@ def _load_checkpoint(
         raise ValueError(f"no model {name!r}; the embedded models are {', '.join(STAGES)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = dtype or (torch.float32 if device.type == "cpu" else "auto")
+    # A download deserves its progress bars; reading a local file does not.
+    quiet = _no_progress_bars() if Path(name).is_dir() else nullcontext()
     try:
-        hf_model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        with quiet:
+            hf_model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         known = ", ".join(STAGES)
         reason = str(error).strip().splitlines()[0]
@@ -186,6 +192,19 @@ def _load_checkpoint(
             f"checkpoint, and not a hub model that can be reached. {reason}"
         ) from error
     return hf_model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def bridge_of(hf_model: nn.Module) -> Any:

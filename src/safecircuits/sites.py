@@ -194,9 +194,12 @@ def unit_parameter_masks(
             if not view.requires_grad and not torch.any(view != 0):
                 continue  # a zero stand-in for a bias that the model does not have
             raise ValueError(f"{accessor} of layer {layer} is a copy of its parameter, so it cannot be masked")
-        mask = masks.setdefault(names[id(parameter)], torch.zeros(parameter.shape, dtype=torch.bool))
+        # A parameter may itself be a strided part of a fused one (Phi-3, GPT-2): its mask gets the same strides.
+        empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=torch.bool).zero_()
+        mask = masks.setdefault(names[id(parameter)], empty)
         # The accessor is a strided view of the parameter; the same strides laid over the mask find the unit's slice.
-        window = torch.as_strided(mask, view.shape, view.stride(), view.storage_offset())
+        offset = view.storage_offset() - parameter.storage_offset()
+        window = torch.as_strided(mask, view.shape, view.stride(), offset)
         window.index_fill_(axis, torch.tensor(owned), True)
     return masks
 

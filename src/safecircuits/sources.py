@@ -51,10 +51,10 @@ def load_prompts(
         path = Path(source)
         label = name or (path.stem if path.suffix else str(source))
         table = _read_file(path) if path.suffix.lower() in _READERS else _read_hub(str(source), split or "train")
-    elif hasattr(source, "to_dict") and hasattr(source, "columns"):
-        label, table = name or "table", {str(c): list(source[c]) for c in source.columns}
+    elif isinstance(source, Sequence):
+        return as_prompt_set(source, name or "prompts").take(n, seed=seed)
     else:
-        return as_prompt_set(list(source), name or "prompts").take(n, seed=seed)
+        label, table = name or "table", {str(column): source[column].tolist() for column in source.columns}
     return _from_table(table, column, responses, label).take(n, seed=seed)
 
 

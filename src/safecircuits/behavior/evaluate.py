@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.behavior.generate import generate
+from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import RefusalDetector, normalise, refused
 from safecircuits.prompts import PromptSet
 from safecircuits.sites import HookedModel
 from safecircuits.stats import Share
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """The arguments of ``evaluate``, for functions that pass them on."""
+
+    malicious: PromptSet | None
+    over_rejection: PromptSet | None
+    utility: PromptSet | None
+    detector: str | RefusalDetector
+    max_new_tokens: int
+    template: str
+    system: str | None
+    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -58,28 +71,37 @@ def evaluate(
     utility: PromptSet | None = None,
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int = 16,
+    template: str = "auto",
+    system: str | None = None,
+    max_tokens: int = 8192,
     progress: bool = False,
-    **generation: Any,
 ) -> Behavior:
     """Measure safety and utility by greedy completions; every set is optional.
 
     Args:
         utility: prompts with responses; right is an exact match, up to case and spaces.
         max_new_tokens: must be enough for the utility responses.
-        generation: passed to ``generate`` (template, system, max_tokens).
+        template, system, max_tokens: as in ``generate``.
     """
     if malicious is None and over_rejection is None and utility is None:
         raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")
 
+    def answers(prompts: PromptSet) -> Completions:
+        return generate(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            template=template,
+            system=system,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+
     def refusals(prompts: PromptSet | None) -> Tensor | None:
-        if prompts is None:
-            return None
-        answers = generate(model, prompts, max_new_tokens=max_new_tokens, progress=progress, **generation)
-        return refused(answers, detector)
+        return None if prompts is None else refused(answers(prompts), detector)
 
     right: Tensor | None = None
     if utility is not None:
         wanted = utility.require_responses()
-        answers = generate(model, utility, max_new_tokens=max_new_tokens, progress=progress, **generation)
-        right = exact_match(answers.texts, wanted)
+        right = exact_match(answers(utility).texts, wanted)
     return Behavior(refusals(malicious), refusals(over_rejection), right)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.sites import COMPONENTS, Component, HookedModel, LayerRange, is_bridge
+from safecircuits.sites import COMPONENTS, Component, HookedModel, LayerRange, ModelShape, is_bridge
 
 ComponentSet = Literal["all", "qkv+mlp", "attn", "mlp"] | Sequence[Component]
 
@@ -27,6 +27,9 @@ COMPONENT_SETS: dict[str, tuple[Component, ...]] = {
 }
 """``"all"`` is the method as described (all seven matrices); ``"qkv+mlp"`` leaves out the output projection, which the
 paper's code left unscaled until April 2025, so that its published table was probably made without it."""
+
+# Architectures whose only norms come after the sublayer; the bridge gives them the names of the usual ones before it.
+_NORM_AFTER = {"Olmo2ForCausalLM", "Olmo3ForCausalLM"}
 
 
 @contextmanager
@@ -87,8 +90,8 @@ def _checked_components(model: HookedModel, components: ComponentSet) -> tuple[C
     cancelled = [c for c in chosen if c in cancelled_components(model)]
     if cancelled:
         raise ValueError(
-            f"{model.cfg.architecture if is_bridge(model) else model.cfg.original_architecture} normalises right after "
-            f"its {', '.join(cancelled)} matrices, which cancels any scale on them: choose components without them"
+            f"{ModelShape.of(model).architecture} normalises right after its {', '.join(cancelled)} matrices, which "
+            "cancels any scale on them: choose components without them"
         )
     return chosen
 
@@ -96,9 +99,10 @@ def _checked_components(model: HookedModel, components: ComponentSet) -> tuple[C
 def cancelled_components(model: HookedModel) -> set[Component]:
     """Matrices whose scale has no effect: q and k under QK-norm; v, o, in and out under a norm after the sublayer."""
     cfg, cancelled = model.cfg, set[Component]()
-    if getattr(cfg, "use_qk_norm", False):
+    if getattr(cfg, "use_qk_norm", False) or "blocks.0.attn.q_norm.hook_in" in model.hook_dict:
         cancelled |= {"q", "k"}
-    if getattr(cfg, "use_normalization_before_and_after", False) or "blocks.0.ln1_post.hook_out" in model.hook_dict:
+    norm_after = "blocks.0.ln1_post.hook_out" in model.hook_dict or ModelShape.of(model).architecture in _NORM_AFTER
+    if getattr(cfg, "use_normalization_before_and_after", False) or norm_after:
         cancelled |= {"v", "o", "in", "out"}
     return cancelled
 

@@ -145,7 +145,8 @@ def unit_vectors(values: Float[Tensor, "layer prompt d_model"]) -> Float[Tensor,
 
 def degrees(cosine: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Angle of a cosine in degrees; rounding beyond ±1 is clipped."""
-    return torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
+    angle: Tensor = cosine.clamp(-1, 1).arccos().rad2deg()
+    return angle
 
 
 def paper_pairs(kind: Literal["nn", "mm", "nm"], n_normal: int, n_malicious: int) -> Int[Tensor, "draw 2"]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from safecircuits.behavior.evaluate import Behavior, evaluate
+from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
 from safecircuits.progress import track
 from safecircuits.sites import HookedModel, ModelShape, Site
@@ -65,7 +65,7 @@ def ablate_units(
     seed: int = 0,
     to: UnitValues | None = None,
     progress: bool = False,
-    **sets: Any,
+    **sets: Unpack[EvaluationOptions],
 ) -> AblationTable:
     """Remove each named selection of units by hooks and measure what is left (SSAH Table 1, with the control it lacks).
 
@@ -95,23 +95,34 @@ def ablate_units(
 
 
 def ablate_groups(
-    model: HookedModel, groups: UnitGroups, *, names: Sequence[str] = ("SCU", "UCU", "RU"), **options: Any
+    model: HookedModel,
+    groups: UnitGroups,
+    *,
+    names: Sequence[str] = ("SCU", "UCU", "RU"),
+    controls: int = 3,
+    seed: int = 0,
+    to: UnitValues | None = None,
+    progress: bool = False,
+    **sets: Unpack[EvaluationOptions],
 ) -> AblationTable:
     """``ablate_units`` for the groups of a classification; an empty group is left out."""
     selections = {name: groups.members(name) for name in names}
-    return ablate_units(model, {name: units for name, units in selections.items() if count_units(units)}, **options)
+    selections = {name: units for name, units in selections.items() if count_units(units)}
+    return ablate_units(model, selections, controls=controls, seed=seed, to=to, progress=progress, **sets)
 
 
 def ablation_curve(
-    model: HookedModel, groups: UnitGroups, counts: Sequence[int], *, progress: bool = False, **sets: Any
+    model: HookedModel, removed: Mapping[int, Units], *, progress: bool = False, **sets: Unpack[EvaluationOptions]
 ) -> dict[int, Behavior]:
-    """Behaviour with the ``k`` units of highest S − U removed, for each ``k`` in ``counts``: the score of a score."""
+    """Behaviour without ever more units, by their number: refusal lost and utility kept, the fair score of a score.
+
+    Args:
+        removed: the units to remove by their number; ``{k: groups.top(k) for k in counts}`` for those of highest S − U.
+        sets: passed to ``evaluate``.
+    """
     curve: dict[int, Behavior] = {}
-    for k in track(list(counts), "ablation curve", enabled=progress):
-        if k == 0:
-            curve[k] = evaluate(model, **sets)
-            continue
-        with ablated(model, groups.top(k)):
+    for k, units in track(removed.items(), "ablation curve", total=len(removed), enabled=progress):
+        with ablated(model, units):
             curve[k] = evaluate(model, **sets)
     return curve
 

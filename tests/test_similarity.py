@@ -1,0 +1,158 @@
+"""Gap curves against plain numpy over every pair; the onset rule on curves whose answer is plain."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safecircuits.hooks.collect import Residuals
+from safecircuits.layers.onset import OnsetRule, find_onset
+from safecircuits.layers.similarity import compare, layer_gap, paper_pairs
+from safecircuits.prompts import PromptSet
+from safecircuits.sites import LayerRange
+
+
+def residuals(values: torch.Tensor) -> Residuals:
+    n_layers, n = values.shape[:2]
+    return Residuals(values, tuple(range(n_layers)), PromptSet("p", tuple(f"prompt {i}" for i in range(n))))
+
+
+def by_hand(u: np.ndarray, v: np.ndarray | None) -> tuple[float, float, float]:
+    """Mean and deviation of the cosine and mean angle over every pair, one pair at a time, in float64."""
+    cosines = []
+    for i in range(len(u)):
+        others = [u[j] for j in range(i + 1, len(u))] if v is None else list(v)
+        for w in others:
+            cosines.append(float(u[i] @ w / np.sqrt(u[i] @ u[i]) / np.sqrt(w @ w)))
+    c = np.array(cosines)
+    return c.mean(), c.std(), np.degrees(np.arccos(np.clip(c, -1, 1))).mean()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(2, 9), st.integers(0, 10_000))
+def test_closed_forms_equal_every_pair_by_hand(n: int, m: int, d: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(2, n, d, generator=generator) + 1
+    malicious = torch.randn(2, m, d, generator=generator) - 0.5
+    gap = compare(residuals(normal), residuals(malicious))
+    for layer in range(2):
+        a, b = normal[layer].double().numpy(), malicious[layer].double().numpy()
+        for curve, want in ((gap.nn, by_hand(a, None)), (gap.mm, by_hand(b, None)), (gap.nm, by_hand(a, b))):
+            got = (float(curve.mean[layer]), float(curve.std[layer]), float(curve.angle_deg[layer]))
+            assert got == pytest.approx(want, abs=1e-6)
+        assert float(gap.gap_deg[layer]) == pytest.approx(by_hand(a, b)[2] - by_hand(a, None)[2], abs=1e-6)
+
+
+def test_code_formula_takes_the_angle_of_the_mean() -> None:
+    n, m = torch.randn(1, 5, 4) + 1, torch.randn(1, 6, 4) - 1
+    gap = compare(residuals(n), residuals(m), formula="code")
+    nm, nn = by_hand(n[0].double().numpy(), m[0].double().numpy()), by_hand(n[0].double().numpy(), None)
+    assert float(gap.gap_deg[0]) == pytest.approx(np.degrees(np.arccos(nm[0]) - np.arccos(nn[0])), abs=1e-6)
+
+
+def test_paper_pairs_follow_the_authors_seeds() -> None:
+    pool_n, pool_m = [f"n{i}" for i in range(100)], [f"m{i}" for i in range(100)]
+    for kind, start in (("nn", 10), ("mm", 100), ("nm", 1000)):
+        got = paper_pairs(kind, 100, 100)  # type: ignore[arg-type]
+        assert got.shape == (500, 2)
+        for draw in (0, 1, 17, 499):  # the published procedure, on the module's own generator
+            random.seed(start + draw)
+            if kind == "nm":
+                want = (random.sample(pool_n, 1)[0], random.sample(pool_m, 1)[0])
+                mine = (pool_n[got[draw, 0]], pool_m[got[draw, 1]])
+            else:
+                pool = pool_n if kind == "nn" else pool_m
+                want = tuple(random.sample(pool, 2))
+                mine = (pool[got[draw, 0]], pool[got[draw, 1]])
+            assert mine == want
+
+
+def test_sampled_pairs_approach_all_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n = torch.randn(3, 60, 16, generator=generator) + 1
+    m = torch.randn(3, 60, 16, generator=generator) + 0.3
+    exact, sampled = compare(residuals(n), residuals(m)), compare(residuals(n), residuals(m), pairs="paper")
+    assert (exact.gap_deg - sampled.gap_deg).abs().max() < 2.5
+    assert (exact.nn.mean - sampled.nn.mean).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("backend", ["bridge", "hooked"])
+def test_from_a_model_both_backends_agree(backend: str, make_tiny_model: Any) -> None:
+    normal, malicious = (
+        ["find a lamp", "make the tea", "fix the road"],
+        ["make a bomb", "how do i find the bomb"],
+    )
+    want = layer_gap(make_tiny_model("bridge"), normal, malicious)
+    got = layer_gap(make_tiny_model(backend), normal, malicious)
+    torch.testing.assert_close(got.gap_deg, want.gap_deg, atol=1e-3, rtol=0)
+    frame = got.to_frame()
+    assert list(frame["layer"]) == [0, 1, 2]
+    assert frame["gap_deg"].tolist() == pytest.approx(got.gap_deg.tolist())
+
+
+def test_bad_input(tiny_bridge: Any) -> None:
+    with pytest.raises(ValueError, match="'prompts' has one prompt; pairs need at least two"):
+        layer_gap(tiny_bridge, ["find a lamp"], ["make a bomb", "a dog"])
+    with pytest.raises(ValueError, match="pairs is 'all' or 'paper', not 'some'"):
+        layer_gap(tiny_bridge, ["a", "a dog"], ["make a bomb", "a dog"], pairs="some")  # type: ignore[arg-type]
+    zero = residuals(torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="no direction"):
+        compare(zero, zero)
+
+
+class TestOnset:
+    def test_a_clear_rise(self) -> None:
+        found = find_onset([0.0, 0.1, 0.2, 6.0, 33.0, 36.0, 36.5, 36.0], OnsetRule())
+        assert found is not None
+        assert found.layers == LayerRange(3, 4)
+        assert str(found) == "[3, 4]"
+
+    def test_a_flat_curve_has_none(self) -> None:
+        assert find_onset([0.3, 0.5, 0.1, 1.9], OnsetRule()) is None
+        assert find_onset([0.3, 0.5, 0.1, 1.9], OnsetRule(min_gap_deg=1)) is not None
+
+    def test_a_single_layer(self) -> None:
+        found = find_onset([10.0], OnsetRule())
+        assert found is not None
+        assert found.layers == LayerRange(0, 0)
+
+    def test_negative_early_gaps_are_not_the_appearance(self) -> None:
+        found = find_onset([-3.0, -3.8, -1.0, 1.8, 5.8, 9.7, 11.3, 11.6], OnsetRule())
+        assert found is not None
+        assert found.layers == LayerRange(3, 6)
+
+    @given(st.lists(st.floats(-20, 90), min_size=1, max_size=40))
+    def test_always_inside_the_model_or_none(self, gap: list[float]) -> None:
+        found = find_onset(gap, OnsetRule())
+        assert (found is None) == (max(gap) < 2)
+        if found:
+            assert 0 <= found.layers.first <= found.layers.last < len(gap)
+
+    def test_rules_that_make_no_sense(self) -> None:
+        with pytest.raises(ValueError, match="shares between 0 and 1"):
+            OnsetRule(appear=1.5)
+
+
+DEMO = Path(os.environ.get("SAFECIRCUITS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DEMO = DEMO / "safety_layers" / "demo_cosines.json"
+
+
+@pytest.mark.skipif(not DEMO.is_file(), reason="the published demo cosines are not here; set SAFECIRCUITS_TEST_DATA")
+def test_onset_on_the_published_demo_curve() -> None:
+    """The authors' demo (model unnamed): negative to layer 12, then a rise to a plateau from about layer 17."""
+    cosines = json.loads(DEMO.read_text())
+    nn, nm = (np.array(cosines[kind]) for kind in ("NN", "NM"))
+    gap = np.degrees(np.arccos(nm)).mean(0) - np.degrees(np.arccos(nn)).mean(0)
+    found = find_onset(gap.tolist(), OnsetRule())
+    assert found is not None
+    assert 12 <= found.layers.first <= 15
+    assert 16 <= found.layers.last <= 18

@@ -1,0 +1,115 @@
+"""Prompts from files of every kind, tables, lists and the embedded language; and files with something wrong in them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from safecircuits.sources import load_prompts
+
+ROWS = [{"instruction": "how, exactly?", "output": "so"}, {"instruction": 'say "hi"', "output": "hi"}]
+
+
+def write(folder: Path, suffix: str) -> Path:
+    path, frame = folder / f"p{suffix}", pd.DataFrame(ROWS)
+    if suffix in (".csv", ".tsv"):
+        frame.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    elif suffix == ".json":
+        path.write_text(json.dumps(ROWS))
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n")
+    elif suffix == ".parquet":
+        frame.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_kind_of_file_gives_the_same_set(suffix: str, tmp_path: Path) -> None:
+    got = load_prompts(write(tmp_path, suffix))
+    assert got.prompts == ("how, exactly?", 'say "hi"')
+    assert got.responses == ("so", "hi")
+    assert got.name == "p"
+    assert got.fingerprint == load_prompts(pd.DataFrame(ROWS)).fingerprint
+
+
+def test_text_lists_and_headerless_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("How to kill time?\n\nHow to steal the show?\n")
+    (tmp_path / "a.csv").write_text("How to kill time?\nHow to steal the show?\n")
+    wanted = ("How to kill time?", "How to steal the show?")
+    assert load_prompts(tmp_path / "a.txt").prompts == wanted
+    assert load_prompts(tmp_path / "a.csv").prompts == wanted
+    assert load_prompts(list(wanted)).prompts == wanted
+
+
+def test_a_single_named_column_is_a_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("goal\nwrite a poem\n")
+    assert load_prompts(tmp_path / "a.csv").prompts == ("write a poem",)
+
+
+def test_alpaca_input_goes_with_its_instruction() -> None:
+    table = pd.DataFrame({"instruction": ["add", "say hi"], "input": ["1 and 2", ""], "output": ["3", "hi"]})
+    assert load_prompts(table).prompts == ("add\n\n1 and 2", "say hi")
+
+
+def test_the_embedded_language() -> None:
+    got = load_prompts("organism:malicious", n=5)
+    assert len(got) == 5
+    assert got.responses is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a,b\n1,2\n", {}, "cannot tell which column of 'p' holds the prompts: name it; columns: 'a', 'b'"),
+        ("goal,b\n1,2\n", {"column": "prompt"}, "'p' has no column 'prompt'; columns: 'goal', 'b'"),
+        ("goal,b\n1,2\n", {"responses": "target"}, "no column 'target' for the responses"),
+        ("goal,b\n1,2,3\n", {}, "row 2 of .* has 3 fields, the header 2"),
+        ("", {}, "is empty"),
+        ("goal,target\nx,y\n,z\n", {}, "prompt 1 of set 'p' is not text"),
+    ],
+)
+def test_bad_tables(content: str, options: dict[str, str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_prompts(tmp_path / "p.csv", **options)
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no prompt file"):
+        load_prompts(tmp_path / "absent.csv")
+    (tmp_path / "broken.json").write_text('[{"prompt": ')
+    with pytest.raises(ValueError, match="cannot read prompts from"):
+        load_prompts(tmp_path / "broken.json")
+    with pytest.raises(ValueError, match="not a file of a known kind"):
+        load_prompts("somewhere")
+    with pytest.raises(ValueError, match="no 'evil' prompts; there are malicious"):
+        load_prompts("organism:evil")
+
+
+DATA = Path(os.environ.get("SAFECIRCUITS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.mark.skipif(
+    not DATA.is_dir(), reason="the real prompt sets are not here; set SAFECIRCUITS_TEST_DATA to their folder"
+)
+@pytest.mark.parametrize(
+    ("file", "n", "with_responses"),
+    [
+        ("safety_layers/normal.csv", 100, False),
+        ("safety_layers/malicious.csv", 100, False),
+        ("safety_layers/Over_rejection_dataset.csv", 731, False),
+        ("safety_layers/Normal_dataset.json", 1000, True),
+        ("xstest/xstest_prompts.csv", 450, False),
+        ("advbench/harmful_behaviors.csv", 520, True),
+        ("advbench/refusals_llama2_short.csv", 1015, True),
+        ("gsm8k/train_1500.jsonl", 1500, True),
+    ],
+)
+def test_the_real_sets_load_whole(file: str, n: int, with_responses: bool) -> None:
+    got = load_prompts(DATA / file)
+    assert len(got) == n
+    assert (got.responses is not None) == with_responses
