@@ -306,7 +306,7 @@ class TestAttach:
         }
         assert set(hooks) <= set(tiny_bridge.hook_dict)
         with (
-            pytest.raises(RuntimeError, match="'blocks.0.attn.hook_hidden_states' never fired"),
+            pytest.raises(RuntimeError, match=r"'blocks\.0\.attn\.hook_hidden_states' never fired"),
             sc.attached(tiny_bridge, hooks),
         ):
             last_logits(tiny_bridge, tiny_tokenizer)

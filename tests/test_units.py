@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -44,12 +44,13 @@ def stored_inputs(hf_model: Any, tokenizer: Any, tokens: str) -> dict[str, np.nd
     """What enters each down and output projection, one example at a time, by plain hooks: [token, channel], float64."""
     seen: dict[str, list[np.ndarray]] = {}
     for example in encode(tokenizer, DATA, with_responses=True):
-        handles, now = [], {}
+        handles: list[Any] = []
+        now: dict[str, np.ndarray] = {}
         for i, layer in enumerate(hf_model.model.layers):
             for key, module in ((f"mlp.{i}", layer.mlp.down_proj), (f"attn.{i}", layer.self_attn.o_proj)):
                 handles.append(
                     module.register_forward_pre_hook(
-                        lambda _, args, key=key: now.update({key: args[0][0].double().numpy()})
+                        lambda _, args, now=now, key=key: now.update({key: args[0][0].double().numpy()})
                     )
                 )
         with torch.no_grad():
@@ -249,7 +250,7 @@ class TestGroups:
 class TestConstructedModel:
     """A Llama in which two known neurons write the refusal token when a malicious word is read."""
 
-    BAD: Units = {"mlp": {1: (5, 11)}}
+    BAD: ClassVar[Units] = {"mlp": {1: (5, 11)}}
 
     def test_known_neurons_are_the_scu_and_carry_refusal(self, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
         model = load_model(self.planted(tiny_llama_hf, tiny_tokenizer), tokenizer=tiny_tokenizer)

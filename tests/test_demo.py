@@ -1,0 +1,152 @@
+"""The main job end to end, in small, on both backends; and the commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import safecircuits as sc
+from safecircuits.cli import app
+from safecircuits.demo import DemoSettings, run_demo
+from safecircuits.demo.conclusions import conclusions
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    made = {}
+    for backend in ("bridge", "hooked"):
+        out = tmp_path_factory.mktemp(backend)
+        made[backend] = (out, run_demo(out, DemoSettings(backend=backend).quick()))  # type: ignore[arg-type]
+    return made
+
+
+def test_it_writes_everything(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    for out, results in runs.values():
+        assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+        assert {"results.json", "report.html", "freeze.safetensors", "figures"} == {p.name for p in out.iterdir()}
+        assert {p.suffix for p in (out / "figures").iterdir()} == {".png"}
+        report = (out / "report.html").read_text()
+        assert all(entry["effect"] in report for entry in results["conclusions"])
+
+
+def test_results_have_what_is_promised(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    _, results = runs["bridge"]
+    n_layers = results["model"]["n_layers"]
+    for stage in ("base", "aligned"):
+        assert len(results["similarity"][stage]["gap_deg"]) == n_layers
+    found = results["localization"]
+    assert {"alpha", "baseline_refused", "n_prompts", "layers", "upper", "lower"} <= set(found)
+    assert 0 <= found["layers"][0] <= found["layers"][1] < n_layers
+    assert {"share", "ablation", "random_control"} <= set(results["units"])
+    assert sum(results["units"]["share"].values()) == pytest.approx(1)
+    assert {"layers", "units"} <= set(results["planted"])
+    for arm in ("none", "safety_layers", "scu_cu", "random"):
+        part = results["finetune"][arm]
+        assert part["frozen_bit_identical"] is True
+        for key in ("malicious_refused", "over_rejected", "utility"):
+            assert 0 <= part[key] <= 1
+            assert len(part[f"{key}_seeds"]) == 3
+    assert results["finetune"]["random"]["share_of_parameters"] == pytest.approx(
+        results["finetune"]["scu_cu"]["share_of_parameters"], rel=0.05
+    )
+    assert {entry["shows"] for entry in results["conclusions"]} <= {"yes", "no", "unclear"}
+    assert results["provenance"]["datasets"]
+
+
+def test_the_backends_agree(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    bridge, hooked = runs["bridge"][1], runs["hooked"][1]
+    for stage in ("base", "aligned", "planted-layers"):
+        assert hooked["similarity"][stage]["gap_deg"] == pytest.approx(bridge["similarity"][stage]["gap_deg"], abs=0.01)
+    assert hooked["behavior"] == bridge["behavior"]
+    assert hooked["localization"] == bridge["localization"]
+    assert hooked["units"]["per_layer"] == bridge["units"]["per_layer"]
+    assert hooked["units"]["ablation"] == bridge["units"]["ablation"]
+    assert hooked["model"]["n_parameters"] == bridge["model"]["n_parameters"]
+    masks = [sc.FreezeMask.load(out / "freeze.safetensors") for out, _ in runs.values()]
+    assert masks[0] == masks[1]
+
+
+def test_the_mask_goes_straight_into_training(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    model = sc.load_model("aligned")
+    mask = sc.FreezeMask.load(runs["bridge"][0] / "freeze.safetensors", model)
+    run = sc.finetune(
+        model, sc.load_prompts("organism:new_task", split="train", n=16), freeze=mask, steps=2, progress=False
+    )
+    assert run.frozen_bit_identical
+
+
+class TestConclusions:
+    """They follow the numbers: turning the numbers round turns the verdict round."""
+
+    @pytest.fixture
+    def results(self, runs: dict[str, tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+        copied: dict[str, Any] = json.loads(json.dumps(runs["bridge"][1]))
+        return copied
+
+    @staticmethod
+    def verdict(results: dict[str, Any], start: str) -> str:
+        (entry,) = [e for e in conclusions(results) if e["effect"].startswith(start)]
+        return entry["shows"]
+
+    def test_gap(self, results: dict[str, Any]) -> None:
+        results["similarity"]["base"]["gap_deg"] = [0.1, 0.2]
+        results["similarity"]["aligned"]["gap_deg"] = [0.1, 30.0]
+        assert self.verdict(results, "Alignment opens") == "yes"
+        results["similarity"]["aligned"]["gap_deg"] = [0.1, 0.3]
+        assert self.verdict(results, "Alignment opens") == "no"
+
+    @pytest.mark.parametrize(
+        ("kept", "other", "shows"),
+        [
+            ([0.9, 0.91, 0.92], [0.5, 0.52, 0.51], "yes"),
+            ([0.5, 0.52, 0.51], [0.9, 0.91, 0.92], "no"),
+            ([0.9, 0.2, 0.6], [0.5, 0.6, 0.4], "unclear"),
+        ],
+    )
+    def test_freezing(self, kept: list[float], other: list[float], shows: str, results: dict[str, Any]) -> None:
+        results["finetune"]["safety_layers"]["malicious_refused_seeds"] = kept
+        results["finetune"]["none"]["malicious_refused_seeds"] = other
+        assert self.verdict(results, "Freezing the safety layers") == shows
+
+    @pytest.mark.parametrize(
+        ("refusal", "utility", "shows"), [(0.0, 0.99, "yes"), (0.0, 0.2, "unclear"), (0.98, 0.99, "no")]
+    )
+    def test_scu(self, refusal: float, utility: float, shows: str, results: dict[str, Any]) -> None:
+        units = results["units"]
+        units["ablation"]["nothing"] |= {"malicious_refused": 0.99, "utility": 0.99}
+        units["random_control"]["SCU"] |= {"malicious_refused": 0.98, "utility": 0.99}
+        units["ablation"]["SCU"] |= {"malicious_refused": refusal, "utility": utility}
+        assert self.verdict(results, "A few safety-critical units") == shows
+
+    @pytest.mark.parametrize(("overlap", "shows"), [(1.0, "yes"), (0.5, "unclear"), (0.2, "no")])
+    def test_planted_block(self, overlap: float, shows: str, results: dict[str, Any]) -> None:
+        results["planted"]["layers"]["overlap"] = overlap
+        assert self.verdict(results, "The procedure finds") == shows
+
+
+class TestCommands:
+    def test_bad_input_is_one_line_and_exit_code_2(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        got = CliRunner().invoke(app, ["organism", "build", "--out", str(tmp_path / "x"), "--seed", "-1"])
+        assert got.exit_code == 2
+        assert "Traceback" not in got.output
+
+    def test_help_loads_nothing_heavy(self) -> None:
+        code = (
+            "import sys; from typer.testing import CliRunner; from safecircuits.cli import app; "
+            "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0 and 'demo' in r.output; "
+            "assert not {'torch', 'transformers', 'transformer_lens', 'matplotlib'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_python_m(self) -> None:
+        got = subprocess.run(
+            [sys.executable, "-m", "safecircuits", "demo", "--help"], capture_output=True, text=True, check=True
+        )
+        assert "--backend" in got.stdout
