@@ -32,7 +32,7 @@ class Landscape:
 @pytest.fixture
 def landscape(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Landscape]:
     @contextmanager
-    def scaled(model: Any, layers: LayerRange, alpha: float, components: Any) -> Iterator[None]:  # noqa: ARG001
+    def scaled(model: Any, layers: LayerRange, alpha: float, components: Any) -> Iterator[None]:
         model.now = (layers, alpha)
         yield
         model.now = (None, 1.0)
@@ -76,7 +76,7 @@ def test_the_planted_block_is_found_from_any_start(start: tuple[int, int], alpha
 def test_every_position_is_counted_not_climbed(landscape: Any) -> None:
     counts = {3: 90, 4: 85, 5: 88, 6: 120}
 
-    def two_peaks(layers: LayerRange | None, alpha: float) -> int:  # noqa: ARG001
+    def two_peaks(layers: LayerRange | None, alpha: float) -> int:
         return 80 if layers is None else counts.get(layers.last, 0) - abs(layers.first - 2)
 
     found = localize(landscape(8, two_peaks), OVER, (2, 4), alpha=1.1, reach=2)
@@ -91,7 +91,7 @@ def test_a_model_without_effect_is_within_noise(landscape: Any) -> None:
 
 
 def test_a_rival_within_noise_is_named(landscape: Any) -> None:
-    def refusals(layers: LayerRange | None, alpha: float) -> int:  # noqa: ARG001
+    def refusals(layers: LayerRange | None, alpha: float) -> int:
         return 80 if layers is None else {(2, 4): 120, (2, 5): 119}.get((layers.first, layers.last), 90)
 
     found = localize(landscape(8, refusals), OVER, (2, 4), alpha=1.1)

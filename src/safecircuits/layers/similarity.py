@@ -137,15 +137,16 @@ def compare(normal: Residuals, malicious: Residuals, *, pairs: Pairs = "all", fo
 def unit_vectors(values: Float[Tensor, "layer prompt d_model"]) -> Float[Tensor, "layer prompt d_model"]:
     """Residuals as directions, in float64: early layers differ by cosines of 1e-4."""
     values = values.double()
-    norms = values.norm(dim=-1, keepdim=True)
+    norms: Tensor = values.norm(dim=-1, keepdim=True)
     if torch.any(norms == 0):
         raise ValueError("a residual stream is exactly zero and has no direction")
-    return values / norms
+    directions: Tensor = values / norms
+    return directions
 
 
 def degrees(cosine: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Angle of a cosine in degrees; rounding beyond ±1 is clipped."""
-    angle: Tensor = cosine.clamp(-1, 1).arccos().rad2deg()
+    angle: Tensor = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
     return angle
 
 

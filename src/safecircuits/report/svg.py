@@ -1,0 +1,48 @@
+"""A figure as SVG inside a page: text as text, its own ids, and colours that the page's theme can change."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
+
+from safecircuits.report.style import PALETTE, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_THEMED = {color: f"var(--{name}, {color})" for name, color in PALETTE.items()}
+
+
+@styled
+def inline_svg(figure: Figure, name: str, label: str) -> Markup:
+    """``figure`` as one ``<svg>`` element that scales with its box.
+
+    Colours become ``var(--name, #hex)`` by the names of ``style.PALETTE``: a page that sets these changes them, any
+    other shows the originals.
+
+    Args:
+        name: put before every id, so that the ids of several figures in a page differ.
+        label: what the figure shows, for those who do not see it (``aria-label``).
+    """
+    written = StringIO()
+    figure.savefig(written, format="svg", transparent=True, metadata=_NO_METADATA)
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :].strip()  # no XML prolog or doctype inside HTML
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'\bhref="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'style="[^"]*"', lambda style: _themed(style.group()), svg)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" class="chart">'
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1))
+
+
+def _themed(style: str) -> str:
+    return re.sub(r"(fill|stroke): (#[0-9a-f]{6})", lambda m: f"{m[1]}: {_THEMED.get(m[2], m[2])}", style)
