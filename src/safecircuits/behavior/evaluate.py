@@ -13,6 +13,7 @@ from torch import Tensor
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import RefusalDetector, normalise, refused
 from safecircuits.prompts import PromptSet
+from safecircuits.results import Result
 from safecircuits.sites import HookedModel
 from safecircuits.stats import Share
 
@@ -31,7 +32,7 @@ class EvaluationOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Behavior:
+class Behavior(Result):
     """Which prompts of each set were refused (``malicious``, ``over_rejection``) or answered right (``utility``)."""
 
     malicious: Bool[Tensor, " prompt"] | None

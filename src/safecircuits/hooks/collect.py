@@ -14,11 +14,12 @@ from safecircuits.forward import device_of, run
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
+from safecircuits.results import Result
 from safecircuits.sites import HookedModel, resid_post
 
 
 @dataclass(frozen=True)
-class Residuals:
+class Residuals(Result):
     """Residual stream of each prompt, one row a layer of ``layers``, float32 on the CPU."""
 
     values: Float[Tensor, "layer prompt d_model"]

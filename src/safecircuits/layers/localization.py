@@ -20,6 +20,7 @@ from safecircuits.hooks.scale import ComponentSet, scaled
 from safecircuits.layers.onset import Onset
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set
+from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange
 from safecircuits.stats import paired_difference
 
@@ -86,7 +87,7 @@ def within_noise(a: SweepPoint, b: SweepPoint) -> bool:
 
 
 @dataclass(frozen=True)
-class Localization:
+class Localization(Result):
     """The located block and every count that led to it."""
 
     layers: LayerRange

@@ -19,6 +19,7 @@ from torch import Tensor
 from safecircuits.hooks.collect import Residuals, collect_residuals
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.prompts import PromptSet
+from safecircuits.results import Result
 from safecircuits.sites import HookedModel
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class PairCurve:
 
 
 @dataclass(frozen=True)
-class LayerGap:
+class LayerGap(Result):
     """N-N, M-M and N-M similarity of each layer, and how much wider the N-M angle is than the N-N angle."""
 
     nn: PairCurve

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
 from safecircuits.progress import track
+from safecircuits.results import Result
 from safecircuits.sites import HookedModel, ModelShape, Site
 from safecircuits.units.groups import UnitGroups
 
@@ -28,7 +29,7 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class AblationTable:
+class AblationTable(Result):
     """Ablations beside the intact model."""
 
     intact: Behavior

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safecircuits.results import Result
 from safecircuits.sites import ModelShape, Site
 from safecircuits.units.importance import UnitScores
 
@@ -27,7 +28,7 @@ Normalisation = Literal["none", "zscore", "rank", "layer-mean", "log"]
 
 
 @dataclass(frozen=True)
-class UnitGroups:
+class UnitGroups(Result):
     """The group of every unit, as an index into ``GROUPS``, with the order the groups were cut from."""
 
     labels: Mapping[Site, Int[Tensor, "layer unit"]]

@@ -23,6 +23,7 @@ from safecircuits.forward import run
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
+from safecircuits.results import Result
 from safecircuits.sites import SITES, HookedModel, ModelShape, Site, output_weight, unit_hook
 
 Method = Literal["wifv", "ifv", "wifn", "magnitude"]
@@ -70,7 +71,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class UnitScores:
+class UnitScores(Result):
     """One score a unit, with the statistics it came from, so that other scores and merges need no second pass."""
 
     scores: Mapping[Site, Float[Tensor, "layer unit"]]

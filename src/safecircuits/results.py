@@ -1,0 +1,143 @@
+"""Results on disk: tensors as safetensors, everything else as JSON, in a folder that is complete or absent.
+
+A result is a frozen dataclass of tensors, numbers, strings, tuples, mappings and other such dataclasses. Nothing is
+pickled: loading a folder from somebody else runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+FORMAT = "safecircuits-result"
+VERSION = 1
+_JSON, _TENSORS = "result.json", "tensors.safetensors"
+
+
+class Result:
+    """Adds ``save(folder)``, ``load(folder)`` and ``equals(other)`` to a frozen dataclass."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result to ``folder``, replacing an earlier result there and nothing else.
+
+        Raises:
+            ValueError: if the folder holds something that is not a result.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        if folder.exists() and {path.name for path in folder.iterdir()} - {_JSON, _TENSORS}:
+            raise ValueError(f"{str(folder)!r} holds other files; give the result a folder of its own")
+        tensors: dict[str, Tensor] = {}
+        document = {"format": FORMAT, "version": VERSION, "result": _encode(self, tensors)}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        partial.mkdir()
+        try:
+            save_file(tensors, partial / _TENSORS)
+            (partial / _JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: if the folder holds no result, one of another kind, of another version, or a damaged one.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            document = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+            tensors = load_file(folder / _TENSORS)
+        except Exception as error:  # each library has its own for a missing or damaged file
+            raise ValueError(f"{str(folder)!r} holds no readable result: {error}") from error
+        if document.get("format") != FORMAT or document.get("version") != VERSION:
+            raise ValueError(
+                f"{str(folder)!r} is {document.get('format')} version {document.get('version')}; "
+                f"this reads {FORMAT} version {VERSION}"
+            )
+        result = _decode(document["result"], tensors)
+        if not isinstance(result, cls):
+            raise ValueError(f"{str(folder)!r} holds a {type(result).__name__}, not a {cls.__name__}")
+        return result
+
+    def equals(self, other: object) -> bool:
+        """Whether ``other`` is a result with exactly the same values (dataclass equality cannot compare tensors)."""
+        return _same(self, other)
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        # A copy of its own: safetensors refuses tensors that share memory.
+        tensors[key] = value.detach().cpu().contiguous().clone()
+        return {"$tensor": key}
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        parts = {field.name: _encode(getattr(value, field.name), tensors) for field in fields(value)}
+        return {"$class": f"{kind.__module__}:{kind.__qualname__}", "fields": parts}
+    if isinstance(value, Mapping):
+        return {"$map": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item, tensors) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no place in a result")
+
+
+def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_decode(item, tensors) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$tensor" in node:
+        return tensors[node["$tensor"]]
+    if "$tuple" in node:
+        return tuple(_decode(item, tensors) for item in node["$tuple"])
+    if "$map" in node:
+        return {_decode(k, tensors): _decode(v, tensors) for k, v in node["$map"]}
+    kind = _known_class(node["$class"])
+    return kind(**{name: _decode(part, tensors) for name, part in node["fields"].items()})
+
+
+def _known_class(name: str) -> type:
+    """A dataclass of this package by name; anything else in a file is refused, not imported."""
+    module, _, qualname = name.partition(":")
+    if module.split(".")[0] == "safecircuits" and qualname.isidentifier():
+        kind = getattr(importlib.import_module(module), qualname, None)
+        if isinstance(kind, type) and is_dataclass(kind):
+            return cast(type, kind)
+    raise ValueError(f"the result names {name!r}, which is not a result class of safecircuits")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results hold the same values; tensors are compared by value, and NaN equals NaN."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if type(a) is not type(b):
+        return False
+    if is_dataclass(a):
+        return all(_same(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
+    if isinstance(a, Mapping):
+        return list(a) == list(b) and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
