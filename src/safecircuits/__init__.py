@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safecircuits import organism as organism
+    from safecircuits.behavior.agreement import AgreementTable as AgreementTable
+    from safecircuits.behavior.agreement import agreement as agreement
     from safecircuits.behavior.evaluate import Behavior as Behavior
     from safecircuits.behavior.evaluate import evaluate as evaluate
     from safecircuits.behavior.generate import Completions as Completions
@@ -35,9 +37,14 @@ if TYPE_CHECKING:
     from safecircuits.sites import LayerRange as LayerRange
     from safecircuits.sites import ModelShape as ModelShape
     from safecircuits.sources import load_prompts as load_prompts
+    from safecircuits.training.data import backdoor_attack as backdoor_attack
+    from safecircuits.training.data import harmful_mix as harmful_mix
+    from safecircuits.training.data import implicit_attack as implicit_attack
+    from safecircuits.training.data import normal_data as normal_data
     from safecircuits.training.freeze import frozen as frozen
     from safecircuits.training.loop import FinetuneRun as FinetuneRun
     from safecircuits.training.loop import finetune as finetune
+    from safecircuits.training.presets import preset as preset
     from safecircuits.units.ablation import ablate_groups as ablate_groups
     from safecircuits.units.ablation import ablate_units as ablate_units
     from safecircuits.units.ablation import ablation_curve as ablation_curve
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
     from safecircuits.units.importance import score_units as score_units
 
 _HOME = {
+    "behavior.agreement": ("AgreementTable", "agreement"),
     "behavior.evaluate": ("Behavior", "evaluate"),
     "behavior.generate": ("Completions", "generate"),
     "behavior.refusal": ("DETECTORS", "PhraseDetector", "refused"),
@@ -62,8 +70,10 @@ _HOME = {
     "prompts": ("PromptSet",),
     "sites": ("LayerRange", "ModelShape"),
     "sources": ("load_prompts",),
+    "training.data": ("backdoor_attack", "harmful_mix", "implicit_attack", "normal_data"),
     "training.freeze": ("frozen",),
     "training.loop": ("FinetuneRun", "finetune"),
+    "training.presets": ("preset",),
     "units.ablation": ("ablate_groups", "ablate_units", "ablation_curve"),
     "units.groups": ("UnitGroups", "classify_units"),
     "units.importance": ("UnitScores", "score_units"),

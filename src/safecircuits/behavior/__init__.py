@@ -1,15 +1,19 @@
 """What a model does: its completions, whether they refuse, how safe and how useful it is."""
 
+from safecircuits.behavior.agreement import AgreementTable, agreement
+from safecircuits.behavior.detectors import DETECTORS, PhraseDetector, RefusalDetector, get_detector
 from safecircuits.behavior.evaluate import Behavior, evaluate, exact_match
 from safecircuits.behavior.generate import Completions, generate
-from safecircuits.behavior.refusal import DETECTORS, PhraseDetector, RefusalDetector, get_detector, refused
+from safecircuits.behavior.refusal import refused
 
 __all__ = [
     "DETECTORS",
+    "AgreementTable",
     "Behavior",
     "Completions",
     "PhraseDetector",
     "RefusalDetector",
+    "agreement",
     "evaluate",
     "exact_match",
     "generate",

@@ -26,6 +26,7 @@ class EvaluationOptions(TypedDict, total=False):
     utility: PromptSet | None
     detector: str | RefusalDetector
     max_new_tokens: int
+    refusal_tokens: int | None
     template: str
     system: str | None
     max_tokens: int
@@ -72,6 +73,7 @@ def evaluate(
     utility: PromptSet | None = None,
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int = 16,
+    refusal_tokens: int | None = None,
     template: str = "auto",
     system: str | None = None,
     max_tokens: int = 8192,
@@ -82,16 +84,18 @@ def evaluate(
     Args:
         utility: prompts with responses; right is an exact match, up to case and spaces.
         max_new_tokens: must be enough for the utility responses.
+        refusal_tokens: of the completions that are judged for refusal; as many unless given. A refusal shows in the
+            first 4 to 8 tokens (Safety Layers §3.4.3), if the detector looks at the start.
         template, system, max_tokens: as in ``generate``.
     """
     if malicious is None and over_rejection is None and utility is None:
         raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")
 
-    def answers(prompts: PromptSet) -> Completions:
+    def answers(prompts: PromptSet, n_tokens: int) -> Completions:
         return generate(
             model,
             prompts,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=n_tokens,
             template=template,
             system=system,
             max_tokens=max_tokens,
@@ -99,10 +103,10 @@ def evaluate(
         )
 
     def refusals(prompts: PromptSet | None) -> Tensor | None:
-        return None if prompts is None else refused(answers(prompts), detector)
+        return None if prompts is None else refused(answers(prompts, refusal_tokens or max_new_tokens), detector)
 
     right: Tensor | None = None
     if utility is not None:
         wanted = utility.require_responses()
-        right = exact_match(answers(utility).texts, wanted)
+        right = exact_match(answers(utility, max_new_tokens).texts, wanted)
     return Behavior(refusals(malicious), refusals(over_rejection), right)

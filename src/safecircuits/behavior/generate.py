@@ -37,6 +37,26 @@ class Completions:
         )
         return write_text(path, "\n".join(lines) + "\n")
 
+    @classmethod
+    def load(cls, path: str | Path) -> Completions:
+        """Read what ``save`` wrote, to judge it again; the prompt set is named after the file and has no responses.
+
+        Raises:
+            ValueError: if the file is absent, empty or not such JSON lines.
+        """
+        path = Path(path)
+        try:
+            # Split at line feeds alone: a text may hold other line separators.
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line]
+            prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows))
+            return cls(prompts, tuple(str(row["completion"]) for row in rows))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"cannot read completions from {str(path)!r}: expected JSON lines with 'prompt' and 'completion', "
+                f"as Completions.save writes them, but {type(error).__name__}: {error}"
+            ) from error
+
 
 def generate(
     model: HookedModel,
