@@ -1,0 +1,80 @@
+"""What the package carries: the stages' folders, their prompts, and what was planted in which."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from safecircuits.organism.grammar import Kind, Split, examples
+from safecircuits.organism.recipe import STAGES
+from safecircuits.prompts import PromptSet
+
+FOLDER = Path(__file__).parent / "stages"
+"""Where the shipped stages are."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Where alignment was confined to, known by construction.
+
+    Attributes:
+        layers: the 0-indexed layers that differ from base.
+        mlp_units: per layer the MLP neurons that differ from base; empty if whole layers were trained.
+    """
+
+    layers: tuple[int, ...]
+    mlp_units: dict[int, tuple[int, ...]]
+
+
+def stage_path(name: str) -> Path:
+    """The Hugging Face folder of a shipped stage.
+
+    Raises:
+        ValueError: for an unknown name.
+        FileNotFoundError: if the stage's weights are missing from the installation.
+    """
+    if name not in STAGES:
+        raise ValueError(f"unknown stage {name!r}: expected one of {', '.join(STAGES)}.")
+    folder = FOLDER / name
+    if not (folder / "model.safetensors").exists():
+        raise FileNotFoundError(
+            f"the weights of stage {name!r} are not in this installation (expected {folder}): "
+            "make them with safecircuits.organism.build."
+        )
+    return folder
+
+
+def planted(name: str) -> Planted:
+    """What was planted in a shipped stage.
+
+    Raises:
+        ValueError: for an unknown stage, or one whose training was not confined to a part.
+    """
+    record = stage_path(name) / "planted.json"
+    if not record.exists():
+        raise ValueError(f"nothing is planted in stage {name!r}: ask for planted-layers or planted-units.")
+    found = json.loads(record.read_text(encoding="utf-8"))
+    units = {int(layer): tuple(neurons) for layer, neurons in found["mlp_units"].items()}
+    return Planted(tuple(found["layers"]), units)
+
+
+def prompts(kind: Kind, split: Split = "test", n: int | None = None, seed: int = 0) -> PromptSet:
+    """Prompts of one kind with the wanted answers: refusals for ``malicious``, right answers for the others.
+
+    The set is shuffled by ``seed``, and ``n`` takes its beginning: every prefix is a fair sample of the set.
+
+    Raises:
+        ValueError: for an unknown kind or split, or if ``n`` is not between 1 and the size of the set.
+    """
+    pool = list(examples(kind, split))
+    if n is not None and not 1 <= n <= len(pool):
+        raise ValueError(
+            f"{n} prompts of kind {kind!r} asked for, but the {split} split has {len(pool)}: "
+            f"choose n between 1 and {len(pool)}."
+        )
+    random.Random(seed).shuffle(pool)
+    chosen = pool[:n]
+    asked, wanted = (tuple(getattr(example, part) for example in chosen) for part in ("prompt", "wanted"))
+    return PromptSet(f"{kind}-{split}", asked, wanted)
