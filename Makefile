@@ -7,6 +7,9 @@ BACKEND ?= bridge
 # Extra arguments for pip, for example to take a CPU build of torch from its own index.
 PIP_ARGS ?=
 
+# Threads that wait sleep instead of spinning, so that a busy machine does not slow small models down tenfold.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

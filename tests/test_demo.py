@@ -110,9 +110,16 @@ class TestConclusions:
         ],
     )
     def test_freezing(self, kept: list[float], other: list[float], shows: str, results: dict[str, Any]) -> None:
+        results["finetune"]["before"]["malicious_refused"] = 1.0
         results["finetune"]["safety_layers"]["malicious_refused_seeds"] = kept
         results["finetune"]["none"]["malicious_refused_seeds"] = other
         assert self.verdict(results, "Freezing the safety layers") == shows
+
+    def test_nothing_to_prevent_is_no_evidence_against_freezing(self, results: dict[str, Any]) -> None:
+        results["finetune"]["before"]["malicious_refused"] = 1.0
+        for arm in ("none", "safety_layers"):
+            results["finetune"][arm] |= {"malicious_refused": 1.0, "malicious_refused_seeds": [1.0, 1.0, 1.0]}
+        assert self.verdict(results, "Freezing the safety layers") == "unclear"
 
     @pytest.mark.parametrize(
         ("refusal", "utility", "shows"), [(0.0, 0.99, "yes"), (0.0, 0.2, "unclear"), (0.98, 0.99, "no")]

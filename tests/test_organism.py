@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,16 @@ from safecircuits.organism.grammar import KINDS, SPLITS, World, examples, vocabu
 from safecircuits.organism.recipe import STAGES, Phase, Recipe
 from safecircuits.organism.tokenizer import build_tokenizer, chat
 from safecircuits.organism.words import INVENTED_PLACES, INVENTED_TOOLS, REFUSALS, SYSTEM_MESSAGES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These models are too small to gain from threads, and on busy cores threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 # --- the language ------------------------------------------------------------------------------
 
@@ -185,7 +196,7 @@ def tiny() -> Recipe:
         return replace(phase, steps=3, batch_size=4, warmup=1, layers=layers, neurons=min(phase.neurons, 2))
 
     phases = {name: shrink(phase) for name, phase in Recipe().phases.items()}
-    return Recipe(n_layers=3, d_model=16, d_mlp=24, n_heads=4, n_kv_heads=2, phases=phases)
+    return Recipe(n_layers=3, d_model=16, d_mlp=24, n_heads=4, n_kv_heads=2, threads=1, phases=phases)
 
 
 @pytest.fixture(scope="module")

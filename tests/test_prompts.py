@@ -31,6 +31,14 @@ def test_take_keeps_responses_with_their_prompts() -> None:
     assert full.take(2).prompts == ("a", "b")
 
 
+def test_joining_keeps_order_and_needs_responses_on_both_or_neither() -> None:
+    a, b = PromptSet("a", ("x",), ("1",)), PromptSet("b", ("y",), ("2",))
+    assert (a + b).prompts == ("x", "y")
+    assert (a + b).responses == ("1", "2")
+    with pytest.raises(ValueError, match="'c' has no responses"):
+        a + PromptSet("c", ("z",))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

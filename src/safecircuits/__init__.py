@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from safecircuits.hooks.collect import Residuals as Residuals
     from safecircuits.hooks.collect import collect_residuals as collect_residuals
     from safecircuits.hooks.scale import scaled as scaled
+    from safecircuits.layers.attention import AttentionMap as AttentionMap
+    from safecircuits.layers.attention import attention_map as attention_map
     from safecircuits.layers.localization import Localization as Localization
     from safecircuits.layers.localization import localize as localize
     from safecircuits.layers.onset import Onset as Onset
     from safecircuits.layers.onset import OnsetRule as OnsetRule
     from safecircuits.layers.similarity import LayerGap as LayerGap
     from safecircuits.layers.similarity import layer_gap as layer_gap
+    from safecircuits.layers.transplant import TransplantTable as TransplantTable
+    from safecircuits.layers.transplant import transplant as transplant
+    from safecircuits.layers.transplant import transplant_study as transplant_study
     from safecircuits.masks import FreezeMask as FreezeMask
     from safecircuits.models import load_model as load_model
     from safecircuits.models import save_pretrained as save_pretrained
@@ -62,9 +67,11 @@ _HOME = {
     "hooks.attach": ("attached",),
     "hooks.collect": ("Residuals", "collect_residuals"),
     "hooks.scale": ("scaled",),
+    "layers.attention": ("AttentionMap", "attention_map"),
     "layers.localization": ("Localization", "localize"),
     "layers.onset": ("Onset", "OnsetRule"),
     "layers.similarity": ("LayerGap", "layer_gap"),
+    "layers.transplant": ("TransplantTable", "transplant", "transplant_study"),
     "masks": ("FreezeMask",),
     "models": ("load_model", "save_pretrained"),
     "prompts": ("PromptSet",),

@@ -62,7 +62,7 @@ def load_model(
         if tokenizer is None:
             raise ValueError(f"a {type(source).__name__} object comes without a tokenizer: pass tokenizer=")
     elif isinstance(source, str | Path):
-        hf_model, own_tokenizer = _load_checkpoint(source, dtype, device, revision)
+        hf_model, own_tokenizer = load_checkpoint(source, dtype, device, revision)
         tokenizer = tokenizer or own_tokenizer
     else:
         raise ValueError(
@@ -166,9 +166,10 @@ def _one_layer(config: Any) -> Any:
     return small
 
 
-def _load_checkpoint(
+def load_checkpoint(
     source: str | Path, dtype: torch.dtype | None, device: str | torch.device | None, revision: str | None
 ) -> tuple[nn.Module, Any]:
+    """The plain Hugging Face model and tokenizer of an embedded model's name, a folder or a hub id; see load_model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = str(source)

@@ -25,6 +25,12 @@ def track(items: Iterable[T], what: str, *, total: int | None = None, enabled: b
     if not enabled or not console.is_terminal:
         yield from items
         return
+    with progress_bar() as bar:
+        yield from bar.track(items, description=what, total=total)
+
+
+def progress_bar() -> Progress:
+    """Bars on stderr that go when they are done; nothing is drawn where stderr is not a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -32,5 +38,4 @@ def track(items: Iterable[T], what: str, *, total: int | None = None, enabled: b
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield from bar.track(items, description=what, total=total)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -54,6 +54,14 @@ class PromptSet:
     def __iter__(self) -> Iterator[str]:
         return iter(self.prompts)
 
+    def __add__(self, other: PromptSet) -> PromptSet:
+        """Both sets, one after the other; either both have responses or neither."""
+        if (self.responses is None) != (other.responses is None):
+            lacking = self if self.responses is None else other
+            raise ValueError(f"cannot join {self.name!r} and {other.name!r}: {lacking.name!r} has no responses")
+        responses = None if self.responses is None else self.responses + other.require_responses()
+        return PromptSet(f"{self.name}+{other.name}", self.prompts + other.prompts, responses)
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of the SHA-256 of prompts and responses, in order; the name does not count."""

@@ -1,10 +1,12 @@
 """Safety Layers (Li et al., ICLR 2025): the block of layers in which harmful and harmless prompts part."""
 
+from safecircuits.layers.attention import AttentionMap, attention_map
 from safecircuits.layers.localization import Localization, Sweep, SweepPoint, localize
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.layers.similarity import LayerGap, PairCurve, compare, layer_gap
 
 __all__ = [
+    "AttentionMap",
     "LayerGap",
     "Localization",
     "Onset",
@@ -12,6 +14,7 @@ __all__ = [
     "PairCurve",
     "Sweep",
     "SweepPoint",
+    "attention_map",
     "compare",
     "find_onset",
     "layer_gap",

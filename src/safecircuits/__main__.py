@@ -1,0 +1,5 @@
+"""``python -m safecircuits`` is the command ``safecircuits``."""
+
+from safecircuits.cli import app
+
+app()

@@ -1,0 +1,367 @@
+"""The main job end to end on the embedded models: find, prove, protect, report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safecircuits import organism
+from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.demo.conclusions import conclusions
+from safecircuits.demo.settings import DemoSettings
+from safecircuits.files import write_text
+from safecircuits.layers.localization import Localization, localize
+from safecircuits.layers.onset import OnsetRule
+from safecircuits.layers.similarity import LayerGap, layer_gap
+from safecircuits.masks import FreezeMask
+from safecircuits.models import load_model
+from safecircuits.organism.grammar import Kind, Split
+from safecircuits.parameters import checkpoint_parameters
+from safecircuits.progress import console, track
+from safecircuits.prompts import PromptSet
+from safecircuits.provenance import provenance
+from safecircuits.sites import HookedModel, LayerRange, ModelShape, Site
+from safecircuits.stats import Share, mean_interval
+from safecircuits.training.loop import finetune
+from safecircuits.units.ablation import ablate_groups, ablation_curve, count_units, mean_rates, random_units
+from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
+from safecircuits.units.importance import score_units
+
+SUBJECT = "aligned"
+"""The stage that is studied, frozen and fine-tuned; the planted ones are where the answer is known."""
+
+REFUSAL_TOKENS = 8
+"""Every refusal of the embedded language has begun by then (Safety Layers §3.4.3: 4 to 8 tokens)."""
+
+Results = dict[str, Any]
+
+
+def run_demo(out: str | Path, settings: DemoSettings | None = None, *, report: bool = True) -> Results:
+    """Run the whole chain and write ``results.json``, ``freeze.safetensors``, the figures and the report to ``out``.
+
+    The mask is of the located layers and the safety-critical units of the ``aligned`` model.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    demo = Demo(settings or DemoSettings())
+    results = demo.run()
+    # The command that anyone can type, not the path of whoever did.
+    flags = ["--backend", demo.settings.backend, "--seed", str(demo.settings.seed)]
+    results["provenance"] = provenance(
+        command=shlex.join(["safecircuits", "demo", *flags]),
+        seed=demo.settings.seed,
+        datasets={prompts.name: prompts for prompts in demo.used.values()},
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    results["conclusions"] = conclusions(results)
+    demo.mask.save(out / "freeze.safetensors")
+    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    if report:
+        from safecircuits.report.figures import save_figures
+        from safecircuits.report.html import write_report
+
+        save_figures(results, out / "figures")
+        write_report(results, out / "report.html")
+    return results
+
+
+class Demo:
+    """One run: models and prompts are loaded once, and each station adds its part of the results."""
+
+    def __init__(self, settings: DemoSettings) -> None:
+        self.settings = settings
+        self.used: dict[tuple[Kind, Split], PromptSet] = {}
+        self.mask: FreezeMask
+        self.model = self.load(SUBJECT)
+
+    def run(self) -> Results:
+        """All stations in the order of the flow."""
+        console.print(f"safecircuits demo on the embedded models, backend {self.settings.backend}")
+        results: Results = {"schema": 1, "model": self.describe_model()}
+        results["behavior"] = self.station("behaviour of the five stages", self.behavior)
+        gaps = self.station("similarity: base, aligned, planted-layers", self.gaps)
+        results["similarity"] = similarity_part(gaps, self.settings.curve_prompts)
+        found = self.station("localization on aligned", lambda: self.localize(self.model, gaps[SUBJECT]))
+        results["localization"] = localization_part(found)
+        groups = self.station("unit scores and groups", lambda: self.classify(self.model))
+        self.mask = FreezeMask.layers(found.layers) | FreezeMask.units(groups, "SCU")
+        results["units"] = self.station("group ablation with random control", lambda: self.ablate(groups))
+        results["planted"] = {
+            "layers": self.station(
+                "planted layers: what is found", lambda: self.planted_layers(gaps["planted-layers"])
+            ),
+            "units": self.station("planted units: ablation curve", self.planted_units),
+        }
+        results["finetune"] = self.station("fine-tuning arms", lambda: self.finetune(found.layers, groups))
+        return results
+
+    def station(self, what: str, run: Callable[[], Any]) -> Any:
+        """Run one station and say how long it took."""
+        started = time.perf_counter()
+        result = run()
+        console.print(f"  {what}: {time.perf_counter() - started:.1f} s")
+        return result
+
+    def load(self, stage: str) -> HookedModel:
+        return load_model(stage, backend=self.settings.backend, device="cpu")
+
+    def prompts(self, kind: Kind, n: int, split: Split = "test") -> PromptSet:
+        chosen = organism.prompts(kind, split, n=n, seed=self.settings.seed)
+        self.used[kind, split] = chosen
+        return chosen
+
+    def safety_and_utility(self) -> EvaluationOptions:
+        """The sets that every measurement uses."""
+        s = self.settings
+        return {
+            "malicious": self.prompts("malicious", s.malicious),
+            "over_rejection": self.prompts("over_rejection", s.over_rejection),
+            "utility": self.prompts("utility", s.utility),
+            "refusal_tokens": REFUSAL_TOKENS,
+        }
+
+    # --- stations ------------------------------------------------------------------------------------------------
+
+    def describe_model(self) -> Results:
+        shape = ModelShape.of(self.model)
+        return {
+            "name": SUBJECT,
+            **vars(shape),
+            "n_parameters": sum(p.numel() for p in checkpoint_parameters(self.model).values()),
+            "backend": self.settings.backend,
+        }
+
+    def behavior(self) -> Results:
+        measured = {}
+        for stage in organism.STAGES:
+            model = self.model if stage == SUBJECT else self.load(stage)
+            shares = evaluate(model, **self.safety_and_utility()).shares
+            harmless = self.prompts("normal", self.settings.normal)
+            normal = evaluate(model, malicious=harmless, max_new_tokens=REFUSAL_TOKENS).shares["malicious_refused"]
+            measured[stage] = with_intervals({**shares, "normal_refused": normal})
+        return measured
+
+    def gaps(self) -> dict[str, LayerGap]:
+        n = self.settings.curve_prompts
+        normal, malicious = self.prompts("normal", n), self.prompts("malicious", n)
+        stages = ("base", SUBJECT, "planted-layers")
+        return {stage: layer_gap(self.load(stage), normal, malicious) for stage in stages}
+
+    def localize(self, model: HookedModel, gap: LayerGap) -> Localization:
+        onset = gap.onset()
+        # Without an onset the search has no start; the middle half of the model is then as good as any.
+        n_layers = len(gap.gap_deg)
+        start = onset.layers if onset else LayerRange(n_layers // 4, 3 * n_layers // 4 - 1)
+        prompts = self.prompts("over_rejection", self.settings.over_rejection)
+        return localize(model, prompts, start, alpha="search", reach=self.settings.reach, progress=True)
+
+    def classify(self, model: HookedModel) -> UnitGroups:
+        s = self.settings
+        safety = score_units(model, self.prompts("malicious", s.calibration, "train"))
+        utility = score_units(model, self.prompts("utility", s.calibration, "train"))
+        return classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru)
+
+    def ablate(self, groups: UnitGroups) -> Results:
+        sets = self.safety_and_utility()
+        table = ablate_groups(
+            self.model, groups, controls=self.settings.controls, seed=self.settings.seed, progress=True, **sets
+        )
+        rows = {row.name: row for row in table.rows}
+        return {
+            "method": groups.provenance["method"],
+            "tokens": groups.provenance["tokens"],
+            "normalize": groups.provenance["normalize"],
+            "n_units": sum(labels.numel() for labels in groups.labels.values()),
+            "share": groups.shares(),
+            "share_of_parameters": {
+                group: FreezeMask.units(groups, group).share_of_parameters(self.model) for group in GROUPS
+            },
+            "per_layer": {
+                site: {group: (labels == i).sum(-1).tolist() for i, group in enumerate(GROUPS)}
+                for site, labels in groups.labels.items()
+            },
+            "ablation": {
+                "nothing": {"units": 0, **table.intact.rates},
+                **{name: {"units": row.n_units, **row.behavior.rates} for name, row in rows.items()},
+            },
+            "random_control": {
+                name: {"units": row.n_units, "draws": len(row.random_controls), **mean_rates(row.random_controls)}
+                for name, row in rows.items()
+            },
+        }
+
+    def planted_layers(self, gap: LayerGap) -> Results:
+        truth = organism.planted("planted-layers").layers
+        block = LayerRange(min(truth), max(truth))
+        onset = gap.onset()
+        found = self.localize(self.load("planted-layers"), gap)
+        return {
+            "planted": list(block),
+            "onset": list(onset.layers) if onset else None,
+            "onset_overlap": onset.layers.overlap(block) if onset else 0.0,
+            "localized": list(found.layers),
+            "overlap": found.layers.overlap(block),
+            "localization": localization_part(found),
+        }
+
+    def planted_units(self) -> Results:
+        truth: dict[Site, dict[int, tuple[int, ...]]] = {"mlp": dict(organism.planted("planted-units").mlp_units)}
+        model = self.load("planted-units")
+        shape = ModelShape.of(model)
+        s = self.settings
+        # Only neurons were planted, so only neurons compete.
+        safety = score_units(model, self.prompts("malicious", s.calibration, "train"), sites=("mlp",))
+        utility = score_units(model, self.prompts("utility", s.calibration, "train"), sites=("mlp",))
+        groups = classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru)
+        n_units = shape.n_layers * shape.d_mlp
+        counts = [round(share * n_units) for share in s.curve_shares]
+        sets: EvaluationOptions = {**self.safety_and_utility(), "over_rejection": None}
+        curve = ablation_curve(model, {k: groups.top(k) for k in counts}, progress=True, **sets)
+        random_curve = ablation_curve(
+            model, {k: random_units(groups.top(k), shape, s.seed) for k in counts}, progress=True, **sets
+        )
+        n_planted = count_units(truth)
+        without_planted = ablation_curve(model, {n_planted: truth}, **sets)[n_planted]
+
+        def rows(measured: Mapping[int, Behavior]) -> list[Results]:
+            return [
+                {
+                    "removed": k,
+                    "share": k / n_units,
+                    "planted_share": common(groups.top(k), truth) / k,
+                    **behavior.rates,
+                }
+                for k, behavior in measured.items()
+            ]
+
+        return {
+            "planted_units": n_planted,
+            "n_units": n_units,
+            "planted_among_top": common(groups.top(n_planted), truth) / n_planted,
+            "chance": n_planted / n_units,
+            "curve": rows(curve),
+            "random_curve": [
+                {key: value for key, value in row.items() if key != "planted_share"} for row in rows(random_curve)
+            ],
+            "remove_planted": {"removed": n_planted, **without_planted.rates},
+        }
+
+    def finetune(self, layers: LayerRange, groups: UnitGroups) -> Results:
+        shape = ModelShape.of(self.model)
+        s = self.settings
+        n_units = sum(labels.numel() for labels in groups.labels.values())
+        top_cu = FreezeMask.of_units(groups.top(round(s.top_cu * n_units), "CU"), shape)
+        scu_cu = FreezeMask.units(groups, "SCU") | top_cu
+        block = FreezeMask.layers(layers)
+        arms: dict[str, tuple[str, str, Callable[[int], FreezeMask | None]]] = {
+            "none": ("nothing frozen", "nothing", lambda _: None),
+            "safety_layers": ("safety layers", f"layers {layers}", lambda _: block),
+            "random_layers": (
+                "other layers",
+                f"{len(layers)} layers outside {layers}, drawn by seed",
+                lambda seed: other_layers(layers, shape, seed),
+            ),
+            "scu_cu": ("SCU + top CU", f"all SCU and the top {100 * s.top_cu:g} % of CU", lambda _: scu_cu),
+            "random": (
+                "random units",
+                "as many units of each site, drawn by seed",
+                lambda seed: FreezeMask.random_units(scu_cu, shape, seed),
+            ),
+        }
+        part: Results = {"task": "new_task", "settings": {**s.finetuning, "seeds": list(s.seeds)}}
+        part["before"] = self.measured(self.model)
+        for arm, (label, what, mask_of) in arms.items():
+            runs = [self.one_run(mask_of(seed), seed) for seed in track(s.seeds, f"fine-tuning, {label}")]
+            summary: Results = {"label": label, "frozen": what}
+            for key in ("malicious_refused", "over_rejected", "utility", "new_task", "train_loss"):
+                values = [run[key] for run in runs]
+                mean, low, high = mean_interval(torch.tensor(values))
+                summary |= {key: mean, f"{key}_interval": [low, high], f"{key}_seeds": values}
+            summary["share_of_parameters"] = sum(run["share_of_parameters"] for run in runs) / len(runs)
+            # With nothing frozen there is nothing that could have moved.
+            summary["frozen_bit_identical"] = all(run["frozen_bit_identical"] for run in runs)
+            part[arm] = summary
+        return part
+
+    def one_run(self, mask: FreezeMask | None, seed: int) -> Results:
+        model = self.load(SUBJECT)
+        task = organism.prompts("new_task", "train")
+        # On its own the narrow task soon overwrites every other answer; half of what is trained on is known already.
+        data = task + organism.prompts("utility", "train", n=len(task), seed=self.settings.seed)
+        run = finetune(model, data, freeze=mask, seed=seed, progress=False, **self.settings.finetuning)
+        return {
+            **self.measured(model),
+            "train_loss": run.final_loss(),
+            "share_of_parameters": mask.share_of_parameters(model) if mask else 0.0,
+            "frozen_bit_identical": run.frozen_bit_identical is not False,
+        }
+
+    def measured(self, model: HookedModel) -> dict[str, float]:
+        task = self.prompts("new_task", min(self.settings.utility, len(organism.prompts("new_task"))))
+        return {
+            **evaluate(model, **self.safety_and_utility()).rates,
+            "new_task": evaluate(model, utility=task).rates["utility"],
+        }
+
+
+# --- parts of the results file -----------------------------------------------------------------------------------
+
+
+def with_intervals(shares: Mapping[str, Share]) -> Results:
+    part: Results = {}
+    for name, share in shares.items():
+        part |= {name: share.rate, f"{name}_interval": list(share.interval)}
+    return part
+
+
+def similarity_part(gaps: Mapping[str, LayerGap], n_prompts: int) -> Results:
+    part: Results = {}
+    for stage, gap in gaps.items():
+        onset = gap.onset()
+        part[stage] = {"gap_deg": gap.gap_deg.tolist(), "onset": list(onset.layers) if onset else None}
+        for name in ("nn", "mm", "nm"):
+            curve = getattr(gap, name)
+            part[stage] |= {f"{name}_mean": curve.mean.tolist(), f"{name}_std": curve.std.tolist()}
+    part["onset_rule"] = vars(OnsetRule())
+    part["n_prompts"] = {"normal": n_prompts, "malicious": n_prompts}
+    return part
+
+
+def localization_part(found: Localization) -> Results:
+    frame = found.to_frame()
+    sweeps = {
+        bound: frame[frame["bound"] == bound].drop(columns="bound").to_dict("records") for bound in frame["bound"]
+    }
+    return {
+        "alpha": found.alpha,
+        "direction": found.direction,
+        "alpha_found": found.alpha_found,
+        "baseline_refused": found.baseline.count,
+        "n_prompts": len(found.baseline.refused),
+        "start": found.provenance["start"],
+        "layers": list(found.layers),
+        "upper": sweeps["upper"],
+        "lower": sweeps["lower"],
+        "within_noise": found.within_noise,
+        "verdict": found.verdict,
+    }
+
+
+def common(a: Mapping[Site, Mapping[int, Sequence[int]]], b: Mapping[Site, Mapping[int, Sequence[int]]]) -> int:
+    """Units in both selections."""
+    return sum(len(set(units) & set(b.get(site, {}).get(layer, ()))) for site in a for layer, units in a[site].items())
+
+
+def other_layers(layers: LayerRange, shape: ModelShape, seed: int) -> FreezeMask:
+    """As many layers as ``layers`` has, drawn from those outside it as far as they go."""
+    generator = torch.Generator().manual_seed(seed)
+    outside = [layer for layer in range(shape.n_layers) if layer not in layers]
+    drawn = torch.randperm(len(outside), generator=generator)[: len(layers)].tolist()
+    return FreezeMask.layers({outside[i] for i in drawn}, shape)

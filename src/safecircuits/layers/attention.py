@@ -1,0 +1,191 @@
+"""Attention heat map: which words of the question the last token looks at, layer by layer (§3.6, A.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safecircuits.batching import pad_left
+from safecircuits.forward import run
+from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.prompts import encode, render, resolve_template
+from safecircuits.results import Result
+from safecircuits.sites import HookedModel, LayerRange, is_bridge
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Normalize = Literal["minmax", "none"]
+Heads = Literal["mean"] | Sequence[int]
+
+# Rendered in the prompt's place to find where a template puts it; no template's own text contains it.
+_STAND_IN = "safecircuits-question"
+
+
+@dataclass(frozen=True)
+class AttentionMap(Result):
+    """How much the last position attends to each token of the question, one row a layer, float32 on the CPU."""
+
+    values: Float[Tensor, "layer question_token"]
+    """Attention probabilities, averaged over heads. A row sums to less than 1: the template has the rest."""
+    tokens: tuple[str, ...]
+    """The question's tokens as the characters they stand for, without surrounding spaces."""
+    layers: tuple[int, ...]
+    prompt: str
+    template: str
+    normalize: Normalize
+
+    @property
+    def normalised(self) -> Float[Tensor, "layer question_token"]:
+        """What the figure shows: each layer from 0 (its least) to 1 (its most), or the raw values for ``"none"``.
+
+        A layer that attends to all of the question's tokens alike has no most and no least; it is 0 throughout.
+        """
+        if self.normalize == "none":
+            return self.values
+        low, high = self.values.amin(1, keepdim=True), self.values.amax(1, keepdim=True)
+        spread = high - low
+        return (self.values - low) / torch.where(spread > 0, spread, 1.0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and token, with its position in the question, its raw attention and what the figure shows."""
+        import pandas as pd
+
+        raw, shown = self.values.tolist(), self.normalised.tolist()
+        rows = [
+            {"layer": layer, "position": i, "token": token, "attention": raw[row][i], "normalised": shown[row][i]}
+            for row, layer in enumerate(self.layers)
+            for i, token in enumerate(self.tokens)
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self, ax: Axes | None = None, safety_layers: LayerRange | Sequence[int] | None = None) -> Axes:
+        """The heat map, with dashed lines at the bounds of ``safety_layers`` (0-indexed, inclusive)."""
+        from safecircuits.report.attention_figure import plot_attention
+
+        return plot_attention(self, safety_layers=safety_layers, ax=ax)
+
+
+def attention_map(
+    model: HookedModel,
+    prompt: str,
+    *,
+    template: str = "alpaca-short",
+    system: str | None = None,
+    heads: Heads = "mean",
+    normalize: Normalize = "minmax",
+) -> AttentionMap:
+    """The last position's attention to the question's tokens, in every layer; hooks on the model stay in force.
+
+    Args:
+        template: how the prompt is put to the model; the paper's is ``"alpaca-short"`` (A.5.1).
+        system: a system prompt; its tokens are not the question's.
+        heads: ``"mean"`` over all heads, as the paper has it, or over those of the given indices.
+        normalize: ``"minmax"`` shows each layer from its least to its most attended token, as the authors' code does;
+            ``"none"`` shows probabilities. ``values`` are raw either way.
+
+    Raises:
+        ValueError: for a tokenizer that gives no character offsets, a template that does not contain the prompt as it
+            is written, heads outside the model, or an unknown ``normalize``.
+        RuntimeError: if a layer has a hook point for its attention pattern but never forms one.
+        FloatingPointError: if an attention probability is not finite; names the layer.
+    """
+    if normalize not in get_args(Normalize):
+        raise ValueError(f"normalize is 'minmax' or 'none', not {normalize!r}")
+    chosen = _checked_heads(heads, int(model.cfg.n_heads))
+    template = resolve_template(model.tokenizer, template)
+    [example] = encode(model.tokenizer, [prompt], template=template, system=system)
+    text, offsets = _with_offsets(model.tokenizer, prompt, template, system)
+    first, end = _question_span(model.tokenizer, text, prompt, template, system)
+    # A tokenizer may join an edge of the question with what stands beside it; such a token counts as the question's.
+    columns = [i for i, (a, b) in enumerate(offsets[: len(example)]) if a < b and a < end and b > first]
+    if not columns:
+        raise ValueError(f"the tokenizer gives the prompt {prompt!r} no token of its own; use another prompt")
+    layers = tuple(range(int(model.cfg.n_layers)))
+    values = torch.empty(len(layers), len(columns))
+
+    def keep(layer: int) -> HookFn:
+        def store(pattern: Float[Tensor, "batch head query key"]) -> None:
+            values[layer] = pattern[0, chosen, -1][:, columns].float().mean(0).cpu()
+
+        return store
+
+    hooks = {f"blocks.{layer}.attn.hook_pattern": keep(layer) for layer in layers}
+    with torch.inference_mode(), eager_attention(model), attached(model, hooks):
+        run(model, pad_left([example]))
+    broken = [layer for layer in layers if not torch.isfinite(values[layer]).all()]
+    if broken:
+        raise FloatingPointError(f"the attention of layer {broken[0]} is not finite")
+    tokens = tuple(text[a:b].strip() or text[a:b] for a, b in (offsets[i] for i in columns))
+    return AttentionMap(values, tokens, layers, prompt, template, normalize)
+
+
+@contextmanager
+def eager_attention(model: HookedModel) -> Iterator[None]:
+    """Inside the block a bridge computes attention patterns; afterwards its attention is what it was.
+
+    Some bridges leave attention to the model they wrap, whose fused kernels (SDPA, flash) never form a pattern. A
+    HookedTransformer always forms it and is left alone.
+    """
+    modules = model.original_model.modules() if is_bridge(model) else ()  # type: ignore[attr-defined]
+    configs: dict[int, Any] = {
+        id(c): c for m in modules if hasattr(c := getattr(m, "config", None), "_attn_implementation")
+    }
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in before:  # outer configurations first: setting one sets those inside it
+            config._attn_implementation = implementation
+
+
+def _checked_heads(heads: str | Sequence[int], n_heads: int) -> list[int]:
+    if heads == "mean":
+        return list(range(n_heads))
+    if isinstance(heads, str) or not heads:
+        raise ValueError(f"heads is 'mean' or a non-empty list of head indices, not {heads!r}")
+    chosen = [int(head) for head in heads]
+    outside = [head for head in chosen if not 0 <= head < n_heads]
+    if outside:
+        raise ValueError(f"head {outside[0]} is outside the model, whose heads are 0 to {n_heads - 1}")
+    return chosen
+
+
+def _with_offsets(
+    tokenizer: Any, prompt: str, template: str, system: str | None
+) -> tuple[str, Sequence[tuple[int, int]]]:
+    """The text put to the model, and the (start, end) characters of each of its tokens as ``encode`` makes them."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} gives no character offsets, by which the question's tokens are found; "
+            "load the fast tokenizer of this model"
+        )
+    text = render(tokenizer, prompt, template, system)
+    coded = tokenizer(text, add_special_tokens=template != "chat", return_offsets_mapping=True)
+    return text, coded["offset_mapping"]
+
+
+def _question_span(tokenizer: Any, text: str, prompt: str, template: str, system: str | None) -> tuple[int, int]:
+    """Where the question stands in ``text``: first character and one past the last, surrounding spaces left out.
+
+    The same words may stand in the system prompt or the template too, so a search of the text would not do: the place
+    is where a stand-in lands when it is rendered instead of the prompt.
+    """
+    question = prompt.strip()
+    slot = render(tokenizer, _STAND_IN, template, system).find(_STAND_IN)
+    first = text.find(question, slot) if slot >= 0 else -1
+    if first < 0 or text[slot:first].strip():
+        raise ValueError(
+            f"the prompt {prompt!r} is not found in the text that template {template!r} makes of it; "
+            "use a template that contains the prompt as it is written"
+        )
+    return first, first + len(question)

@@ -1,0 +1,51 @@
+"""Heat map of the last position's attention to the question's tokens, as in the paper's Fig. 4 and 9 to 12."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator
+
+from safecircuits.report.data import Block, bounds
+from safecircuits.report.style import INK, axes_or_new, styled
+from safecircuits.sites import LayerRange
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from safecircuits.layers.attention import AttentionMap
+
+
+@styled
+def plot_attention(attention: AttentionMap, *, safety_layers: Block | None = None, ax: Axes | None = None) -> Axes:
+    """Rows are layers, the first on top; columns are the question's tokens; darker red is more attention.
+
+    Args:
+        safety_layers: a block of layers, 0-indexed and inclusive, whose bounds are drawn as dashed lines: a
+            ``LayerRange``, a (first, last) pair, an ``Onset`` or a ``Localization``.
+
+    Raises:
+        ValueError: if the block lies outside the model.
+    """
+    values = attention.normalised
+    n_layers, n_tokens = values.shape
+    block = bounds(safety_layers)
+    first, last = LayerRange.of(block, n_layers) if block else (0, -1)
+    ax = axes_or_new(ax, size=(1.9 + 0.36 * n_tokens, 1.5 + 0.13 * n_layers))
+    relative = attention.normalize == "minmax"
+    image = ax.imshow(values.numpy(), cmap="Reds", aspect="auto", vmin=0.0, vmax=1.0 if relative else None)
+    labels = [token.replace("\n", "\\n") for token in attention.tokens]
+    ax.set_xticks(range(n_tokens), labels, rotation=45, ha="right", rotation_mode="anchor")
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_ylabel("layer")
+    if block:
+        for edge in (first - 0.5, last + 0.5):
+            ax.axhline(edge, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), clip_on=False, label="_bound")
+        ax.set_xlabel(f"dashed: safety layers [{first}, {last}]")
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    bar.set_label("attention, min–max by layer" if relative else "attention probability")
+    return ax
