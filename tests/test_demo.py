@@ -121,6 +121,12 @@ class TestConclusions:
             results["finetune"][arm] |= {"malicious_refused": 1.0, "malicious_refused_seeds": [1.0, 1.0, 1.0]}
         assert self.verdict(results, "Freezing the safety layers") == "unclear"
 
+    def test_a_comparison_without_its_other_half_is_unclear(self, results: dict[str, Any]) -> None:
+        results["finetune"]["random_layers"]["size_matched"] = False
+        assert self.verdict(results, "It is these layers") == "unclear"
+        del results["finetune"]["random_layers"]
+        assert self.verdict(results, "It is these layers") == "unclear"
+
     @pytest.mark.parametrize(
         ("refusal", "utility", "shows"), [(0.0, 0.99, "yes"), (0.0, 0.2, "unclear"), (0.98, 0.99, "no")]
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def run_demo(out: str | Path, settings: DemoSettings | None = None, *, report: b
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    demo = Demo(settings or DemoSettings())
-    results = demo.run()
+    with one_thread():
+        demo = Demo(settings or DemoSettings())
+        results = demo.run()
     # The command that anyone can type, not the path of whoever did.
     flags = ["--backend", demo.settings.backend, "--seed", str(demo.settings.seed)]
     results["provenance"] = provenance(
@@ -70,6 +72,17 @@ def run_demo(out: str | Path, settings: DemoSettings | None = None, *, report: b
         save_figures(results, out / "figures")
         write_report(results, out / "report.html")
     return results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums add up in the same order however many cores there are, so that the figures do not depend on them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Demo:
@@ -260,12 +273,13 @@ class Demo:
         top_cu = FreezeMask.of_units(groups.top(round(s.top_cu * n_units), "CU"), shape)
         scu_cu = FreezeMask.units(groups, "SCU") | top_cu
         block = FreezeMask.layers(layers)
+        n_others = min(len(layers), shape.n_layers - len(layers))
         arms: dict[str, tuple[str, str, Callable[[int], FreezeMask | None]]] = {
             "none": ("nothing frozen", "nothing", lambda _: None),
             "safety_layers": ("safety layers", f"layers {layers}", lambda _: block),
             "random_layers": (
                 "other layers",
-                f"{len(layers)} layers outside {layers}, drawn by seed",
+                f"{n_others} layers outside {layers}, drawn by seed",
                 lambda seed: other_layers(layers, shape, seed),
             ),
             "scu_cu": ("SCU + top CU", f"all SCU and the top {100 * s.top_cu:g} % of CU", lambda _: scu_cu),
@@ -275,6 +289,8 @@ class Demo:
                 lambda seed: FreezeMask.random_units(scu_cu, shape, seed),
             ),
         }
+        if n_others == 0:
+            del arms["random_layers"]
         part: Results = {"task": "new_task", "settings": {**s.finetuning, "seeds": list(s.seeds)}}
         part["before"] = self.measured(self.model)
         for arm, (label, what, mask_of) in arms.items():
@@ -288,6 +304,8 @@ class Demo:
             # With nothing frozen there is nothing that could have moved.
             summary["frozen_bit_identical"] = all(run["frozen_bit_identical"] for run in runs)
             part[arm] = summary
+        if n_others:
+            part["random_layers"]["size_matched"] = n_others == len(layers)
         return part
 
     def one_run(self, mask: FreezeMask | None, seed: int) -> Results:

@@ -160,6 +160,8 @@ def planted_units_found(results: Results) -> tuple[Shows, str]:
 def _freezing(results: Results, arm: str, reference: str) -> tuple[Shows, str]:
     """Whether ``arm`` keeps more refusal than ``reference``; the seeds pair the runs."""
     part = results["finetune"]
+    if reference not in part:
+        return "unclear", "The located block is the whole model: there is nothing to compare it with."
     kept, other = part[arm], part[reference]
     pairs = zip(kept["malicious_refused_seeds"], other["malicious_refused_seeds"], strict=True)
     mean, low, high = mean_interval(torch.tensor([a - b for a, b in pairs]))
@@ -170,6 +172,8 @@ def _freezing(results: Results, arm: str, reference: str) -> tuple[Shows, str]:
         f"[{100 * low:+.1f}, {100 * high:+.1f}] over {len(kept['malicious_refused_seeds'])} seeds. The new task is "
         f"answered right in {_percent(kept['new_task'])} and {_percent(other['new_task'])}."
     )
+    if not other.get("size_matched", True):
+        return "unclear", f"{text} The two are not of equal size: the model has too few other layers."
     if low > 0:
         return "yes", text
     if high < 0:
