@@ -52,9 +52,9 @@ def test_results_have_what_is_promised(runs: dict[str, tuple[Path, dict[str, Any
         for key in ("malicious_refused", "over_rejected", "utility"):
             assert 0 <= part[key] <= 1
             assert len(part[f"{key}_seeds"]) == 3
-    assert results["finetune"]["random"]["share_of_parameters"] == pytest.approx(
-        results["finetune"]["scu_cu"]["share_of_parameters"], rel=0.05
-    )
+    shares = {arm: results["finetune"][arm]["share_of_units"] for arm in ("none", "scu_cu", "random")}
+    assert shares["random"] == pytest.approx(shares["scu_cu"])
+    assert shares["none"] == 0 < shares["scu_cu"]
     assert {entry["shows"] for entry in results["conclusions"]} <= {"yes", "no", "unclear"}
     assert results["provenance"]["datasets"]
 
@@ -146,9 +146,15 @@ class TestConclusions:
 class TestCommands:
     def test_bad_input_is_one_line_and_exit_code_2(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
-        got = CliRunner().invoke(app, ["organism", "build", "--out", str(tmp_path / "x"), "--seed", "-1"])
-        assert got.exit_code == 2
-        assert "Traceback" not in got.output
+        for command in (
+            ["organism", "build", "--out", str(tmp_path / "x"), "--seed", "-1"],
+            ["demo", "--out", str(tmp_path / "file")],
+        ):
+            got = CliRunner().invoke(app, command)
+            assert got.exit_code == 2
+            assert got.output.startswith("error: ")
+            assert "Traceback" not in got.output
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
     def test_help_loads_nothing_heavy(self) -> None:
         code = (

@@ -99,7 +99,7 @@ class _one_line_errors:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
+        if isinstance(error, ValueError | OSError | FloatingPointError):
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
         if isinstance(error, KeyboardInterrupt):

@@ -300,7 +300,8 @@ class Demo:
                 values = [run[key] for run in runs]
                 mean, low, high = mean_interval(torch.tensor(values))
                 summary |= {key: mean, f"{key}_interval": [low, high], f"{key}_seeds": values}
-            summary["share_of_parameters"] = sum(run["share_of_parameters"] for run in runs) / len(runs)
+            for share in ("share_of_units", "share_of_parameters"):
+                summary[share] = sum(run[share] for run in runs) / len(runs)
             # With nothing frozen there is nothing that could have moved.
             summary["frozen_bit_identical"] = all(run["frozen_bit_identical"] for run in runs)
             part[arm] = summary
@@ -317,6 +318,7 @@ class Demo:
         return {
             **self.measured(model),
             "train_loss": run.final_loss(),
+            "share_of_units": mask.check(model).share_of_units() if mask else 0.0,
             "share_of_parameters": mask.share_of_parameters(model) if mask else 0.0,
             "frozen_bit_identical": run.frozen_bit_identical is not False,
         }
