@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import shutil
-import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from safecircuits.files import replacing_folder
 from safecircuits.organism import STAGES, stage_path
 from safecircuits.sites import HookedModel, is_bridge
 
@@ -87,17 +86,11 @@ def save_pretrained(model: Any, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     hf_model = to_hugging_face(model)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing_folder(folder) as partial:
         with _no_progress_bars():
             hf_model.save_pretrained(partial)
         if getattr(model, "tokenizer", None) is not None:
             model.tokenizer.save_pretrained(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

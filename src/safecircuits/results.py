@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
+
+from safecircuits.files import replacing_folder
 
 FORMAT = "safecircuits-result"
 VERSION = 1
@@ -39,17 +39,10 @@ class Result:
             raise ValueError(f"{str(folder)!r} holds other files; give the result a folder of its own")
         tensors: dict[str, Tensor] = {}
         document = {"format": FORMAT, "version": VERSION, "result": _encode(self, tensors)}
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        partial.mkdir()
-        try:
+        with replacing_folder(folder) as partial:
+            partial.mkdir()
             save_file(tensors, partial / _TENSORS)
             (partial / _JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return folder
 
     @classmethod

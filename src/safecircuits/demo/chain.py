@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,17 @@ import torch
 from safecircuits import organism
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.demo.conclusions import conclusions
+from safecircuits.demo.parts import (
+    Results,
+    common,
+    localization_part,
+    other_layers,
+    similarity_part,
+    with_intervals,
+)
 from safecircuits.demo.settings import DemoSettings
 from safecircuits.files import write_text
 from safecircuits.layers.localization import Localization, localize
-from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import LayerGap, layer_gap
 from safecircuits.masks import FreezeMask
 from safecircuits.models import load_model
@@ -28,7 +35,7 @@ from safecircuits.progress import console, track
 from safecircuits.prompts import PromptSet
 from safecircuits.provenance import provenance
 from safecircuits.sites import HookedModel, LayerRange, ModelShape, Site
-from safecircuits.stats import Share, mean_interval
+from safecircuits.stats import mean_interval
 from safecircuits.training.loop import finetune
 from safecircuits.units.ablation import ablate_groups, ablation_curve, count_units, mean_rates, random_units
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
@@ -39,8 +46,6 @@ SUBJECT = "aligned"
 
 REFUSAL_TOKENS = 8
 """Every refusal of the embedded language has begun by then (Safety Layers §3.4.3: 4 to 8 tokens)."""
-
-Results = dict[str, Any]
 
 
 def run_demo(out: str | Path, settings: DemoSettings | None = None, *, report: bool = True) -> Results:
@@ -329,59 +334,3 @@ class Demo:
             **evaluate(model, **self.safety_and_utility()).rates,
             "new_task": evaluate(model, utility=task).rates["utility"],
         }
-
-
-# --- parts of the results file -----------------------------------------------------------------------------------
-
-
-def with_intervals(shares: Mapping[str, Share]) -> Results:
-    part: Results = {}
-    for name, share in shares.items():
-        part |= {name: share.rate, f"{name}_interval": list(share.interval)}
-    return part
-
-
-def similarity_part(gaps: Mapping[str, LayerGap], n_prompts: int) -> Results:
-    part: Results = {}
-    for stage, gap in gaps.items():
-        onset = gap.onset()
-        part[stage] = {"gap_deg": gap.gap_deg.tolist(), "onset": list(onset.layers) if onset else None}
-        for name in ("nn", "mm", "nm"):
-            curve = getattr(gap, name)
-            part[stage] |= {f"{name}_mean": curve.mean.tolist(), f"{name}_std": curve.std.tolist()}
-    part["onset_rule"] = vars(OnsetRule())
-    part["n_prompts"] = {"normal": n_prompts, "malicious": n_prompts}
-    return part
-
-
-def localization_part(found: Localization) -> Results:
-    frame = found.to_frame()
-    sweeps = {
-        bound: frame[frame["bound"] == bound].drop(columns="bound").to_dict("records") for bound in frame["bound"]
-    }
-    return {
-        "alpha": found.alpha,
-        "direction": found.direction,
-        "alpha_found": found.alpha_found,
-        "baseline_refused": found.baseline.count,
-        "n_prompts": len(found.baseline.refused),
-        "start": found.provenance["start"],
-        "layers": list(found.layers),
-        "upper": sweeps["upper"],
-        "lower": sweeps["lower"],
-        "within_noise": found.within_noise,
-        "verdict": found.verdict,
-    }
-
-
-def common(a: Mapping[Site, Mapping[int, Sequence[int]]], b: Mapping[Site, Mapping[int, Sequence[int]]]) -> int:
-    """Units in both selections."""
-    return sum(len(set(units) & set(b.get(site, {}).get(layer, ()))) for site in a for layer, units in a[site].items())
-
-
-def other_layers(layers: LayerRange, shape: ModelShape, seed: int) -> FreezeMask:
-    """As many layers as ``layers`` has, drawn from those outside it as far as they go."""
-    generator = torch.Generator().manual_seed(seed)
-    outside = [layer for layer in range(shape.n_layers) if layer not in layers]
-    drawn = torch.randperm(len(outside), generator=generator)[: len(layers)].tolist()
-    return FreezeMask.layers({outside[i] for i in drawn}, shape)

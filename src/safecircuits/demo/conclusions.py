@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from safecircuits.demo.parts import Results
 from safecircuits.stats import mean_interval
 
-Results = dict[str, Any]
 Shows = Literal["yes", "no", "unclear"]
 
 # Shares of prompts. A few hundred prompts resolve differences of about five points.
