@@ -100,6 +100,33 @@ def test_ready_models_are_returned_themselves(backend: str, make_tiny_model: Any
     assert load_model(model) is model
 
 
+@pytest.mark.parametrize("backend", ["bridge", "hooked"])
+def test_transformer_lens_own_text_methods_work(backend: str, make_tiny_model: Any, tiny_tokenizer: Any) -> None:
+    model = make_tiny_model(backend)
+    want = [[tiny_tokenizer.bos_token_id, *tiny_tokenizer("find a lamp")["input_ids"]]]
+    assert model.to_tokens("find a lamp").tolist() == want
+    other = copy.deepcopy(tiny_tokenizer)
+    assert load_model(model, tokenizer=other).tokenizer is other
+    assert model.to_tokens("find a lamp").tolist() == want
+
+
+def test_a_bridge_that_transformer_lens_booted(tiny_llama_hf: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tiny_llama_hf.save_pretrained(tmp_path / "m")
+    tiny_tokenizer.save_pretrained(tmp_path / "m")
+    booted = TransformerBridge.boot_transformers(str(tmp_path / "m"), device="cpu")
+    model = load_model(booted)
+    assert model is booted
+    batch = pad_left(encode(tiny_tokenizer, PROMPTS))
+    with torch.no_grad():
+        want = logits(load_model(tmp_path / "m"), batch)[:, -1]
+        torch.testing.assert_close(logits(model, batch)[:, -1], want, atol=1e-4, rtol=1e-5)
+    reloaded = load_model(save_pretrained(model, tmp_path / "out"))
+    with torch.no_grad():
+        torch.testing.assert_close(logits(reloaded, batch)[:, -1], want, atol=1e-4, rtol=1e-5)
+
+
 def test_both_backends_have_the_same_shape(tiny_bridge: Any, tiny_hooked: Any) -> None:
     assert ModelShape.of(tiny_bridge) == ModelShape.of(tiny_hooked) == ModelShape("LlamaForCausalLM", 3, 32, 48, 4, 2)
 

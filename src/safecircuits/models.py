@@ -71,7 +71,7 @@ def load_model(
     if any(p.is_meta for p in hf_model.parameters()):
         raise ValueError("the model is on the meta device, so it has no weights; load it with weights first")
     model: HookedModel = bridge_of(hf_model) if backend == "bridge" else _hooked(hf_model)
-    model.tokenizer = tokenizer
+    _give_tokenizer(model, tokenizer)
     return model
 
 
@@ -226,6 +226,19 @@ def _hooked(hf_model: nn.Module) -> Any:
     return model
 
 
+def _give_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Set the tokenizer as it is, with what TransformerLens's own text methods need to know of it.
+
+    TransformerLens's own ways may put a reloaded tokenizer in its place, and fail for one that was never saved.
+    """
+    if is_bridge(model):
+        model._tokenizer = None  # so that the next line counts as the first assignment, which only stores
+    model.tokenizer = tokenizer
+    added = tokenizer("")["input_ids"]
+    model.cfg.tokenizer_prepends_bos = tokenizer.bos_token_id is not None and added[:1] == [tokenizer.bos_token_id]
+    model.cfg.tokenizer_appends_eos = len(added) > 0 and added[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
+
+
 def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
     folded = str(model.cfg.normalization_type or "").endswith("Pre")
     if folded or getattr(model, "compatibility_mode", False):
@@ -235,7 +248,7 @@ def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
             "enable_compatibility_mode()"
         )
     if tokenizer is not None:
-        model.tokenizer = tokenizer
+        _give_tokenizer(model, tokenizer)
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=")
     return model
