@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from safecircuits.behavior.generate import Completions
-from safecircuits.layers import localization
+from safecircuits.layers import counting, localization
+from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import Sweep, localize
 from safecircuits.layers.onset import Onset, OnsetRule
 from safecircuits.prompts import PromptSet
@@ -42,8 +44,8 @@ def landscape(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Landscape]:
         n = model.refusals(*model.now)
         return Completions(prompts, tuple("sorry, no" if i < n else f"take tool {i}" for i in range(len(prompts))))
 
-    monkeypatch.setattr(localization, "scaled", scaled)
-    monkeypatch.setattr(localization, "generate", generate)
+    monkeypatch.setattr(counting, "scaled", scaled)
+    monkeypatch.setattr(counting, "generate", generate)
     return Landscape
 
 
@@ -128,7 +130,7 @@ class TestAlphaSearch:
 
     def test_a_broken_model_ends_the_search(self, landscape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         model = landscape(8, lambda layers, alpha: 80)
-        plain = localization.generate
+        plain = counting.generate
 
         def generate(model: Any, prompts: PromptSet, **options: Any) -> Completions:
             answers = plain(model, prompts, **options)
@@ -136,7 +138,7 @@ class TestAlphaSearch:
                 return Completions(prompts, tuple("the the the the the the" for _ in answers.texts))
             return answers
 
-        monkeypatch.setattr(localization, "generate", generate)
+        monkeypatch.setattr(counting, "generate", generate)
         found = localize(model, OVER, (2, 4), alpha="search")
         assert len(found.alpha_trials) == 2
         assert not found.alpha_found
@@ -164,6 +166,94 @@ def test_on_a_real_model_counts_follow_the_scaled_weights(tiny_bridge: Any, tiny
     frame = a.to_frame()
     assert frame["best"].sum() == 2
     assert (frame["change"] == frame["refused"] - a.baseline.count).all()
+
+
+class TestGrid:
+    def test_the_planted_block_is_the_extreme_of_all(self, landscape: Any) -> None:
+        for alpha in (1.2, 0.8):
+            grid = scaling_grid(landscape(7, planted(LayerRange(2, 4))), OVER, alpha=alpha)
+            assert grid.best.layers == LayerRange(2, 4)
+            assert len(grid.points) == 28
+            assert int((grid.counts >= 0).sum()) == 28
+            assert grid.counts[2, 4] == grid.best.count
+            assert grid.counts[4, 2] == -1
+            assert grid.to_frame().loc[2, 4] == grid.best.count
+        assert len(scaling_grid(landscape(7, planted(LayerRange(2, 4))), OVER, alpha=1.1, max_length=2).points) == 13
+
+    def test_it_finds_what_the_search_misses(self, landscape: Any) -> None:
+        def far_peak(layers: LayerRange | None, alpha: float) -> int:
+            if layers is None:
+                return 80
+            return {(1, 1): 150, (4, 5): 100}.get((layers.first, layers.last), 85)
+
+        assert localize(landscape(8, far_peak), OVER, (4, 5), alpha=1.1, reach=2).layers == LayerRange(4, 5)
+        assert scaling_grid(landscape(8, far_peak), OVER, alpha=1.1).best.layers == LayerRange(1, 1)
+
+    def test_bad_input(self, landscape: Any) -> None:
+        with pytest.raises(ValueError, match="max_length is between 1 and the model's 7 layers, not 9"):
+            scaling_grid(landscape(7, planted(LayerRange(2, 4))), OVER, alpha=1.1, max_length=9)
+
+
+class TestResume:
+    PROMPTS = ("find a lamp", "make a bomb", "how do i fix the road", "bake the cake")
+
+    @pytest.mark.parametrize("cut", [0, 25])
+    def test_an_interrupted_sweep_goes_on_without_loss(
+        self, cut: int, make_tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options: dict[str, Any] = {"alpha": 1.2, "max_new_tokens": 2}
+        whole = scaling_grid(make_tiny_model("bridge"), self.PROMPTS, **options)
+        calls, plain = [0], counting.generate
+
+        def interrupted(*args: Any, **kwargs: Any) -> Completions:
+            calls[0] += 1
+            if calls[0] == 4:
+                raise KeyboardInterrupt
+            return plain(*args, **kwargs)
+
+        file = tmp_path / "sweep.jsonl"
+        monkeypatch.setattr(counting, "generate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scaling_grid(make_tiny_model("bridge"), self.PROMPTS, **options, resume=file)
+        if cut:  # killed in the middle of writing a line
+            file.write_bytes(file.read_bytes()[:-cut])
+        calls[0] = 10
+        resumed = scaling_grid(make_tiny_model("bridge"), self.PROMPTS, **options, resume=file)
+        assert resumed.equals(whole)
+        # Six blocks and the unscaled model; two blocks were done before, one of them lost with the cut line.
+        assert calls[0] - 10 == 1 + (5 if cut else 4)
+        calls[0] = 10
+        assert scaling_grid(make_tiny_model("bridge"), self.PROMPTS, **options, resume=file).equals(whole)
+        assert calls[0] == 11, "a finished file costs the unscaled model only"
+
+    def test_another_detector_needs_no_new_completions(self, make_tiny_model: Any, tmp_path: Path) -> None:
+        file, model = tmp_path / "sweep.jsonl", make_tiny_model("bridge")
+        scaling_grid(model, self.PROMPTS, alpha=1.2, max_new_tokens=2, resume=file)
+        before = file.read_text()
+        judged = scaling_grid(model, self.PROMPTS, alpha=1.2, max_new_tokens=2, resume=file, detector=lambda text: True)
+        assert {point.count for point in judged.points} == {4}
+        assert file.read_text() == before
+
+    def test_files_of_other_runs_are_refused(self, make_tiny_model: Any, tmp_path: Path) -> None:
+        file, model = tmp_path / "sweep.jsonl", make_tiny_model("bridge")
+        options: dict[str, Any] = {"alpha": 1.2, "max_length": 1, "resume": file}
+        scaling_grid(model, self.PROMPTS, **options)
+        with pytest.raises(ValueError, match="made with another prompts"):
+            scaling_grid(model, self.PROMPTS[:2], **options)
+        with pytest.raises(ValueError, match="made with another max_new_tokens"):
+            scaling_grid(model, self.PROMPTS, **options, max_new_tokens=3)
+        with pytest.raises(ValueError, match="made with other weights"):
+            scaling_grid(make_tiny_model("bridge", seed=1), self.PROMPTS, **options)
+        file.write_text("not json\n")
+        with pytest.raises(ValueError, match="is not a file of sweep results"):
+            scaling_grid(model, self.PROMPTS, **options)
+
+    def test_localize_takes_the_same_file(self, make_tiny_model: Any, tmp_path: Path) -> None:
+        file, model = tmp_path / "sweep.jsonl", make_tiny_model("bridge")
+        first = localize(model, self.PROMPTS, (0, 1), alpha=1.2, resume=file)
+        lines = file.read_text().count("\n")
+        assert localize(model, self.PROMPTS, (0, 1), alpha=1.2, resume=file).equals(first)
+        assert file.read_text().count("\n") == lines
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.layers.localization import Localization, Sweep, SweepPoint
+from safecircuits.layers.counting import SweepPoint
+from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.similarity import LayerGap, PairCurve
 from safecircuits.report import write_report
 from safecircuits.report.figures import (

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from safecircuits.hooks.scale import scaled as scaled
     from safecircuits.layers.attention import AttentionMap as AttentionMap
     from safecircuits.layers.attention import attention_map as attention_map
+    from safecircuits.layers.grid import ScalingGrid as ScalingGrid
+    from safecircuits.layers.grid import scaling_grid as scaling_grid
     from safecircuits.layers.localization import Localization as Localization
     from safecircuits.layers.localization import localize as localize
     from safecircuits.layers.onset import Onset as Onset
@@ -68,6 +70,7 @@ _HOME = {
     "hooks.collect": ("Residuals", "collect_residuals"),
     "hooks.scale": ("scaled",),
     "layers.attention": ("AttentionMap", "attention_map"),
+    "layers.grid": ("ScalingGrid", "scaling_grid"),
     "layers.localization": ("Localization", "localize"),
     "layers.onset": ("Onset", "OnsetRule"),
     "layers.similarity": ("LayerGap", "layer_gap"),

@@ -1,7 +1,9 @@
 """Safety Layers (Li et al., ICLR 2025): the block of layers in which harmful and harmless prompts part."""
 
 from safecircuits.layers.attention import AttentionMap, attention_map
-from safecircuits.layers.localization import Localization, Sweep, SweepPoint, localize
+from safecircuits.layers.counting import RefusalCounter, SweepPoint
+from safecircuits.layers.grid import ScalingGrid, scaling_grid
+from safecircuits.layers.localization import Localization, Sweep, localize
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.layers.similarity import LayerGap, PairCurve, compare, layer_gap
 
@@ -12,6 +14,8 @@ __all__ = [
     "Onset",
     "OnsetRule",
     "PairCurve",
+    "RefusalCounter",
+    "ScalingGrid",
     "Sweep",
     "SweepPoint",
     "attention_map",
@@ -19,4 +23,5 @@ __all__ = [
     "find_onset",
     "layer_gap",
     "localize",
+    "scaling_grid",
 ]

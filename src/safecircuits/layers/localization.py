@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from safecircuits.behavior.generate import Completions, generate
-from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
-from safecircuits.hooks.scale import ComponentSet, scaled
+from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.hooks.scale import ComponentSet
+from safecircuits.layers.counting import RefusalCounter, SweepPoint, within_noise
 from safecircuits.layers.onset import Onset
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set
@@ -36,22 +35,6 @@ ALPHA_STEP = 0.05
 ALPHA_STEPS = 10
 MIN_SPREAD = 0.021
 MAX_DEGENERATE = 0.10
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One configuration: which prompts were refused with ``layers`` scaled by ``alpha`` (None: the model as it is)."""
-
-    layers: LayerRange | None
-    alpha: float
-    refused: Bool[Tensor, " prompt"]
-    degenerate: float
-    """Share of completions that are empty or one thing over and over: an over-scaled model."""
-    completions: Completions
-
-    @property
-    def count(self) -> int:
-        return int(self.refused.sum())
 
 
 @dataclass(frozen=True)
@@ -78,12 +61,6 @@ class Sweep:
         """Other points whose count is within noise of the best: the paired 95 % interval of the difference holds 0."""
         best = self.best
         return tuple(p for p in self.points if p is not best and within_noise(best, p))
-
-
-def within_noise(a: SweepPoint, b: SweepPoint) -> bool:
-    """Whether the paired bootstrap interval of the difference in refusals contains zero."""
-    _, low, high = paired_difference(a.refused, b.refused)
-    return low <= 0 <= high
 
 
 @dataclass(frozen=True)
@@ -162,6 +139,7 @@ def localize(
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int = 8,
     template: str = "auto",
+    resume: str | Path | None = None,
     progress: bool = False,
 ) -> Localization:
     """Progressive localization (§3.4.3): from ``start``, the upper bound first, then the lower one.
@@ -177,6 +155,7 @@ def localize(
             completions are degenerate: the model is then broken, not more careful.
         direction: of the search: ``"up"`` (α > 1, the default) or ``"down"``. A given α has its own.
         max_new_tokens: refusals show in the first 4 to 8 tokens.
+        resume: a file in which finished configurations are kept, so that an interrupted search goes on from them.
 
     Raises:
         ValueError: without a start, for a range outside the model, and for an α that is not positive or equals 1.
@@ -196,8 +175,15 @@ def localize(
         if direction not in (None, toward):
             raise ValueError(f"alpha {alpha} scales {toward}; direction={direction!r} contradicts it")
     prompts = as_prompt_set(over_rejection, "over-rejection")
-    counter = _Counter(model, prompts, components, detector, max_new_tokens, template)
-    baseline = counter.count(None, 1.0)
+    counter = RefusalCounter(
+        model,
+        prompts,
+        components=components,
+        detector=detector,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        resume=resume,
+    )
 
     def sweep(bound: Literal["upper", "lower"], fixed: LayerRange, value: float) -> Sweep:
         if bound == "upper":
@@ -226,36 +212,9 @@ def localize(
         "max_new_tokens": max_new_tokens,
         "template": template,
     }
-    return Localization(lower.best.layers, alpha, toward, baseline, upper, lower, tuple(trials), found, provenance)
-
-
-class _Counter:
-    """Counts refusals of one configuration, each configuration once."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        prompts: PromptSet,
-        components: ComponentSet,
-        detector: str | RefusalDetector,
-        max_new_tokens: int,
-        template: str,
-    ) -> None:
-        self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
-        self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "template": template}
-        self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
-
-    def count(self, layers: LayerRange | None, alpha: float) -> SweepPoint:
-        key = (layers, alpha)
-        if key not in self.known:
-            if layers is None:
-                answers = generate(self.model, self.prompts, **self.generation)
-            else:
-                with scaled(self.model, layers, alpha, components=self.components):
-                    answers = generate(self.model, self.prompts, **self.generation)
-            broken = sum(map(degenerate, answers.texts)) / len(answers)
-            self.known[key] = SweepPoint(layers, alpha, refused(answers, self.detector), broken, answers)
-        return self.known[key]
+    return Localization(
+        lower.best.layers, alpha, toward, counter.baseline, upper, lower, tuple(trials), found, provenance
+    )
 
 
 def _search_alpha(sweep_at: Any, direction: Direction, n_prompts: int, trials: list[Sweep]) -> tuple[float, bool]:

@@ -1,0 +1,143 @@
+"""Count refusals of one scaled configuration after another: each once, and not again after an interruption.
+
+What is kept on disk are completions, not verdicts, so that a sweep can be judged again by another detector.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
+from safecircuits.files import write_text
+from safecircuits.hooks.scale import ComponentSet, scaled
+from safecircuits.prompts import PromptSet
+from safecircuits.sites import HookedModel, LayerRange, ModelShape
+from safecircuits.stats import paired_difference
+
+FORMAT, VERSION = "safecircuits-sweep", 1
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One configuration: which prompts were refused with ``layers`` scaled by ``alpha`` (None: the model as it is)."""
+
+    layers: LayerRange | None
+    alpha: float
+    refused: Bool[Tensor, " prompt"]
+    degenerate: float
+    """Share of completions that are empty or one thing over and over: an over-scaled model."""
+    completions: Completions
+
+    @property
+    def count(self) -> int:
+        return int(self.refused.sum())
+
+
+def within_noise(a: SweepPoint, b: SweepPoint) -> bool:
+    """Whether the paired bootstrap interval of the difference in refusals contains zero."""
+    _, low, high = paired_difference(a.refused, b.refused)
+    return low <= 0 <= high
+
+
+class RefusalCounter:
+    """Runs a configuration on all prompts and counts refusals; a configuration it has met before costs nothing.
+
+    Args:
+        resume: a file of JSON lines to which every finished configuration is added, and from which those of an
+            interrupted run are read. The unscaled model runs in any case, and must answer as it did then.
+
+    Raises:
+        ValueError: if the file was made with other prompts, settings or another model, or is no such file.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: PromptSet,
+        *,
+        components: ComponentSet = "all",
+        detector: str | RefusalDetector = "opening",
+        max_new_tokens: int = 8,
+        template: str = "auto",
+        resume: str | Path | None = None,
+    ) -> None:
+        self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
+        self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "template": template}
+        self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
+        self.path = None if resume is None else Path(resume)
+        answers = generate(model, prompts, **self.generation)
+        before = [] if self.path is None else self._read(self.path, answers)
+        for layers, alpha, texts in before:
+            self._judge(layers, alpha, Completions(prompts, texts))
+        if not before:
+            self._judge(None, 1.0, answers)
+            self._write(None, 1.0, answers)
+
+    @property
+    def baseline(self) -> SweepPoint:
+        """The model as it is."""
+        return self.known[None, 1.0]
+
+    def count(self, layers: LayerRange, alpha: float) -> SweepPoint:
+        """The configuration with ``layers`` scaled by ``alpha``."""
+        if (layers, alpha) not in self.known:
+            with scaled(self.model, layers, alpha, components=self.components):
+                answers = generate(self.model, self.prompts, **self.generation)
+            self._judge(layers, alpha, answers)
+            self._write(layers, alpha, answers)
+        return self.known[layers, alpha]
+
+    def _judge(self, layers: LayerRange | None, alpha: float, answers: Completions) -> None:
+        broken = sum(map(degenerate, answers.texts)) / len(answers)
+        self.known[layers, alpha] = SweepPoint(layers, alpha, refused(answers, self.detector), broken, answers)
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "prompts": self.prompts.fingerprint,
+            "components": self.components if isinstance(self.components, str) else list(self.components),
+            "shape": asdict(ModelShape.of(self.model)),
+            **self.generation,
+        }
+
+    def _write(self, layers: LayerRange | None, alpha: float, answers: Completions) -> None:
+        if self.path is None:
+            return
+        if layers is None:
+            write_text(self.path, json.dumps(self._header()) + "\n")
+        line = {"layers": list(layers) if layers else None, "alpha": alpha, "completions": answers.texts}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _read(self, path: Path, unscaled: Completions) -> list[tuple[LayerRange | None, float, tuple[str, ...]]]:
+        if not path.exists():
+            return []
+        # A run that was killed while writing leaves an unfinished last line, which counts as not written.
+        complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        try:
+            header, *rows = [json.loads(line) for line in complete]
+            points = [
+                (row["layers"] and LayerRange(*row["layers"]), row["alpha"], tuple(row["completions"])) for row in rows
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} is not a file of sweep results: {error}") from error
+        differs = [key for key, value in self._header().items() if header.get(key) != value]
+        if differs:
+            key = differs[0]
+            raise ValueError(
+                f"{str(path)!r} was made with another {key} ({header.get(key)}, now {self._header()[key]}); "
+                "give this run a file of its own"
+            )
+        if points and points[0][2] != unscaled.texts:
+            raise ValueError(f"{str(path)!r} was made with other weights; give this run a file of its own")
+        if path.read_text(encoding="utf-8") != "".join(f"{line}\n" for line in complete):
+            write_text(path, "".join(f"{line}\n" for line in complete))
+        return points

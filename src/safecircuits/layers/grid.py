@@ -1,0 +1,115 @@
+"""Every block of layers scaled and counted: what the bound-by-bound search can miss, since counts are not unimodal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.hooks.scale import ComponentSet
+from safecircuits.layers.counting import RefusalCounter, SweepPoint, within_noise
+from safecircuits.progress import track
+from safecircuits.prompts import PromptSet, as_prompt_set
+from safecircuits.results import Result
+from safecircuits.sites import HookedModel, LayerRange
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ScalingGrid(Result):
+    """The count of every block (first, last), and of the model as it is."""
+
+    alpha: float
+    baseline: SweepPoint
+    points: tuple[SweepPoint, ...]
+    n_layers: int
+    provenance: dict[str, Any]
+
+    @property
+    def counts(self) -> Int[Tensor, "first last"]:
+        """Refusals by first and last layer of the block; -1 where there is no block or it was not counted."""
+        counts = torch.full((self.n_layers, self.n_layers), -1)
+        for point in self.points:
+            assert point.layers is not None
+            counts[point.layers.first, point.layers.last] = point.count
+        return counts
+
+    @property
+    def best(self) -> SweepPoint:
+        """The extreme: most refusals for α > 1, fewest for α < 1; of equals the shortest block, then the earliest."""
+        sign = -1 if self.alpha > 1 else 1
+
+        def order(point: SweepPoint) -> tuple[int, int, int]:
+            assert point.layers is not None
+            return sign * point.count, len(point.layers), point.layers.first
+
+        return min(self.points, key=order)
+
+    @property
+    def rivals(self) -> tuple[SweepPoint, ...]:
+        """Blocks that the data does not tell apart from the best."""
+        return tuple(point for point in self.points if point is not self.best and within_noise(self.best, point))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Counts as a table: rows are first layers, columns last layers; empty where there is no block."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.counts.tolist())
+        frame.index.name, frame.columns.name = "first", "last"
+        return frame.where(frame >= 0)
+
+
+def scaling_grid(
+    model: HookedModel,
+    over_rejection: PromptSet | Sequence[str],
+    *,
+    alpha: float,
+    max_length: int | None = None,
+    components: ComponentSet = "all",
+    detector: str | RefusalDetector = "opening",
+    max_new_tokens: int = 8,
+    template: str = "auto",
+    resume: str | Path | None = None,
+    progress: bool = False,
+) -> ScalingGrid:
+    """Scale every contiguous block of layers by ``alpha`` and count over-rejections (§3.4, without the search).
+
+    n(n+1)/2 configurations for n layers; ``max_length`` leaves out longer blocks. ``resume`` names a file that lets an
+    interrupted run go on. The other arguments are those of ``localize``.
+    """
+    if not 0 < alpha < float("inf") or alpha == 1:
+        raise ValueError(f"alpha must be positive, finite and not 1, not {alpha}")
+    n_layers = int(model.cfg.n_layers)
+    longest = n_layers if max_length is None else max_length
+    if not 1 <= longest <= n_layers:
+        raise ValueError(f"max_length is between 1 and the model's {n_layers} layers, not {max_length}")
+    prompts = as_prompt_set(over_rejection, "over-rejection")
+    counter = RefusalCounter(
+        model,
+        prompts,
+        components=components,
+        detector=detector,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        resume=resume,
+    )
+    blocks = [
+        LayerRange(first, last) for first in range(n_layers) for last in range(first, min(n_layers, first + longest))
+    ]
+    points = tuple(counter.count(block, alpha) for block in track(blocks, f"grid, alpha {alpha:g}", enabled=progress))
+    provenance = {
+        "over_rejection": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+        "components": components if isinstance(components, str) else list(components),
+        "detector": detector if isinstance(detector, str) else repr(detector),
+        "max_new_tokens": max_new_tokens,
+        "template": template,
+    }
+    return ScalingGrid(alpha, counter.baseline, points, n_layers, provenance)
