@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from safecircuits.layers.attention import attention_map as attention_map
     from safecircuits.layers.grid import ScalingGrid as ScalingGrid
     from safecircuits.layers.grid import scaling_grid as scaling_grid
+    from safecircuits.layers.interval import GapInterval as GapInterval
+    from safecircuits.layers.interval import gap_interval as gap_interval
     from safecircuits.layers.localization import Localization as Localization
     from safecircuits.layers.localization import localize as localize
     from safecircuits.layers.onset import Onset as Onset
@@ -71,6 +73,7 @@ _HOME = {
     "hooks.scale": ("scaled",),
     "layers.attention": ("AttentionMap", "attention_map"),
     "layers.grid": ("ScalingGrid", "scaling_grid"),
+    "layers.interval": ("GapInterval", "gap_interval"),
     "layers.localization": ("Localization", "localize"),
     "layers.onset": ("Onset", "OnsetRule"),
     "layers.similarity": ("LayerGap", "layer_gap"),

@@ -3,12 +3,14 @@
 from safecircuits.layers.attention import AttentionMap, attention_map
 from safecircuits.layers.counting import RefusalCounter, SweepPoint
 from safecircuits.layers.grid import ScalingGrid, scaling_grid
+from safecircuits.layers.interval import GapInterval, gap_interval
 from safecircuits.layers.localization import Localization, Sweep, localize
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.layers.similarity import LayerGap, PairCurve, compare, layer_gap
 
 __all__ = [
     "AttentionMap",
+    "GapInterval",
     "LayerGap",
     "Localization",
     "Onset",
@@ -21,6 +23,7 @@ __all__ = [
     "attention_map",
     "compare",
     "find_onset",
+    "gap_interval",
     "layer_gap",
     "localize",
     "scaling_grid",

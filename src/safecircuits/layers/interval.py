@@ -1,0 +1,89 @@
+"""How sure is a gap curve, and the range read off it? A bootstrap over prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safecircuits.hooks.collect import Residuals
+from safecircuits.layers.onset import OnsetRule, find_onset
+from safecircuits.layers.similarity import degrees, unit_vectors
+from safecircuits.results import Result
+from safecircuits.sites import LayerRange
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class GapInterval(Result):
+    """95 % bootstrap interval of the angle gap of each layer, in degrees, and the onset of every resampled curve."""
+
+    low: Float[Tensor, " layer"]
+    high: Float[Tensor, " layer"]
+    onsets: tuple[LayerRange | None, ...]
+    """One a draw; None where the resampled curve has no onset."""
+
+    @property
+    def onset_shares(self) -> dict[LayerRange | None, float]:
+        """How often each range is the onset, most frequent first."""
+        counts = Counter(self.onsets).most_common()
+        return {layers: count / len(self.onsets) for layers, count in counts}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer."""
+        import pandas as pd
+
+        return pd.DataFrame({"layer": range(len(self.low)), "low": self.low.tolist(), "high": self.high.tolist()})
+
+
+def gap_interval(
+    normal: Residuals,
+    malicious: Residuals,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    rule: OnsetRule | None = None,
+) -> GapInterval:
+    """Resample the prompts of both sets with replacement and recompute gap and onset, ``draws`` times.
+
+    The gap is that of ``compare`` over all pairs. A prompt that is drawn twice makes no pair with itself: its angle of
+    zero would pull the N-N angle down and the gap up.
+
+    Args:
+        normal, malicious: from ``collect_residuals``; memory grows with the square of the number of prompts.
+
+    Raises:
+        ValueError: for fewer than two prompts in a set, or no draws.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, not {draws}")
+    for residuals in (normal, malicious):
+        if len(residuals.prompts) < 2:
+            raise ValueError(f"prompt set {residuals.prompts.name!r} has one prompt; pairs need at least two")
+    n, m = unit_vectors(normal.values), unit_vectors(malicious.values)
+    within = degrees(n @ n.mT)
+    within.diagonal(dim1=-2, dim2=-1).zero_()
+    across = degrees(n @ m.mT)
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (_multiplicities(u.shape[1], draws, generator) for u in (n, m))
+    pairs = a.sum(1).square() - a.square().sum(1)
+    # A draw of one and the same prompt throughout has no pair; it is all but impossible beyond a handful of prompts.
+    a, b, pairs = a[pairs > 0], b[pairs > 0], pairs[pairs > 0]
+    nn = torch.einsum("ki,lij,kj->kl", a, within, a) / pairs[:, None]
+    nm = torch.einsum("ki,lij,kj->kl", a, across, b) / (a.sum(1) * b.sum(1))[:, None]
+    gaps = nm - nn
+    low, high = torch.quantile(gaps, torch.tensor([0.025, 0.975], dtype=gaps.dtype), dim=0)
+    found = [find_onset(curve.tolist(), rule or OnsetRule()) for curve in gaps]
+    return GapInterval(low, high, tuple(onset.layers if onset else None for onset in found))
+
+
+def _multiplicities(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, "draw prompt"]:
+    """How often each of ``n`` prompts is in each resample of size ``n``."""
+    picks = torch.randint(n, (draws, n), generator=generator)
+    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, picks, torch.ones(draws, n, dtype=torch.float64))
