@@ -72,7 +72,7 @@ def organism_build(
     out: OutOption = Path("stages"),
     seed: SeedOption = 0,
 ) -> None:
-    """Train the five embedded models again from their seed (about twelve minutes); complete stages are kept.
+    """Train the five embedded models again from their seed (about ten minutes); complete stages are kept.
 
     Example: safecircuits organism build --out stages
     """

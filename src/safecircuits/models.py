@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from safecircuits.files import replacing_folder
 from safecircuits.organism import STAGES, stage_path
+from safecircuits.progress import without_bars
 from safecircuits.sites import HookedModel, is_bridge
 
 Backend = Literal["bridge", "hooked"]
@@ -87,7 +87,7 @@ def save_pretrained(model: Any, folder: str | Path) -> Path:
     folder = Path(folder)
     hf_model = to_hugging_face(model)
     with replacing_folder(folder) as partial:
-        with _no_progress_bars():
+        with without_bars():
             hf_model.save_pretrained(partial)
         if getattr(model, "tokenizer", None) is not None:
             model.tokenizer.save_pretrained(partial)
@@ -173,7 +173,7 @@ def load_checkpoint(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = dtype or (torch.float32 if device.type == "cpu" else "auto")
     # A download deserves its progress bars; reading a local file does not.
-    quiet = _no_progress_bars() if Path(name).is_dir() else nullcontext()
+    quiet = without_bars() if Path(name).is_dir() else nullcontext()
     try:
         with quiet:
             hf_model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, revision=revision)
@@ -186,19 +186,6 @@ def load_checkpoint(
             f"checkpoint, and not a hub model that can be reached. {reason}"
         ) from error
     return hf_model.to(device).eval(), tokenizer
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def bridge_of(hf_model: nn.Module) -> Any:

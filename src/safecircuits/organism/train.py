@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from safecircuits.organism.batches import Batches
 from safecircuits.organism.recipe import STAGES, Phase, Recipe
 from safecircuits.organism.tokenizer import build_tokenizer
+from safecircuits.progress import without_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,7 +189,7 @@ def build(
     recipe, root = recipe or Recipe(), Path(out_dir)
     root.mkdir(parents=True, exist_ok=True)
     folders: dict[str, Path] = {}
-    with _deterministic(recipe.threads):
+    with _deterministic(recipe.threads), without_bars():
         for stage in STAGES:
             if stage not in stages and stage != "base":
                 continue
