@@ -85,6 +85,21 @@ class RefusalCounter:
         """The model as it is."""
         return self.known[None, 1.0]
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the counts depend on besides the model: prompts, components, detector and how completions are made."""
+        prompts, detector = self.prompts, self.detector
+        return {
+            "over_rejection": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+            "components": self._components,
+            "detector": detector if isinstance(detector, str) else repr(detector),
+            **self.generation,
+        }
+
+    @property
+    def _components(self) -> str | list[str]:
+        return self.components if isinstance(self.components, str) else list(self.components)
+
     def count(self, layers: LayerRange, alpha: float) -> SweepPoint:
         """The configuration with ``layers`` scaled by ``alpha``."""
         if (layers, alpha) not in self.known:
@@ -103,7 +118,7 @@ class RefusalCounter:
             "format": FORMAT,
             "version": VERSION,
             "prompts": self.prompts.fingerprint,
-            "components": self.components if isinstance(self.components, str) else list(self.components),
+            "components": self._components,
             "shape": asdict(ModelShape.of(self.model)),
             **self.generation,
         }

@@ -105,11 +105,4 @@ def scaling_grid(
         LayerRange(first, last) for first in range(n_layers) for last in range(first, min(n_layers, first + longest))
     ]
     points = tuple(counter.count(block, alpha) for block in track(blocks, f"grid, alpha {alpha:g}", enabled=progress))
-    provenance = {
-        "over_rejection": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
-        "components": components if isinstance(components, str) else list(components),
-        "detector": detector if isinstance(detector, str) else repr(detector),
-        "max_new_tokens": max_new_tokens,
-        "template": template,
-    }
-    return ScalingGrid(alpha, counter.baseline, points, n_layers, provenance)
+    return ScalingGrid(alpha, counter.baseline, points, n_layers, counter.provenance)

@@ -203,15 +203,7 @@ def localize(
     assert upper.best.layers is not None
     lower = sweep("lower", upper.best.layers, alpha)
     assert lower.best.layers is not None
-    provenance = {
-        "over_rejection": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
-        "start": [block.first, block.last],
-        "reach": reach,
-        "components": components if isinstance(components, str) else list(components),
-        "detector": detector if isinstance(detector, str) else repr(detector),
-        "max_new_tokens": max_new_tokens,
-        "template": template,
-    }
+    provenance = {**counter.provenance, "start": [block.first, block.last], "reach": reach}
     return Localization(
         lower.best.layers, alpha, toward, counter.baseline, upper, lower, tuple(trials), found, provenance
     )
