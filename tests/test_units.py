@@ -140,8 +140,8 @@ class TestScores:
             sc.score_units(tiny_bridge, DATA, method="snp")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="tokens is 'response', 'prompt' or 'all', not 'last'"):
             sc.score_units(tiny_bridge, DATA, tokens="last")  # type: ignore[arg-type]
-        a, b = sc.score_units(tiny_bridge, DATA), sc.score_units(tiny_hooked, DATA, tokens="all")
-        with pytest.raises(ValueError, match="cannot merge wifv over response tokens with wifv over all"):
+        a, b = sc.score_units(tiny_bridge, DATA), sc.score_units(tiny_hooked, DATA, tokens="prompt")
+        with pytest.raises(ValueError, match="cannot merge wifv over all tokens with wifv over prompt"):
             a.merge(b)
         with torch.no_grad():
             tiny_bridge.blocks[1].mlp.W_in[0, 0] = float("inf")

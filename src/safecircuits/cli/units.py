@@ -307,10 +307,8 @@ def transfer(
 
     def groups(source: str) -> UnitGroups:
         scores = _scores(run, run.model(source), sets, None, method, tokens, template)
-        shares = {"scu": scu, "ucu": ucu, "ru": ru}
-        return classify_units(
-            scores["safety"], scores["utility"], normalize=normalize.value, share_of=share_of.value, **shares
-        )
+        pair = scores["safety"], scores["utility"]
+        return classify_units(*pair, scu=scu, ucu=ucu, ru=ru, normalize=normalize.value, share_of=share_of.value)
 
     both = [groups(source) for source in (run.source, after)]
     found = transfer_of(*both)

@@ -30,7 +30,7 @@ from safecircuits.units.removals import Removals
 from safecircuits.units.scores import (
     ACTIVATION_METHODS,
     ATTRIBUTION_METHODS,
-    DEFAULT_TOKENS,
+    TOKEN_CHOICES,
     Method,
     TokenChoice,
     UnitScores,
@@ -147,18 +147,25 @@ def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
     """Every score with every normalisation that has a meaning for it; ``quick`` takes the telling ones.
 
     Attributions are signed, so that neither their logarithm nor their share of a mean means anything. Magnitude and
-    random scores do not contrast two data sets. WIFV comes over all three choices of tokens.
+    random scores do not contrast two data sets. WIFV comes with all normalisations over all three choices of tokens,
+    its kin with those over the response's.
     """
     every: tuple[Normalisation, ...] = ("none", "log") if quick else ("none", "zscore", "rank", "layer-mean", "log")
     signed: tuple[Normalisation, ...] = ("none",) if quick else ("none", "zscore", "rank")
-    candidates = [Candidate("wifv", tokens, how) for tokens in ("response", "prompt", "all") for how in every]
-    for method in ("ifv", "wifn", "wanda", "snip", "taylor"):
-        candidates += [Candidate(method, DEFAULT_TOKENS[method], how) for how in every]
-    for method in ("wifv", "wanda", "snip", "taylor"):
-        candidates.append(Candidate(method, DEFAULT_TOKENS[method], "none", "set-difference"))  # type: ignore[arg-type]
-    for method in ATTRIBUTION_METHODS:
-        candidates += [Candidate(method, "prompt", how, "safety") for how in signed]  # type: ignore[arg-type]
-        candidates += [Candidate(method, "prompt", how, "difference") for how in signed]  # type: ignore[arg-type]
+    candidates = [Candidate("wifv", tokens, how) for tokens in TOKEN_CHOICES for how in every]
+    others: tuple[Method, ...] = ("ifv", "wifn", "wanda")
+    for method in others:
+        candidates += [Candidate(method, "response", how) for how in every]
+        candidates += [Candidate(method, "prompt"), Candidate(method, "all")]
+    gradients: tuple[Method, ...] = ("snip", "taylor")
+    candidates += [Candidate(method, "all", how) for method in gradients for how in every]
+    candidates += [Candidate("wifv", "response", "none", "set-difference")]
+    candidates += [Candidate("wanda", "response", "none", "set-difference")]
+    candidates += [Candidate(method, "all", "none", "set-difference") for method in gradients]
+    attributions: tuple[Method, ...] = ("attribution", "integrated")
+    for method in attributions:
+        candidates += [Candidate(method, "prompt", how, "safety") for how in signed]
+        candidates += [Candidate(method, "prompt", how, "difference") for how in signed]
     candidates += [Candidate("magnitude", "response", "none", "safety"), Candidate("random", "response")]
     return tuple(candidates)
 

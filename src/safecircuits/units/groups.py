@@ -1,7 +1,7 @@
 """Sort units into safety-critical (SCU), utility-critical (UCU), complex (CU) and redundant (RU) ones (SSAH §4.1).
 
 With S and U a unit's importance on the safety and on the utility data: SCU have the highest S − U, UCU the lowest, RU
-the lowest S + U, and CU are the rest.
+the lowest S + U, and CU are the rest. SCU can be taken by a causal score of refusal instead, which finds smaller ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from safecircuits.results import Result
 from safecircuits.sites import ModelShape, Site
-from safecircuits.units.scores import UnitScores, require_same_origin
+from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
 from safecircuits.units.selection import Selection, by_layer, flat, top, unflat, unit_sizes, within_budget
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def classify_units(
     scu: float,
     ucu: float,
     ru: float,
+    scu_by: UnitScores | None = None,
     normalize: Normalisation = "none",
     share_of: ShareOf = "units",
 ) -> UnitGroups:
@@ -91,6 +92,8 @@ def classify_units(
     Args:
         safety, utility: scores of one model, of the same method and token choice, on the two data sets.
         scu, ucu, ru: shares between 0 and 1 (Llama-2-7b-chat in the paper: 0.013, 0.133, 0.148).
+        scu_by: scores by which SCU are cut instead of S − U, such as ``method="attribution"`` on the safety data: where
+            the answer is known, a handful of its highest units carry refusal.
         normalize: what is done to each data set's scores before they are subtracted: ``"none"``; ``"zscore"``,
             ``"layer-mean"`` (divide by the mean) and ``"rank"`` within each layer and site; ``"log"``. The paper does
             not say; the ablation curve on a model with planted units is the judge.
@@ -98,7 +101,8 @@ def classify_units(
             neurons as have its parameters). A group ends where its parameters come nearest to its share.
 
     Raises:
-        ValueError: for shares outside 0..1 or above 1 together, and for scores that do not belong together.
+        ValueError: for shares outside 0..1 or above 1 together, for scores that do not belong together, and for UCU or
+            RU by an attribution: it says what promotes refusal, and nothing of what utility needs.
     """
     shares = {"scu": scu, "ucu": ucu, "ru": ru}
     for name, share in shares.items():
@@ -107,6 +111,13 @@ def classify_units(
     if scu + ucu + ru > 1:
         raise ValueError(f"the shares of SCU, UCU and RU add up to {scu + ucu + ru:g}, more than all units")
     _require_same_way(safety, utility)
+    if safety.method in ATTRIBUTION_METHODS and (ucu or ru):
+        raise ValueError(
+            f"UCU and RU cannot be cut by {safety.method} scores, which say what promotes refusal but not what utility "
+            'needs: classify by method="wifv" and pass these as scu_by=, or ask for ucu=0 and ru=0'
+        )
+    if scu_by is not None:
+        require_same_origin(safety, scu_by, "the scores that SCU are cut by")
     s = {site: normalised(scores, normalize) for site, scores in safety.scores.items()}
     u = {site: normalised(scores, normalize) for site, scores in utility.scores.items()}
     difference = {site: s[site] - u[site] for site in s}
@@ -116,7 +127,10 @@ def classify_units(
     all_of_it = float(sizes.sum())
     labels = torch.full((len(sizes),), GROUPS.index("CU"), dtype=torch.int8)
     by_difference = flat_difference.argsort(descending=True, stable=True)
-    labels[by_difference[: within_budget(sizes[by_difference], scu * all_of_it)]] = GROUPS.index("SCU")
+    safest_first = by_difference
+    if scu_by is not None:
+        safest_first = flat({site: scu_by.scores[site] for site in s}).argsort(descending=True, stable=True)
+    labels[safest_first[: within_budget(sizes[safest_first], scu * all_of_it)]] = GROUPS.index("SCU")
     lowest_first = by_difference.flip(0)
     lowest_first = lowest_first[labels[lowest_first] == GROUPS.index("CU")]
     labels[lowest_first[: within_budget(sizes[lowest_first], ucu * all_of_it)]] = GROUPS.index("UCU")
@@ -128,6 +142,11 @@ def classify_units(
         "utility": utility.provenance,
         "method": safety.method,
         "tokens": safety.tokens,
+        **(
+            {}
+            if scu_by is None
+            else {"scu_by": {"method": scu_by.method, "tokens": scu_by.tokens, **scu_by.provenance}}
+        ),
         "normalize": normalize,
         "shares": shares,
         "share_of": share_of,

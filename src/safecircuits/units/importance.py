@@ -54,9 +54,9 @@ def score_units(
 
     Args:
         method: one of ``METHODS``. Scores are per token or per prompt, so that sets of different length compare.
-        tokens: whose activations count: those of the response (with its end of sequence), of the prompt, or all. The
-            response's unless given; all for ``"taylor"``, the prompt's for attribution, where they are the only choice.
-            ``"snip"`` sums over all positions: weights have none.
+        tokens: whose activations count: those of the response (with its end of sequence), of the prompt, or all. All
+            unless given; the prompt's for attribution, where they are the only choice. ``"snip"`` sums over all
+            positions: weights have none.
         reference: for attribution, what a unit is compared with: prompts (normal ones, over whose tokens the mean is
             taken), or a value a unit. With ``paired`` prompts of the same length, one for each of ``data``.
         answers: for attribution, which tokens refuse and which comply; found from the model's own answers to ``data``

@@ -47,11 +47,13 @@ ATTRIBUTION_METHODS: dict[str, str] = {
 METHODS: dict[str, str] = ACTIVATION_METHODS | GRADIENT_METHODS | ATTRIBUTION_METHODS
 
 DEFAULT_TOKENS: dict[str, TokenChoice] = {
-    **dict.fromkeys(ACTIVATION_METHODS, "response"),
+    **dict.fromkeys(ACTIVATION_METHODS, "all"),
     **dict.fromkeys(GRADIENT_METHODS, "all"),
     **dict.fromkeys(ATTRIBUTION_METHODS, "prompt"),
 }
-"""Whose activations count. The loss is the responses' in any case; what decides it happens in the prompt as well."""
+"""Whose activations count. Where the answer is known, groups cut by all tokens do best what their names say; prompt
+tokens find the smallest sets that carry refusal, and response tokens, as in Wei et al.'s code, the largest. The loss is
+the responses' in any case; what decides it happens in the prompt as well."""
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,16 @@ def sweep_shares(
     order = sorted(set(shares), reverse=scan == "down")
 
     def groups_with(**changed: float) -> UnitGroups:
-        wanted = {name.lower(): share for name, share in {**chosen, **changed}.items()}
-        return classify_units(safety_scores, utility_scores, normalize=normalize, share_of=share_of, **wanted)
+        wanted = {**chosen, **changed}
+        return classify_units(
+            safety_scores,
+            utility_scores,
+            scu=wanted["SCU"],
+            ucu=wanted["UCU"],
+            ru=wanted["RU"],
+            normalize=normalize,
+            share_of=share_of,
+        )
 
     for name in track(_SWEPT, "share sweep", enabled=progress):
         for share in order:
