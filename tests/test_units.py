@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -184,6 +185,26 @@ class TestGroups:
         assert groups.shares() == pytest.approx({"SCU": 0.1, "UCU": 0.2, "CU": 0.4, "RU": 0.3})
         assert groups.top(1) == groups.members("SCU")
         assert groups.to_frame()[list(GROUPS)].sum().tolist() == [1, 2, 4, 3]
+
+    def test_scu_by_another_score(self) -> None:
+        # The causal score names a unit that the task needs as much: S − U would never find it.
+        safety = made_scores([[9, 1, 0, 5], [1, 0, 5, 5]], [[0.1], [5]])
+        utility = made_scores([[1, 9, 0, 5], [8, 0.1, 5, 5]], [[0], [5]])
+        causal = made_scores([[0, -3, 0, 0], [0, 0, 7, 0]], [[0], [1]])
+        groups = sc.classify_units(safety, utility, scu=0.1, ucu=0.2, ru=0.3, scu_by=replace(causal, method="taylor"))
+        assert groups.members("SCU") == {"mlp": {1: (2,)}, "attn": {}}
+        assert groups.members("UCU") == {"mlp": {0: (1,), 1: (0,)}, "attn": {}}
+        assert groups.members("RU") == {"mlp": {0: (2,), 1: (1,)}, "attn": {0: (0,)}}
+        assert groups.provenance["scu_by"]["method"] == "taylor"
+        only_mlp = replace(causal, moments={"mlp": causal.moments["mlp"]})
+        with pytest.raises(ValueError, match="the scores that SCU are cut by are of the sites"):
+            sc.classify_units(safety, utility, scu=0.1, ucu=0.2, ru=0.3, scu_by=only_mlp)
+
+    def test_attribution_cuts_no_utility_groups(self) -> None:
+        signed = replace(made_scores([[9.0, -5.0]], [[0.1]]), method="attribution")
+        with pytest.raises(ValueError, match="UCU and RU cannot be cut by attribution scores"):
+            sc.classify_units(signed, signed, scu=0.3, ucu=0.3, ru=0)
+        assert sc.classify_units(signed, signed, scu=0.3, ucu=0, ru=0).shares()["SCU"] == pytest.approx(1 / 3)
 
     @settings(max_examples=40, deadline=None)
     @given(
