@@ -33,8 +33,8 @@ n_units = shape.n_layers * (shape.n_units("mlp") + shape.n_units("attn"))
 # ## From activations to scores
 #
 # Two data sets with answers: refusals of malicious prompts, and right answers to ordinary ones. On each, every unit
-# gets a score. The paper's is WIFV: how much the unit's activation *fluctuates* over the answer's tokens, times the
-# size of its outgoing weights. We score on training prompts and measure on others.
+# gets a score. The paper's is WIFV: how much the unit's activation *fluctuates* over the tokens of prompt and answer,
+# times the size of its outgoing weights. We score on training prompts and measure on others.
 
 # %%
 refusals = sc.organism.prompts("malicious", "train", n=128)
@@ -72,12 +72,21 @@ plt.show()
 table.to_frame().round(2)
 
 # %% [markdown]
-# Read it against the diamonds, the random units. Without the SCU the model refuses as before: at the paper's share they
-# are not what refusal needs here. Without the UCU, utility is gone, which random units cost only in part; so these
-# deserve their name, although refusals suffer too. Without the RU nothing is missed, but so it is with random units:
-# "redundant" is no achievement in a model with units to spare.
+# Read it against the diamonds, the random units. Without the SCU refusal is gone and nothing else, which random units
+# do not do: these deserve their name. Without the UCU it is the reverse. Without the RU nothing is missed, but so it is
+# with as many random units: "redundant" is no achievement in a model with units to spare.
 #
-# Is the score wrong, or only the share? That takes the whole order, not one cut.
+# It hangs on a choice that the paper leaves open. Count the fluctuation over the answer's tokens alone, as earlier code
+# does, and the SCU do nothing:
+
+# %%
+on_answers = [sc.score_units(model, data, tokens="response") for data in (refusals, answers)]
+others = sc.classify_units(*on_answers, scu=0.013, ucu=0.133, ru=0.148)
+sc.ablate_groups(model, others, controls=0, **tests).to_frame().round(2)
+
+# %% [markdown]
+# Refusing is decided before the answer begins; what fluctuates in the answer follows from it. And is 1.3 % much or
+# little? That takes the whole order, not one cut.
 #
 # ## Another score: attribution
 #
@@ -133,8 +142,7 @@ pd.DataFrame(
 # %% [markdown]
 # Two virtues. Attribution finds at once what refusal hangs on: a handful of units of three thousand, where as many
 # random ones do nothing. But it was asked about refusal alone, and further down its list come units that utility needs
-# as well. WIFV, with what utility needs subtracted, takes more units (so the share above was too small) but leaves
-# utility whole.
+# as well. WIFV, with what utility needs subtracted, takes more units but leaves utility whole.
 #
 # Neither finds just the planted neurons: a quarter to a third of the first 192 are planted, and chance is 6 %. The star
 # says that removing exactly those takes all refusals and no utility. Yet refusal also passes through neurons that were
@@ -142,7 +150,8 @@ pd.DataFrame(
 #
 # ## A mask of units
 #
-# A group, or any selection, becomes a `FreezeMask`. Here the union of what the score found and what we know:
+# SCU can be cut by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. A group, or any
+# selection, becomes a `FreezeMask`. Here the union of what the score found and what we know:
 
 # %%
 mask = sc.FreezeMask.units(groups, "SCU")
@@ -156,5 +165,6 @@ plt.show()
 print((mask | known).summary(model))
 
 # %% [markdown]
-# `docs/concepts/units.md` has all the scores; `sc.score_comparison` draws the curves of all of them at once, and
-# `sc.stability` asks whether other prompts would have found the same units. Tutorial 4 trains under a mask.
+# `docs/concepts/units.md` has all the scores, `docs/ground_truth_units.md` how they do on six models;
+# `sc.score_comparison` draws the curves of all of them at once, and `sc.stability` asks whether other prompts would
+# have found the same units. Tutorial 4 trains under a mask.
