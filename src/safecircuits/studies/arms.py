@@ -37,6 +37,7 @@ class Arm:
         first: what is frozen instead in a first epoch, before ``mask`` for the rest of the run.
         longer: how many times the epochs of the other arms; above 1, steps are no longer matched.
         only_units: train nothing but units: no embedding, norm or unembedding.
+        rewind: freeze nothing, and put the mask's units back as they were when training is over.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Arm:
     first: FreezeMask | None = None
     longer: int = 1
     only_units: bool = False
+    rewind: bool = False
 
     def mask_for(self, shape: ModelShape, seed: int) -> FreezeMask | None:
         """The mask of a run."""
@@ -67,6 +69,7 @@ class Arm:
             "first": None if self.first is None else mask_digest(self.first),
             "longer": self.longer if self.longer > 1 else None,
             "only_units": self.only_units or None,
+            "rewind": self.rewind or None,
         }
         return {
             "frozen": self.frozen,

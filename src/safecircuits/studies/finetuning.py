@@ -33,6 +33,7 @@ from safecircuits.training.lora import lora
 from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase
 from safecircuits.training.presets import PresetName, preset
+from safecircuits.training.rewind import entries_of, rewind
 
 Settings = Mapping[str, Any]
 OWN = ("freeze", "seed", "callbacks", "eval_every", "stop_at_loss", "checkpoint_dir", "log", "progress", "rows")
@@ -166,13 +167,14 @@ class _Study:
             **{name: value for name, value in settings.items() if name != "epochs"},
             "steps": steps,
             "seed": seed,
-            "freeze": mask,
+            "freeze": None if arm.rewind else mask,
             "optimizer": optimizer,
             "callbacks": [curve],
             "eval_every": max(1, steps // self.points),
             "progress": False,
         }
         with self.subject.fresh() as model, only_units(model) if arm.only_units else nullcontext():
+            kept = entries_of(model, mask) if arm.rewind and mask is not None else None
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -187,6 +189,10 @@ class _Study:
             else:
                 run = finetune(model, scenario.train, **options)
             peak = torch.cuda.max_memory_allocated() if on_gpu else None
+            points = [dict(point) for point in run.evaluations]
+            if kept is not None and mask is not None:
+                rewind(model, kept, mask)
+                points[-1] = {"step": run.steps, **ruler.point(model)}
             figures = ruler.figures(model)
             n_parameters = sum(p.numel() for p in checkpoint_parameters(model).values())
         start = {"step": 0.0, **before["point"]}
@@ -196,7 +202,7 @@ class _Study:
             seed=seed,
             before=before["figures"],
             figures=figures,
-            curve=(start, *(dict(point) for point in run.evaluations)),
+            curve=(start, *points),
             train_loss=run.final_loss(),
             steps=run.steps,
             step_seconds=curve.training_seconds(optimizer) / run.steps,

@@ -67,6 +67,17 @@ def as_many_random(arm: Arm) -> Arm:
     return Arm(f"random_{arm.name}", f"as many units as {arm.name}, by seed", arm.mask, draw="units", longer=arm.longer)
 
 
+def rewound(arm: Arm) -> Arm:
+    """What the arm freezes is trained like all else, and put back when training is over (Wei et al. §5).
+
+    The curve is that of training; its last point and the figures are of the model that was put back.
+    """
+    if arm.mask is None:
+        raise ValueError(f"arm {arm.name!r} freezes nothing, so there is nothing to put back")
+    words = f"nothing; afterwards put back: {arm.frozen}"
+    return Arm(f"rewound_{arm.name}", words, arm.mask, draw=arm.draw, longer=arm.longer, rewind=True)
+
+
 def lora_arm(settings: LoraSettings | None = None) -> Arm:
     """LoRA on the same data in the same order for as many steps; nothing is frozen by a mask."""
     settings = settings or LoraSettings()

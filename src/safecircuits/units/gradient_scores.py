@@ -93,7 +93,7 @@ def snip_moments(
 
     def use(layer: int, component: Component, first: int, gradients: Float[Tensor, "prompt out in"]) -> None:
         weight = Matrix.of(model, layer, component).read().float()
-        units = _to_units(component, (gradients * weight).abs(), shape).double().cpu()
+        units = to_units(component, (gradients * weight).abs(), shape).double().cpu()
         rows = batch_rows.setdefault((site_of[component], layer), {})
         rows[first] = rows[first] + units if first in rows else units
 
@@ -164,9 +164,10 @@ def each_prompts_gradients(
     return len(examples)
 
 
-def _to_units(
+def to_units(
     component: Component, entries: Float[Tensor, "prompt out in"], shape: ModelShape
 ) -> Float[Tensor, "prompt unit"]:
+    """Sums of a matrix's entries over the units they belong to."""
     if component in ("gate", "in"):
         return entries.sum(2)
     if component == "out":

@@ -14,21 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.batching import batches
-from safecircuits.forward import run
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, encode
+from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import Component, HookedModel, ModelShape
-from safecircuits.units.activation_scores import chosen_positions
-from safecircuits.units.linear_maps import Matrix, components_of, watched
-from safecircuits.units.scores import TOKEN_CHOICES, TokenChoice, tokenizer_fingerprint
-
-# q, k and v read one input and gate and in another, so one of each is watched.
-_READS_LIKE: dict[Component, Component] = {"k": "q", "v": "q", "gate": "in"}
+from safecircuits.units.input_grams import input_grams
+from safecircuits.units.linear_maps import Matrix, components_of
+from safecircuits.units.scores import TokenChoice, tokenizer_fingerprint
 
 
 @dataclass(frozen=True)
@@ -68,30 +62,22 @@ def output_spaces(
         ValueError: for an unknown matrix, or data without responses where they are asked for.
         FloatingPointError: for inputs that are not finite; names the matrix.
     """
-    if tokens not in TOKEN_CHOICES:
-        raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
     chosen = components_of(model, components)
-    read = tuple(dict.fromkeys(_READS_LIKE.get(c, c) for c in chosen))
-    examples = encode(model.tokenizer, data, template=template, with_responses=tokens != "prompt")
-    grams: dict[tuple[int, Component], Tensor] = {}
-    counting: Bool[Tensor, "batch pos"]
-
-    def look(layer: int, component: Component, x: Tensor) -> None:
-        rows = x[counting.to(x.device)].double()
-        gram = rows.T @ rows
-        if not torch.isfinite(gram).all():
-            raise FloatingPointError(f"the inputs of matrix {layer}.{component} are not finite")
-        grams[layer, component] = grams[layer, component] + gram if (layer, component) in grams else gram
-
-    with torch.inference_mode(), watched(model, read, inputs=look):
-        for batch in track(list(batches(examples, max_tokens)), "output spaces", enabled=progress):
-            counting = chosen_positions(batch, tokens)
-            run(model, batch)
+    grams = input_grams(
+        model,
+        data,
+        tokens=tokens,
+        components=chosen,
+        template=template,
+        max_tokens=max_tokens,
+        progress=progress,
+        what="output spaces",
+    )
     bases, values = {}, {}
     for layer in range(int(model.cfg.n_layers)):
         for component in chosen:
             weight = Matrix.of(model, layer, component).read().double()
-            gram = grams[layer, _READS_LIKE.get(component, component)].clone()
+            gram = grams.of(layer, component).clone()
             energies, vectors = torch.linalg.eigh(weight @ gram @ weight.T)
             keep = vectors.shape[1] if rank is None else min(rank, vectors.shape[1])
             bases[f"{layer}.{component}"] = vectors.flip(1)[:, :keep].float().cpu().contiguous()

@@ -3,6 +3,7 @@
     Wanda  |W_ij| · root mean square of input j over the chosen tokens
     SNIP   |W_ij| · mean over prompts of |∂L(x)/∂W_ij|, L(x) the mean cross-entropy of the response tokens
 
+With a base model, |W_ij − W_ij of base| takes the place of |W_ij|: what alignment changed (their difference scores).
 Both are of the model as it is: no layer is pruned before the next is scored. One tensor a matrix, ``[out in]`` as an
 ``nn.Linear`` holds it, under the name ``"layer.matrix"`` (``"3.q"``).
 """
@@ -46,6 +47,8 @@ class WeightScores(Result):
     shape: ModelShape
     tokenizer: str
     provenance: dict[str, Any]
+    relative: bool = False
+    """Whether the weights' change from a base model was scored, |W − W_base| for |W|."""
 
     def merge(self, other: WeightScores) -> WeightScores:
         """Scores over both data sets together.
@@ -53,7 +56,7 @@ class WeightScores(Result):
         Raises:
             ValueError: for scores that were not made the same way.
         """
-        _require_same_way(self, other, "the other scores")
+        require_same_way(self, other, "the other scores")
         n, m = self.count, other.count
         # Wanda's is the root of a mean of squares, SNIP's a mean, and both times the same weight.
         power = 2 if self.method == "wanda" else 1
@@ -119,6 +122,7 @@ def score_weights(
     method: WeightMethod = "snip",
     tokens: TokenChoice = "response",
     components: Sequence[Component] | None = None,
+    base: HookedModel | None = None,
     template: str = "auto",
     max_tokens: int = 8192,
     progress: bool = False,
@@ -126,6 +130,8 @@ def score_weights(
     """Score every weight of the chosen matrices of every layer.
 
     Args:
+        base: the model before alignment: |W − W_base| takes the place of |W|. With ``method="magnitude"`` that is the
+            size of the change itself.
         tokens: for Wanda, whose inputs count. SNIP's loss is the responses' and its gradient runs over all positions.
         components: matrices, all of a layer's unless given.
     """
@@ -133,6 +139,8 @@ def score_weights(
         raise ValueError(f"no weight score {method!r}; there are {', '.join(get_args(WeightMethod))}")
     if tokens not in TOKEN_CHOICES:
         raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
+    if base is not None:
+        ModelShape.of(base).require_same(ModelShape.of(model), "the base model")
     chosen = components_of(model, components)
     keys = [(layer, component) for layer in range(int(model.cfg.n_layers)) for component in chosen]
     sums: dict[tuple[int, Component], Tensor] = {}
@@ -153,14 +161,15 @@ def score_weights(
         factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
     else:
         factor = {key: torch.ones(()) for key in keys}
-    scores = {f"{i}.{c}": Matrix.of(model, i, c).read().abs().float().cpu() * factor[i, c] for i, c in keys}
+    scores = {f"{i}.{c}": _sizes(model, base, i, c) * factor[i, c] for i, c in keys}
     broken = [key for key, score in scores.items() if not torch.isfinite(score).all()]
     if broken:
         raise FloatingPointError(f"the scores of matrix {broken[0]} (layer.matrix) are not finite")
     provenance = {"data": {"name": data.name, "n": len(data), "sha": data.fingerprint}, "template": template}
     where = "all" if method == "snip" else tokens
     fingerprint = tokenizer_fingerprint(model.tokenizer)
-    return WeightScores(scores, method, where, count, ModelShape.of(model), fingerprint, provenance)
+    relative = base is not None
+    return WeightScores(scores, method, where, count, ModelShape.of(model), fingerprint, provenance, relative)
 
 
 def weight_set_difference(safety: WeightScores, utility: WeightScores, *, q: float, p: float) -> WeightMask:
@@ -175,7 +184,7 @@ def weight_set_difference(safety: WeightScores, utility: WeightScores, *, q: flo
     for name, share in {"q": q, "p": p}.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is a share between 0 and 1, not {share}")
-    _require_same_way(safety, utility, "the utility scores")
+    require_same_way(safety, utility, "the utility scores")
     masks = {key: _top(score, q) & ~_top(utility.scores[key], p) for key, score in safety.scores.items()}
     provenance = {
         "safety": safety.provenance,
@@ -235,6 +244,12 @@ def _input_mean_squares(
     return running
 
 
+def _sizes(model: HookedModel, base: HookedModel | None, layer: int, component: Component) -> Float[Tensor, "out in"]:
+    """|W|, or |W − W_base| where there is a base."""
+    weight = Matrix.of(model, layer, component).read().float().cpu()
+    return (weight if base is None else weight - Matrix.of(base, layer, component).read().float().cpu()).abs()
+
+
 def _matrix(model: HookedModel, key: str) -> Matrix:
     layer, _, component = key.partition(".")
     return Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
@@ -246,10 +261,13 @@ def _top(score: Tensor, share: float) -> Tensor:
     return mask.reshape(score.shape)
 
 
-def _require_same_way(mine: WeightScores, other: WeightScores, what: str) -> None:
+def require_same_way(mine: WeightScores, other: WeightScores, what: str) -> None:
+    """A ValueError unless both were made of one model by one method."""
     other.shape.require_same(mine.shape, what)
     if mine.tokenizer != other.tokenizer:
         raise ValueError(f"{what} were made with another tokenizer ({other.tokenizer}, not {mine.tokenizer})")
+    if mine.relative != other.relative:
+        raise ValueError(f"of {what} and the first, one scores weights and the other their change from a base model")
     if (mine.method, mine.tokens, set(mine.scores)) != (other.method, other.tokens, set(other.scores)):
         raise ValueError(
             f"{what} ({other.method}, {other.tokens} tokens, {len(other.scores)} matrices) were not made the same way "
