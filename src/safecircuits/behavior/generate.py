@@ -115,6 +115,11 @@ def continuations(
     progress: bool = False,
 ) -> list[str]:
     """What the model writes after each example, greedily, as decoded; in the order of the examples."""
+    if hasattr(model, "continuations"):  # a model that is no TransformerLens model and decodes by itself
+        if until is not None:
+            raise ValueError(f"a {type(model).__name__} writes its completions whole: leave out early stopping")
+        own: list[str] = model.continuations(examples, max_new_tokens, max_tokens=max_tokens)
+        return own
     jobs = _Jobs(tuple(examples), (0,) * len(examples), max_new_tokens, max_tokens or MAX_TOKENS, until)
     with running(model) as runner:
         return _decode_all(runner, jobs, None, progress)

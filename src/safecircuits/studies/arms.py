@@ -16,6 +16,7 @@ from safecircuits.prompts import PromptSet
 from safecircuits.sites import LayerRange, ModelShape, Site
 from safecircuits.training.lisa import LisaSettings
 from safecircuits.training.lora import LoraSettings
+from safecircuits.training.virtual_tokens import LlamaAdapterSettings, PrefixSettings
 
 Scores = Mapping[Site, Float[Tensor, "layer unit"]]
 """One score a unit; a high one means that the unit matters to safety."""
@@ -34,6 +35,7 @@ class Arm:
         alignment: refused and answered prompts for Lisa; None for plain fine-tuning.
         lisa: Lisa's settings; its own defaults unless given.
         lora: train LoRA's adapters instead of the weights.
+        tokens: train virtual tokens (prefix tuning, LLaMA-Adapter) beside the weights, which all stay.
         first: what is frozen instead in a first epoch, before ``mask`` for the rest of the run.
         longer: how many times the epochs of the other arms; above 1, steps are no longer matched.
         only_units: train nothing but units: no embedding, norm or unembedding.
@@ -47,6 +49,7 @@ class Arm:
     alignment: PromptSet | None = None
     lisa: LisaSettings | None = None
     lora: LoraSettings | None = None
+    tokens: PrefixSettings | LlamaAdapterSettings | None = None
     first: FreezeMask | None = None
     longer: int = 1
     only_units: bool = False
@@ -66,6 +69,7 @@ class Arm:
         """What decides a run of this arm, besides the mask itself."""
         more = {
             "lora": None if self.lora is None else vars(self.lora),
+            "tokens": None if self.tokens is None else {"kind": type(self.tokens).__name__, **vars(self.tokens)},
             "first": None if self.first is None else mask_digest(self.first),
             "longer": self.longer if self.longer > 1 else None,
             "only_units": self.only_units or None,

@@ -34,6 +34,7 @@ from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase
 from safecircuits.training.presets import PresetName, preset
 from safecircuits.training.rewind import entries_of, rewind
+from safecircuits.training.virtual_tokens import virtual_tokens
 
 Settings = Mapping[str, Any]
 OWN = ("freeze", "seed", "callbacks", "eval_every", "stop_at_loss", "checkpoint_dir", "log", "progress", "rows")
@@ -178,10 +179,13 @@ class _Study:
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
+            measured: Any = model
             if arm.alignment is not None:
                 run = lisa(model, scenario.train, arm.alignment, settings=arm.lisa, **options)
             elif arm.lora is not None:
                 run = lora(model, scenario.train, settings=arm.lora, **options)
+            elif arm.tokens is not None:
+                measured, run = virtual_tokens(model, scenario.train, settings=arm.tokens, **options)
             elif arm.first is not None:
                 first = min(_steps(scenario, {**settings, "steps": None, "epochs": 1}), steps - 1)
                 phases = [Phase(arm.first.on(self.shape), steps=first), Phase(mask, steps=steps - first)]
@@ -193,7 +197,7 @@ class _Study:
             if kept is not None and mask is not None:
                 rewind(model, kept, mask)
                 points[-1] = {"step": run.steps, **ruler.point(model)}
-            figures = ruler.figures(model)
+            figures = ruler.figures(measured)
             n_parameters = sum(p.numel() for p in checkpoint_parameters(model).values())
         start = {"step": 0.0, **before["point"]}
         return StudyRun(

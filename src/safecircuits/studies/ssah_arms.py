@@ -9,6 +9,7 @@ from safecircuits.masks import FreezeMask
 from safecircuits.sites import LayerRange
 from safecircuits.studies.arms import Arm, full
 from safecircuits.training.lora import LoraSettings
+from safecircuits.training.virtual_tokens import LlamaAdapterSettings, PrefixSettings
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.selection import count_units
 
@@ -84,10 +85,24 @@ def lora_arm(settings: LoraSettings | None = None) -> Arm:
     return Arm("lora", f"all weights (LoRA, rank {settings.r})", lora=settings)
 
 
+def prefix_arm(settings: PrefixSettings | None = None) -> Arm:
+    """Prefix tuning on the same data in the same order for as many steps."""
+    settings = settings or PrefixSettings()
+    return Arm("prefix", f"all weights (prefix tuning, {settings.virtual_tokens} tokens)", tokens=settings)
+
+
+def llama_adapter_arm(settings: LlamaAdapterSettings | None = None) -> Arm:
+    """LLaMA-Adapter on the same data in the same order for as many steps; of Llama, Mistral and GPT-2 alone."""
+    settings = settings or LlamaAdapterSettings()
+    return Arm("llama_adapter", f"all weights (LLaMA-Adapter, {settings.virtual_tokens} tokens)", tokens=settings)
+
+
 def ssah_arms(
     groups: UnitGroups, *, layers: Block | None = None, longer: int = 2, phases: bool = True, lora: bool = False
 ) -> tuple[Arm, ...]:
     """Full fine-tuning, both settings of the paper each with a random control, and LoRA on request.
+
+    The paper's other parameter-efficient rows are ``prefix_arm()`` and ``llama_adapter_arm()``.
 
     Args:
         longer, phases: the paper's doubled epochs and two-phase schedule; ``longer=1`` and ``phases=False`` match the
