@@ -21,8 +21,7 @@ from safecircuits.sites import ModelShape
 from safecircuits.studies.arms import full
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.scenarios import Scenario
-from safecircuits.studies.ssah_arms import rewound as rewound_arm
-from safecircuits.studies.ssah_arms import scu_all_cu
+from safecircuits.studies.ssah_arms import rewound_arm, scu_all_cu
 from safecircuits.training.loop import finetune
 from safecircuits.training.rewind import entries_of, rewind, rewound
 from safecircuits.training.safety_filter import FilteredData, without_safety_rows

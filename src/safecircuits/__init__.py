@@ -101,11 +101,17 @@ if TYPE_CHECKING:
     from safecircuits.training.lora import lora as lora
     from safecircuits.training.presets import preset as preset
     from safecircuits.training.reverse_dpo import reverse_dpo as reverse_dpo
+    from safecircuits.training.rewind import rewind as rewind
+    from safecircuits.training.rewind import rewound as rewound
+    from safecircuits.training.safety_filter import FilteredData as FilteredData
+    from safecircuits.training.safety_filter import without_safety_rows as without_safety_rows
+    from safecircuits.training.virtual_tokens import virtual_tokens as virtual_tokens
     from safecircuits.units.ablation import ablate_groups as ablate_groups
     from safecircuits.units.ablation import ablate_units as ablate_units
     from safecircuits.units.ablation import ablation_curve as ablation_curve
     from safecircuits.units.answer_tokens import AnswerTokens as AnswerTokens
     from safecircuits.units.comparison import score_comparison as score_comparison
+    from safecircuits.units.coupled import coupled_scores as coupled_scores
     from safecircuits.units.enrichment import Enrichment as Enrichment
     from safecircuits.units.enrichment import enrichment as enrichment
     from safecircuits.units.enrichment import equal_budget_masks as equal_budget_masks
@@ -113,6 +119,8 @@ if TYPE_CHECKING:
     from safecircuits.units.groups import UnitGroups as UnitGroups
     from safecircuits.units.groups import classify_units as classify_units
     from safecircuits.units.groups import set_difference as set_difference
+    from safecircuits.units.head_probe import HeadProbe as HeadProbe
+    from safecircuits.units.head_probe import head_probe as head_probe
     from safecircuits.units.importance import UnitScores as UnitScores
     from safecircuits.units.importance import score_units as score_units
     from safecircuits.units.prune import prune_units as prune_units
@@ -171,11 +179,16 @@ _HOME = {
     "training.lora": ("LoraSettings", "lora"),
     "training.presets": ("preset",),
     "training.reverse_dpo": ("reverse_dpo",),
+    "training.rewind": ("rewind", "rewound"),
+    "training.safety_filter": ("FilteredData", "without_safety_rows"),
+    "training.virtual_tokens": ("virtual_tokens",),
     "units.ablation": ("ablate_groups", "ablate_units", "ablation_curve"),
     "units.answer_tokens": ("AnswerTokens",),
     "units.comparison": ("score_comparison",),
+    "units.coupled": ("coupled_scores",),
     "units.enrichment": ("Enrichment", "enrichment", "equal_budget_masks", "mask_overlap"),
     "units.groups": ("UnitGroups", "classify_units", "set_difference"),
+    "units.head_probe": ("HeadProbe", "head_probe"),
     "units.importance": ("UnitScores", "score_units"),
     "units.prune": ("prune_units",),
     "units.stability": ("stability",),

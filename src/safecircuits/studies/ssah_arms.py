@@ -68,7 +68,7 @@ def as_many_random(arm: Arm) -> Arm:
     return Arm(f"random_{arm.name}", f"as many units as {arm.name}, by seed", arm.mask, draw="units", longer=arm.longer)
 
 
-def rewound(arm: Arm) -> Arm:
+def rewound_arm(arm: Arm) -> Arm:
     """What the arm freezes is trained like all else, and put back when training is over (Wei et al. §5).
 
     The curve is that of training; its last point and the figures are of the model that was put back.

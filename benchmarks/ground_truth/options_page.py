@@ -1,0 +1,148 @@
+"""The page on the options that SSAH leaves open: every number in it comes from the results file."""
+# ruff: noqa: E501  sentences of the page keep its line breaks
+
+from __future__ import annotations
+
+from typing import Any
+
+SHARE_FIGURES = ("agreement", "refused", "utility", "planted found", "frozen parameters")
+MAIN = {"probe": ("aligned: blocks to refusing",), "freezing": ("refused",)}
+"""The figures that an option's effect is read off, by topic; of units what refusal loses on each model."""
+
+
+def render(record: dict[str, Any]) -> str:
+    """The page, from the results file alone."""
+    made = record["provenance"]
+    models = record["models"]
+    parts = [
+        f"""
+# What the open details do
+
+The paper leaves details open, and our dossier marks them as inferred or unknown. Each is a named option here, and each
+line below shows what it does to the result on the embedded models, all else at its default. The default is in bold.
+One command measures and writes this page (it took {made["seconds"]} s here):
+
+```
+python -m benchmarks.ground_truth.options --out docs/ssah_options.json --page docs/ssah_options.md
+```
+
+These are models of 8 layers and one draw of {made["datasets"]["malicious"]["n"]} malicious and {made["datasets"]["utility"]["n"]} utility prompts: a difference of a few points is
+within noise. The lines say which options can decide a result, not what they do to a model of 7 billion parameters.
+""",
+        f"""
+## Reasoning direction
+
+Of the 8 blocks, how many lean to refusing and how many to answering (95 % interval apart from zero), on `aligned` and
+`unaligned`, and on how many of {made["probe_prompts"]} malicious prompts the verdict at the last block is what the model then does.
+
+{_table(record, "probe", "")}
+
+{_effects(record, "probe")}
+""",
+        f"""
+## Scores: in what order units are taken
+
+WIFV scores of {made["calibration"]} prompts a side. *Units* is the first of 2, 4, 8, … 512 units of highest S − U whose removal halves refusal, and
+*utility* what is left then; — where 512 do not. *Planted found* is the share of the {models["planted-units"]["planted"]} planted neurons among
+as many units of highest S − U. Intact, {_intact(models)}.
+
+{_table(record, "units", "units")}
+
+{_effects(record, "units")}
+
+## Groups: where SCU is cut
+
+Neurons and heads in SCU, and what the model does without them.
+
+{_table(record, "units", "SCU")}
+
+{_effects(record, "cut")}
+""",
+        f"""
+## Freezing
+
+`aligned` fine-tuned for {made["steps"]} steps on facts that are new to it; *refused* is the share of malicious prompts refused afterwards. One
+seed: the fine-tuning studies have intervals.
+
+{_table(record, "freezing", "")}
+
+{_effects(record, "freezing")}
+""",
+        """
+## Where else the options are shown
+
+- Which score finds the planted units: `python -m benchmarks.ground_truth.units`.
+- The probe under all combinations of its options: `python -m benchmarks.ground_truth.direction`.
+- Bias compensation is exact: removal by hooks to the mean equals the pruned checkpoint with compensation in logits
+  (`tests/test_units_prune.py`).
+- The denominator of a score (tokens or prompts) is no option: scores are per token, so that data sets of different length
+  compare; the published code's sum over tokens divided by prompts makes them incomparable.
+""",
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _lines(record: dict[str, Any], topic: str, kind: str) -> list[dict[str, Any]]:
+    """The lines of a topic whose figures are of a kind: an order of units, or a cut."""
+    chosen = [line for line in record["lines"] if line["topic"] == topic]
+    return [
+        line
+        for line in chosen
+        if not kind or any(kind in key.split(": ")[-1] for key in line["settings"][0]["figures"])
+    ]
+
+
+def _table(record: dict[str, Any], topic: str, kind: str) -> str:
+    lines = _lines(record, topic, kind)
+    figures = list(lines[0]["settings"][0]["figures"])
+    head = ["option", "the paper", "values", *figures]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for line in lines:
+        settings = line["settings"]
+        values = "<br>".join(f"**{s['value']}**" if s["default"] else s["value"] for s in settings)
+        cells = ["<br>".join(shown(figure, s["figures"].get(figure)) for s in settings) for figure in figures]
+        rows.append(
+            "| " + " | ".join([f"{line['option']}<br>`{line['argument']}`", line["paper"], values, *cells]) + " |"
+        )
+    return "\n".join(rows)
+
+
+def shown(figure: str, value: float | None) -> str:
+    """A figure as the page prints it."""
+    name = figure.split(": ")[-1]
+    if value is None:
+        return "—"
+    if name in SHARE_FIGURES:
+        return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
+    return f"{value:.2f}" if name == "task loss" else f"{value:.0f}"
+
+
+def _effects(record: dict[str, Any], topic: str) -> str:
+    """One sentence: between what each option moves the main figures."""
+    kind = {"units": "units", "cut": "SCU"}.get(topic, "")
+    lines = _lines(record, "units" if topic == "cut" else topic, kind)
+    models = record["models"]
+    main = MAIN.get(topic) or tuple(f"{name}: {'units' if topic == 'units' else 'refused'}" for name in models)
+    moved: list[str] = []
+    same: list[str] = []
+    for line in lines:
+        parts = []
+        for figure in main:
+            values = [setting["figures"].get(figure) for setting in line["settings"]]
+            texts = {shown(figure, value) for value in values}
+            if len(texts) > 1:
+                known = sorted(value for value in values if value is not None)
+                ends = [shown(figure, value) for value in (known[0], known[-1])] if known else []
+                ends = list(dict.fromkeys(ends)) + (["never"] if None in values else [])
+                parts.append(f"{figure} {' to '.join(ends)}")
+        (moved if parts else same).append(f"{line['option']} ({'; '.join(parts)})" if parts else str(line["option"]))
+    said = [f"{word}: {', '.join(names)}." for word, names in (("Moved by", moved), ("Unmoved by", same)) if names]
+    return " ".join(said)
+
+
+def _intact(models: dict[str, Any]) -> str:
+    return "; ".join(
+        f"`{name}` refuses {shown('refused', found['intact']['malicious_refused'])} and answers "
+        f"{shown('utility', found['intact']['utility'])} right"
+        for name, found in models.items()
+    )
