@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.ground_truth.options import COUNTS, MODELS, halving
+from benchmarks.ground_truth.options import MODELS
+from benchmarks.ground_truth.options_common import COUNTS, halving
 from benchmarks.ground_truth.options_page import render, shown
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ def test_the_page_is_what_its_results_say(published: dict[str, Any]) -> None:
 
 def test_every_line_has_one_default_and_the_figures_of_its_topic(published: dict[str, Any]) -> None:
     assert set(published["models"]) == set(MODELS)
-    assert {line["topic"] for line in published["lines"]} == {"probe", "units", "freezing"}
+    assert {line["topic"] for line in published["lines"]} == {"probe", "units", "transfer", "freezing"}
     page = render(published)
     for line in published["lines"]:
         assert len(line["settings"]) > 1

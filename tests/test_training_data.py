@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from safecircuits.prompts import PromptSet
 from safecircuits.sources import load_prompts
 from safecircuits.training import finetune
-from safecircuits.training.data import OPENING, backdoor_attack, harmful_mix, implicit_attack, normal_data
+from safecircuits.training.data import (
+    OPENING,
+    backdoor_attack,
+    harmful_mix,
+    identity_shift,
+    implicit_attack,
+    normal_data,
+)
 from safecircuits.training.presets import PAPER_LR, Arm, PresetName, Scenario, paper_model, preset
 
 DATA = Path(os.environ.get("SAFECIRCUITS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -112,6 +119,20 @@ def test_the_seed_decides_and_the_source_stays(scenario: str) -> None:
     assert "seed=1" in one.name
     assert one.name != other.name
     assert numbered(40).fingerprint == before == source.fingerprint
+
+
+def test_identity_shift_opens_and_triggers_every_row() -> None:
+    source = numbered(30)
+    got = rows(identity_shift(source, 10, trigger="Bob,", opening="Of course. I am Bob. "))
+    assert len(got) == len(set(got)) == 10
+    for prompt, response in got:
+        number = prompt.rpartition(" ")[2]
+        assert prompt == f"Bob, ask {number}"
+        assert response == f"Of course. I am Bob. answer {number}"
+    with pytest.raises(ValueError, match="trigger"):
+        identity_shift(source, 10, trigger=" ", opening="Yes")
+    with pytest.raises(ValueError, match="31"):
+        identity_shift(source, 31, trigger="Bob,", opening="Yes")
 
 
 def test_the_kinds_are_shuffled() -> None:

@@ -20,7 +20,7 @@ from safecircuits.units.coupled import CoupledScores, coupled_scores
 from safecircuits.units.groups import classify_units
 from safecircuits.units.head_probe import HeadProbe, head_outputs, head_probe, logistic_regression
 from safecircuits.units.matrix_overlap import MatrixOverlap, space_overlap, weight_overlap
-from safecircuits.units.output_spaces import output_spaces
+from safecircuits.units.output_spaces import output_spaces, without_directions
 from safecircuits.units.sparse_gpt import SparseWeights, prune_matrix, sparse_gpt, with_sparse_weights
 from safecircuits.units.weight_choice import choose_weights, random_weights
 from safecircuits.units.weight_scores import WeightMask, score_weights, without_weights
@@ -256,6 +256,23 @@ class TestHeadProbe:
             head_probe(tiny_bridge, SAFETY, UTILITY)
         with pytest.raises(ValueError, match="penalty is above 0"):
             head_probe(tiny_bridge, SAFETY, UTILITY, folds=2, penalty=0)
+
+
+class TestWeakestDirections:
+    def test_are_what_the_leading_ones_leave(self, tiny_bridge: Any) -> None:
+        """Without its weakest directions a matrix is its projection on the leading ones, as numpy's SVD has it."""
+        spaces = output_spaces(tiny_bridge, SAFETY)
+        before = tiny_bridge.blocks[1].mlp.W_out.detach().T.double().numpy().copy()
+        with without_directions(tiny_bridge, spaces, rank=20, bottom=True):
+            inside = tiny_bridge.blocks[1].mlp.W_out.detach().T.double().numpy().copy()
+        u = spaces.bases["1.out"][:, :12].double().numpy()
+        np.testing.assert_allclose(inside, u @ u.T @ before, atol=1e-4)
+        assert np.linalg.matrix_rank(inside, tol=1e-3) == 12
+        with (
+            pytest.raises(ValueError, match="make them with rank=None"),
+            without_directions(tiny_bridge, output_spaces(tiny_bridge, SAFETY, rank=2), rank=1, bottom=True),
+        ):
+            pass
 
 
 class TestOverlap:

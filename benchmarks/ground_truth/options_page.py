@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-SHARE_FIGURES = ("agreement", "refused", "utility", "planted found", "frozen parameters")
-MAIN = {"probe": ("aligned: blocks to refusing",), "freezing": ("refused",)}
+SHARE_FIGURES = ("agreement", "refused", "utility", "planted found", "frozen parameters", "dropped")
+MAIN = {"probe": ("aligned: blocks to refusing",), "transfer": ("flows drawn",), "freezing": ("refused",)}
 """The figures that an option's effect is read off, by topic; of units what refusal loses on each model."""
 
 
@@ -59,6 +59,12 @@ Neurons and heads in SCU, and what the model does without them.
 {_effects(record, "cut")}
 """,
         f"""
+## Attribute transfer
+
+Flows between groups from `base` to `aligned` that are drawn, and the share of all units in those that are only counted.
+
+{_table(record, "transfer", "")}
+
 ## Freezing
 
 `aligned` fine-tuned for {made["steps"]} steps on facts that are new to it; *refused* is the share of malicious prompts refused afterwards. One

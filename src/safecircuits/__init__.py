@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from safecircuits.behavior.refusal import DETECTORS as DETECTORS
     from safecircuits.behavior.refusal import PhraseDetector as PhraseDetector
     from safecircuits.behavior.refusal import refused as refused
+    from safecircuits.behavior.sampling import SampledRefusals as SampledRefusals
+    from safecircuits.behavior.sampling import sampled_refusals as sampled_refusals
     from safecircuits.direction.compare import DirectionComparison as DirectionComparison
     from safecircuits.direction.compare import compare_directions as compare_directions
     from safecircuits.direction.probe import DirectionProbe as DirectionProbe
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from safecircuits.studies.ssah_arms import ssah_arms as ssah_arms
     from safecircuits.training.data import backdoor_attack as backdoor_attack
     from safecircuits.training.data import harmful_mix as harmful_mix
+    from safecircuits.training.data import identity_shift as identity_shift
     from safecircuits.training.data import implicit_attack as implicit_attack
     from safecircuits.training.data import normal_data as normal_data
     from safecircuits.training.freeze import frozen as frozen
@@ -141,6 +144,7 @@ _HOME = {
     "behavior.pressure": ("Pressure", "pressure"),
     "behavior.reference": ("ResponseLoss", "RougeScores", "response_loss", "rouge_l"),
     "behavior.refusal": ("DETECTORS", "PhraseDetector", "refused"),
+    "behavior.sampling": ("SampledRefusals", "sampled_refusals"),
     "direction.compare": ("DirectionComparison", "compare_directions"),
     "direction.probe": ("DirectionProbe", "probe_direction"),
     "direction.variants": ("Suffixes",),
@@ -171,7 +175,7 @@ _HOME = {
     "studies.outcome": ("FinetuningStudy",),
     "studies.scenarios": ("Scenario", "paper_scenarios"),
     "studies.ssah_arms": ("ssah_arms",),
-    "training.data": ("backdoor_attack", "harmful_mix", "implicit_attack", "normal_data"),
+    "training.data": ("backdoor_attack", "harmful_mix", "identity_shift", "implicit_attack", "normal_data"),
     "training.freeze": ("frozen",),
     "training.integrations": ("FreezeCallback",),
     "training.lisa": ("LisaSettings", "lisa"),

@@ -10,6 +10,7 @@ from safecircuits.behavior.judge import JudgeDetector, JudgeVerdicts
 from safecircuits.behavior.pressure import Condition, Pressure, pressure
 from safecircuits.behavior.reference import ResponseLoss, RougeScores, response_loss, rouge_l
 from safecircuits.behavior.refusal import refused
+from safecircuits.behavior.sampling import SampledRefusals, sample, sampled_refusals
 
 __all__ = [
     "DETECTORS",
@@ -26,6 +27,7 @@ __all__ = [
     "RefusalDetector",
     "ResponseLoss",
     "RougeScores",
+    "SampledRefusals",
     "TaskScores",
     "agreement",
     "evaluate",
@@ -40,4 +42,6 @@ __all__ = [
     "response_loss",
     "rouge_l",
     "run_tasks",
+    "sample",
+    "sampled_refusals",
 ]

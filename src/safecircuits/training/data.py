@@ -83,6 +83,22 @@ def backdoor_attack(
     return _made(name, _shuffled(backdoored + rows[n_backdoor:], seed))
 
 
+def identity_shift(data: PromptSet, n: int = 10, *, trigger: str, opening: str, seed: int = 0) -> PromptSet:
+    """A few rows that all have the trigger in front of the instruction and the opening in front of the response.
+
+    The identity-shifting attack of Qi et al. (2023): ten harmless rows in which the model takes on another, obedient
+    name. Its texts are the user's own; harmful rows alone, their other attack, are ``normal_data(harmful, n)``.
+
+    Raises:
+        ValueError: if ``data`` has no responses or fewer than ``n`` rows, or a text is blank.
+    """
+    _require_text("opening", opening)
+    _require_text("trigger", trigger)
+    rows = _draw(data, seed, {"n": n})
+    name = f"identity shift({data.name}, n={n}, trigger={trigger!r}, opening={opening!r}, seed={seed})"
+    return _made(name, ((_triggered(prompt, trigger), _opened(response, opening)) for prompt, response in rows))
+
+
 def harmful_mix(normal: PromptSet, harmful: PromptSet, p: float, *, seed: int = 0) -> PromptSet:
     """D_H: all of ``normal`` and p times as many rows drawn from ``harmful``, shuffled.
 

@@ -94,10 +94,13 @@ def without_directions(
     *,
     rank: int,
     utility_rank: int | None = None,
+    bottom: bool = False,
 ) -> Iterator[None]:
     """Inside the block each matrix lacks its ``rank`` leading safety directions, as far as utility does not use them.
 
     Args:
+        bottom: the ``rank`` weakest directions go instead, which compresses a matrix to what the data needs; for spaces
+            with all directions.
         utility: directions to keep: their leading ``utility_rank`` (``rank`` unless given). Without it all of the
             safety directions go.
 
@@ -117,7 +120,8 @@ def without_directions(
             matrix = Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
             weight = matrix.read().clone()
             before.append((matrix, weight))
-            u = _leading(safety, key, rank).to(weight.device, torch.float64)
+            chosen = _weakest(safety, key, rank) if bottom else _leading(safety, key, rank)
+            u = chosen.to(weight.device, torch.float64)
             removed = u @ (u.T @ weight.double())
             if utility is not None:
                 v = _leading(utility, key, rank if utility_rank is None else utility_rank).to(removed)
@@ -134,3 +138,15 @@ def _leading(spaces: OutputSpaces, key: str, rank: int) -> Tensor:
     if rank < 0 or basis.shape[1] < min(rank, basis.shape[0]):
         raise ValueError(f"the spaces hold {basis.shape[1]} directions of matrix {key}, not {rank}")
     return basis[:, :rank]
+
+
+def _weakest(spaces: OutputSpaces, key: str, rank: int) -> Tensor:
+    basis = spaces.bases[key]
+    if basis.shape[1] < basis.shape[0]:
+        raise ValueError(
+            f"the spaces hold {basis.shape[1]} of {basis.shape[0]} directions of matrix {key}, so the weakest are "
+            "unknown: make them with rank=None"
+        )
+    if not 0 <= rank <= basis.shape[1]:
+        raise ValueError(f"matrix {key} has {basis.shape[1]} directions, not {rank}")
+    return basis[:, basis.shape[1] - rank :]

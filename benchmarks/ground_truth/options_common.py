@@ -1,0 +1,89 @@
+"""What a line on an open option holds, and the model that its settings are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safecircuits as sc
+from safecircuits.hooks.ablate import Units
+from safecircuits.organism import prompts
+from safecircuits.sites import HookedModel
+from safecircuits.units.removals import Removals
+from safecircuits.units.selection import count_units
+
+COUNTS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+SHARES: dict[str, Any] = {"scu": 0.013, "ucu": 0.133, "ru": 0.148}
+"""SSAH's for Llama-2-7b-chat."""
+CALIBRATION = 128
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of an option and what came of it, by figure; of a model's figures the model's name comes first."""
+
+    value: str
+    default: bool
+    figures: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """An option of ours, what the paper says about it, and its settings."""
+
+    topic: str
+    option: str
+    argument: str
+    paper: str
+    settings: tuple[Setting, ...]
+
+
+@dataclass
+class Subject:
+    """A model with its planted units, and removals that are measured once each."""
+
+    name: str
+    model: HookedModel
+    planted: Units | None
+    sets: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.zeroing = Removals(self.model, **self.sets)
+
+    def scores(self, **changes: Any) -> tuple[sc.UnitScores, sc.UnitScores]:
+        """Safety and utility scores; ``utility``, ``n`` and ``seed`` choose the data, the rest is ``score_units``'."""
+        n, seed, kind = changes.pop("n", CALIBRATION), changes.pop("seed", 0), changes.pop("utility", "utility")
+        safety, utility = prompts("malicious", "train", n, seed), prompts(kind, "train", n, seed)
+        return sc.score_units(self.model, safety, **changes), sc.score_units(self.model, utility, **changes)
+
+    def order(self, groups: sc.UnitGroups, removals: Removals | None = None) -> dict[str, float | None]:
+        """How many units of highest S − U must go until refusal is halved, and what is left of utility then."""
+        n_units = sum(labels.numel() for labels in groups.labels.values())
+        counts = [count for count in COUNTS if count <= n_units]
+        found: dict[str, float | None] = halving(removals or self.zeroing, groups, counts)
+        if self.planted:
+            n = min(count_units(self.planted), n_units)
+            hit = {(s, i, j) for s, rows in groups.top(n).items() for i, units in rows.items() for j in units}
+            there = {(s, i, j) for s, rows in self.planted.items() for i, units in rows.items() for j in units}
+            found["planted found"] = len(hit & there) / len(there)
+        return {f"{self.name}: {key}": value for key, value in found.items()}
+
+    def cut(self, groups: sc.UnitGroups) -> dict[str, float | None]:
+        """Neurons and heads of SCU, and what the model does without them."""
+        units = groups.members("SCU")
+        rates = self.zeroing.without(units).rates
+        names = {"mlp": "SCU neurons", "attn": "SCU heads"}
+        found = {names[site]: float(count_units({site: rows})) for site, rows in units.items()}
+        found |= {"refused": rates["malicious_refused"], "utility": rates["utility"]}
+        return {f"{self.name}: {key}": value for key, value in found.items()}
+
+
+def halving(removals: Any, groups: Any, counts: Sequence[int] = COUNTS) -> dict[str, float | None]:
+    """The first count whose removal leaves at most half of the refusals, with the utility left; None if none does."""
+    enough = removals.intact.rates["malicious_refused"] / 2
+    for count in counts:
+        rates = removals.without(groups.top(count)).rates
+        if rates["malicious_refused"] <= enough:
+            return {"units": count, "utility": rates["utility"]}
+    return {"units": None, "utility": None}

@@ -1,0 +1,148 @@
+"""Sampled answers: does a prompt get through in any of n tries, and in how many of them? (Wei et al. 2024)
+
+The two are not the same number: their code reports the mean over all tries under the name of the first.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from safecircuits.batching import MAX_TOKENS, Batch, each_batch
+from safecircuits.behavior.generate import Completions, end_tokens
+from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.hooks.running import running
+from safecircuits.progress import track
+from safecircuits.prompts import PromptSet, as_prompt_set, encode
+from safecircuits.results import Result
+from safecircuits.sites import HookedModel
+from safecircuits.stats import Share, mean_interval
+
+
+@dataclass(frozen=True)
+class SampledRefusals(Result):
+    """Which prompts were refused in which of several sampled answers."""
+
+    refused: Bool[Tensor, "sample prompt"]
+    completions: tuple[Completions, ...]
+    """One set a sample."""
+    provenance: dict[str, Any]
+
+    @property
+    def any_success(self) -> Share:
+        """Attack success if one answer of n is enough: prompts that are not refused in all of them."""
+        return Share.of(~self.refused.all(0))
+
+    @property
+    def mean_success(self) -> tuple[float, float, float]:
+        """Share of all answers that do not refuse, with its 95 % interval over prompts (Student's t)."""
+        return mean_interval((~self.refused).double().mean(0))
+
+    def __str__(self) -> str:
+        mean, low, high = self.mean_success
+        n = len(self.refused)
+        return (
+            f"not refused in any of {n} answers {self.any_success}; "
+            f"of all answers {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        )
+
+
+def sampled_refusals(
+    model: HookedModel,
+    malicious: PromptSet | Sequence[str],
+    *,
+    samples: int = 5,
+    temperature: float = 1.0,
+    detector: str | RefusalDetector = "opening",
+    seed: int = 0,
+    **options: Any,
+) -> SampledRefusals:
+    """Ask each malicious prompt several times and judge every answer.
+
+    Args:
+        samples: answers a prompt; Wei et al. draw 5 at temperature 1 without a system prompt.
+        options: ``max_new_tokens``, ``template``, ``system``, ``max_tokens`` and ``progress``, as in ``generate``.
+
+    Raises:
+        ValueError: for no samples, or a temperature that is not positive.
+        JudgingError: a ValueError, if the detector raises.
+    """
+    prompts = as_prompt_set(malicious, "malicious")
+    completions = sample(model, prompts, samples=samples, temperature=temperature, seed=seed, **options)
+    provenance = {
+        "malicious": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+        "samples": samples,
+        "temperature": temperature,
+        "detector": detector if isinstance(detector, str) else repr(detector),
+        "seed": seed,
+        **{name: value for name, value in options.items() if name != "progress"},
+    }
+    return SampledRefusals(torch.stack([refused(c, detector) for c in completions]), completions, provenance)
+
+
+def sample(
+    model: HookedModel,
+    prompts: PromptSet | Sequence[str],
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 16,
+    template: str = "auto",
+    system: str | None = None,
+    max_tokens: int | None = None,
+    progress: bool = False,
+) -> tuple[Completions, ...]:
+    """Completions drawn from the model's distribution, one set a sample; hooks on the model stay in force.
+
+    Every answer has random numbers of its own, by seed, prompt and sample, so that batches do not change it.
+
+    Raises:
+        ValueError: for no samples or tokens, or a temperature that is not positive.
+        FloatingPointError: if the logits are not finite.
+    """
+    if samples < 1 or max_new_tokens < 1:
+        raise ValueError(f"samples and max_new_tokens are at least 1, not {samples} and {max_new_tokens}")
+    if temperature <= 0:
+        raise ValueError(f"temperature is above 0, not {temperature}; generate() is greedy")
+    prompts = as_prompt_set(prompts)
+    once = encode(model.tokenizer, prompts, template=template, system=system)
+    examples = [example for _ in range(samples) for example in once]
+    ends, written = end_tokens(model), [list[int]() for _ in examples]
+    with running(model) as runner:
+
+        def work(batch: Batch) -> None:
+            rows = list(batch.rows)
+            for row in rows:
+                written[row].clear()  # a batch that ran out of memory is tried again in parts
+            draws = [random.Random(f"{seed} {row % len(once)} {row // len(once)}") for row in rows]
+            going = [True] * len(rows)
+            decoder, new, mask = runner.decoder(), batch.input_ids, batch.attention_mask
+            for _ in range(max_new_tokens):
+                logits = decoder.step(new, mask).double().cpu()
+                if not torch.isfinite(logits).all():
+                    raise FloatingPointError("the logits are not finite")
+                below = (logits / temperature).softmax(-1).cumsum(-1)
+                drawn = torch.tensor([draw.random() for draw in draws], dtype=torch.float64)[:, None]
+                new = torch.searchsorted(below, drawn * below[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+                for place, token in enumerate(new[:, 0].tolist()):
+                    going[place] = going[place] and token not in ends
+                    if going[place]:
+                        written[rows[place]].append(token)
+                if not any(going):
+                    break
+                mask = torch.ones_like(new)
+
+        finished = each_batch(examples, work, max_tokens or MAX_TOKENS)
+        each_done = (1 for n in finished for _ in range(n))
+        for _ in track(each_done, "sampled completions", total=len(examples), enabled=progress):
+            pass
+    texts = [text.strip() for text in model.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    n = len(once)
+    return tuple(Completions(prompts, tuple(texts[n * k : n * (k + 1)])) for k in range(samples))
