@@ -261,7 +261,7 @@ class TestHeadProbe:
 class TestWeakestDirections:
     def test_are_what_the_leading_ones_leave(self, tiny_bridge: Any) -> None:
         """Without its weakest directions a matrix is its projection on the leading ones, as numpy's SVD has it."""
-        spaces = output_spaces(tiny_bridge, SAFETY)
+        spaces = output_spaces(tiny_bridge, SAFETY, components=("out",))
         before = tiny_bridge.blocks[1].mlp.W_out.detach().T.double().numpy().copy()
         with without_directions(tiny_bridge, spaces, rank=20, bottom=True):
             inside = tiny_bridge.blocks[1].mlp.W_out.detach().T.double().numpy().copy()

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40, help="malicious and utility test prompts each")
     parser.add_argument("--steps", type=int, default=60, help="of each fine-tuning run")
     arguments = parser.parse_args()
-    began, n = time.perf_counter(), arguments.prompts
+    began, n = time.process_time(), arguments.prompts
     malicious, utility = prompts("malicious", "test", n), prompts("utility", "test", n)
     sets = {"malicious": malicious, "utility": utility, "refusal_tokens": 4, "max_new_tokens": 16}
     subjects = [Subject(name, sc.load_model(name), planted_units(name), sets) for name in MODELS]
@@ -103,7 +103,7 @@ def main() -> None:
             calibration=CALIBRATION,
             steps=arguments.steps,
             probe_prompts=n // 2,
-            seconds=round(time.perf_counter() - began),
+            cpu_seconds=round(time.process_time() - began),
         ),
         "models": {
             s.name: {"intact": s.zeroing.intact.rates, "planted": count_units(s.planted or {})} for s in subjects

@@ -20,7 +20,7 @@ def render(record: dict[str, Any]) -> str:
 
 The paper leaves details open, and our dossier marks them as inferred or unknown. Each is a named option here, and each
 line below shows what it does to the result on the embedded models, all else at its default. The default is in bold.
-One command measures and writes this page (it took {made["seconds"]} s here):
+One command measures and writes this page:
 
 ```
 python -m benchmarks.ground_truth.options --out docs/ssah_options.json --page docs/ssah_options.md
