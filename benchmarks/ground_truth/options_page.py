@@ -18,8 +18,8 @@ def render(record: dict[str, Any]) -> str:
         f"""
 # What the open details do
 
-The paper leaves details open, and our dossier marks them as inferred or unknown. Each is a named option here, and each
-line below shows what it does to the result on the embedded models, all else at its default. The default is in bold.
+The paper leaves details open. Each is a named option here, and each line below shows what it does to the result on the
+embedded models, all else at its default. The default is in bold.
 One command measures and writes this page:
 
 ```
@@ -139,8 +139,8 @@ def _effects(record: dict[str, Any], topic: str) -> str:
             if len(texts) > 1:
                 known = sorted(value for value in values if value is not None)
                 ends = [shown(figure, value) for value in (known[0], known[-1])] if known else []
-                ends = list(dict.fromkeys(ends)) + (["never"] if None in values else [])
-                parts.append(f"{figure} {' to '.join(ends)}")
+                text = " to ".join(dict.fromkeys(ends)) or "none"
+                parts.append(f"{figure} {text}" + (" or never" if None in values else ""))
         (moved if parts else same).append(f"{line['option']} ({'; '.join(parts)})" if parts else str(line["option"]))
     said = [f"{word}: {', '.join(names)}." for word, names in (("Moved by", moved), ("Unmoved by", same)) if names]
     return " ".join(said)
