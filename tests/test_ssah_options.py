@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from benchmarks.ground_truth.options import MODELS
 from benchmarks.ground_truth.options_common import COUNTS, halving
-from benchmarks.ground_truth.options_page import render, shown
+from benchmarks.ground_truth.options_page import noise, render, shown
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +54,19 @@ def test_every_line_has_one_default_and_the_figures_of_its_topic(published: dict
         assert sum(setting["default"] for setting in line["settings"]) == 1
         assert len({frozenset(setting["figures"]) for setting in line["settings"]}) == 1
         assert f"| {line['option']}<br>`{line['argument']}` |" in page
+
+
+def test_effects_within_noise_are_called_so(published: dict[str, Any]) -> None:
+    """Two shares of n prompts are beyond noise at the width of a 95 % interval of their difference."""
+    assert noise(40) == pytest.approx(0.219, abs=1e-3)
+    for refused, word in ((0.9, "By no more than noise: what"), (0.7, "Moved by: what"), (1.0, "Unmoved by: what")):
+        changed = copy.deepcopy(published)
+        line = next(line for line in changed["lines"] if line["topic"] == "freezing")
+        line["option"] = "what"
+        for i, setting in enumerate(line["settings"]):
+            setting["figures"]["refused"] = 1.0 if i else refused
+        changed["lines"] = [one for one in changed["lines"] if one["topic"] != "freezing"] + [line]
+        assert word in render(changed)
 
 
 def test_figures_are_printed_by_what_they_are() -> None:

@@ -26,8 +26,8 @@ One command measures and writes this page:
 python -m benchmarks.ground_truth.options --out docs/ssah_options.json --page docs/ssah_options.md
 ```
 
-These are models of 8 layers and one draw of {made["datasets"]["malicious"]["n"]} malicious and {made["datasets"]["utility"]["n"]} utility prompts: a difference of a few points is
-within noise. The lines say which options can decide a result, not what they do to a model of 7 billion parameters.
+These are models of 8 layers and one draw of {made["datasets"]["malicious"]["n"]} malicious and {made["datasets"]["utility"]["n"]} utility prompts: differences of shares up to
+{100 * noise(made["datasets"]["malicious"]["n"]):.0f} points are called noise. The lines say which options can decide a result, not what they do to a model of 7 billion parameters.
 """,
         f"""
 ## Reasoning direction
@@ -123,27 +123,37 @@ def shown(figure: str, value: float | None) -> str:
     return f"{value:.2f}" if name == "task loss" else f"{value:.0f}"
 
 
+def noise(n: int) -> float:
+    """Two shares of ``n`` prompts that differ by less may be one: 1.96 standard errors at worst."""
+    return float(1.96 * (0.5 / n) ** 0.5)
+
+
 def _effects(record: dict[str, Any], topic: str) -> str:
-    """One sentence: between what each option moves the main figures."""
+    """Between what each option moves the main figures, and which do not move them or by no more than noise."""
     kind = {"units": "units", "cut": "SCU"}.get(topic, "")
     lines = _lines(record, "units" if topic == "cut" else topic, kind)
     models = record["models"]
     main = MAIN.get(topic) or tuple(f"{name}: {'units' if topic == 'units' else 'refused'}" for name in models)
+    least = noise(record["provenance"]["datasets"]["malicious"]["n"])
     moved: list[str] = []
+    unclear: list[str] = []
     same: list[str] = []
     for line in lines:
-        parts = []
+        parts, beyond = [], False
         for figure in main:
             values = [setting["figures"].get(figure) for setting in line["settings"]]
             texts = {shown(figure, value) for value in values}
             if len(texts) > 1:
                 known = sorted(value for value in values if value is not None)
                 ends = [shown(figure, value) for value in (known[0], known[-1])] if known else []
+                share = figure.split(": ")[-1] in SHARE_FIGURES
+                beyond |= not share or known[-1] - known[0] > least
                 text = " to ".join(dict.fromkeys(ends)) or "none"
                 parts.append(f"{figure} {text}" + (" or never" if None in values else ""))
-        (moved if parts else same).append(f"{line['option']} ({'; '.join(parts)})" if parts else str(line["option"]))
-    said = [f"{word}: {', '.join(names)}." for word, names in (("Moved by", moved), ("Unmoved by", same)) if names]
-    return " ".join(said)
+        group = (moved if beyond else unclear) if parts else same
+        group.append(f"{line['option']} ({'; '.join(parts)})" if parts else str(line["option"]))
+    said = {"Moved by": moved, "By no more than noise": unclear, "Unmoved by": same}
+    return " ".join(f"{word}: {', '.join(names)}." for word, names in said.items() if names)
 
 
 def _intact(models: dict[str, Any]) -> str:
