@@ -7,6 +7,7 @@ published code zeroes the other axis of the matrices.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -217,8 +218,6 @@ def _logits(x: Float[Tensor, "problem row d"], weight: Float[Tensor, "problem d+
 
 
 def _folds(n: int, folds: int, seed: str) -> Int[Tensor, " row"]:
-    import random
-
     order = random.Random(seed).sample(range(n), n)
     assigned = torch.empty(n, dtype=torch.long)
     assigned[order] = torch.arange(n) % folds
