@@ -88,8 +88,8 @@ def lora_arm(settings: LoraSettings | None = None) -> Arm:
 def prefix_arm(settings: PrefixSettings | None = None) -> Arm:
     """Prefix tuning on the same data in the same order for as many steps.
 
-    Arms of a study share their rate; virtual tokens learn slowly at one that suits weights, so that a study of their own
-    may be fairer to them.
+    Arms of a study share their rate. Virtual tokens learn slowly at one that suits weights: a study of their own may be
+    fairer to them.
     """
     settings = settings or PrefixSettings()
     return Arm("prefix", f"all weights (prefix tuning, {settings.virtual_tokens} tokens)", tokens=settings)
