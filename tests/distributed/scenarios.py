@@ -23,6 +23,7 @@ from safecircuits.training import finetune, frozen_digest
 from safecircuits.training.phases import Phase
 from test_finetune import DATA, MASK, weights
 from test_masks import SHAPE
+from zoo import backends
 
 # Six examples in steps of four: the second step of each epoch has two, and with three in a forward pass process 1
 # has nothing to do in it, so that uneven and empty shares both occur.
@@ -120,6 +121,8 @@ def _all_in_two_processes(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     facts: dict[str, Any] = {}
     for name, changes in SCENARIOS.items():
+        if changes.get("kind") == "hooked" and "hooked" not in backends():
+            continue  # transformer-lens 4
         tensors, facts[name] = run(**changes)
         if rank == 0:
             save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")

@@ -69,8 +69,8 @@ def precision_of(scenario: dict[str, Any]) -> str:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_train_what_one_trains(name: str, by_two: tuple[Path, dict[str, Any]]) -> None:
     folder, facts = by_two
-    found = facts[name]
     expected, alone = run(**SCENARIOS[name])
+    found = facts[name]
     loss_tolerance, weight_tolerance = TOLERANCE[precision_of(SCENARIOS[name])]
     assert found["losses"] == pytest.approx(alone["losses"], rel=loss_tolerance)
     assert_close(load_file(folder / f"{name}.safetensors"), expected, weight_tolerance)
