@@ -68,6 +68,11 @@ def test_layers_refuses_what_is_no_range(layers: Any) -> None:
         FreezeMask.layers(layers)
 
 
+def test_layers_refuses_the_ends_of_a_range_apart() -> None:
+    with pytest.raises(ValueError, match=r"a pair, FreezeMask.layers\(\(2, 4\)\)"):
+        FreezeMask.layers(2, 4)  # type: ignore[arg-type]
+
+
 def test_units_takes_groups_by_name() -> None:
     class Groups:
         shape = SHAPE

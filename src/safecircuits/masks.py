@@ -61,6 +61,8 @@ class FreezeMask:
         ``(3, 5)``, ``[3, 5]`` and ``LayerRange(3, 5)`` mean layers 3, 4 and 5. ``{3, 5}`` and ``range(3, 6)`` name the
         layers themselves, and so does a single number.
         """
+        if shape is not None and not isinstance(shape, ModelShape):
+            raise ValueError(f"give both ends of a range as a pair, FreezeMask.layers(({layers}, {shape}))")
         chosen = _layer_indices(layers)
         rows = torch.zeros(max(chosen, default=-1) + 1, 1, dtype=torch.bool)
         rows[chosen] = True
