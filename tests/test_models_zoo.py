@@ -92,6 +92,10 @@ class TestUnknownArchitecture:
         ("name", "changes", "message"),
         [
             ("Falcon-7B", {}, "no HookedTransformer exists for FalconForCausalLM; use backend='bridge'"),
+            ("Gemma-1", {}, "of GemmaForCausalLM by official name only, .*: use backend='bridge', or pass what"),
+            ("Gemma-2", {}, "of Gemma2ForCausalLM by official name only"),
+            ("Gemma-3", {}, "of Gemma3ForCausalLM by official name only"),
+            ("OLMo-2", {}, "of Olmo2ForCausalLM by official name only"),
             ("Llama with biases", {}, "no place for model.layers.0.self_attn.q_proj.bias; use backend='bridge'"),
             ("GPT-2", {"n_inner": 48}, "do not fit .* use backend='bridge' .size mismatch for blocks.0.mlp.W_in"),
         ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,23 @@ def _hooked_config(hf_model: nn.Module) -> Any:
                 dtype=next(hf_model.parameters()).dtype,
             )
         except (NotImplementedError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"no HookedTransformer exists for {type(hf_model).__name__}; use backend='bridge' ({error})"
-            ) from error
+            raise ValueError(_without_hooked_transformer(hf_model, loading.OFFICIAL_MODEL_NAMES)) from error
     cfg.tokenizer_name = None  # or HookedTransformer looks for a tokenizer in the deleted folder
     cfg.model_name = Path(str(getattr(hf_config, "_name_or_path", "") or "local")).name
     return cfg
+
+
+def _without_hooked_transformer(hf_model: nn.Module, official: Sequence[str]) -> str:
+    """Why there is none, for an architecture that TransformerLens does not know or knows by official names only."""
+    architecture = type(hf_model).__name__
+    family = "".join(filter(str.isalnum, hf_model.config.model_type.removesuffix("_text")))  # type: ignore[union-attr]
+    if not any(family in "".join(filter(str.isalnum, name.lower())) for name in official):
+        return f"no HookedTransformer exists for {architecture}; use backend='bridge'"
+    return (
+        f"transformer-lens makes a HookedTransformer of {architecture} by official name only, not from a checkpoint: "
+        "use backend='bridge', or pass what HookedTransformer.from_pretrained_no_processing(name) makes, which can be "
+        "analysed but not exported"
+    )
 
 
 def _converted(cfg: Any, hf_model: nn.Module) -> dict[str, Tensor]:
