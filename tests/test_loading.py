@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 import torch
+from benchmarks.models.weights import byte_level_tokenizer
 from huggingface_hub import errors as hub
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 import safecircuits as sc
 import support
@@ -23,6 +26,7 @@ from conftest import build_tiny_llama
 from safecircuits.batching import pad_left
 from safecircuits.forward import logits
 from safecircuits.models import load_model
+from safecircuits.notices import Notice
 from safecircuits.prompts import encode
 
 PROMPTS = sc.PromptSet("zoo", support.PROMPTS, support.ANSWERS)
@@ -148,6 +152,36 @@ class TestFolders:
         zoo.tokenizer().save_pretrained(tmp_path / "m")
         text = " ".join(support.PROMPTS)
         assert load_model(tmp_path / "m").tokenizer(text).input_ids == zoo.tokenizer()(text).input_ids
+
+    @pytest.mark.parametrize(("name", "declared"), [("Qwen2", None), ("Qwen2", "GPT2Tokenizer"), ("GPT-2", None)])
+    def test_another_way_of_splitting_text_is_noticed(self, name: str, declared: str | None, tmp_path: Path) -> None:
+        """By its model type, transformers makes a byte-level tokenizer of one that has a word a token."""
+        zoo.ZOO[name].build().save_pretrained(tmp_path / "m")
+        zoo.tokenizer().save_pretrained(tmp_path / "m")
+        path = tmp_path / "m" / "tokenizer_config.json"
+        settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "tokenizer_class"}
+        path.write_text(json.dumps(settings | ({"tokenizer_class": declared} if declared else {})))
+        advice = r"as \w+Tokenizer, which splits text otherwise than its tokenizer.json.*pass tokenizer=Pre.*/m'\)$"
+        with pytest.warns(Notice, match=advice):
+            loaded = load_model(tmp_path / "m").tokenizer
+        text = " ".join(support.PROMPTS)
+        assert loaded(text).input_ids != zoo.tokenizer()(text).input_ids
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Notice)
+            taken = PreTrainedTokenizerFast.from_pretrained(tmp_path / "m")
+            assert load_model(tmp_path / "m", tokenizer=taken).tokenizer(text) == zoo.tokenizer()(text)
+
+    @pytest.mark.parametrize("declared", [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"])
+    def test_the_same_way_of_splitting_text_is_not(self, declared: str | None, tmp_path: Path) -> None:
+        """A byte-level tokenizer stays what it is, whatever the class."""
+        zoo.ZOO["Qwen2"].build().save_pretrained(tmp_path / "m")
+        byte_level_tokenizer(support.PROMPTS).save_pretrained(tmp_path / "m")
+        path = tmp_path / "m" / "tokenizer_config.json"
+        settings = {k: v for k, v in json.loads(path.read_text()).items() if k != "tokenizer_class"}
+        path.write_text(json.dumps(settings | ({"tokenizer_class": declared} if declared else {})))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Notice)
+            load_model(tmp_path / "m")
 
     def test_code_of_the_checkpoint_is_not_run(self, folder: Path) -> None:
         auto = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"}

@@ -32,7 +32,7 @@ def random_checkpoint(model: Model, scale: str, texts: Iterable[str], folder: Pa
 
     if model.config is None:
         raise ValueError(f"{model.id} has no configuration here to make random weights of; give it without the option")
-    tokenizer = _tokenizer(texts)
+    tokenizer = byte_level_tokenizer(texts)
     kind, settings = model.config
     special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     sizes: dict[str, Any] = {}
@@ -48,7 +48,8 @@ def random_checkpoint(model: Model, scale: str, texts: Iterable[str], folder: Pa
     return folder
 
 
-def _tokenizer(texts: Iterable[str]) -> Any:
+def byte_level_tokenizer(texts: Iterable[str]) -> Any:
+    """A tokenizer with a chat template, trained on ``texts``, that can spell any other text too."""
     from tokenizers import Tokenizer
     from tokenizers.decoders import ByteLevel as Decoder
     from tokenizers.models import BPE

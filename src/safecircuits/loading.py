@@ -17,6 +17,7 @@ from torch import nn
 
 from safecircuits.fingerprint import STAGE_PREFIX
 from safecircuits.memory import gigabytes, require_room
+from safecircuits.notices import notify
 from safecircuits.organism import STAGES, stage_path
 from safecircuits.progress import without_bars
 
@@ -89,14 +90,42 @@ def load_checkpoint(
 
 
 def _tokenizer_of(name: str, **kwargs: Any) -> Any:
+    """The checkpoint's tokenizer; a notice if transformers makes one of it that splits text in another way.
+
+    Transformers 5 picks the class by the model type and may build it anew from the vocabulary alone.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    # For some model types, such as qwen2, transformers 5 makes its own class of what was saved as the plain one, and so
-    # splits text otherwise, without a word.
     declared = get_tokenizer_config(name, revision=kwargs["revision"]).get("tokenizer_class")
-    kind = PreTrainedTokenizerFast if declared == "TokenizersBackend" else AutoTokenizer
-    return kind.from_pretrained(name, **kwargs)
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):  # all that is to be known is in its tokenizer.json
+        return PreTrainedTokenizerFast.from_pretrained(name, **kwargs)
+    tokenizer = AutoTokenizer.from_pretrained(name, **kwargs)
+    _notice_another_split(tokenizer, name, kwargs["revision"])
+    return tokenizer
+
+
+def _notice_another_split(tokenizer: Any, name: str, revision: str | None) -> None:
+    from tokenizers import Tokenizer
+    from transformers.utils import cached_file
+
+    loaded = getattr(tokenizer, "backend_tokenizer", None)
+    path = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None or not isinstance(loaded, Tokenizer):
+        return
+    saved = Tokenizer.from_file(str(path))
+    ids = sorted(set(saved.get_vocab(with_added_tokens=False).values()))
+    words = (saved.decode([i]).strip() for i in ids[:: max(1, len(ids) // 64)])
+    for text in (" ".join(word for word in words if word), "How do I bake 12 cakes?\n- I can't say."):
+        want, got = (t.encode(text, add_special_tokens=False).ids for t in (saved, loaded))
+        if got != want or loaded.decode(got) != saved.decode(want):
+            notify(
+                f"transformers loads the tokenizer of {name!r} as {type(tokenizer).__name__}, which splits text "
+                f"otherwise than its tokenizer.json does ({text[:40]!r}… into {len(got)} tokens, not {len(want)}). If "
+                "the model was trained with what the file says, "
+                f"pass tokenizer=PreTrainedTokenizerFast.from_pretrained({name!r})"
+            )
+            return
 
 
 def require_unquantised(config: Any, what: str) -> None:
