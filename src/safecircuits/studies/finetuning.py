@@ -16,6 +16,7 @@ import torch
 
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.files import write_text
+from safecircuits.fingerprint import weights_fingerprint
 from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend
 from safecircuits.parameters import checkpoint_parameters
@@ -26,7 +27,7 @@ from safecircuits.studies.arms import Arm, mask_digest
 from safecircuits.studies.measure import Curve, ExtraMetric, Ruler, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import Scenario
-from safecircuits.studies.subject import Subject, weights_fingerprint
+from safecircuits.studies.subject import Subject
 from safecircuits.training.lisa import lisa
 from safecircuits.training.loop import finetune
 from safecircuits.training.lora import lora

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,6 @@ import torch
 from safecircuits.models import Backend, load_model
 from safecircuits.parameters import live_parameters
 from safecircuits.sites import HookedModel
-
-SAMPLED = 4096
-"""Entries of each parameter that the fingerprint looks at."""
 
 
 class Subject:
@@ -70,17 +66,6 @@ class Subject:
         """Remove what was written to disk."""
         if self._folder is not None:
             self._folder.cleanup()
-
-
-def weights_fingerprint(model: HookedModel) -> str:
-    """Sixteen hex digits from up to ``SAMPLED`` entries of every parameter: enough to tell checkpoints apart."""
-    sha = hashlib.sha256()
-    for name, parameter in sorted(live_parameters(model).items()):
-        flat = parameter.detach().flatten()
-        taken = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
-        sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        sha.update(taken.view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:16]
 
 
 def _write(model: HookedModel, folder: Path) -> None:
