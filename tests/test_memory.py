@@ -127,6 +127,20 @@ def test_weights_cache_gradients_and_optimizer_are_exact(make_tiny_model: Any) -
     assert (half.gradients, half.optimizer) == (round(tuned.gradients / 2), 2 * round(tuned.gradients / 2))
 
 
+@pytest.mark.parametrize(("kind", "setting"), [("GPT2Config", "n_inner"), ("FalconConfig", "ffn_hidden_size")])
+def test_a_width_of_the_mlp_of_its_own_counts(kind: str, setting: str) -> None:
+    import transformers
+
+    def activations(**width: int) -> int:
+        config = getattr(transformers, kind)(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, **width)
+        return sc.estimate_memory(config, tokens=(2, 8), task="scores").activations
+
+    assert activations(**{setting: 256}) == activations(), "four times d_model unless something else is said"
+    rows, itemsize = 2 * 8, 4
+    grown = activations(**{setting: 2**15}) - activations(**{setting: 2**14})
+    assert grown == rows * (6 * itemsize + 8) * 2**14
+
+
 def test_a_configuration_needs_no_weights() -> None:
     """Llama-3-8B: 8.03 billion parameters, 16 GB in bfloat16; 128 kB of cache a token."""
     from transformers import LlamaConfig

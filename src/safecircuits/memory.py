@@ -195,13 +195,13 @@ class _Sizes:
         heads, width = int(config.num_attention_heads), int(config.hidden_size)
         head = int(getattr(config, "head_dim", None) or width // heads)
         kv = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None)
-        inner = next((getattr(config, n, None) for n in ("intermediate_size", "n_inner", "ffn_hidden_size")), None)
+        widths = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size"))
         gated = config.model_type not in ("gpt2", "gpt_neox", "bloom", "falcon", "opt", "gptj")
         sandwiched = config.model_type in ("gemma2", "gemma3_text")
         return cls(
             n_layers=int(config.num_hidden_layers),
             d_model=width,
-            d_mlp=int(inner or 4 * width),
+            d_mlp=int(next(filter(None, widths), 4 * width)),
             gated=gated,
             plain_mlp=gated and config.model_type != "phi3",
             n_norms=4 if sandwiched else 2,
