@@ -93,15 +93,24 @@ def sweep_shares(
         sets: passed to ``evaluate``; ``malicious`` and ``utility`` are required.
 
     Raises:
-        ValueError: for missing sets or shares outside 0..1.
+        ValueError: for missing sets, shares or limits outside 0..1, and a model that refuses nothing or has no utility,
+            which cannot fall.
     """
     if sets.get("malicious") is None or sets.get("utility") is None:
         raise ValueError("a sweep stops on behaviour: give malicious= and utility= prompts")
     outside = [share for share in shares if not 0 < share <= 1]
     if outside or not shares:
-        raise ValueError(f"shares are between 0 and 1, not {outside[0] if outside else 'missing'}")
+        raise ValueError(f"shares are between 0 and 1, not {outside[0] if outside else list(shares)}")
+    if scan not in ("down", "up"):
+        raise ValueError(f"scan is 'down' or 'up', not {scan!r}")
+    for name, limit in {"fall": fall, "kept": kept}.items():
+        if not 0 <= limit <= 1:
+            raise ValueError(f"{name} is between 0 and 1, not {limit}")
     removals = Removals(model, to=to, resume=resume, **sets)
     before = removals.intact.rates
+    for rate, what in {"malicious_refused": "refuses nothing", "utility": "answers nothing right"}.items():
+        if not before[rate]:
+            raise ValueError(f"the intact model {what}, so a sweep cannot see what its removals cost")
 
     def fell(behavior: Behavior, rate: str) -> bool:
         return behavior.rates[rate] <= (1 - fall) * before[rate]
