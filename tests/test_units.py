@@ -141,6 +141,9 @@ class TestScores:
             sc.score_units(tiny_bridge, DATA, method="snp")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="tokens is 'response', 'prompt' or 'all', not 'last'"):
             sc.score_units(tiny_bridge, DATA, tokens="last")  # type: ignore[arg-type]
+        for sites in ("mlp", (), ("heads",)):
+            with pytest.raises(ValueError, match=r"sites are some of 'mlp', 'attn', such as"):
+                sc.score_units(tiny_bridge, DATA, sites=sites)  # type: ignore[arg-type]
         a, b = sc.score_units(tiny_bridge, DATA), sc.score_units(tiny_hooked, DATA, tokens="prompt")
         with pytest.raises(ValueError, match="cannot merge wifv over all tokens with wifv over prompt"):
             a.merge(b)

@@ -293,6 +293,9 @@ class TestAttribution:
             sc.score_units(tiny_bridge, DATA, method="attribution", reference=pair, paired=True, answers=ANSWERS)
         with pytest.raises(ValueError, match="'d' has 4 prompts, 'n' 3"):
             sc.score_units(tiny_bridge, DATA, method="attribution", reference=NORMAL, paired=True, answers=ANSWERS)
+        values: Any = {"mlp": {i: torch.zeros(48) for i in range(3)}}
+        with pytest.raises(ValueError, match="no values for the attn units of layer 0"):
+            sc.score_units(tiny_bridge, DATA, method="attribution", reference=values, answers=ANSWERS)
         with pytest.raises(ValueError, match="attribution scores are over prompt tokens; tokens='all'"):
             sc.score_units(tiny_bridge, DATA, method="attribution", reference=NORMAL, tokens="all")
         with pytest.raises(ValueError, match="refuses none of 'd': pass answers="):

@@ -132,6 +132,12 @@ class TestSweep:
             sweep_shares(planted, *scores, malicious=MALICIOUS)
         with pytest.raises(ValueError, match=r"between 0 and 1, not 1\.5"):
             sweep_shares(planted, *scores, shares=[0.1, 1.5], **sets)
+        with pytest.raises(ValueError, match="scan is 'down' or 'up', not 'Down'"):
+            sweep_shares(planted, *scores, scan="Down", **sets)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="fall is between 0 and 1, not 50"):
+            sweep_shares(planted, *scores, fall=50, **sets)
+        with pytest.raises(ValueError, match="the intact model refuses nothing"):
+            sweep_shares(planted, *scores, **{**sets, "malicious": sets["utility"]})
 
 
 class TestStability:
@@ -169,6 +175,14 @@ class TestStability:
             calibration_subsets(MALICIOUS, NORMAL, n=2, draws=1)
         with pytest.raises(ValueError, match="give at least 2"):
             stability(planted, {"a": (MALICIOUS, NORMAL)}, scu=0.1, ucu=0, ru=0)
+
+    def test_classifications_that_cannot_be_compared(self, planted: Any, scores: Any) -> None:
+        whole = sc.classify_units(*scores, scu=0.1, ucu=0, ru=0)
+        part = [sc.score_units(planted, data, tokens="all", sites=("attn",)) for data in (MALICIOUS, NORMAL)]
+        with pytest.raises(ValueError, match="give at least 2, not 1"):
+            compare_groups({"a": whole})
+        with pytest.raises(ValueError, match=r"'b' is of the sites \['attn'\], 'a' of \['"):
+            compare_groups({"a": whole, "b": sc.classify_units(*part, scu=0.1, ucu=0, ru=0)})
 
 
 class TestComparison:

@@ -108,7 +108,7 @@ class TestScores:
         for key, module in linears(tiny_llama_hf).items():
             close(got.scores[key], np.abs(module.weight.detach().double().numpy()) * np.sqrt((x[key] ** 2).mean(0)))
 
-    @pytest.mark.parametrize("method", ["snip", "wanda"])
+    @pytest.mark.parametrize("method", ["snip", "wanda", "magnitude"])
     def test_merged_halves_are_the_whole(self, method: Any, tiny_bridge: Any) -> None:
         assert SAFETY.responses is not None
         parts = [sc.PromptSet("p", SAFETY.prompts[part], SAFETY.responses[part]) for part in (slice(1), slice(1, None))]
@@ -174,6 +174,15 @@ class TestSetDifference:
         everything = weight_set_difference(scores, scores, q=1, p=0)
         with without_weights(model, everything, base=base):
             assert torch.equal(model.blocks[1].attn.W_K, base.blocks[1].attn.W_K)
+        other = make_tiny_model("bridge", intermediate_size=32)
+        with pytest.raises(ValueError, match="for the base model, belongs to another model: d_mlp"):
+            without_weights(model, everything, base=other).__enter__()
+
+    def test_choices_of_other_matrices_have_no_overlap(self, tiny_bridge: Any) -> None:
+        a, b = (score_weights(tiny_bridge, SAFETY, method="magnitude", components=(c,)) for c in ("o", "out"))
+        one, other = (weight_set_difference(s, s, q=0.1, p=0) for s in (a, b))
+        with pytest.raises(ValueError, match="not of the same matrices"):
+            one.jaccard(other)
 
     @both
     def test_parameter_masks_have_the_checkpoints_names(self, backend: Any, make_tiny_model: Any) -> None:
@@ -233,6 +242,9 @@ class TestOutputSpaces:
         s, u = output_spaces(model, SAFETY), output_spaces(model, UTILITY)
         assert OutputSpaces.load(s.save(tmp_path / "s")).equals(s)
         assert s.overlap(s, 4)["0.q"] == pytest.approx(1, abs=1e-4)
+        assert s.overlap(s, 20)["0.k"] == pytest.approx(1, abs=1e-4), "all 16 directions of a smaller matrix"
+        with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
+            s.overlap(s, 0)
         state = {k: v.clone() for k, v in model.state_dict().items()}
         with torch.no_grad():
             for key, module in linears(by_hand).items():

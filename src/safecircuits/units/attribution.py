@@ -112,7 +112,10 @@ def _one_pass(
 
 def _value(reference: Any, key: Key) -> Tensor:
     site, layer = key
-    value: Tensor = reference[site][layer]
+    try:
+        value: Tensor = reference[site][layer]
+    except (KeyError, IndexError):
+        raise ValueError(f"the reference has no values for the {site} units of layer {layer}") from None
     return value.flatten()
 
 

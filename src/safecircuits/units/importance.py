@@ -75,6 +75,8 @@ def score_units(
     tokens = tokens or DEFAULT_TOKENS[method]
     if tokens not in TOKEN_CHOICES:
         raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
+    if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
+        raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
     only = {"snip": "all", **dict.fromkeys(ATTRIBUTION_METHODS, "prompt")}.get(method, tokens)
     if tokens != only:
         raise ValueError(f"{method} scores are over {only} tokens; tokens={tokens!r} has no meaning for them")

@@ -37,12 +37,24 @@ class OutputSpaces(Result):
     provenance: dict[str, Any]
 
     def overlap(self, other: OutputSpaces, rank: int) -> dict[str, float]:
-        """Share of the leading ``rank``-dimensional spaces that the two have in common, matrix by matrix: 0 to 1."""
+        """Share of the leading ``rank``-dimensional spaces that the two have in common, matrix by matrix: 0 to 1.
+
+        A matrix with fewer outputs than ``rank`` has all of its directions in common.
+
+        Raises:
+            ValueError: for a rank below 1 or above what the spaces hold, and for spaces of another model or of other
+                matrices.
+        """
         other.shape.require_same(self.shape, "the first spaces")
-        return {
-            key: float((_leading(self, key, rank).T @ _leading(other, key, rank)).square().sum()) / rank
-            for key in self.bases
-        }
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, not {rank}")
+        if set(self.bases) != set(other.bases):
+            raise ValueError("the two spaces are not of the same matrices")
+        shares = {}
+        for key in self.bases:
+            mine, theirs = _leading(self, key, rank), _leading(other, key, rank)
+            shares[key] = float((mine.T @ theirs).square().sum()) / mine.shape[1]
+        return shares
 
 
 def output_spaces(

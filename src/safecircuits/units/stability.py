@@ -98,10 +98,21 @@ def stability(
 
 
 def compare_groups(found: Mapping[str, UnitGroups]) -> Stability:
-    """The comparison for groups that are there already: of several methods, seeds or checkpoints of one shape."""
+    """The comparison for groups that are there already: of several methods, seeds or checkpoints of one shape.
+
+    Raises:
+        ValueError: for fewer than two classifications, or ones of models of different shape or of different sites.
+    """
     names, groups = tuple(found), list(found.values())
-    for other in groups[1:]:
-        other.shape.require_same(groups[0].shape, "the second classification")
+    if len(found) < 2:
+        raise ValueError(f"stability compares classifications: give at least 2, not {len(found)}")
+    for name, other in found.items():
+        other.shape.require_same(groups[0].shape, f"classification {name!r}")
+        if set(other.labels) != set(groups[0].labels):
+            raise ValueError(
+                f"{name!r} is of the sites {sorted(other.labels)}, {names[0]!r} of {sorted(groups[0].labels)}: score "
+                "the same sites"
+            )
     labels = [flat(g.labels) for g in groups]
     ranks = [_ranks(flat(g.difference)) for g in groups]
     n = len(groups)

@@ -43,7 +43,7 @@ class WeightScores(Result):
     method: WeightMethod
     tokens: TokenChoice
     count: int
-    """Tokens (Wanda) or prompts (SNIP) that the mean is over."""
+    """Tokens (Wanda) or prompts (SNIP) that the mean is over; 0 for magnitudes."""
     shape: ModelShape
     tokenizer: str
     provenance: dict[str, Any]
@@ -57,6 +57,9 @@ class WeightScores(Result):
             ValueError: for scores that were not made the same way.
         """
         require_same_way(self, other, "the other scores")
+        provenance = {"merged": [self.provenance, other.provenance]}
+        if self.method == "magnitude":  # needs no data, so both are the same
+            return replace(self, provenance=provenance)
         n, m = self.count, other.count
         # Wanda's is the root of a mean of squares, SNIP's a mean, and both times the same weight.
         power = 2 if self.method == "wanda" else 1
@@ -64,7 +67,7 @@ class WeightScores(Result):
             key: ((n * score**power + m * other.scores[key] ** power) / (n + m)) ** (1 / power)
             for key, score in self.scores.items()
         }
-        return replace(self, scores=merged, count=n + m, provenance={"merged": [self.provenance, other.provenance]})
+        return replace(self, scores=merged, count=n + m, provenance=provenance)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class WeightMask(Result):
     def jaccard(self, other: WeightMask) -> dict[str, float]:
         """Overlap with another choice, matrix by matrix; 1 where both chose nothing."""
         other.shape.require_same(self.shape, "the first choice of weights")
+        if set(self.masks) != set(other.masks):
+            raise ValueError("the two choices of weights are not of the same matrices")
         return {
             key: float((mask & other.masks[key]).sum()) / max(int((mask | other.masks[key]).sum()), 1)
             if (mask | other.masks[key]).any()
@@ -205,6 +210,8 @@ def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel |
         ValueError: for a choice on another model, or a matrix that the model computes with a copy of.
     """
     ModelShape.of(model).require_same(mask.shape, "the choice of weights")
+    if base is not None:
+        ModelShape.of(base).require_same(mask.shape, "the choice of weights, for the base model,")
     saved: list[tuple[Matrix, Tensor, Tensor]] = []
     try:
         for key, chosen in mask.masks.items():
