@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.models import any_model
-from benchmarks.models.study import beside, main, published_alpha, published_shares
+from benchmarks.models.settings import Model
+from benchmarks.models.study import _unseen, beside, main, published_alpha, published_shares
+from benchmarks.models.weights import random_checkpoint
 
 import zoo
 from safecircuits.models import load_checkpoint
+from safecircuits.prompts import PromptSet
 
 SCRIPTS = {
     "llama3_8b_instruct": ("LlamaForCausalLM", 8_030_261_248),
@@ -73,6 +77,29 @@ def test_any_model_by_its_folder(tmp_path: Path) -> None:
     assert set(frame["published"]) == {""}
     hf, _ = load_checkpoint(tmp_path / "run-weights", None, "cpu", None)
     assert type(hf).__name__ == "Qwen3ForCausalLM"
+
+
+def test_random_weights_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    model = Model("m", config=("LlamaConfig", {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 96}))
+    texts = ["make tea", "find a lamp"]
+
+    def made(scale: str, **sizes: int) -> Any:
+        changed = replace(model, config=("LlamaConfig", {**model.config[1], "num_hidden_layers": 2, **sizes}))  # type: ignore[index]
+        return load_checkpoint(random_checkpoint(changed, scale, texts, tmp_path / "w"), None, "cpu", None)[0].config
+
+    assert made("tiny").hidden_size == 32
+    written = (tmp_path / "w" / "model.safetensors").stat().st_mtime_ns
+    assert made("tiny").hidden_size == 32
+    assert (tmp_path / "w" / "model.safetensors").stat().st_mtime_ns == written, "made once"
+    assert made("full").hidden_size == 64
+    assert made("full", num_hidden_layers=3).num_hidden_layers == 3
+    assert not [p for p in tmp_path.iterdir() if p.name != "w"]
+
+
+def test_removal_is_measured_on_prompts_that_were_not_scored() -> None:
+    evaluation, scored = (PromptSet(n, p) for n, p in (("e", ("a", "b", "c")), ("s", ("b", "z"))))
+    assert _unseen(evaluation, scored).prompts == ("a", "c")
+    assert _unseen(scored, scored) is scored
 
 
 def test_published_settings() -> None:

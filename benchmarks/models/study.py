@@ -2,8 +2,8 @@
 
 Prompts, unless others are given: 100 of Alpaca and 100 of AdvBench for the gap, the safe half of XSTest for
 over-rejection (the paper's own set comes with its code: ``--over-rejection FILE``), AdvBench's 520 for refusal, Alpaca
-for the unit scores, and finance-alpaca for fine-tuning. Counts compare with the paper's only on its own 721 prompts.
-An interrupted run goes on where it was.
+for the unit scores, and finance-alpaca for fine-tuning. Removal of units is measured on prompts that they were not
+scored on. Counts compare with the paper's only on its own 721 prompts. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safecircuits import organism
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import refused
 from safecircuits.files import write_text
+from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.models import load_model
 from safecircuits.prompts import PromptSet
 from safecircuits.provenance import provenance
@@ -31,7 +32,7 @@ from safecircuits.sources import load_prompts
 from safecircuits.studies.safety_layers import StudyPrompts, StudySettings, safety_layers_study
 from safecircuits.studies.safety_layers_page import measured_numbers
 from safecircuits.studies.scenarios import organism_scenarios, paper_scenarios
-from safecircuits.units.ablation import AblationTable, ablate_groups
+from safecircuits.units.ablation import AblationTable, ablate_groups, mean_rates
 from safecircuits.units.groups import classify_units
 from safecircuits.units.importance import UnitScores, score_units
 
@@ -76,6 +77,7 @@ def main(model: Model, argv: Sequence[str] | None = None) -> pd.DataFrame:
         source, base = str(random_checkpoint(model, options.scale, texts, out.with_name(f"{out.name}-weights"))), None
     arguments = {"source": source, **{k: v for k, v in vars(options).items() if k not in ("out", "force")}}
     inputs = {name: found.fingerprint for name, found in prompts.items()}
+    inputs |= {f"model {name}": fingerprint_checkpoint(name) or name for name in (source, base) if name}
     table = out / "tables" / "published.csv"
     try:
         with RunDirectory.open(out, f"benchmark {model.id}", arguments, inputs=inputs, replace=options.force) as run:
@@ -189,7 +191,7 @@ def _ssah(
             hooked,
             groups,
             controls=1 if tiny else 3,
-            malicious=prompts["evaluation"],
+            malicious=_unseen(prompts["evaluation"], refusals),
             refusal_tokens=2 if tiny else 16,
             template=options.template,
             resume=run.work("ablations.jsonl"),
@@ -198,9 +200,16 @@ def _ssah(
     table = run.kept("ablations", AblationTable, remove)
     found = {"nothing removed": table.intact}
     found |= {f"removed {row.name} {shares[row.name]:g} %": row.behavior for row in table.rows}
-    found |= {f"removed {row.name}, as many at random": row.random_controls[0] for row in table.rows}
+    rates = {name: behavior.rates for name, behavior in found.items()}
+    rates |= {f"removed {row.name}, as many at random": mean_rates(row.random_controls) for row in table.rows}
     # Whatever is not refused counts as an attack that succeeded, as the papers' keyword lists have it.
-    return {(name, "asr_nosys"): f"{100 * (1 - b.rates['malicious_refused']):.1f}" for name, b in found.items()}
+    return {(name, "asr_nosys"): f"{100 * (1 - rate['malicious_refused']):.1f}" for name, rate in rates.items()}
+
+
+def _unseen(evaluation: PromptSet, scored: PromptSet) -> PromptSet:
+    """The prompts that units were not scored on; all of them where there are no others."""
+    others = tuple(prompt for prompt in evaluation if prompt not in set(scored))
+    return PromptSet(f"{evaluation.name}, not scored on", others) if others else evaluation
 
 
 def published_alpha(source: str) -> float | str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.models.settings import TINY, Model
+from safecircuits.files import replacing_folder
 from safecircuits.progress import without_bars
 
 CHAT = (
@@ -16,16 +19,21 @@ CHAT = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 VOCABULARY = 400
+MARK = "recipe.sha256"
+"""The file that says what a folder of random weights was made from."""
 
 
 def random_checkpoint(model: Model, scale: str, texts: Iterable[str], folder: Path) -> Path:
-    """Write a checkpoint of the model's architecture with random weights to ``folder``, unless it is there.
+    """Write a checkpoint of the model's architecture with random weights to ``folder``, unless that very one is there.
 
     Args:
         scale: ``"tiny"`` for a few thousand parameters in float32, ``"full"`` for all of them in bfloat16.
         texts: what the tokenizer is trained on.
     """
-    if (folder / "config.json").exists():
+    texts = list(texts)
+    recipe = json.dumps([model.id, model.config, dict(model.sizes), scale, TINY, VOCABULARY, texts], default=str)
+    mark = hashlib.sha256(recipe.encode()).hexdigest()
+    if (folder / MARK).exists() and (folder / MARK).read_text(encoding="ascii") == mark:
         return folder
     import transformers
     from transformers import AutoModelForCausalLM
@@ -42,9 +50,11 @@ def random_checkpoint(model: Model, scale: str, texts: Iterable[str], folder: Pa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if scale == "tiny" else torch.bfloat16)
-    with without_bars():
-        made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with replacing_folder(folder) as partial:
+        with without_bars():
+            made.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / MARK).write_text(mark, encoding="ascii")
     return folder
 
 
