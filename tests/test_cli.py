@@ -23,6 +23,7 @@ from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.layers import counting
 from safecircuits.layers.malicious_check import answered_malicious
 from safecircuits.rundir import load_run
+from zoo import backends
 
 COMMANDS = (
     ["demo"],
@@ -242,7 +243,7 @@ class TestMask:
         rows = json.loads(succeed("mask", "show", masks[1], "--json").stdout)
         assert [row["neurons"] for row in rows] == [0, 0, 2, 0, 0, 0, 1, 0]
 
-    @pytest.mark.parametrize("backend", ["bridge", "hooked"])
+    @pytest.mark.parametrize("backend", backends())
     def test_convert(self, backend: str, masks: tuple[Path, Path], tmp_path: Path) -> None:
         out = tmp_path / "parameters.safetensors"
         succeed("mask", "convert", masks[1], *ALIGNED, "--backend", backend, "--out", out)
@@ -444,7 +445,7 @@ def test_shared_options() -> None:
 def test_a_real_process_keeps_stdout_for_data(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "safecircuits", "layers", "similarity", *ALIGNED, *SETS, "--n", "4", "--json"]
     out = str(tmp_path / "run")
-    ending = ["--draws", "5", "--backend", "hooked", "--out", out]
+    ending = ["--draws", "5", "--backend", backends()[-1], "--out", out]
     got = subprocess.run([*command, *ending], capture_output=True, text=True, check=True)
     assert len(json.loads(got.stdout)) == 8
     assert all(line.startswith("wrote ") for line in got.stderr.splitlines()), got.stderr

@@ -148,12 +148,14 @@ def test_the_effect_is_that_of_a_plain_hugging_face_swap(found: DecisionLayers) 
 @settings(max_examples=3, deadline=None)
 @given(st.permutations(range(6)), st.integers(1, 200))
 def test_order_and_batch_size_do_not_matter(planted: Any, order: list[int], max_tokens: int) -> None:
+    """The order decides only which pairs the bootstrap draws together, which moves its interval a little."""
     sets = [organism.prompts(kind, n=6) for kind in ("normal", "malicious")]
     plain = decision_layers(planted, *sets)
+    assert decision_layers(planted, *sets, max_tokens=max_tokens).layers == plain.layers
     moved = [[prompts.prompts[k] for k in order] for prompts in sets]
     again = decision_layers(planted, *moved, max_tokens=max_tokens)
     torch.testing.assert_close(again.effect, plain.effect[:, order], atol=1e-4, rtol=1e-4)
-    assert again.layers == plain.layers
+    torch.testing.assert_close(again.share, plain.share, atol=1e-4, rtol=1e-4)
 
 
 def test_a_result_survives_the_disk(found: DecisionLayers, tmp_path: Path) -> None:
