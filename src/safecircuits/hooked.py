@@ -152,8 +152,9 @@ def _hooked_config(hf_model: nn.Module) -> Any:
 def _without_hooked_transformer(hf_model: nn.Module, official: Sequence[str]) -> str:
     """Why there is none, for an architecture that TransformerLens does not know or knows by official names only."""
     architecture = type(hf_model).__name__
-    family = "".join(filter(str.isalnum, hf_model.config.model_type.removesuffix("_text")))  # type: ignore[union-attr]
-    if not any(family in "".join(filter(str.isalnum, name.lower())) for name in official):
+    config: Any = hf_model.config
+    family = str(config.model_type).removesuffix("_text")
+    if not any(family in name.lower().replace("-", "") for name in official):
         return f"no HookedTransformer exists for {architecture}; use backend='bridge'"
     return (
         f"transformer-lens makes a HookedTransformer of {architecture} by official name only, not from a checkpoint: "
