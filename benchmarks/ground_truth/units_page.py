@@ -134,8 +134,11 @@ def _verdict(results: Results) -> str:
     roles = _roles(results)
     winner = ranked(results)[0]
     wifv = ranked(results, lambda way: way.score == "wifv" and way.contrast == "difference")
+    least = typical(results, found[winner], "development")
+    equal = [str(way) for way in ranked(results)[1:] if typical(results, found[way], "development") == least]
+    as_small = f" (as small there: {'; '.join(equal)})" if equal else ""
     lines = [
-        f"Chosen on the development models: **{winner}**. Against it, WIFV needs this many times more units "
+        f"Chosen on the development models: **{winner}**{as_small}. Against it, WIFV needs this many times more units "
         "(geometric mean):",
         "",
     ]
@@ -213,7 +216,9 @@ def _groups(results: Results) -> str:
         rows.append([*ways[index], *cells, *(f"{figure(index, one):.2f}" for one in roles)])
     score, tokens, how = ways[order[0]]
     judged = max(range(len(ways)), key=lambda index: figure(index, roles[-1]))
-    same = "also the best" if judged == order[0] else f"where {', '.join(ways[judged])} would be the best"
+    other, whose, by = ways[judged]
+    ahead = f"({figure(order[0], roles[-1]):.2f} against {figure(judged, roles[-1]):.2f})"
+    same = "also the best" if judged == order[0] else f"behind {other} over {whose} tokens, {by} {ahead},"
     return f"""
 ## Do the groups do what their names say?
 
@@ -224,7 +229,8 @@ does so wholly, 0.33 if no removal changes anything.
 
 {_table(["score", "tokens", "normalisation", "without SCU", "without UCU", "without RU", *roles], rows)}
 
-The best on the {roles[0]} models is {score} over {tokens} tokens, {how}: {same} on the {roles[-1]} models.
+The best on the {roles[0]} models is {score} over {tokens} tokens, {how}: the default of `score_units` and `classify_units`.
+It is {same} on the {roles[-1]} models.
 """
 
 
