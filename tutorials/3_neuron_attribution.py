@@ -144,7 +144,7 @@ pd.DataFrame(
 # random ones do nothing. But it was asked about refusal alone, and further down its list come units that utility needs
 # as well. WIFV, with what utility needs subtracted, takes more units but leaves utility whole.
 #
-# Neither finds just the planted neurons: a quarter to a third of the first 192 are planted, and chance is 6 %. The star
+# Neither finds just the planted neurons: nearly a third of the first 192 is planted, and chance is 6 %. The star
 # says that removing exactly those takes all refusals and no utility. Yet refusal also passes through neurons that were
 # never trained, which only hand on what the trained ones say: *planted* and *needed* are not the same.
 #
