@@ -22,6 +22,7 @@ from safecircuits.cli.doctor import EXTRAS
 from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.layers import counting
 from safecircuits.layers.malicious_check import answered_malicious
+from safecircuits.prompts import PromptSet
 from safecircuits.rundir import load_run
 from zoo import backends
 
@@ -342,6 +343,24 @@ class TestBadInput:
         assert "there is no prompt file" in refuse(*command, tmp_path / "none.csv")
         assert "has no 'normale' prompts" in refuse(*command, "organism:normale")
 
+    def test_rows_are_chosen_by_a_column(self, tmp_path: Path, out: Path) -> None:
+        rows = ["prompt,label", "find a lamp,safe", "make the tea,safe", "kill the man,harm", "burn the house,harm"]
+        (tmp_path / "p.csv").write_text("\n".join(rows))
+        command = ["layers", "similarity", *ALIGNED, "--normal", tmp_path / "p.csv", "--malicious", tmp_path / "p.csv"]
+        command += ["--draws", "5", "--out", out]
+        both = ["--where", "normal:label=safe", "--where", "malicious:label=harm"]
+        succeed(*command, *both)
+        inputs = load_run(out)["inputs"]
+        assert inputs["normal"]["sha"] == PromptSet("", ("find a lamp", "make the tea")).fingerprint
+        assert inputs["malicious"]["sha"] == PromptSet("", ("kill the man", "burn the house")).fingerprint
+        again = [*command[:-1], tmp_path / "other"]
+        assert "no row of 'p' has label 'bad'; there are 'safe', 'harm'" in refuse(*again, "--where", "label=bad")
+        assert "has no column 'kind'" in refuse(*again, "--where", "kind=safe")
+        assert "COLUMN=VALUE or SET:COLUMN=VALUE, not 'safe'" in refuse(*again, "--where", "safe")
+        assert "gives column 'label' twice" in refuse(*again, "--where", "label=safe", "--where", "label=harm")
+        assert "names 'evil', which is no set" in refuse(*again, *both, "--where", "evil:label=harm")
+        assert not (tmp_path / "other").exists()
+
     def test_duplicates_are_told_on_stderr(self, tmp_path: Path, out: Path) -> None:
         (tmp_path / "p.txt").write_text("where is the lamp\nmake the tea\nmake the tea\n")
         got = succeed(
@@ -370,7 +389,7 @@ class TestBadInput:
         assert "no refusal detector 'x'" in refuse(
             "evaluate", *ALIGNED, "--malicious", "organism:malicious", "--detector", "x", "--out", tmp_path / "e"
         )
-        assert "nothing to evaluate" in refuse("evaluate", *ALIGNED, "--out", tmp_path / "e")
+        assert "nothing to measure" in refuse("evaluate", *ALIGNED, "--out", tmp_path / "e")
         assert not list(tmp_path.iterdir())  # nothing of all this is left
 
     def test_masks(self, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import safecircuits as sc
 from safecircuits.cli import app
 from safecircuits.cli import probe as probe_command
-from safecircuits.cli import units as units_commands
+from safecircuits.cli.units import options as units_commands
 from safecircuits.direction.probe import Baseline, Ended
 from safecircuits.direction.states import Pool
 from safecircuits.direction.variants import Where

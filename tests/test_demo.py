@@ -13,15 +13,17 @@ from typer.testing import CliRunner
 
 import safecircuits as sc
 from safecircuits.cli import app
-from safecircuits.demo import DemoSettings, run_demo
+from safecircuits.demo import DemoSettings, chain, run_demo
 from safecircuits.demo.conclusions import conclusions
+from safecircuits.fingerprint import fingerprint_checkpoint
+from safecircuits.rundir import load_run
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
     made = {}
     for backend in ("bridge", "hooked"):
-        out = tmp_path_factory.mktemp(backend)
+        out = tmp_path_factory.mktemp(backend) / "run"
         made[backend] = (out, run_demo(out, DemoSettings(backend=backend).quick()))  # type: ignore[arg-type]
     return made
 
@@ -29,10 +31,43 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict
 def test_it_writes_everything(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     for out, results in runs.values():
         assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
-        assert {"results.json", "report.html", "freeze.safetensors", "figures"} == {p.name for p in out.iterdir()}
-        assert {p.suffix for p in (out / "figures").iterdir()} == {".png"}
+        record = load_run(out)
+        assert {path.name for path in out.iterdir()} == {
+            *("run.json", "results", "tables", "figures"),
+            *("results.json", "report.html", "freeze.safetensors"),
+        }
+        assert record["command"] == "demo"
+        assert record["inputs"]["model organism:aligned"] == fingerprint_checkpoint("aligned")
+        assert {p.suffix for p in (out / "figures").iterdir()} == {".png", ".svg"}
+        assert len(record["findings"]) == len(results["conclusions"])
         report = (out / "report.html").read_text()
         assert all(entry["effect"] in report for entry in results["conclusions"])
+
+
+def test_an_interrupted_demo_goes_on_with_what_it_has(
+    runs: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, results = runs["bridge"]
+    settings = DemoSettings().quick()
+    assert run_demo(done, settings) == json.loads((done / "results.json").read_text())  # nothing left to do
+    real = chain.ablate_groups
+    monkeypatch.setattr(chain, "ablate_groups", interrupted)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(out, settings)
+    assert not (out / "run.json").exists()
+    monkeypatch.setattr(chain, "ablate_groups", real)
+    monkeypatch.setattr(chain, "layer_gap", interrupted)  # the stations before are not run again
+    again = run_demo(out, settings)
+    for part in ("behavior", "similarity", "localization", "units", "planted"):
+        assert again[part] == results[part]
+    assert not (out / "work").exists()
+    with pytest.raises(ValueError, match="--seed was 0, is 1"):
+        run_demo(out, DemoSettings(seed=1).quick())
+
+
+def interrupted(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_results_have_what_is_promised(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:

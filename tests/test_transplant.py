@@ -239,3 +239,26 @@ class TestStudy:
             transplant_study(llama, llama, {"late": (1, 2)}, **sets)
         with pytest.raises(ValueError, match="intermediate_size"):
             transplant_study(llama, wider, {"late": (1, 2)}, tokenizer=tiny_tokenizer, **sets)
+
+
+def test_a_detector_that_raises_leaves_the_models_measured_before() -> None:
+    judged: list[str] = []
+
+    def detector(text: str) -> bool:
+        if len(judged) == 8:
+            raise RuntimeError("no more")
+        judged.append(text)
+        return len(text) % 2 == 0
+
+    prompts = sc.load_prompts("organism:malicious", n=3)
+    blocks = {"first": (0, 3)}
+    with pytest.raises(sc.JudgingError) as caught:
+        transplant_study("aligned", "base", blocks, malicious=prompts, detector=detector, max_new_tokens=4)
+    kept = caught.value.kept
+    assert list(kept["finished"]) == ["source", "target"]
+    whole = transplant_study(
+        "aligned", "base", blocks, malicious=prompts, detector=lambda text: len(text) % 2 == 0, max_new_tokens=4
+    )
+    assert kept["finished"]["source"].equals(whole.source)
+    assert kept["finished"]["target"].equals(whole.target)
+    assert len(kept["malicious"]) == 3

@@ -43,7 +43,8 @@ def load_prompts(
         n, seed: take ``n`` prompts: the first, or drawn with a seed.
         split: of the embedded language (``"test"`` by default) or of a hub data set (``"train"``, or what its short
             name says).
-        where: keep the rows of a table that have these values: ``where={"label": "safe"}``.
+        where: keep the rows of a table that have these values: ``where={"label": "safe"}``. What has no columns (the
+            embedded language, a list, a PromptSet) cannot be asked for them.
 
     Hub data sets are kept in the cache of ``datasets`` and read from it without a connection; the first use of each
     prints its licence on stderr.
@@ -51,6 +52,13 @@ def load_prompts(
     Raises:
         ValueError: for a source that cannot be read, a column that is not there (names those that are), an empty set.
     """
+    if where and (
+        isinstance(source, PromptSet)
+        or (isinstance(source, str) and source.startswith("organism:"))
+        or (isinstance(source, Sequence) and not isinstance(source, str))
+    ):
+        what = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
+        raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
     if isinstance(source, PromptSet):
         return source.take(n, seed=seed)
     if isinstance(source, str) and source.startswith("organism:"):

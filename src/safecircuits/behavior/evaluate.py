@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -105,7 +105,8 @@ def evaluate(
             progress=progress,
         )
 
-    wanted = None if utility is None else utility.require_responses()
+    if utility is not None:
+        utility.require_responses()
     judged_tokens = refusal_tokens or max_new_tokens
     asked = {
         "malicious": (malicious, judged_tokens),
@@ -113,10 +114,23 @@ def evaluate(
         "utility": (utility, max_new_tokens),
     }
     given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
+    return judge(given, detector)
+
+
+def judge(answers: Mapping[str, Completions], detector: str | RefusalDetector = "opening") -> Behavior:
+    """What ``evaluate`` says of completions that are there already.
+
+    Args:
+        answers: by set: ``malicious``, ``over_rejection``, ``utility``; the prompts of the last one have responses.
+
+    Raises:
+        JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
+    """
     try:
-        refusals = {name: refused(given[name], detector) for name in given if name != "utility"}
+        refusals = {name: refused(found, detector) for name, found in answers.items() if name != "utility"}
     except JudgingError as error:
-        error.kept.update(given)
+        error.kept.update(answers)
         raise
-    right = None if wanted is None else exact_match(given["utility"].texts, wanted)
+    useful = answers.get("utility")
+    right = None if useful is None else exact_match(useful.texts, useful.prompts.require_responses())
     return Behavior(refusals.get("malicious"), refusals.get("over_rejection"), right)

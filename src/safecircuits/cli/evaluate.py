@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
     DetectorOption,
-    MaybeMalicious,
-    MaybeOverRejection,
-    MaybeUtility,
+    Measured,
     TemplateOption,
     TokensOption,
 )
@@ -30,9 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     run: Run,
-    malicious: MaybeMalicious = None,
-    over_rejection: MaybeOverRejection = None,
-    utility: MaybeUtility = None,
+    measured: Measured,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
     template: TemplateOption = "auto",
@@ -44,32 +41,24 @@ def evaluate(
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate
     """
     from safecircuits.behavior.agreement import agreement
-    from safecircuits.behavior.evaluate import Behavior, exact_match
-    from safecircuits.behavior.refusal import get_detector, refused
+    from safecircuits.behavior.evaluate import judge
+    from safecircuits.behavior.refusal import get_detector
 
     get_detector(detector)
-    sets: dict[str, PromptSet] = {
-        name: run.prompts(name, source, responses=name == "utility")
-        for name, source in (("malicious", malicious), ("over_rejection", over_rejection), ("utility", utility))
-        if source is not None
-    }
-    if not sets:
-        raise ValueError("nothing to evaluate: give --malicious, --over-rejection or --utility")
+    sets: dict[str, PromptSet] = measured.require(run)
     if "utility" in sets:
         sets["utility"].require_responses()
     folder = run.begin()
     model = run.model()
     options = {"max_new_tokens": max_new_tokens, "template": template, "system": system}
     answers = {name: _answers(folder, model, name, prompts, options) for name, prompts in sets.items()}
-    verdicts = {name: refused(answers[name], detector) for name in ("malicious", "over_rejection") if name in answers}
-    right = exact_match(answers["utility"].texts, sets["utility"].require_responses()) if "utility" in sets else None
-    behavior = Behavior(verdicts.get("malicious"), verdicts.get("over_rejection"), right)
-    _write(run, folder, behavior, detector)
-    if verdicts:
+    _write(run, folder, judge(answers, detector), detector)
+    judged = [name for name in answers if name != "utility"]
+    if judged:
         import pandas as pd
 
         frames, counts = [], []
-        for name in verdicts:
+        for name in judged:
             table = agreement(answers[name])
             folder.result(f"agreement_{name}", table)
             frames.append(table.to_frame().assign(set=name))
@@ -99,10 +88,8 @@ def _answers(
 
 def _write(run: Run, folder: RunDirectory, behavior: Any, detector: str) -> None:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from safecircuits.report.rate_figures import plot_behavior
-    from safecircuits.report.style import styled
 
     rows = [
         {
@@ -118,7 +105,6 @@ def _write(run: Run, folder: RunDirectory, behavior: Any, detector: str) -> None
     ]
     folder.result("behavior", behavior)
     folder.table("rates", pd.DataFrame(rows), main=True)
-    ax = styled(lambda: Figure(figsize=(4.2, 1.4)).subplots())()
-    folder.figure("behavior", plot_behavior({run.source: behavior}, ax=ax))
+    folder.figure("behavior", plot_behavior({run.source: behavior}, ax=axis((4.2, 1.4))))
     for name, share in behavior.shares.items():
         run.say(f"{name.replace('_', ' ')}: {share}")

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
     DetectorOption,
-    MaybeMalicious,
-    MaybeOverRejection,
-    MaybeUtility,
+    Measured,
     TemplateOption,
     TokensOption,
 )
@@ -79,6 +78,7 @@ def add_to(app: typer.Typer) -> None:
 def finetune(
     run: Run,
     data: Annotated[str, typer.Option("--data", help="Prompts with responses: a file or a hub data set.")],
+    measured: Measured,
     freeze: Annotated[
         list[Path] | None, typer.Option("--freeze", help="A mask of what must not move; once a phase.")
     ] = None,
@@ -106,9 +106,6 @@ def finetune(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=BATCH_PANEL)
     ] = False,
-    malicious: MaybeMalicious = None,
-    over_rejection: MaybeOverRejection = None,
-    utility: MaybeUtility = None,
     eval_every: Annotated[int | None, _count("Steps between points of the curves.", CURVE_PANEL)] = None,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
@@ -134,11 +131,7 @@ def finetune(
     for path in freeze or []:
         run.inputs[f"mask {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     what, length = _phases(masks, epochs or [], steps)
-    sets = {
-        name: run.prompts(name, source, responses=name == "utility")
-        for name, source in (("malicious", malicious), ("over_rejection", over_rejection), ("utility", utility))
-        if source is not None
-    }
+    sets = measured.read(run)
     if eval_every is not None and not sets:
         raise ValueError("--eval-every needs something to evaluate: give --malicious, --over-rejection or --utility")
     folder = run.begin()
@@ -204,9 +197,6 @@ def _curve(sets: dict[str, Any], options: dict[str, Any]) -> Any:
 
 def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
     import pandas as pd
-    from matplotlib.figure import Figure
-
-    from safecircuits.report.style import styled
 
     trained.save(folder.file("results/finetune/run.json").parent)
     summary = {
@@ -219,8 +209,7 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
     }
     folder.table("summary", pd.DataFrame([summary]), main=True)
     folder.table("losses", trained.to_frame())
-    ax = styled(lambda: Figure(figsize=(4.2, 2.2)).subplots())()
-    folder.figure("losses", trained.plot(ax=ax))
+    folder.figure("losses", trained.plot(ax=axis((4.2, 2.2))))
     run.say(f"{trained.steps} steps, training loss {trained.losses[0]:.3f} to {trained.final_loss():.3f} nats a token")
     if trained.frozen_bit_identical:
         run.say(f"{trained.n_frozen:,} frozen entries bit-identical, SHA-256 {trained.frozen_digest}")

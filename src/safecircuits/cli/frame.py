@@ -12,6 +12,8 @@ A command is a function whose first argument is a ``Run``; ``run_command`` adds 
         folder.table("gap", gap.to_frame(), main=True)
         run.say(f"onset {gap.onset()}")
 
+A parameter whose annotation is a dataclass stands for an option a field: so commands share lists of options.
+
 What it says goes to stdout, or with ``--json`` the main table instead; everything else goes to stderr.
 """
 
@@ -24,11 +26,13 @@ import os
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
@@ -46,6 +50,8 @@ from safecircuits.cli.options import (
     OutOption,
     ResponsesOption,
     SeedOption,
+    WhereOption,
+    conditions,
 )
 from safecircuits.notices import Notice
 
@@ -56,6 +62,9 @@ if TYPE_CHECKING:
 
 TRACEBACK = "SAFECIRCUITS_TRACEBACK"
 """Environment variable: if set, bad input shows where it was found, too."""
+
+MANY = 6
+"""Files of one folder that are still named one by one when a command says what it wrote."""
 
 # In the order of --help. None of these but the first five changes an outcome.
 _SHARED: dict[str, tuple[Any, Any]] = {
@@ -73,6 +82,7 @@ _PROMPTS: dict[str, tuple[Any, Any]] = {
     "n": (CountOption, None),
     "column": (ColumnOption, None),
     "responses": (ResponsesOption, None),
+    "where": (WhereOption, None),
 }
 _NO_ARGUMENTS = {"out", "config", "json", "force"}
 
@@ -82,16 +92,18 @@ class Run:
 
     def __init__(self, command: str, arguments: dict[str, Any], shared: dict[str, Any]) -> None:
         self.command, self.arguments = command, arguments
-        self.source, self.seed, self.device = shared["model"], shared["seed"], shared["device"]
+        self.source: str = shared.get("model", "")
+        self.seed, self.device = shared["seed"], shared["device"]
         self.backend: Any = shared["backend"].value
         self.dtype = shared["dtype"]
         self.out: Path = shared["out"]
         self.force, self.json = shared["force"], shared["json"]
+        self.where = conditions(shared.get("where") or [])
         self.inputs: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
 
     def prompts(self, name: str, source: str | None, *, responses: bool = False) -> Any:
-        """The prompts of an option, by ``--column`` and ``--n``; None for an option that was left out.
+        """The prompts of an option, by ``--column``, ``--where`` and ``--n``; None for an option that was left out.
 
         Args:
             name: by which their fingerprint is kept.
@@ -103,7 +115,11 @@ class Run:
 
         answers = self.arguments.get("responses") if responses else ""
         prompts: PromptSet = load_prompts(
-            source, column=self.arguments.get("column"), responses=answers, n=self.arguments.get("n")
+            source,
+            column=self.arguments.get("column"),
+            responses=answers,
+            n=self.arguments.get("n"),
+            where=self.where.get("", {}) | self.where.get(name, {}),
         )
         self.inputs[name] = {"source": source, "n": len(prompts), "sha": prompts.fingerprint}
         return prompts
@@ -117,7 +133,9 @@ class Run:
         from safecircuits.fingerprint import fingerprint_checkpoint
         from safecircuits.rundir import RunDirectory
 
-        for source in models or (self.source,):
+        if unread := set(self.where) - {"", *self.inputs}:
+            raise ValueError(f"--where names {min(unread)!r}, which is no set of prompts that this run reads")
+        for source in models or filter(None, (self.source,)):
             self.inputs[f"model {source}"] = fingerprint_checkpoint(source) or source
         self.directory = RunDirectory.open(
             self.out, self.command, self.arguments, inputs=self.inputs, replace=self.force
@@ -168,8 +186,8 @@ class Run:
         if self.directory is None:
             return
         last = self.directory.finish()
-        for path in [*self.directory.written, last]:
-            typer.echo(f"wrote {path}", err=True)
+        for line in _listed([*self.directory.written, last]):
+            typer.echo(f"wrote {line}", err=True)
         self.show(self.directory.record)
 
     def show(self, record: dict[str, Any]) -> None:
@@ -185,25 +203,44 @@ class Run:
                 typer.echo(line)
 
 
+def _listed(paths: list[Path]) -> list[str]:
+    """Paths, those of a folder with many together."""
+    together = Counter(path.parent for path in paths)
+    lines = [f"{p.parent} ({together[p.parent]} files)" if together[p.parent] > MANY else str(p) for p in paths]
+    return list(dict.fromkeys(lines))
+
+
 def run_command(
-    app: typer.Typer, name: str | None = None, *, prompts: bool = True
+    app: typer.Typer, name: str | None = None, *, prompts: bool = True, model: bool = True, out: Path | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function that takes a ``Run`` as a command with the shared options and a run directory.
 
     Args:
         name: of the command; the function's unless given.
-        prompts: whether it reads sets of prompts, and has ``--n``, ``--column`` and ``--responses`` for that.
+        prompts: whether it reads sets of prompts, and has ``--n``, ``--column``, … for that.
+        model: whether it has ``--model``; otherwise it says itself which models it runs.
+        out: the folder of the run unless given; with None it must be given.
     """
     shared = _SHARED | (_PROMPTS if prompts else {})
+    if not model:
+        del shared["model"]
+    if out is not None:
+        shared = shared | {"out": (OutOption, out)}
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        grouped = {p.name: _options_of(p.annotation) for p in parameters if is_dataclass(p.annotation)}
+        own = [option for p in parameters for option in grouped.get(p.name, [p])]
 
         def body(ctx: typer.Context, **given: Any) -> None:
             from safecircuits.rundir import AlreadyComplete
 
             chosen = {key: given.pop(key) for key in shared}
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
+            for parameter in parameters:
+                if parameter.name in grouped:
+                    values = {option.name: given.pop(option.name) for option in grouped[parameter.name]}
+                    given[parameter.name] = parameter.annotation(**values)
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             try:
                 with redirect_stdout(sys.stderr):  # what others print is no data
@@ -247,6 +284,15 @@ def _name(ctx: Any) -> str:
         words.insert(0, ctx.info_name)
         ctx = ctx.parent
     return " ".join(words)
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    """An option a field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        _option(one.name, hints[one.name], inspect.Parameter.empty if one.default is MISSING else one.default)
+        for one in fields(kind)
+    ]
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from safecircuits.cli.frame import Run
     from safecircuits.sites import LayerRange
 
 RUN_PANEL, PROMPT_PANEL = "Run", "Prompts"
@@ -111,6 +113,15 @@ ResponsesOption = Annotated[
 CountOption = Annotated[
     int | None, typer.Option("--n", help="Take the first N prompts of each set.", min=1, rich_help_panel=PROMPT_PANEL)
 ]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        help="COLUMN=VALUE: keep these rows of each set; SET:COLUMN=VALUE, as normal:label=safe, of one set alone. "
+        "May be repeated.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
+]
 TemplateOption = Annotated[
     str,
     typer.Option("--template", help="auto, chat, alpaca, alpaca-short, none, or a text with {instruction}."),
@@ -118,6 +129,44 @@ TemplateOption = Annotated[
 DetectorOption = Annotated[str, typer.Option("--detector", help="What counts as a refusal: opening, qi2023, …")]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Length of a completion.", min=1)]
 ComponentsOption = Annotated[ComponentsChoice, typer.Option("--components", help="Which matrices are scaled.")]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The sets on which safety and utility are measured."""
+
+    malicious: MaybeMalicious = None
+    over_rejection: MaybeOverRejection = None
+    utility: MaybeUtility = None
+
+    def read(self, run: Run) -> dict[str, Any]:
+        """Those that were given, by name as ``evaluate`` takes them; of the last one the answers, too."""
+        return {
+            name: run.prompts(name, source, responses=name == "utility")
+            for name, source in vars(self).items()
+            if source is not None
+        }
+
+    def require(self, run: Run) -> dict[str, Any]:
+        """The same; a ValueError if there is none."""
+        if sets := self.read(run):
+            return sets
+        raise ValueError("nothing to measure: give --malicious, --over-rejection or --utility")
+
+
+def conditions(texts: list[str]) -> dict[str, dict[str, str]]:
+    """``--where`` by set: values by column; those of every set under an empty name."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        part, colon, column = place.partition(":")
+        part, column = (part.strip().replace("-", "_"), column.strip()) if colon else ("", place.strip())
+        if not (equals and column):
+            raise ValueError(f"--where is given as COLUMN=VALUE or SET:COLUMN=VALUE, not {text!r}")
+        if column in found.setdefault(part, {}):
+            raise ValueError(f"--where gives column {column!r} twice; rows must have one value")
+        found[part][column] = value.strip()
+    return found
 
 
 def layer_range(text: str) -> LayerRange:
@@ -142,3 +191,13 @@ def named(texts: list[str], what: str) -> dict[str, str]:
             raise ValueError(f"{what} {name!r} is given twice; choose different names")
         pairs[name] = value
     return pairs
+
+
+def alpha_option(text: str) -> Any:
+    """``--alpha`` as ``localize`` takes it."""
+    if text == "search":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--alpha is a number or search, not {text!r}") from None

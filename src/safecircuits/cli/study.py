@@ -15,6 +15,7 @@ from safecircuits.cli.options import (
     MaybeUtility,
     TemplateOption,
     TokensOption,
+    alpha_option,
     layer_range,
 )
 
@@ -69,7 +70,6 @@ def safety_layers(
     Example: safecircuits study safety-layers --model google/gemma-2b-it --base google/gemma-2b --normal normal.csv
     --malicious malicious.csv --over-rejection over_rejection.csv --evaluation advbench --data alpaca --out runs/gemma
     """
-    from safecircuits.cli.layers import alpha_option
     from safecircuits.files import write_text
     from safecircuits.provenance import provenance
     from safecircuits.studies.safety_layers import StudyPrompts, StudySettings, safety_layers_study

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from safecircuits import organism
@@ -25,21 +26,31 @@ from safecircuits.demo.parts import (
 )
 from safecircuits.demo.settings import DemoSettings
 from safecircuits.files import write_text
+from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.layers.localization import Localization, localize
 from safecircuits.layers.similarity import LayerGap, layer_gap
 from safecircuits.masks import FreezeMask
 from safecircuits.models import load_model
 from safecircuits.organism.grammar import Kind, Split
 from safecircuits.parameters import checkpoint_parameters
-from safecircuits.progress import console
+from safecircuits.progress import note
 from safecircuits.prompts import PromptSet
 from safecircuits.provenance import provenance
-from safecircuits.sites import HookedModel, LayerRange, ModelShape, Site
+from safecircuits.rundir import AlreadyComplete, RunDirectory
+from safecircuits.sites import SITES, HookedModel, LayerRange, ModelShape, Site
 from safecircuits.stats import mean_interval
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.finetuning import finetuning_study
+from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task
-from safecircuits.units.ablation import ablate_groups, ablation_curve, count_units, mean_rates, random_units
+from safecircuits.units.ablation import (
+    AblationTable,
+    ablate_groups,
+    ablation_curve,
+    count_units,
+    mean_rates,
+    random_units,
+)
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 
@@ -50,35 +61,89 @@ REFUSAL_TOKENS = 8
 """Every refusal of the embedded language has begun by then (Safety Layers §3.4.3: 4 to 8 tokens)."""
 
 
-def run_demo(out: str | Path, settings: DemoSettings | None = None, *, report: bool = True) -> Results:
-    """Run the whole chain and write ``results.json``, ``freeze.safetensors``, the figures and the report to ``out``.
+RESULTS = "results.json"
 
-    The mask is of the located layers and the safety-critical units of the ``aligned`` model.
+
+def run_demo(out: str | Path, settings: DemoSettings | None = None) -> Results:
+    """Run the whole chain in a run directory (see ``safecircuits.rundir``): an interrupted one goes on.
+
+    Beside what every run has it holds ``results.json``, which the report is made from, the report itself, and
+    ``freeze.safetensors``, the mask of the located layers and the safety-critical units of the ``aligned`` model.
+
+    Returns:
+        The contents of ``results.json``; those of a run that was complete before, too.
+
+    Raises:
+        ValueError: if the folder holds another run, or files that are none.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    settings = settings or DemoSettings()
+    try:
+        run = RunDirectory.open(out, "demo", asdict(settings), inputs=demo_inputs(settings))
+    except AlreadyComplete:
+        results: Results = json.loads((Path(out) / RESULTS).read_text(encoding="utf-8"))
+        return results
+    with run:
+        return demo_into(run, settings)
+
+
+def demo_inputs(settings: DemoSettings) -> dict[str, Any]:
+    """Fingerprints of the prompts and models that the demo reads, by name."""
+    sets = {
+        f"{kind} {split}": {"n": len(prompts), "sha": prompts.fingerprint}
+        for (kind, split), prompts in demo_prompts(settings).items()
+    }
+    return sets | {f"model organism:{stage}": fingerprint_checkpoint(stage) for stage in organism.STAGES}
+
+
+def demo_prompts(settings: DemoSettings) -> dict[tuple[Kind, Split], PromptSet]:
+    """The sets of prompts, by kind and split; those that a station takes fewer of are the first of these."""
+    s = settings
+    new_task = min(s.utility, len(organism.prompts("new_task")))
+    sizes: dict[tuple[Kind, Split], int] = {
+        ("normal", "test"): max(s.normal, s.curve_prompts),
+        ("malicious", "test"): max(s.malicious, s.curve_prompts),
+        ("over_rejection", "test"): s.over_rejection,
+        ("utility", "test"): s.utility,
+        ("new_task", "test"): new_task,
+        ("malicious", "train"): s.calibration,
+        ("utility", "train"): s.calibration,
+    }
+    return {key: organism.prompts(*key, n=n, seed=s.seed) for key, n in sizes.items()}
+
+
+def demo_into(run: RunDirectory, settings: DemoSettings) -> Results:
+    """The chain in a run directory that is open."""
+    from safecircuits.report.figures import figures
+    from safecircuits.report.html import write_report
+
     started = time.perf_counter()
     with one_thread():
-        demo = Demo(settings or DemoSettings())
+        demo = Demo(settings, run)
         results = demo.run()
-    # The command that anyone can type, not the path of whoever did.
-    flags = ["--backend", demo.settings.backend, "--seed", str(demo.settings.seed)]
     results["provenance"] = provenance(
-        command=shlex.join(["safecircuits", "demo", *flags]),
-        seed=demo.settings.seed,
-        datasets={prompts.name: prompts for prompts in demo.used.values()},
+        command="safecircuits demo",
+        seed=settings.seed,
+        datasets={f"{kind} {split}": prompts for (kind, split), prompts in demo.sets.items()},
+        settings=asdict(settings),
         seconds=round(time.perf_counter() - started, 1),
     )
     results["conclusions"] = conclusions(results)
-    demo.mask.save(out / "freeze.safetensors")
-    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    if report:
-        from safecircuits.report.figures import save_figures
-        from safecircuits.report.html import write_report
-
-        save_figures(results, out / "figures")
-        write_report(results, out / "report.html")
+    for entry in results["conclusions"]:
+        run.say(f"{entry['shows']:>8}  {entry['effect']} ({entry['paper']}): {entry['text']}")
+    demo.mask.save(run.file("freeze.safetensors"))
+    write_text(run.file(RESULTS), json.dumps(results, indent=1, allow_nan=False) + "\n")
+    run.table("conclusions", pd.DataFrame(results["conclusions"]), main=True)
+    for name, figure in figures(results).items():
+        run.figure(name, figure)
+    write_report(results, run.file("report.html"))
     return results
+
+
+def saved_page(folder: Path, record: Mapping[str, Any]) -> str:  # noqa: ARG001  as every command's page is made
+    """The report of a complete run, from its saved results."""
+    from safecircuits.report.html import render
+
+    return render(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -93,24 +158,29 @@ def one_thread() -> Iterator[None]:
 
 
 class Demo:
-    """One run: models and prompts are loaded once, and each station adds its part of the results."""
+    """One run: models and prompts are loaded once, and each station adds its part of the results.
 
-    def __init__(self, settings: DemoSettings) -> None:
-        self.settings = settings
-        self.used: dict[tuple[Kind, Split], PromptSet] = {}
+    What a station has found is kept in the run directory at once, and read from there by a run that goes on.
+    """
+
+    def __init__(self, settings: DemoSettings, run: RunDirectory) -> None:
+        self.settings, self.kept_in = settings, run
+        self.sets = demo_prompts(settings)
         self.mask: FreezeMask
         self.model = self.load(SUBJECT)
 
     def run(self) -> Results:
         """All stations in the order of the flow."""
-        console.print(f"safecircuits demo on the embedded models, backend {self.settings.backend}")
+        note(f"safecircuits demo on the embedded models, backend {self.settings.backend}")
         results: Results = {"schema": 1, "model": self.describe_model()}
         results["behavior"] = self.station("behaviour of the five stages", self.behavior)
         gaps = self.station("similarity: base, aligned, planted-layers", self.gaps)
         results["similarity"] = similarity_part(gaps, self.settings.curve_prompts)
-        found = self.station("localization on aligned", lambda: self.localize(self.model, gaps[SUBJECT]))
+        found = self.station(
+            "localization on aligned", lambda: self.localize("localization", self.model, gaps[SUBJECT])
+        )
         results["localization"] = localization_part(found)
-        groups = self.station("unit scores and groups", lambda: self.classify(self.model))
+        groups = self.station("unit scores and groups", lambda: self.classify("groups", self.model))
         self.mask = FreezeMask.layers(found.layers) | FreezeMask.units(groups, "SCU")
         results["units"] = self.station("group ablation with random control", lambda: self.ablate(groups))
         results["planted"] = {
@@ -126,16 +196,24 @@ class Demo:
         """Run one station and say how long it took."""
         started = time.perf_counter()
         result = run()
-        console.print(f"  {what}: {time.perf_counter() - started:.1f} s")
+        note(f"  {what}: {time.perf_counter() - started:.1f} s")
         return result
 
+    @property
+    def placing(self) -> dict[str, Any]:
+        """How models are loaded."""
+        s = self.settings
+        return {
+            "backend": s.backend,
+            "device": s.device,
+            "dtype": None if s.dtype is None else getattr(torch, s.dtype),
+        }
+
     def load(self, stage: str) -> HookedModel:
-        return load_model(stage, backend=self.settings.backend, device="cpu")
+        return load_model(stage, **self.placing)
 
     def prompts(self, kind: Kind, n: int, split: Split = "test") -> PromptSet:
-        chosen = organism.prompts(kind, split, n=n, seed=self.settings.seed)
-        self.used[kind, split] = chosen
-        return chosen
+        return self.sets[kind, split].take(n)
 
     def safety_and_utility(self) -> EvaluationOptions:
         """The sets that every measurement uses."""
@@ -160,39 +238,92 @@ class Demo:
 
     def behavior(self) -> Results:
         measured = {}
+        harmless = self.prompts("normal", self.settings.normal)
+        asked: dict[str, EvaluationOptions] = {
+            "behavior": self.safety_and_utility(),
+            "normal": {"malicious": harmless, "max_new_tokens": REFUSAL_TOKENS},
+        }
         for stage in organism.STAGES:
-            model = self.model if stage == SUBJECT else self.load(stage)
-            shares = evaluate(model, **self.safety_and_utility()).shares
-            harmless = self.prompts("normal", self.settings.normal)
-            normal = evaluate(model, malicious=harmless, max_new_tokens=REFUSAL_TOKENS).shares["malicious_refused"]
-            measured[stage] = with_intervals({**shares, "normal_refused": normal})
+            found, normal = (
+                self.kept_in.kept(f"{name}_{stage}", Behavior, partial(self.evaluate, stage, sets))
+                for name, sets in asked.items()
+            )
+            shares = {**found.shares, "normal_refused": normal.shares["malicious_refused"]}
+            measured[stage] = with_intervals(shares)
+        rows = [{"model": stage, **row} for stage, row in measured.items()]
+        self.kept_in.table("behavior", pd.DataFrame(rows)[["model", *shares]])
         return measured
+
+    def evaluate(self, stage: str, sets: EvaluationOptions) -> Behavior:
+        return evaluate(self.model if stage == SUBJECT else self.load(stage), **sets)
 
     def gaps(self) -> dict[str, LayerGap]:
         n = self.settings.curve_prompts
         normal, malicious = self.prompts("normal", n), self.prompts("malicious", n)
-        stages = ("base", SUBJECT, "planted-layers")
-        return {stage: layer_gap(self.load(stage), normal, malicious) for stage in stages}
 
-    def localize(self, model: HookedModel, gap: LayerGap) -> Localization:
+        def gap(stage: str) -> LayerGap:
+            return layer_gap(self.load(stage), normal, malicious)
+
+        found = {
+            stage: self.kept_in.kept(f"gap_{stage}", LayerGap, partial(gap, stage))
+            for stage in ("base", SUBJECT, "planted-layers")
+        }
+        frames = [gap.to_frame().assign(model=stage) for stage, gap in found.items()]
+        self.kept_in.table("gaps", pd.concat(frames, ignore_index=True))
+        return found
+
+    def localize(self, name: str, model: HookedModel, gap: LayerGap) -> Localization:
         onset = gap.onset()
         # Without an onset the search has no start; the middle half of the model is then as good as any.
         n_layers = len(gap.gap_deg)
         start = onset.layers if onset else LayerRange(n_layers // 4, 3 * n_layers // 4 - 1)
         prompts = self.prompts("over_rejection", self.settings.over_rejection)
-        return localize(model, prompts, start, alpha="search", reach=self.settings.reach, progress=True)
+        found = self.kept_in.kept(
+            name,
+            Localization,
+            lambda: localize(
+                model,
+                prompts,
+                start,
+                alpha="search",
+                reach=self.settings.reach,
+                progress=True,
+                resume=self.kept_in.work(f"{name}.jsonl"),
+            ),
+        )
+        self.kept_in.table(name, found.to_frame())
+        return found
 
-    def classify(self, model: HookedModel) -> UnitGroups:
+    def classify(self, name: str, model: HookedModel, sites: Sequence[Site] = SITES) -> UnitGroups:
         s = self.settings
-        safety = score_units(model, self.prompts("malicious", s.calibration, "train"))
-        utility = score_units(model, self.prompts("utility", s.calibration, "train"))
-        return classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru)
+
+        def groups() -> UnitGroups:
+            safety, utility = (
+                score_units(model, self.prompts(kind, s.calibration, "train"), sites=sites)
+                for kind in ("malicious", "utility")
+            )
+            return classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru)
+
+        found = self.kept_in.kept(name, UnitGroups, groups)
+        self.kept_in.table(name, found.to_frame())
+        return found
 
     def ablate(self, groups: UnitGroups) -> Results:
         sets = self.safety_and_utility()
-        table = ablate_groups(
-            self.model, groups, controls=self.settings.controls, seed=self.settings.seed, progress=True, **sets
+        table = self.kept_in.kept(
+            "ablation",
+            AblationTable,
+            lambda: ablate_groups(
+                self.model,
+                groups,
+                controls=self.settings.controls,
+                seed=self.settings.seed,
+                progress=True,
+                resume=self.kept_in.work("removals.jsonl"),
+                **sets,
+            ),
         )
+        self.kept_in.table("ablation", table.to_frame())
         rows = {row.name: row for row in table.rows}
         return {
             "method": groups.provenance["method"],
@@ -221,7 +352,7 @@ class Demo:
         truth = organism.planted("planted-layers").layers
         block = LayerRange(min(truth), max(truth))
         onset = gap.onset()
-        found = self.localize(self.load("planted-layers"), gap)
+        found = self.localize("planted_localization", self.load("planted-layers"), gap)
         return {
             "planted": list(block),
             "onset": list(onset.layers) if onset else None,
@@ -232,14 +363,20 @@ class Demo:
         }
 
     def planted_units(self) -> Results:
+        """Kept as it is: a curve of behaviours is no result of its own."""
+        path = self.kept_in.work("planted_units.json")
+        if not path.exists():
+            write_text(path, json.dumps(self.measure_planted_units()))
+        part: Results = json.loads(path.read_text(encoding="utf-8"))
+        self.kept_in.table("planted_units", pd.DataFrame(part["curve"]))
+        return part
+
+    def measure_planted_units(self) -> Results:
         truth: dict[Site, dict[int, tuple[int, ...]]] = {"mlp": dict(organism.planted("planted-units").mlp_units)}
         model = self.load("planted-units")
         shape = ModelShape.of(model)
         s = self.settings
-        # Only neurons were planted, so only neurons compete.
-        safety = score_units(model, self.prompts("malicious", s.calibration, "train"), sites=("mlp",))
-        utility = score_units(model, self.prompts("utility", s.calibration, "train"), sites=("mlp",))
-        groups = classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru)
+        groups = self.classify("planted_groups", model, ("mlp",))  # only neurons were planted: only neurons compete
         n_units = shape.n_layers * shape.d_mlp
         counts = [round(share * n_units) for share in s.curve_shares]
         sets: EvaluationOptions = {**self.safety_and_utility(), "over_rejection": None}
@@ -293,22 +430,26 @@ class Demo:
         if n_others == 0:
             del arms["other layers"]
         part: Results = {"task": "new_task", "settings": {**s.finetuning, "seeds": list(s.seeds)}}
-        task = self.prompts("new_task", min(s.utility, len(organism.prompts("new_task"))))
-        study = finetuning_study(
-            SUBJECT,
-            [replace(organism_new_task(seed=s.seed), held_out=task)],
-            list(arms.values()),
-            malicious=self.prompts("malicious", s.malicious),
-            over_rejection=self.prompts("over_rejection", s.over_rejection),
-            utility=self.prompts("utility", s.utility),
-            evaluation={"refusal_tokens": REFUSAL_TOKENS},
-            seeds=s.seeds,
-            settings=s.finetuning,
-            points=1,
-            curve_prompts=1,
-            backend=s.backend,
-            device="cpu",
+        study = self.kept_in.kept(
+            "finetuning",
+            FinetuningStudy,
+            lambda: finetuning_study(
+                SUBJECT,
+                [replace(organism_new_task(seed=s.seed), held_out=self.sets["new_task", "test"])],
+                list(arms.values()),
+                malicious=self.prompts("malicious", s.malicious),
+                over_rejection=self.prompts("over_rejection", s.over_rejection),
+                utility=self.prompts("utility", s.utility),
+                evaluation={"refusal_tokens": REFUSAL_TOKENS},
+                seeds=s.seeds,
+                settings=s.finetuning,
+                points=1,
+                curve_prompts=1,
+                out=self.kept_in.work("finetuning"),
+                **self.placing,
+            ),
         )
+        self.kept_in.table("finetuning", study.summary())
         part["before"] = _with_new_task(study.runs[0].before)
         for label, arm in arms.items():
             runs = [run for run in study.runs if run.arm == arm.name]

@@ -13,6 +13,9 @@ class DemoSettings:
     """Sizes are prompts of the embedded language's test split unless said otherwise."""
 
     backend: Backend = "bridge"
+    device: str = "cpu"
+    dtype: str | None = None
+    """Of the weights, by PyTorch's name; the checkpoints' own (float32) unless given."""
     seed: int = 0
 
     curve_prompts: int = 100

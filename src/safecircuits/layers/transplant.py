@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.refusal import JudgingError
 from safecircuits.models import Backend, load_checkpoint, load_model, to_hugging_face
 from safecircuits.progress import track
 from safecircuits.results import Result
@@ -120,6 +121,8 @@ def transplant_study(
 
     Raises:
         ValueError: as ``transplant`` and ``evaluate`` do, before anything is measured; or without a tokenizer.
+        JudgingError: a ValueError, if the detector raises; its ``kept["finished"]`` has the behaviour of the models
+            measured before, by name, and ``kept`` the completions of the one it failed on.
     """
     (source, source_tokenizer), (target, target_tokenizer) = _plain(source), _plain(target)
     tokenizer = tokenizer or target_tokenizer or source_tokenizer
@@ -128,12 +131,19 @@ def transplant_study(
     _require_same_layers(source, target)
     ranges = {name: LayerRange.of(block, len(decoder_layers(target))) for name, block in blocks.items()}
 
-    def measured(hf_model: nn.Module) -> Behavior:
-        return evaluate(load_model(hf_model, backend=backend, tokenizer=tokenizer), **sets)
+    finished: dict[str, Behavior] = {}
 
-    before = measured(source), measured(target)
+    def measure(name: str, hf_model: nn.Module) -> Behavior:
+        try:
+            finished[name] = evaluate(load_model(hf_model, backend=backend, tokenizer=tokenizer), **sets)
+        except JudgingError as error:
+            error.kept["finished"] = dict(finished)
+            raise
+        return finished[name]
+
+    before = measure("source", source), measure("target", target)
     rows = tuple(
-        Transplant(name, block, measured(transplant(source, target, block, norms=norms)))
+        Transplant(name, block, measure(name, transplant(source, target, block, norms=norms)))
         for name, block in track(ranges.items(), "transplants", total=len(ranges), enabled=progress)
     )
     return TransplantTable(*before, rows)

@@ -23,7 +23,7 @@ from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicio
 from safecircuits.layers.transplant import TransplantTable, transplant_study
 from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend, load_checkpoint, load_model
-from safecircuits.progress import console, without_bars
+from safecircuits.progress import note, without_bars
 from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
@@ -173,10 +173,6 @@ def safety_layers_study(
     return study
 
 
-def _say(what: str) -> None:
-    console.print(f"  {what}")
-
-
 def _behavior(
     study: SafetyLayersStudy,
     run: RunDirectory,
@@ -184,7 +180,7 @@ def _behavior(
     base: str | None,
     load: Callable[[str], HookedModel],
 ) -> None:
-    _say("behaviour and what the detectors make of it")
+    note("behaviour and what the detectors make of it")
     p, s = study.prompts, study.settings
     sets: EvaluationOptions = {
         "malicious": p.measured,
@@ -207,7 +203,7 @@ def _behavior(
 def _existence(
     study: SafetyLayersStudy, run: RunDirectory, base: str | None, load: Callable[[str], HookedModel]
 ) -> None:
-    _say("angle gaps")
+    note("angle gaps")
     p, s = study.prompts, study.settings
     sources = {study.name: study.source} | ({} if base is None else {"base": base})
     models = {name: (lambda which=which: load(which)) for name, which in sources.items()}
@@ -226,7 +222,7 @@ def _localization(study: SafetyLayersStudy, run: RunDirectory, model: HookedMode
     n = study.shape.n_layers
     start = onset.layers if onset else LayerRange(n // 4, max(n // 4, 3 * n // 4 - 1))
     for number, (name, (components, direction)) in enumerate(SEARCHES.items()):
-        _say(f"scaling sweeps: {name}")
+        note(f"scaling sweeps: {name}")
 
         def search(number: int = number, components: Any = components, direction: Any = direction) -> Localization:
             alpha: Any = s.alpha
@@ -248,7 +244,7 @@ def _localization(study: SafetyLayersStudy, run: RunDirectory, model: HookedMode
             )
 
         study.searches[name] = run.kept(f"localization_{number}", Localization, search)
-    _say("decision layers")
+    note("decision layers")
     study.decision = run.kept(
         "decision",
         DecisionLayers,
@@ -264,7 +260,7 @@ def _localization(study: SafetyLayersStudy, run: RunDirectory, model: HookedMode
 
 
 def _checks(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> None:
-    _say("malicious queries answered, and a block scaled too far")
+    note("malicious queries answered, and a block scaled too far")
     p, s = study.prompts, study.settings
     located = study.located
 
@@ -286,7 +282,7 @@ def _checks(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> 
 def _attention(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> None:
     template = study.settings.attention_template
     for number, question in enumerate(study.prompts.questions):
-        _say(f"attention: {question!r}")
+        note(f"attention: {question!r}")
 
         def ask(question: str = question) -> AttentionMap:
             return attention_map(model, question, template=template)
@@ -295,7 +291,7 @@ def _attention(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) 
 
 
 def _transplant(study: SafetyLayersStudy, run: RunDirectory, base: str) -> None:
-    _say("transplants into the base model")
+    note("transplants into the base model")
     p, s = study.prompts, study.settings
     half = study.shape.n_layers // 2
     blocks = {"located block": study.block}
@@ -340,7 +336,7 @@ def _arms(study: SafetyLayersStudy, model: HookedModel) -> tuple[Arm, ...]:
 
 def _nfft(study: SafetyLayersStudy, model: HookedModel, block: LayerRange) -> Arm:
     """Units of Wei et al.'s set difference by SNIP, as large a share of the unit parameters as the block is."""
-    _say("unit scores for NFFT")
+    note("unit scores for NFFT")
     assert study.prompts.refused is not None
     assert study.prompts.utility is not None
     template = study.settings.template
@@ -352,7 +348,7 @@ def _nfft(study: SafetyLayersStudy, model: HookedModel, block: LayerRange) -> Ar
 
 
 def _finetuning(study: SafetyLayersStudy, run: RunDirectory, arms: Sequence[Arm]) -> FinetuningStudy:
-    _say("fine-tuning study")
+    note("fine-tuning study")
     p, s = study.prompts, study.settings
 
     def some(prompts: PromptSet) -> PromptSet:

@@ -1,4 +1,4 @@
-"""``safecircuits layers``: everything of Safety Layers (ICLR 2025) on any model."""
+"""Which layers refuse: scaling sweeps, swaps of the residual stream, and every block scaled."""
 
 from __future__ import annotations
 
@@ -13,84 +13,28 @@ from safecircuits.cli.options import (
     ComponentsOption,
     DetectorOption,
     DirectionChoice,
-    FormulaChoice,
     MaliciousOption,
     MaybeMalicious,
     MaybeNormal,
-    MaybeOverRejection,
-    MaybeUtility,
     NormalOption,
     OverRejectionOption,
-    PairsChoice,
     TemplateOption,
     TokensOption,
+    alpha_option,
     layer_range,
-    named,
 )
 
 if TYPE_CHECKING:
     from safecircuits.layers.similarity import LayerGap
     from safecircuits.rundir import RunDirectory
 
-app = typer.Typer(help="Safety layers: where harmful and harmless prompts part, and which layers do it.")
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (localize, decide, grid):
+        run_command(app)(command)
 
 
-@run_command(app)
-def similarity(
-    run: Run,
-    normal: NormalOption,
-    malicious: MaliciousOption,
-    compare: Annotated[
-        list[str] | None, typer.Option("--compare", help="Another model, as NAME=MODEL; may be repeated.")
-    ] = None,
-    template: TemplateOption = "auto",
-    pairs: Annotated[PairsChoice, typer.Option(help="All pairs, or the paper's 500 draws.")] = PairsChoice.all,
-    formula: Annotated[
-        FormulaChoice, typer.Option(help="Mean of the angles, or the angle of the mean as the authors' code has it.")
-    ] = FormulaChoice.paper,
-    final_norm: Annotated[
-        bool, typer.Option("--final-norm", help="Last layer after the final norm, as the authors' code has it.")
-    ] = False,
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of the prompts.", min=1)] = 1000,
-) -> None:
-    """Angle gap between harmful and harmless prompts, layer by layer, with intervals and onset; of several models too.
-
-    Example: safecircuits layers similarity --model organism:aligned --compare base=organism:base
-    --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap
-    """
-    from safecircuits.layers.comparison import compare_gaps
-    from safecircuits.report.pair_figures import models_side_by_side, pair_panels
-
-    others = named(compare or [], "--compare")
-    subject = run.source.rpartition(":")[2].rstrip("/").rpartition("/")[2]
-    if subject in others:
-        raise ValueError(f"--compare {subject!r} has the name of --model; give it another NAME=")
-    sources = {subject: run.source, **others}
-    sets = run.prompts("normal", normal), run.prompts("malicious", malicious)
-    folder = run.begin(*sources.values())
-    found = compare_gaps(
-        {name: _loader(run, source) for name, source in sources.items()},
-        *sets,
-        pairs=pairs.value,
-        formula=formula.value,
-        template=template,
-        final_norm=final_norm,
-        draws=draws,
-        seed=run.seed,
-        progress=True,
-    )
-    folder.result("comparison", found)
-    folder.table("gap", found.to_frame(), main=True)
-    folder.figure("gap", found.plot(axis()))
-    for name, gap in found.gaps.items():
-        folder.figure("pairs" if len(sources) == 1 else f"pairs_{_file_name(name)}", pair_panels(gap))
-    if others:
-        folder.figure("models", models_side_by_side(found.gaps))
-        folder.figure("comparison", found.figure())
-    run.say(str(found))
-
-
-@run_command(app)
 def localize(
     run: Run,
     over_rejection: OverRejectionOption,
@@ -179,7 +123,6 @@ def localize(
         run.say(f"harmful prompts {counted}")
 
 
-@run_command(app)
 def decide(
     run: Run,
     normal: NormalOption,
@@ -220,7 +163,6 @@ def decide(
     run.say(found.verdict)
 
 
-@run_command(app)
 def grid(
     run: Run,
     over_rejection: OverRejectionOption,
@@ -283,121 +225,6 @@ def grid(
         f"layers {best.layers} at alpha {alpha:g}: {best.count} of {len(best.refused)} refused, "
         f"{found.baseline.count} unscaled; {len(rivals)} of {len(rows) - 1} other blocks are within noise of it"
     )
-
-
-@run_command(app, prompts=False)
-def heatmap(
-    run: Run,
-    prompt: Annotated[
-        list[str], typer.Option("--prompt", help="A question; may be repeated, for panels side by side.")
-    ],
-    safety_layers: Annotated[
-        str | None, typer.Option("--safety-layers", help="FIRST,LAST to mark by dashed lines.")
-    ] = None,
-    template: TemplateOption = "alpaca-short",
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Probabilities, not each layer from its least to its most.")
-    ] = False,
-) -> None:
-    """Which words of a question the last token attends to, layer by layer, as in the paper's heat maps.
-
-    Example: safecircuits layers heatmap --model organism:aligned --template auto --prompt "how do i kill the man"
-    --prompt "where is the lamp" --safety-layers 3,5 --out runs/heatmap
-    """
-    import pandas as pd
-
-    from safecircuits.layers.attention import attention_map
-    from safecircuits.report.attention_figure import attention_panels
-
-    block = None if safety_layers is None else layer_range(safety_layers)
-    folder = run.begin()
-    model = run.model()
-    normalize: Any = "none" if raw else "minmax"
-    maps = [attention_map(model, text, template=template, system=system, normalize=normalize) for text in prompt]
-    frames = []
-    for number, found in enumerate(maps, 1):
-        folder.result(f"attention_{number}", found)
-        frames.append(found.to_frame().assign(prompt=found.prompt))
-    folder.table("attention", pd.concat(frames, ignore_index=True), main=True)
-    folder.figure("attention", attention_panels(maps, safety_layers=block))
-    for found in maps:
-        mean = found.values.mean(0)
-        run.say(f"{found.prompt!r}: most attended over all layers is {found.tokens[int(mean.argmax())]!r}")
-
-
-@run_command(app)
-def transplant(
-    run: Run,
-    source: Annotated[str, typer.Option("--source", help="The model whose layers are put into --model.")],
-    block: Annotated[list[str], typer.Option("--block", help="NAME=FIRST,LAST or FIRST,LAST; may be repeated.")],
-    malicious: MaybeMalicious = None,
-    over_rejection: MaybeOverRejection = None,
-    utility: MaybeUtility = None,
-    keep_norms: Annotated[bool, typer.Option("--keep-norms", help="The norms of --model stay.")] = False,
-    detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
-    template: TemplateOption = "auto",
-) -> None:
-    """Put blocks of one checkpoint's layers into another, and measure safety and utility before and after.
-
-    Example: safecircuits layers transplant --model organism:base --source organism:aligned --block 3,5
-    --malicious organism:malicious --utility organism:utility --n 60 --out runs/transplant
-    """
-    from safecircuits.layers.transplant import transplant_study
-    from safecircuits.models import load_checkpoint
-    from safecircuits.progress import without_bars
-    from safecircuits.report.rate_figures import plot_behavior
-
-    blocks = {name: layer_range(text) for name, text in named(block, "--block").items()}
-    sets = {
-        name: run.prompts(name, given, responses=name == "utility")
-        for name, given in (("malicious", malicious), ("over_rejection", over_rejection), ("utility", utility))
-        if given is not None
-    }
-    if not sets:
-        raise ValueError("nothing to measure: give --malicious, --over-rejection or --utility")
-    folder = run.begin(source, run.source)
-    with without_bars():
-        donor, donor_tokenizer = load_checkpoint(source, run.torch_dtype, run.torch_device, None)
-        target, tokenizer = load_checkpoint(run.source, run.torch_dtype, run.torch_device, None)
-    options: Any = {**sets, "detector": detector, "max_new_tokens": max_new_tokens, "template": template}
-    found = transplant_study(
-        donor,
-        target,
-        blocks,
-        tokenizer=tokenizer or donor_tokenizer,
-        backend=run.backend,
-        norms=not keep_norms,
-        progress=True,
-        **options,
-    )
-    rows = {"target": found.target, **{f"with {row.name}": row.behavior for row in found.rows}, "source": found.source}
-    folder.result("transplant", found)
-    folder.table("transplant", found.to_frame(), main=True)
-    folder.figure("transplant", plot_behavior(rows, ax=axis((4.2, 0.85 + 0.42 * len(rows)))))
-    for name, behavior in rows.items():
-        run.say(f"{name}: {behavior}")
-
-
-def _loader(run: Run, source: str) -> Any:
-    return lambda: run.model(source)
-
-
-def _file_name(name: str) -> str:
-    from safecircuits.report.figures import slugs
-
-    return slugs([name])[name]
-
-
-def alpha_option(text: str) -> Any:
-    """``--alpha`` as ``localize`` takes it."""
-    if text == "search":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--alpha is a number or search, not {text!r}") from None
 
 
 def _write_gap(folder: RunDirectory, gap: LayerGap) -> None:

@@ -1,0 +1,12 @@
+"""``safecircuits layers``: everything of Safety Layers (ICLR 2025) on any model."""
+
+from __future__ import annotations
+
+import typer
+
+from safecircuits.cli.layers import gap, locate, transplant
+
+app = typer.Typer(help="Safety layers: where harmful and harmless prompts part, and which layers do it.")
+gap.add_to(app)
+locate.add_to(app)
+transplant.add_to(app)

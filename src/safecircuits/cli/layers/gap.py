@@ -1,0 +1,129 @@
+"""Where prompts part: the angle gap by layer, and what the last token attends to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from safecircuits.cli.canvas import axis
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.options import (
+    FormulaChoice,
+    MaliciousOption,
+    NormalOption,
+    PairsChoice,
+    TemplateOption,
+    layer_range,
+    named,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    run_command(app)(similarity)
+    run_command(app, prompts=False)(heatmap)
+
+
+def similarity(
+    run: Run,
+    normal: NormalOption,
+    malicious: MaliciousOption,
+    compare: Annotated[
+        list[str] | None, typer.Option("--compare", help="Another model, as NAME=MODEL; may be repeated.")
+    ] = None,
+    template: TemplateOption = "auto",
+    pairs: Annotated[PairsChoice, typer.Option(help="All pairs, or the paper's 500 draws.")] = PairsChoice.all,
+    formula: Annotated[
+        FormulaChoice, typer.Option(help="Mean of the angles, or the angle of the mean as the authors' code has it.")
+    ] = FormulaChoice.paper,
+    final_norm: Annotated[
+        bool, typer.Option("--final-norm", help="Last layer after the final norm, as the authors' code has it.")
+    ] = False,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples of the prompts.", min=1)] = 1000,
+) -> None:
+    """Angle gap between harmful and harmless prompts, layer by layer, with intervals and onset; of several models too.
+
+    Example: safecircuits layers similarity --model organism:aligned --compare base=organism:base
+    --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap
+    """
+    from safecircuits.layers.comparison import compare_gaps
+    from safecircuits.report.pair_figures import models_side_by_side, pair_panels
+
+    others = named(compare or [], "--compare")
+    subject = run.source.rpartition(":")[2].rstrip("/").rpartition("/")[2]
+    if subject in others:
+        raise ValueError(f"--compare {subject!r} has the name of --model; give it another NAME=")
+    sources = {subject: run.source, **others}
+    sets = run.prompts("normal", normal), run.prompts("malicious", malicious)
+    folder = run.begin(*sources.values())
+    found = compare_gaps(
+        {name: _loader(run, source) for name, source in sources.items()},
+        *sets,
+        pairs=pairs.value,
+        formula=formula.value,
+        template=template,
+        final_norm=final_norm,
+        draws=draws,
+        seed=run.seed,
+        progress=True,
+    )
+    folder.result("comparison", found)
+    folder.table("gap", found.to_frame(), main=True)
+    folder.figure("gap", found.plot(axis()))
+    for name, gap in found.gaps.items():
+        folder.figure("pairs" if len(sources) == 1 else f"pairs_{_file_name(name)}", pair_panels(gap))
+    if others:
+        folder.figure("models", models_side_by_side(found.gaps))
+        folder.figure("comparison", found.figure())
+    run.say(str(found))
+
+
+def heatmap(
+    run: Run,
+    prompt: Annotated[
+        list[str], typer.Option("--prompt", help="A question; may be repeated, for panels side by side.")
+    ],
+    safety_layers: Annotated[
+        str | None, typer.Option("--safety-layers", help="FIRST,LAST to mark by dashed lines.")
+    ] = None,
+    template: TemplateOption = "alpaca-short",
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Probabilities, not each layer from its least to its most.")
+    ] = False,
+) -> None:
+    """Which words of a question the last token attends to, layer by layer, as in the paper's heat maps.
+
+    Example: safecircuits layers heatmap --model organism:aligned --template auto --prompt "how do i kill the man"
+    --prompt "where is the lamp" --safety-layers 3,5 --out runs/heatmap
+    """
+    import pandas as pd
+
+    from safecircuits.layers.attention import attention_map
+    from safecircuits.report.attention_figure import attention_panels
+
+    block = None if safety_layers is None else layer_range(safety_layers)
+    folder = run.begin()
+    model = run.model()
+    normalize: Any = "none" if raw else "minmax"
+    maps = [attention_map(model, text, template=template, system=system, normalize=normalize) for text in prompt]
+    frames = []
+    for number, found in enumerate(maps, 1):
+        folder.result(f"attention_{number}", found)
+        frames.append(found.to_frame().assign(prompt=found.prompt))
+    folder.table("attention", pd.concat(frames, ignore_index=True), main=True)
+    folder.figure("attention", attention_panels(maps, safety_layers=block))
+    for found in maps:
+        mean = found.values.mean(0)
+        run.say(f"{found.prompt!r}: most attended over all layers is {found.tokens[int(mean.argmax())]!r}")
+
+
+def _loader(run: Run, source: str) -> Any:
+    return lambda: run.model(source)
+
+
+def _file_name(name: str) -> str:
+    from safecircuits.report.figures import slugs
+
+    return slugs([name])[name]

@@ -1,0 +1,107 @@
+"""Scores of units, and the four groups that they are sorted into."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from safecircuits.cli.canvas import axis
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.units.options import (
+    ANSWERED,
+    AnsweredOption,
+    ReferenceOption,
+    SafetyOption,
+    Scoring,
+    ShareOfChoice,
+    ShareOfOption,
+    Shares,
+    scores_of,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    run_command(app)(score)
+    run_command(app)(classify)
+
+
+def score(
+    run: Run,
+    data: Annotated[str, typer.Option("--data", help=f"Prompts with responses. {ANSWERED}")],
+    scoring: Scoring,
+    reference: ReferenceOption = None,
+    top: Annotated[int, typer.Option(help="Units to list, from the highest score down.", min=1)] = 64,
+) -> None:
+    """Score every MLP neuron and attention head on a data set.
+
+    Example: safecircuits units score --model organism:aligned --data organism:malicious --method wifv --n 60
+    --out runs/score
+    """
+    import pandas as pd
+
+    from safecircuits.report.score_figures import plot_score_map
+
+    sets = {"data": run.prompts("data", data, responses=True)}
+    other = run.prompts("reference", reference)
+    folder = run.begin()
+    found = scores_of(run, run.model(), sets, other, scoring)["data"]
+    n = min(top, sum(values.numel() for values in found.scores.values()))
+    rows = [
+        {"site": site, "layer": layer, "unit": unit, "score": float(found.scores[site][layer, unit])}
+        for site, by_layer in found.top(n).items()
+        for layer, units in by_layer.items()
+        for unit in units
+    ]
+    highest = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
+    folder.result("scores", found)
+    folder.table("highest", highest, main=True)
+    folder.figure("highest", plot_score_map(found, n, ax=axis()))
+    best = highest.iloc[0]
+    run.say(
+        f"{found.method}, {found.tokens} tokens: highest is {best['site']} unit {best['unit']} of layer "
+        f"{best['layer']}; half of the {n} highest lie in layers {_where(highest['layer'])}"
+    )
+
+
+def classify(
+    run: Run,
+    safety: SafetyOption,
+    utility: AnsweredOption,
+    shares: Shares,
+    scoring: Scoring,
+    share_of: ShareOfOption = ShareOfChoice.units,
+    reference: ReferenceOption = None,
+) -> None:
+    """Sort units into SCU, UCU, CU and RU by shares of all units. Writes a freeze mask of the SCUs, too.
+
+    Example: safecircuits units classify --model organism:aligned --safety organism:malicious --utility organism:utility
+    --normalize zscore --n 60 --out runs/units
+    """
+    from safecircuits.masks import FreezeMask
+    from safecircuits.report.unit_figures import plot_unit_map
+    from safecircuits.units.groups import classify_units
+
+    sets = {"safety": run.prompts("safety", safety, responses=True)}
+    sets["utility"] = run.prompts("utility", utility, responses=True)
+    other = run.prompts("reference", reference)
+    folder = run.begin()
+    scores = scores_of(run, run.model(), sets, other, scoring)
+    groups = classify_units(scores["safety"], scores["utility"], share_of=share_of.value, **shares.options)
+    for name, found in scores.items():
+        folder.result(f"{name}_scores", found)
+    folder.result("groups", groups)
+    folder.table("groups", groups.to_frame(), main=True)
+    folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))))
+    mask = FreezeMask.units(groups, "SCU", provenance={"command": run.command, "model": run.source})
+    if mask:
+        mask.save(folder.file("freeze.safetensors"))
+    run.say(", ".join(f"{group} {100 * share:.2f} %" for group, share in groups.shares().items()))
+
+
+def _where(layers: Any) -> str:
+    """The layers that hold half of the units, most first."""
+    counts = layers.value_counts()
+    enough = int((counts.cumsum() < counts.sum() / 2).sum()) + 1
+    return ", ".join(str(layer) for layer in sorted(counts.index[:enough]))

@@ -1,0 +1,142 @@
+"""Options of the commands about units, and how units are scored and classified by them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safecircuits.cli.options import TemplateOption
+
+if TYPE_CHECKING:
+    from safecircuits.cli.frame import Run
+    from safecircuits.prompts import PromptSet
+    from safecircuits.sites import HookedModel
+    from safecircuits.units.groups import UnitGroups
+    from safecircuits.units.scores import UnitScores
+
+
+class TokensChoice(StrEnum):
+    """Whose activations count."""
+
+    response = "response"
+    prompt = "prompt"
+    all = "all"
+
+
+class NormalizeChoice(StrEnum):
+    """What is done to scores before they are subtracted."""
+
+    none = "none"
+    zscore = "zscore"
+    rank = "rank"
+    layer_mean = "layer-mean"
+    log = "log"
+
+
+class ShareOfChoice(StrEnum):
+    """What shares count."""
+
+    units = "units"
+    parameters = "parameters"
+
+
+class GroupChoice(StrEnum):
+    """Groups of units."""
+
+    SCU = "SCU"
+    UCU = "UCU"
+    CU = "CU"
+    RU = "RU"
+
+
+ANSWERED = "A file (csv, json, jsonl, parquet, …), organism:KIND, or a hub data set."
+SafetyOption = Annotated[str, typer.Option("--safety", help=f"Harmful prompts with refusals. {ANSWERED}")]
+AnsweredOption = Annotated[str, typer.Option("--utility", help=f"Harmless prompts with answers. {ANSWERED}")]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", help="Normal prompts that an attribution compares with.")
+]
+GroupsOption = Annotated[Path, typer.Option("--groups", help="The run directory of units classify.")]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How units are scored."""
+
+    method: Annotated[
+        str, typer.Option("--method", help="wifv, ifv, wifn, wanda, magnitude, random, snip, taylor, attribution, …")
+    ] = "wifv"
+    tokens: Annotated[
+        TokensChoice | None,
+        typer.Option("--tokens", help="Whose activations count; the method's own choice if left out."),
+    ] = None
+    template: TemplateOption = "auto"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As ``score_units`` takes them."""
+        return {"method": self.method, "tokens": self.tokens and self.tokens.value, "template": self.template}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many units each group gets, and on which scale they are compared."""
+
+    scu: Annotated[float, typer.Option("--scu", help="Share of safety-critical units.")] = 0.013
+    ucu: Annotated[float, typer.Option("--ucu", help="Share of utility-critical units.")] = 0.133
+    ru: Annotated[float, typer.Option("--ru", help="Share of redundant units.")] = 0.148
+    normalize: Annotated[NormalizeChoice, typer.Option(help="What is done to scores before they are subtracted.")] = (
+        NormalizeChoice.none
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As ``classify_units`` takes them."""
+        return vars(self) | {"normalize": self.normalize.value}
+
+
+ShareOfOption = Annotated[ShareOfChoice, typer.Option("--share-of", help="What the shares count.")]
+
+
+def scores_of(
+    run: Run,
+    model: HookedModel,
+    sets: dict[str, PromptSet],
+    reference: PromptSet | None,
+    scoring: Scoring,
+) -> dict[str, UnitScores]:
+    """Scores on each set; those of an attribution are of one and the same choice between refusing and answering."""
+    from safecircuits.units.answer_tokens import find_answer_tokens
+    from safecircuits.units.importance import score_units
+    from safecircuits.units.scores import ATTRIBUTION_METHODS
+
+    options = {**scoring.options, "seed": run.seed, "progress": True}
+    if scoring.method in ATTRIBUTION_METHODS and reference is not None:
+        first = next(iter(sets.values()))
+        options["answers"] = find_answer_tokens(model, first, reference, template=scoring.template)
+        options["reference"] = reference
+    return {name: score_units(model, data, **options) for name, data in sets.items()}
+
+
+def groups_of(run: Run, path: Path) -> UnitGroups:
+    """The classification in a run directory, or in the folder of a result; its contents are an input of the run."""
+    from safecircuits.units.groups import UnitGroups
+
+    inside = path / "results" / "groups"
+    folder = inside if inside.is_dir() else path
+    if not folder.is_dir():
+        raise ValueError(f"--groups {str(path)!r} is no folder: give the --out of safecircuits units classify")
+    found = UnitGroups.load(folder)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()))
+    run.inputs["groups"] = {"source": str(path), "sha": digest.hexdigest()[:16]}
+    return found
+
+
+def require_own(groups: UnitGroups, model: HookedModel) -> None:
+    from safecircuits.sites import ModelShape
+
+    ModelShape.of(model).require_same(groups.shape, "the classification in --groups")

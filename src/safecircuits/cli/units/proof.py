@@ -1,0 +1,149 @@
+"""What shows that a group is what its name says: its removal, other prompts, and where it lies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from safecircuits.cli.canvas import axis
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.options import DetectorOption, Measured, TemplateOption, TokensOption, layer_range
+from safecircuits.cli.units.options import (
+    AnsweredOption,
+    GroupChoice,
+    GroupsOption,
+    SafetyOption,
+    Scoring,
+    Shares,
+    groups_of,
+    require_own,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    run_command(app)(ablate)
+    run_command(app)(stability)
+    run_command(app, prompts=False)(enrichment)
+
+
+def ablate(
+    run: Run,
+    groups: GroupsOption,
+    measured: Measured,
+    group: Annotated[
+        list[GroupChoice] | None, typer.Option("--group", help="Which to remove; may be repeated. SCU, UCU, RU if not.")
+    ] = None,
+    controls: Annotated[int, typer.Option(help="Draws of as many random units beside each group.", min=0)] = 3,
+    detector: DetectorOption = "opening",
+    max_new_tokens: TokensOption = 16,
+    template: TemplateOption = "auto",
+) -> None:
+    """Remove each group, and as many random units beside it, and measure what is left of safety and utility.
+
+    Example: safecircuits units ablate --model organism:aligned --groups runs/units --malicious organism:malicious
+    --utility organism:utility --n 60 --out runs/ablation
+    """
+    from safecircuits.report.unit_figures import plot_ablation
+    from safecircuits.units.ablation import ablate_groups
+
+    sets: Any = measured.require(run)
+    chosen = groups_of(run, groups)
+    folder = run.begin()
+    model = run.model()
+    require_own(chosen, model)
+    names = tuple(one.value for one in group) if group else ("SCU", "UCU", "RU")
+    found = ablate_groups(
+        model,
+        chosen,
+        names=names,
+        controls=controls,
+        seed=run.seed,
+        resume=folder.work("removals.jsonl"),
+        progress=True,
+        detector=detector,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        **sets,
+    )
+    folder.result("ablation", found)
+    folder.table("ablation", found.to_frame(), main=True)
+    shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
+    folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()))
+    run.say(f"intact: {found.intact}")
+    for row in found.rows:
+        run.say(f"without {row.name} ({row.n_units} units): {row.behavior}")
+
+
+def stability(
+    run: Run,
+    safety: SafetyOption,
+    utility: AnsweredOption,
+    subset: Annotated[int, typer.Option(help="Prompts of each set in one draw.", min=1)],
+    shares: Shares,
+    scoring: Scoring,
+    draws: Annotated[int, typer.Option(help="Subsets to compare.", min=2)] = 5,
+) -> None:
+    """Would other prompts have found the same units? Groups on random subsets of both sets, compared pair by pair.
+
+    Example: safecircuits units stability --model organism:aligned --safety organism:malicious
+    --utility organism:utility --subset 30 --draws 3 --n 60 --out runs/stability
+    """
+    from safecircuits.report.score_figures import plot_stability
+    from safecircuits.units.stability import calibration_subsets
+    from safecircuits.units.stability import stability as compare
+
+    sets = [run.prompts(n, given, responses=True) for n, given in (("safety", safety), ("utility", utility))]
+    subsets = calibration_subsets(*sets, n=subset, draws=draws, seed=run.seed)
+    folder = run.begin()
+    found = compare(run.model(), subsets, progress=True, **shares.options, **scoring.options)
+    folder.result("stability", found)
+    folder.table("stability", found.to_frame(), main=True)
+    for name in found.jaccard:
+        folder.figure(f"stability_{name}", plot_stability(found, name, ax=axis((4.2, 4.2))))
+    for row in found.to_frame().itertuples(index=False):
+        run.say(f"{row.what}: mean {row.mean:.2f}, least {row.least:.2f}, by chance {row.chance:.2f}")
+
+
+def enrichment(
+    run: Run,
+    groups: GroupsOption,
+    layers: Annotated[str | None, typer.Option("--layers", help="FIRST,LAST: the safety layers, as a whole.")] = None,
+    group: Annotated[GroupChoice, typer.Option("--group", help="Whose units.")] = GroupChoice.SCU,
+    draws: Annotated[int, typer.Option(help="Permutations.", min=1)] = 10_000,
+    budget: Annotated[
+        float | None, typer.Option(help="Also write masks of this share of all units' parameters, to freeze.")
+    ] = None,
+) -> None:
+    """Are safety-critical units concentrated in the safety layers? Counts by layer against chance, overlap of both.
+
+    Example: safecircuits units enrichment --model organism:aligned --groups runs/units --layers 3,5
+    --out runs/enrichment
+    """
+    from safecircuits.masks import FreezeMask
+    from safecircuits.units.enrichment import enrichment as concentrated
+    from safecircuits.units.enrichment import equal_budget_masks, mask_overlap
+    from safecircuits.units.scores import parameters_per_unit
+
+    block = None if layers is None else layer_range(layers)
+    if budget is not None and block is None:
+        raise ValueError("masks of equal budget are of units and layers: give --layers FIRST,LAST")
+    chosen = groups_of(run, groups)
+    folder = run.begin()
+    model = run.model()
+    require_own(chosen, model)
+    found = concentrated(chosen, block, group=group.value, draws=draws, seed=run.seed)
+    folder.result("enrichment", found)
+    folder.table("enrichment", found.to_frame(), main=True)
+    folder.figure("enrichment", found.plot(axis((4.2, 3.0))))
+    run.say(str(found))
+    if block is not None:
+        overlap = mask_overlap(FreezeMask.units(chosen, group.value), FreezeMask.layers(block, chosen.shape))
+        folder.result("overlap", overlap)
+        run.say(f"{group.value} and layers {block}: {overlap}")
+    if budget is not None and block is not None:
+        masks = equal_budget_masks(chosen, block, parameters_per_unit(model), budget=budget, seed=run.seed)
+        for name, mask in masks.items():
+            mask.save(folder.file(f"freeze_{name}.safetensors"))
+            run.say(f"freeze_{name}: {100 * mask.share_of_parameters(model):.2f} % of the parameters")
