@@ -12,13 +12,13 @@ from typer.testing import CliRunner, Result
 from safecircuits import organism
 from safecircuits.cli import app
 from safecircuits.layers.localization import Localization
-from safecircuits.rundir import RunDirectory, load_run
+from safecircuits.rundir import RunDirectory, load_run, run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies import safety_layers as study_module
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.safety_layers import StudyPrompts, StudySettings, safety_layers_study
 from safecircuits.studies.safety_layers_conclusions import conclusions
-from safecircuits.studies.safety_layers_page import report_page
+from safecircuits.studies.safety_layers_page import report_page, saved_page
 from safecircuits.studies.scenarios import organism_new_task
 
 STEPS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 4e-4, "schedule": "constant"}
@@ -62,12 +62,18 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_every_part_is_there_and_loads_again(done: tuple[Any, Path]) -> None:
     study, folder = done
     kept = {path.name for path in (folder / "results").iterdir()}
-    expected = {"behavior", "behavior_base", "detectors", "gaps", "decision", "malicious_check", "too_far"}
+    expected = {"behavior", "behavior_base", "detectors", "gaps", "decision", "malicious_check", "too_far", "subject"}
     expected |= {f"localization_{i}" for i in range(3)} | {"attention_0", "transplant", "finetuning"}
     assert kept == expected
     assert Localization.load(folder / "results" / "localization_0").equals(study.located)
     arms = set(FinetuningStudy.load(folder / "results" / "finetuning").arms)
     assert {"full", "sppft", "nfft", "lisa", "random_units"} <= arms
+
+
+def test_the_report_is_made_again_from_what_is_saved(done: tuple[Any, Path]) -> None:
+    study, folder = done
+    record = load_run(folder)
+    assert saved_page(folder, record) == report_page(study, run_provenance(record))[0]
 
 
 def test_the_base_model_has_no_gap_and_the_block_refuses_in_it(done: tuple[Any, Path]) -> None:

@@ -80,7 +80,10 @@ class Result:
                 f"{str(folder)!r} is {document.get('format')} version {document.get('version')}; "
                 f"this reads {FORMAT} version {VERSION}"
             )
-        result = _decode(document["result"], tensors)
+        try:
+            result = _decode(document["result"], tensors)
+        except (TypeError, KeyError, AttributeError, ModuleNotFoundError) as error:  # fields or classes that are gone
+            raise ValueError(f"{str(folder)!r} was saved by another version of safecircuits: {error}") from error
         if not isinstance(result, cls):
             raise ValueError(f"{str(folder)!r} holds a {type(result).__name__}, not a {cls.__name__}")
         return result

@@ -32,6 +32,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -53,6 +54,7 @@ R = TypeVar("R", bound="Result")
 
 FORMAT, VERSION = "safecircuits-run", 1
 COMPLETE, PARTIAL = "run.json", "run.partial.json"
+REPORT = "report.html"
 PARTS = ("results", "tables", "figures")
 DPI = 200
 
@@ -233,6 +235,35 @@ def load_run(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+def run_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a complete run was made, to be shown below its report: the command to type, inputs, versions and times."""
+    return {
+        "command": command_line(record),
+        **record["provenance"],
+        "finished": record["finished"],
+        "seconds": record["seconds"],
+        "inputs": {name: _one_line(value) for name, value in record["inputs"].items()},
+        "arguments": {name: value for name, value in record["arguments"].items() if value is not None},
+    }
+
+
+def command_line(record: Mapping[str, Any]) -> str:
+    """The command as it could have been typed, with all options that have a value."""
+    words = ["safecircuits", *record["command"].split()]
+    for name, value in record["arguments"].items():
+        option = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(option)
+            elif one is not None and one is not False:
+                words += [option, str(one)]
+    return shlex.join(words)
+
+
+def _one_line(value: Any) -> Any:
+    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+
+
 def _earlier(folder: Path) -> dict[str, Any] | None:
     """The record of the run in ``folder``, complete or not, if there is one."""
     for name in (COMPLETE, PARTIAL):
@@ -255,7 +286,7 @@ def _remove(folder: Path, record: Mapping[str, Any]) -> None:
     """Everything a run wrote, and nothing else; its record goes last."""
     for name in ("work", *PARTS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in [*record.get("files", []), COMPLETE, PARTIAL]:
+    for name in [*record.get("files", []), REPORT, COMPLETE, PARTIAL]:
         path = Path(os.path.normpath(folder / name))
         if path.is_relative_to(os.path.normpath(folder)) and path.is_file():  # the record may be anybody's
             path.unlink()

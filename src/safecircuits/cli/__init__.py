@@ -9,7 +9,7 @@ import os
 
 import typer
 
-from safecircuits.cli import demo, doctor, evaluate, finetune, layers, mask, organism, probe, study, units
+from safecircuits.cli import demo, doctor, evaluate, finetune, layers, mask, organism, probe, report, study, units
 
 # Before torch is imported: its threads then sleep while they wait for each other instead of spinning, which on a busy
 # machine makes small models slower by an order of magnitude.
@@ -39,5 +39,6 @@ app.add_typer(mask.app, name="mask")
 evaluate.add_to(app)
 app.add_typer(study.app, name="study")
 finetune.add_to(app)
+report.add_to(app)
 app.add_typer(organism.app, name="organism")
 doctor.add_to(app)

@@ -16,7 +16,7 @@ from safecircuits.report.data import Record
 from safecircuits.report.figures import single_figures
 from safecircuits.report.sections import Exhibit, Section, sections
 from safecircuits.report.style import styled
-from safecircuits.report.svg import inline_svg
+from safecircuits.report.svg import inline_saved, inline_svg
 from safecircuits.report.tables import mapping
 from safecircuits.report.text import plain
 
@@ -66,7 +66,7 @@ def render(results: Record) -> str:
 def page(
     title: str,
     parts: Sequence[Section],
-    drawn: Mapping[str, Figure],
+    drawn: Mapping[str, Figure | str],
     *,
     facts: Record,
     conclusions: Sequence[Record],
@@ -75,7 +75,7 @@ def page(
     """One self-contained page of any sections.
 
     Args:
-        drawn: the figures that the exhibits name.
+        drawn: the figures that the exhibits name, or the text of their SVG files.
         facts: about the model, shown below the title.
         conclusions: what shows and what does not: ``effect``, ``paper``, ``shows`` (yes, no, unclear) and ``text``.
         provenance: how the numbers were made; entries that are mappings become tables.
@@ -83,10 +83,7 @@ def page(
     plates = [
         (
             section,
-            [
-                Plate(e, inline_svg(drawn[e.figure], e.figure, f"{e.label}. {e.caption}") if e.figure else None)
-                for e in section.exhibits
-            ],
+            [Plate(e, _inline(drawn[e.figure], e) if e.figure else None) for e in section.exhibits],
         )
         for section in parts
     ]
@@ -101,3 +98,8 @@ def page(
         provenance_facts=[(key, plain(v)) for key, v in provenance.items() if not isinstance(v, Mapping)],
         provenance_tables=[mapping(key, v) for key, v in provenance.items() if isinstance(v, Mapping) and v],
     )
+
+
+def _inline(drawing: Figure | str, exhibit: Exhibit) -> Markup:
+    name, label = str(exhibit.figure), f"{exhibit.label}. {exhibit.caption}"
+    return inline_saved(drawing, name, label) if isinstance(drawing, str) else inline_svg(drawing, name, label)

@@ -21,6 +21,7 @@ class Exhibit:
     caption: str
     tables: Sequence[Table] = ()
     small: bool = False
+    half: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,11 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     """
     written = StringIO()
     figure.savefig(written, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = written.getvalue()
+    return inline_saved(written.getvalue(), name, label)
+
+
+def inline_saved(svg: str, name: str, label: str) -> Markup:
+    """The same of a figure that a run directory holds as a file."""
     svg = svg[svg.index("<svg") :].strip()  # no XML prolog or doctype inside HTML
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
@@ -41,7 +45,10 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     svg = re.sub(r'\bhref="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'style="[^"]*"', lambda style: _themed(style.group()), svg)
-    width, height = (72 * inches for inches in figure.get_size_inches())
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    if box is None:
+        raise ValueError(f"the figure {name!r} is no SVG that this package wrote: it has no viewBox")
+    width, height = float(box[1]), float(box[2])
     kind = "chart wide" if width > WIDE else "chart"
     opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" class="{kind}">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1))

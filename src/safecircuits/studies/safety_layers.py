@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from safecircuits.behavior.agreement import AgreementTable, agreement
@@ -25,6 +26,7 @@ from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend, load_checkpoint, load_model
 from safecircuits.progress import note, without_bars
 from safecircuits.prompts import PromptSet
+from safecircuits.results import Result
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
 from safecircuits.studies.arms import Arm, lisa_arm, paper_arms, sppft
@@ -102,15 +104,22 @@ class StudySettings:
         return {"detector": self.detector, "refusal_tokens": self.max_new_tokens, "template": self.template}
 
 
+@dataclass(frozen=True)
+class StudySubject(Result):
+    """The model of a study."""
+
+    source: str
+    shape: ModelShape
+    planted: LayerRange | None
+    """The block in which refusal is known to be, for models that were made so."""
+
+
 @dataclass
 class SafetyLayersStudy:
     """All parts of the study of one model; those that were not run are None or empty."""
 
     source: str
-    name: str
     shape: ModelShape
-    prompts: StudyPrompts
-    settings: StudySettings
     planted: LayerRange | None = None
     """The block in which refusal is known to be, for models that were made so."""
     behavior: dict[str, Behavior] = field(default_factory=dict)
@@ -123,6 +132,11 @@ class SafetyLayersStudy:
     attention: list[AttentionMap] = field(default_factory=list)
     transplant: TransplantTable | None = None
     finetuning: FinetuningStudy | None = None
+
+    @property
+    def name(self) -> str:
+        """``organism:aligned`` or a path as a name for tables."""
+        return self.source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or self.source
 
     @property
     def located(self) -> Localization:
@@ -158,30 +172,68 @@ def safety_layers_study(
             return load_model(which, backend=s.backend, device=s.device, dtype=s.dtype)
 
     model = load(source)
-    study = SafetyLayersStudy(source, _plain_name(source), ModelShape.of(model), prompts, s, planted)
-    _behavior(study, run, model, base, load)
-    _existence(study, run, base, load)
-    _localization(study, run, model)
-    _checks(study, run, model)
-    _attention(study, run, model)
+    subject = run.kept("subject", StudySubject, lambda: StudySubject(source, ModelShape.of(model), planted))
+    study = SafetyLayersStudy(subject.source, subject.shape, subject.planted)
+    work = _Work(study, run, prompts, s)
+    _behavior(work, model, base, load)
+    _existence(work, base, load)
+    _localization(work, model)
+    _checks(work, model)
+    _attention(work, model)
     if base is not None:
-        _transplant(study, run, base)
+        _transplant(work, base)
     if s.scenarios:
-        arms = _arms(study, model)
+        arms = _arms(work, model)
         del model
-        study.finetuning = _finetuning(study, run, arms)
+        study.finetuning = _finetuning(work, arms)
     return study
 
 
+def saved_study(folder: str | Path) -> SafetyLayersStudy:
+    """The study that a complete run directory holds.
+
+    Raises:
+        ValueError: if a part is missing or cannot be read.
+    """
+    kept = Path(folder) / "results"
+    subject = StudySubject.load(kept / "subject")
+    study = SafetyLayersStudy(subject.source, subject.shape, subject.planted)
+    study.behavior[study.name] = Behavior.load(kept / "behavior")
+    if (kept / "behavior_base").is_dir():
+        study.behavior["base"] = Behavior.load(kept / "behavior_base")
+    study.detectors = AgreementTable.load(kept / "detectors")
+    study.gaps = GapComparison.load(kept / "gaps")
+    study.searches = {name: Localization.load(kept / f"localization_{i}") for i, name in enumerate(SEARCHES)}
+    study.decision = DecisionLayers.load(kept / "decision")
+    study.check = MaliciousCheck.load(kept / "malicious_check")
+    study.too_far = MaliciousCheck.load(kept / "too_far")
+    maps = sorted(kept.glob("attention_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    study.attention = [AttentionMap.load(path) for path in maps]
+    if (kept / "transplant").is_dir():
+        study.transplant = TransplantTable.load(kept / "transplant")
+    if (kept / "finetuning").is_dir():
+        study.finetuning = FinetuningStudy.load(kept / "finetuning")
+    return study
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the parts share while they run."""
+
+    study: SafetyLayersStudy
+    run: RunDirectory
+    prompts: StudyPrompts
+    settings: StudySettings
+
+
 def _behavior(
-    study: SafetyLayersStudy,
-    run: RunDirectory,
+    work: _Work,
     model: HookedModel,
     base: str | None,
     load: Callable[[str], HookedModel],
 ) -> None:
     note("behaviour and what the detectors make of it")
-    p, s = study.prompts, study.settings
+    study, run, p, s = work.study, work.run, work.prompts, work.settings
     sets: EvaluationOptions = {
         "malicious": p.measured,
         "over_rejection": p.over_rejection,
@@ -200,11 +252,9 @@ def _behavior(
     study.detectors = run.kept("detectors", AgreementTable, judged)
 
 
-def _existence(
-    study: SafetyLayersStudy, run: RunDirectory, base: str | None, load: Callable[[str], HookedModel]
-) -> None:
+def _existence(work: _Work, base: str | None, load: Callable[[str], HookedModel]) -> None:
     note("angle gaps")
-    p, s = study.prompts, study.settings
+    study, run, p, s = work.study, work.run, work.prompts, work.settings
     sources = {study.name: study.source} | ({} if base is None else {"base": base})
     models = {name: (lambda which=which: load(which)) for name, which in sources.items()}
     study.gaps = run.kept(
@@ -214,8 +264,8 @@ def _existence(
     )
 
 
-def _localization(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> None:
-    p, s = study.prompts, study.settings
+def _localization(work: _Work, model: HookedModel) -> None:
+    study, run, p, s = work.study, work.run, work.prompts, work.settings
     assert study.gaps is not None
     onset = study.gaps.onsets[study.name]
     # Without an onset the search has no start; the middle half of the model is then as good as any.
@@ -259,9 +309,9 @@ def _localization(study: SafetyLayersStudy, run: RunDirectory, model: HookedMode
     )
 
 
-def _checks(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> None:
+def _checks(work: _Work, model: HookedModel) -> None:
     note("malicious queries answered, and a block scaled too far")
-    p, s = study.prompts, study.settings
+    study, run, p, s = work.study, work.run, work.prompts, work.settings
     located = study.located
 
     def check(prompts: PromptSet, alpha: float) -> MaliciousCheck:
@@ -279,20 +329,20 @@ def _checks(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> 
     study.too_far = run.kept("too_far", MaliciousCheck, lambda: check(p.over_rejection, s.too_far))
 
 
-def _attention(study: SafetyLayersStudy, run: RunDirectory, model: HookedModel) -> None:
-    template = study.settings.attention_template
-    for number, question in enumerate(study.prompts.questions):
+def _attention(work: _Work, model: HookedModel) -> None:
+    template = work.settings.attention_template
+    for number, question in enumerate(work.prompts.questions):
         note(f"attention: {question!r}")
 
         def ask(question: str = question) -> AttentionMap:
             return attention_map(model, question, template=template)
 
-        study.attention.append(run.kept(f"attention_{number}", AttentionMap, ask))
+        work.study.attention.append(work.run.kept(f"attention_{number}", AttentionMap, ask))
 
 
-def _transplant(study: SafetyLayersStudy, run: RunDirectory, base: str) -> None:
+def _transplant(work: _Work, base: str) -> None:
     note("transplants into the base model")
-    p, s = study.prompts, study.settings
+    study, run, p, s = work.study, work.run, work.prompts, work.settings
     half = study.shape.n_layers // 2
     blocks = {"located block": study.block}
     if study.decision is not None and study.decision.layers is not None:
@@ -319,37 +369,38 @@ def _transplant(study: SafetyLayersStudy, run: RunDirectory, base: str) -> None:
     study.transplant = run.kept("transplant", TransplantTable, measure)
 
 
-def _arms(study: SafetyLayersStudy, model: HookedModel) -> tuple[Arm, ...]:
+def _arms(work: _Work, model: HookedModel) -> tuple[Arm, ...]:
     """The paper's arms on the located block, and freezing the decision layers where those are others."""
+    study = work.study
     decision = study.decision.layers if study.decision is not None else None
     whole = len(study.block) == study.shape.n_layers  # freezing everything is no arm
     block = decision if whole and decision is not None else study.block
     arms = paper_arms(block, study.shape)
-    if study.prompts.refused is not None and study.prompts.utility is not None:
-        arms += (_nfft(study, model, block),)
-    if study.prompts.refused is not None:
-        arms += (lisa_arm(study.prompts.refused, study.settings.lisa),)
+    if work.prompts.refused is not None and work.prompts.utility is not None:
+        arms += (_nfft(work, model, block),)
+    if work.prompts.refused is not None:
+        arms += (lisa_arm(work.prompts.refused, work.settings.lisa),)
     if decision is not None and decision != block:
         arms += (sppft(decision, "decision layers"),)
     return arms
 
 
-def _nfft(study: SafetyLayersStudy, model: HookedModel, block: LayerRange) -> Arm:
+def _nfft(work: _Work, model: HookedModel, block: LayerRange) -> Arm:
     """Units of Wei et al.'s set difference by SNIP, as large a share of the unit parameters as the block is."""
     note("unit scores for NFFT")
-    assert study.prompts.refused is not None
-    assert study.prompts.utility is not None
-    template = study.settings.template
-    safety = score_units(model, study.prompts.refused, method="snip", template=template)
-    utility = score_units(model, study.prompts.utility, method="snip", template=template)
-    share = len(block) / study.shape.n_layers
+    assert work.prompts.refused is not None
+    assert work.prompts.utility is not None
+    template = work.settings.template
+    safety = score_units(model, work.prompts.refused, method="snip", template=template)
+    utility = score_units(model, work.prompts.utility, method="snip", template=template)
+    share = len(block) / work.study.shape.n_layers
     groups = set_difference(safety, utility, p=NFFT_P, result=share, share_of="parameters")
     return Arm("nfft", f"{share:.0%} of the unit parameters, by SNIP set difference", FreezeMask.units(groups, "SCU"))
 
 
-def _finetuning(study: SafetyLayersStudy, run: RunDirectory, arms: Sequence[Arm]) -> FinetuningStudy:
+def _finetuning(work: _Work, arms: Sequence[Arm]) -> FinetuningStudy:
     note("fine-tuning study")
-    p, s = study.prompts, study.settings
+    study, run, p, s = work.study, work.run, work.prompts, work.settings
 
     def some(prompts: PromptSet) -> PromptSet:
         return prompts.take(min(s.finetuning_prompts or len(prompts), len(prompts)))
@@ -374,8 +425,3 @@ def _finetuning(study: SafetyLayersStudy, run: RunDirectory, arms: Sequence[Arm]
         )
 
     return run.kept("finetuning", FinetuningStudy, tune)
-
-
-def _plain_name(source: str) -> str:
-    """``organism:aligned`` or a path as a name for tables."""
-    return source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,9 +28,10 @@ from safecircuits.report.study_figures import plot_study
 from safecircuits.report.style import COLUMN, styled
 from safecircuits.report.tables import Table
 from safecircuits.report.text import percent, plain
+from safecircuits.rundir import run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies.compare import Comparison
-from safecircuits.studies.safety_layers import SafetyLayersStudy
+from safecircuits.studies.safety_layers import SafetyLayersStudy, saved_study
 from safecircuits.studies.safety_layers_conclusions import conclusions
 
 DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")
@@ -69,6 +71,11 @@ def report_page(study: SafetyLayersStudy, provenance: Mapping[str, Any]) -> tupl
     return html, made.figures
 
 
+def saved_page(folder: Path, record: Mapping[str, Any]) -> str:
+    """The report of a complete run of ``safecircuits study safety-layers``, from its saved results."""
+    return report_page(saved_study(folder), run_provenance(record))[0]
+
+
 def _behavior(study: SafetyLayersStudy, made: _Page) -> None:
     record = {name: rates(behavior) for name, behavior in study.behavior.items()}
     made.figures["behavior"] = figure = Figure(figsize=(COLUMN[0], 0.85 + 0.42 * len(record)))
@@ -102,13 +109,14 @@ def _existence(study: SafetyLayersStudy, made: _Page) -> None:
     made.figures["gaps"] = comparison_figure(found)
     made.figures["pairs"] = pair_panels(found.gaps[study.name])
     stages = {name: {"gap_deg": gap.gap_deg.tolist()} for name, gap in found.gaps.items()}
-    p = study.prompts
+    asked = found.provenance
     made.add(
         "gap",
         "Where harmful and harmless prompts part",
         "The residual stream after each layer at a prompt’s last token, compared between pairs of prompts: two "
         "normal ones (N–N), two malicious ones (M–M), one of each (N–M), over all pairs. The gap is how much wider the "
-        f"N–M angle is. {len(p.normal)} normal and {len(p.malicious)} malicious prompts; bands: bootstrap intervals.",
+        f"N–M angle is. {asked['normal']['n']} normal and {asked['malicious']['n']} malicious prompts; bands: "
+        "bootstrap intervals.",
         [
             Exhibit("gaps", "Similarity and angle gap", found.verdict.replace("\n", ". ") + ".", [tables.gaps(stages)]),
             Exhibit("pairs", "N–N, M–M and N–M similarity", f"{study.name}: mean and standard deviation over pairs."),
@@ -133,7 +141,7 @@ def _localization(study: SafetyLayersStudy, made: _Page) -> None:
     made.add(
         "localization",
         "Which layers refuse",
-        f"Scaling a block by α and counting refusals of {len(study.prompts.over_rejection)} prompts that only sound "
+        f"Scaling a block by α and counting refusals of {len(study.located.baseline.refused)} prompts that only sound "
         "dangerous: the upper bound moves first, then the lower. Decision layers are found another way, by swapping "
         "residual streams between harmful and harmless prompts layer by layer.",
         exhibits,
@@ -245,11 +253,12 @@ def _finetuning(study: SafetyLayersStudy, made: _Page) -> None:
             )
         )
     frozen = "; ".join(f"{arm}: {what}" for arm, what in tuned.frozen.items())
+    seeds = len({run.seed for run in tuned.runs})
     made.add(
         "finetuning",
         "What fine-tuning leaves of refusal",
-        f"The same fine-tuning with different parts frozen, {len(study.settings.seeds)} seeds. Compared with full "
-        "fine-tuning at equal steps and, since an arm that learns less also forgets less, at equal loss on the task. "
+        f"The same fine-tuning with different parts frozen, {seeds} seeds. Compared with full fine-tuning at equal "
+        "steps and, since an arm that learns less also forgets less, at equal loss on the task. "
         f"Frozen in each arm: {frozen}.",
         exhibits,
     )

@@ -89,7 +89,14 @@ class FinetuneRun:
 
     @classmethod
     def load(cls, folder: str | Path) -> FinetuneRun:
-        """Read what ``save`` wrote."""
-        record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-        record["losses"], record["evaluations"] = tuple(record["losses"]), tuple(record["evaluations"])
-        return cls(**record)
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: if the folder holds no such record, or one of another version.
+        """
+        try:
+            record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+            record["losses"], record["evaluations"] = tuple(record["losses"]), tuple(record["evaluations"])
+            return cls(**record)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(folder)!r} holds no readable fine-tuning run: {error}") from error

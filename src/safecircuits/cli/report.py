@@ -1,0 +1,101 @@
+"""``safecircuits report``: the page of a run again from what it saved, or several runs held against each other."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safecircuits.cli.frame import plain_command
+from safecircuits.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from safecircuits.report.compare_runs import RunComparison
+    from safecircuits.report.saved import SavedRun
+
+OWN_PAGES = {
+    "demo": "safecircuits.demo.chain",
+    "study safety-layers": "safecircuits.studies.safety_layers_page",
+}
+"""Modules whose ``saved_page(folder, record)`` makes the page of a command's runs; others share one layout."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    plain_command(app)(report)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of complete runs: one, or several of one command.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="HTML file to write.  [default: RUN/report.html, or comparison.html of several]"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """The report of a run, made again from its saved results; or of several runs: what differs, side by side.
+
+    Example: safecircuits report runs/gap runs/gap-base --out comparison.html
+    """
+    if len(runs) == 1:
+        html, path, data, lines = _one(runs[0], out)
+    else:
+        html, path, data, lines = _several(runs, out)
+    from safecircuits.files import write_text
+
+    write_text(path, html)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(data, indent=1, ensure_ascii=False))
+    else:
+        for line in lines:
+            typer.echo(line)
+    typer.echo(f"wrote {path}", err=True)
+
+
+def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
+    from safecircuits.report.run_page import run_page
+    from safecircuits.report.saved import SavedRun
+    from safecircuits.rundir import REPORT
+
+    run = SavedRun.open(folder)
+    if run.command in OWN_PAGES:
+        html = importlib.import_module(OWN_PAGES[run.command]).saved_page(folder, run.record)
+    else:
+        html = run_page(run)
+    findings = list(run.record.get("findings") or [])
+    return html, out or folder / REPORT, _data(run), findings
+
+
+def _data(run: SavedRun) -> dict[str, Any]:
+    from json import loads
+
+    from safecircuits.rundir import run_provenance
+
+    tables = {name: loads(frame.to_json(orient="records")) for name, frame in run.tables().items()}
+    findings = list(run.record.get("findings") or [])
+    return {"findings": findings, "tables": tables, "provenance": run_provenance(run.record)}
+
+
+def _several(folders: list[Path], out: Path | None) -> tuple[str, Path, Any, list[str]]:
+    from safecircuits.report.compare_page import compare_page
+    from safecircuits.report.compare_runs import compare_runs
+    from safecircuits.report.saved import open_runs
+
+    compared = compare_runs(open_runs(folders))
+    return compare_page(compared), out or Path("comparison.html"), compared.to_json(), _differences(compared)
+
+
+def _differences(compared: RunComparison) -> list[str]:
+    """Settings that differ, and where numbers do."""
+    lines = []
+    for name, values in compared.settings.items():
+        listed = ", ".join(f"{run}: {'–' if value is None else value}" for run, value in values.items())
+        lines.append(f"{name.replace('_', ' ')}  {listed}")
+    for table in compared.tables:
+        what = ", ".join(table.differing) or "nothing"
+        lines.append(f"tables/{table.name}.csv  differs in {what}")
+    return lines

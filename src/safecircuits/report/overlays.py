@@ -1,0 +1,100 @@
+"""Figures with a line or a row a run, for the results where this is the natural way to see a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from safecircuits.behavior.evaluate import Behavior
+from safecircuits.layers.comparison import GapComparison
+from safecircuits.layers.similarity import LayerGap
+from safecircuits.report.layer_figures import plot_gap
+from safecircuits.report.loss_figure import plot_loss
+from safecircuits.report.rate_figures import plot_behavior
+from safecircuits.report.saved import SavedRun, frame_table, titled
+from safecircuits.report.sections import Exhibit
+from safecircuits.report.style import COLUMN, styled
+from safecircuits.training.run import FinetuneRun
+from safecircuits.units.groups import UnitGroups
+from safecircuits.units.stability import compare_groups
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_LINES = 8
+"""More curves in one axis cannot be told apart."""
+
+
+@styled
+def overlays(runs: Sequence[SavedRun]) -> tuple[list[Exhibit], dict[str, Figure], set[str]]:
+    """What to show, the figures it names, and the saved figures whose place these take."""
+    exhibits: list[Exhibit] = []
+    drawn: dict[str, Figure] = {}
+    replaced: set[str] = set()
+    kinds = [run.kinds() for run in runs]
+    for name, kind in kinds[0].items():
+        if any(found.get(name) != kind for found in kinds[1:]):
+            continue
+        results: dict[str, Any] = {run.name: run.result(name) for run in runs} if kind in _KINDS else {}
+        if kind in ("LayerGap", "GapComparison"):
+            drew = _gaps(results, drawn, name)
+        elif kind == "Behavior":
+            drew = _behavior(results, drawn, name)
+        elif kind == "UnitGroups":
+            exhibits += _groups(results)
+            continue
+        else:
+            continue
+        exhibits += drew
+        replaced |= {name, "gap", "gaps"} if kind != "Behavior" else {name, "behavior"}
+    if all((run.folder / "results" / "finetune" / "run.json").is_file() for run in runs):
+        losses = {run.name: FinetuneRun.load(run.folder / "results" / "finetune") for run in runs}
+        drawn["overlay_losses"] = figure = Figure(figsize=(4.6, 2.6))
+        plot_loss(losses, ax=figure.subplots())
+        label = "Training loss by step, one line a run"
+        exhibits.append(Exhibit("overlay_losses", label, f"{label}."))
+        replaced.add("losses")
+    return exhibits, drawn, replaced
+
+
+_KINDS = {"LayerGap", "GapComparison", "Behavior", "UnitGroups"}
+
+
+def _gaps(results: Mapping[str, LayerGap | GapComparison], drawn: dict[str, Figure], name: str) -> list[Exhibit]:
+    curves: dict[str, LayerGap] = {}
+    bands: dict[str, Any] = {}
+    for run, result in results.items():
+        found = result.gaps if isinstance(result, GapComparison) else {"": result}
+        for model, gap in found.items():
+            curve = f"{model} in {run}" if len(found) > 1 else run
+            curves[curve] = gap
+            if isinstance(result, GapComparison):
+                bands[curve] = result.intervals[model]
+    if len(curves) > MAX_LINES:
+        return []
+    drawn[f"overlay_{name}"] = figure = Figure(figsize=(5.2, 3.0))
+    plot_gap(curves, onset=None, intervals=bands, ax=_axis(figure))
+    label = "Angle gap by layer, one line a run"
+    onsets = {curve: gap.onset() for curve, gap in curves.items()}
+    found_in = "; ".join(f"{curve}: {f'onset {one}' if one else 'no onset'}" for curve, one in onsets.items())
+    return [Exhibit(f"overlay_{name}", label, f"{label}{'' if name in ('gap', 'gaps') else f' ({name})'}. {found_in}.")]
+
+
+def _behavior(results: Mapping[str, Behavior], drawn: dict[str, Figure], name: str) -> list[Exhibit]:
+    drawn[f"overlay_{name}"] = figure = Figure(figsize=(COLUMN[0], 0.85 + 0.42 * len(results)))
+    plot_behavior(dict(results), ax=figure.subplots())
+    label = "Refusal, over-rejection and utility, one row a run"
+    return [Exhibit(f"overlay_{name}", label, f"{titled(name)}: {label.lower()}, with 95 % intervals.")]
+
+
+def _groups(results: Mapping[str, UnitGroups]) -> list[Exhibit]:
+    if len({groups.shape for groups in results.values()}) > 1:
+        return [Exhibit(None, "Units", "The runs are of models of different shape, whose units do not correspond.")]
+    table = frame_table("Overlap of the groups over pairs of runs, beside chance", compare_groups(results).to_frame())
+    return [Exhibit(None, "Units", "Whether the runs sort the same units into the same groups.", [table])]
+
+
+def _axis(figure: Figure) -> Axes:
+    return figure.subplots()

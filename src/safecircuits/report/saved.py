@@ -1,0 +1,125 @@
+"""Complete runs as they lie on disk: their record, tables, figures and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safecircuits.report.tables import Table
+from safecircuits.report.text import plain
+from safecircuits.results import Result
+from safecircuits.rundir import load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = 200
+"""Rows of a table that a page shows; longer ones say where the rest is."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A complete run, and the name by which a page speaks of it."""
+
+    folder: Path
+    name: str
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path, name: str | None = None) -> SavedRun:
+        """Read a run's record.
+
+        Raises:
+            ValueError: if the folder holds no run, one that is not complete, or one of another version.
+        """
+        path = Path(folder)
+        return cls(path, name or path.resolve().name, load_run(path))
+
+    @property
+    def command(self) -> str:
+        """Without the program's name: ``layers similarity``."""
+        return str(self.record["command"])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table by name, the main one first."""
+        import pandas as pd
+
+        main = str(self.record.get("main_table") or "")
+        paths = sorted((self.folder / "tables").glob("*.csv"), key=lambda path: (not main.endswith(path.name), path))
+        found = {}
+        for path in paths:
+            try:
+                found[path.stem] = pd.read_csv(path)
+            except pd.errors.EmptyDataError:
+                continue  # a table without columns has nothing to show
+        return found
+
+    def drawings(self) -> dict[str, str]:
+        """The text of every SVG figure by name."""
+        paths = sorted((self.folder / "figures").glob("*.svg"))
+        return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+
+    def result(self, name: str) -> Result:
+        """A result by name; a ValueError if it is of another version."""
+        return Result.load(self.folder / "results" / name)
+
+    def kinds(self) -> dict[str, str]:
+        """Class names of the results, by name."""
+        found = {}
+        for path in sorted((self.folder / "results").glob("*/result.json")):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            found[path.parent.name] = str(document["result"]["$class"]).rpartition(":")[2]
+        return found
+
+
+def open_runs(folders: Sequence[str | Path]) -> list[SavedRun]:
+    """Several runs of one command, named by as much of their paths as tells them apart.
+
+    Raises:
+        ValueError: as ``SavedRun.open`` does; for one folder twice; for runs of different commands.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{str(path)!r} is given twice; a run is compared with another one")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    runs = [SavedRun.open(path, "/".join(path.parts[-depth:])) for path in paths]
+    first = runs[0]
+    for run in runs[1:]:
+        if run.command != first.command:
+            raise ValueError(
+                f"runs of one command can be compared: {first.name!r} is of {first.command!r}, {run.name!r} of "
+                f"{run.command!r}"
+            )
+    return runs
+
+
+def frame_table(title: str, frame: pd.DataFrame, where: str = "") -> Table:
+    """A table of data as a page shows it.
+
+    Args:
+        where: all rows are found, if there are more than ``ROWS``.
+    """
+    shown = frame.head(ROWS)
+    if len(frame) > ROWS:
+        title += f" (the first {ROWS} of {len(frame)} rows; all are in {where})"
+    return Table(title, [str(c) for c in frame], [[cell(v) for v in row] for row in shown.itertuples(index=False)])
+
+
+def cell(value: Any) -> str:
+    """A value of a data frame as text; – for a missing one."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or value != value:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e5 else plain(value)
+
+
+def titled(name: str) -> str:
+    """A file's name as words: ``sweeps_0`` becomes ``Sweeps 0``."""
+    return name.replace("_", " ").strip().capitalize()
