@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from browser import require_good
 from safecircuits import organism
 from safecircuits.cli import app
 from safecircuits.layers.localization import Localization
@@ -126,6 +127,11 @@ def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:
     assert {entry["shows"] for entry in entries} <= {"yes", "no", "unclear"}
     truth = next(entry for entry in entries if entry["paper"] == "ground truth")
     assert (truth["shows"] == "yes") == (study.block == LayerRange(3, 5))
+
+
+def test_the_page_in_a_browser(done: tuple[Any, Path], tmp_path: Path) -> None:
+    _, folder = done
+    require_good({"study": saved_page(folder, load_run(folder))}, tmp_path)
 
 
 def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[Any, Path]) -> None:

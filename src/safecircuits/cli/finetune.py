@@ -198,6 +198,8 @@ def _curve(sets: dict[str, Any], options: dict[str, Any]) -> Any:
 def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
     import pandas as pd
 
+    from safecircuits.report.loss_figure import plot_rates_by_step
+
     trained.save(folder.file("results/finetune/run.json").parent)
     summary = {
         "steps": trained.steps,
@@ -217,5 +219,6 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
         run.say(f"{truncated} examples cut to {trained.settings['max_length']} tokens")
     if trained.evaluations:
         folder.table("curves", pd.DataFrame(list(trained.evaluations)))
+        folder.figure("curves", plot_rates_by_step(trained.evaluations, ax=axis((4.2, 2.4))))
         last = {name: value for name, value in trained.evaluations[-1].items() if name != "step"}
         run.say("; ".join(f"{name.replace('_', ' ')}: {value:.1%}" for name, value in last.items()))

@@ -9,6 +9,7 @@ from safecircuits.report.run_page import described
 from safecircuits.report.saved import cell, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.style import styled
+from safecircuits.report.svg import is_wide
 from safecircuits.report.tables import Table
 from safecircuits.rundir import run_provenance
 
@@ -46,7 +47,8 @@ def compare_page(compared: RunComparison) -> str:
             for number, (run, found) in enumerate(zip(runs, drawings, strict=True)):
                 saved[f"{name}_of_{number}"] = found[name]
                 text = f"{run.name}: {described(name)}."
-                beside.append(Exhibit(f"{name}_of_{number}", described(name), text, half=True))
+                narrow = not any(is_wide(drawing[name]) for drawing in drawings)
+                beside.append(Exhibit(f"{name}_of_{number}", described(name), text, half=narrow))
     if beside:
         parts.append(Section("beside", "Side by side", "The figures of each run, as it drew them.", beside))
     if compared.tables:

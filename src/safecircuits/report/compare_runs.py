@@ -82,6 +82,8 @@ def compared_table(name: str, frames: Mapping[str, pd.DataFrame]) -> ComparedTab
     import pandas as pd
 
     columns = [str(c) for c in next(iter(frames.values())) if all(c in frame for frame in frames.values())]
+    labels = _labels(columns, list(frames.values()))
+    columns = [column for column in columns if column not in labels]
     keys = _keys(columns, list(frames.values()))
     indexed = {run: _indexed(frame[columns], keys) for run, frame in frames.items()}
     order = list(dict.fromkeys(key for frame in indexed.values() for key in frame.index))
@@ -92,7 +94,8 @@ def compared_table(name: str, frames: Mapping[str, pd.DataFrame]) -> ComparedTab
         by_run = {run: frame[column].reindex(order).reset_index(drop=True) for run, frame in indexed.items()}
         first, *others = by_run.values()
         if all(_equal(first, other) for other in others):
-            same.append(column)
+            if not first.isna().all():
+                same.append(column)
             continue
         differing.append(column)
         numbers = all(pd.api.types.is_numeric_dtype(one) and one.dtype != bool for one in by_run.values())
@@ -109,24 +112,31 @@ def compared_table(name: str, frames: Mapping[str, pd.DataFrame]) -> ComparedTab
     return ComparedTable(name, joined, tuple(keys), tuple(differing), tuple(same))
 
 
-def _keys(columns: Sequence[str], frames: Sequence[pd.DataFrame]) -> list[str]:
-    """The columns that tell rows apart and may be expected to be the same in all runs."""
+def _words(columns: Sequence[str], frames: Sequence[pd.DataFrame]) -> list[str]:
+    """The columns that hold no numbers."""
     import pandas as pd
 
-    words = [c for c in columns if all(not pd.api.types.is_numeric_dtype(frame[c]) for frame in frames)]
-    # A column with one word in each run, and another one in another run, names the run and not the row.
-    labels = [c for c in words if all(frame[c].nunique() <= 1 for frame in frames) and _several(frames, c)]
-    keys = [c for c in columns if c in KEYS and c not in labels]
-    for column in words:
-        if all(not frame.duplicated(keys).any() for frame in frames if keys) and keys:
+    return [c for c in columns if all(not pd.api.types.is_numeric_dtype(frame[c]) for frame in frames)]
+
+
+def _labels(columns: Sequence[str], frames: Sequence[pd.DataFrame]) -> list[str]:
+    """Columns with one word in each run and another one in another run: they name the run, and not the row."""
+
+    def several(column: str) -> bool:
+        return len({value for frame in frames for value in frame[column].dropna().unique()}) > 1
+
+    return [c for c in _words(columns, frames) if all(frame[c].nunique() <= 1 for frame in frames) and several(c)]
+
+
+def _keys(columns: Sequence[str], frames: Sequence[pd.DataFrame]) -> list[str]:
+    """The columns that tell rows apart and may be expected to be the same in all runs."""
+    keys = [column for column in columns if column in KEYS]
+    for column in _words(columns, frames):
+        if keys and not any(frame.duplicated(keys).any() for frame in frames):
             break
-        if column not in keys and column not in labels:
+        if column not in keys:
             keys.append(column)
     return keys
-
-
-def _several(frames: Sequence[pd.DataFrame], column: str) -> bool:
-    return len({value for frame in frames for value in frame[column].dropna().unique()}) > 1
 
 
 def _indexed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

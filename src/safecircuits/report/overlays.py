@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -11,7 +11,7 @@ from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.similarity import LayerGap
 from safecircuits.report.layer_figures import plot_gap
-from safecircuits.report.loss_figure import plot_loss
+from safecircuits.report.loss_figure import plot_loss, plot_rates_by_step
 from safecircuits.report.rate_figures import plot_behavior
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit
@@ -19,9 +19,6 @@ from safecircuits.report.style import COLUMN, styled
 from safecircuits.training.run import FinetuneRun
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.stability import compare_groups
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MAX_LINES = 8
 """More curves in one axis cannot be told apart."""
@@ -50,12 +47,8 @@ def overlays(runs: Sequence[SavedRun]) -> tuple[list[Exhibit], dict[str, Figure]
         exhibits += drew
         replaced |= {name, "gap", "gaps"} if kind != "Behavior" else {name, "behavior"}
     if all((run.folder / "results" / "finetune" / "run.json").is_file() for run in runs):
-        losses = {run.name: FinetuneRun.load(run.folder / "results" / "finetune") for run in runs}
-        drawn["overlay_losses"] = figure = Figure(figsize=(4.6, 2.6))
-        plot_loss(losses, ax=figure.subplots())
-        label = "Training loss by step, one line a run"
-        exhibits.append(Exhibit("overlay_losses", label, f"{label}."))
-        replaced.add("losses")
+        exhibits += _training(runs, drawn)
+        replaced |= {"losses", *(["curves"] if "overlay_curves" in drawn else [])}
     return exhibits, drawn, replaced
 
 
@@ -75,7 +68,7 @@ def _gaps(results: Mapping[str, LayerGap | GapComparison], drawn: dict[str, Figu
     if len(curves) > MAX_LINES:
         return []
     drawn[f"overlay_{name}"] = figure = Figure(figsize=(5.2, 3.0))
-    plot_gap(curves, onset=None, intervals=bands, ax=_axis(figure))
+    plot_gap(curves, onset=None, intervals=bands, ax=figure.subplots())
     label = "Angle gap by layer, one line a run"
     onsets = {curve: gap.onset() for curve, gap in curves.items()}
     found_in = "; ".join(f"{curve}: {f'onset {one}' if one else 'no onset'}" for curve, one in onsets.items())
@@ -89,12 +82,21 @@ def _behavior(results: Mapping[str, Behavior], drawn: dict[str, Figure], name: s
     return [Exhibit(f"overlay_{name}", label, f"{titled(name)}: {label.lower()}, with 95 % intervals.")]
 
 
+def _training(runs: Sequence[SavedRun], drawn: dict[str, Figure]) -> list[Exhibit]:
+    trained = {run.name: FinetuneRun.load(run.folder / "results" / "finetune") for run in runs}
+    drawn["overlay_losses"] = figure = Figure(figsize=(4.6, 2.6))
+    plot_loss(trained, ax=figure.subplots())
+    labels = {"overlay_losses": "Training loss by step, one line a run"}
+    curves = {name: run.evaluations for name, run in trained.items()}
+    if all(any("malicious_refused" in row for row in rows) for rows in curves.values()):
+        drawn["overlay_curves"] = figure = Figure(figsize=(4.6, 2.6))
+        plot_rates_by_step(curves, ax=figure.subplots())
+        labels["overlay_curves"] = "Malicious prompts refused by step, one line a run"
+    return [Exhibit(name, label, f"{label}.") for name, label in labels.items()]
+
+
 def _groups(results: Mapping[str, UnitGroups]) -> list[Exhibit]:
     if len({groups.shape for groups in results.values()}) > 1:
         return [Exhibit(None, "Units", "The runs are of models of different shape, whose units do not correspond.")]
     table = frame_table("Overlap of the groups over pairs of runs, beside chance", compare_groups(results).to_frame())
     return [Exhibit(None, "Units", "Whether the runs sort the same units into the same groups.", [table])]
-
-
-def _axis(figure: Figure) -> Axes:
-    return figure.subplots()

@@ -22,6 +22,7 @@ SHOWN = {
     "transplant": "Rates of source, target, and target with transplanted layers",
     "behavior": "Refusal, over-rejection and utility with 95 % intervals",
     "losses": "Training loss by step",
+    "curves": "What is refused and answered right, by step of fine-tuning",
     "probe": "Distances that openings move the hidden states, by generated token and by block",
     "highest": "Where the units of the highest scores lie",
     "groups": "Number of units of each group in each layer",

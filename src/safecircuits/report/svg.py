@@ -45,13 +45,23 @@ def inline_saved(svg: str, name: str, label: str) -> Markup:
     svg = re.sub(r'\bhref="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'style="[^"]*"', lambda style: _themed(style.group()), svg)
-    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    if box is None:
-        raise ValueError(f"the figure {name!r} is no SVG that this package wrote: it has no viewBox")
-    width, height = float(box[1]), float(box[2])
-    kind = "chart wide" if width > WIDE else "chart"
+    width, height = size(svg)
+    kind = "chart wide" if is_wide(svg) else "chart"
     opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" class="{kind}">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1))
+
+
+def size(svg: str) -> tuple[float, float]:
+    """Width and height in points of a figure that this package wrote."""
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    if box is None:
+        raise ValueError("no SVG that this package wrote: it has no viewBox")
+    return float(box[1]), float(box[2])
+
+
+def is_wide(svg: str) -> bool:
+    """Whether it needs the page's whole width."""
+    return size(svg)[0] > WIDE
 
 
 def _themed(style: str) -> str:
