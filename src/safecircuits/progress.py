@@ -69,7 +69,7 @@ def _html_bar(what: str, done: int, total: int | None, seconds: float) -> dict[s
     return {"text/html": f"{bar}{escape(text)}", "text/plain": text}
 
 
-def note(text: str) -> None:
+def say(text: str) -> None:
     """Say on stderr what begins or is done now, if a person is watching."""
     if console.is_terminal or console.is_jupyter:
         console.print(text, highlight=False, markup=False)

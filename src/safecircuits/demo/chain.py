@@ -33,7 +33,7 @@ from safecircuits.masks import FreezeMask
 from safecircuits.models import load_model
 from safecircuits.organism.grammar import Kind, Split
 from safecircuits.parameters import checkpoint_parameters
-from safecircuits.progress import note
+from safecircuits.progress import say
 from safecircuits.prompts import PromptSet
 from safecircuits.provenance import provenance
 from safecircuits.rundir import AlreadyComplete, RunDirectory
@@ -171,7 +171,7 @@ class Demo:
 
     def run(self) -> Results:
         """All stations in the order of the flow."""
-        note(f"safecircuits demo on the embedded models, backend {self.settings.backend}")
+        say(f"safecircuits demo on the embedded models, backend {self.settings.backend}")
         results: Results = {"schema": 1, "model": self.describe_model()}
         results["behavior"] = self.station("behaviour of the five stages", self.behavior)
         gaps = self.station("similarity: base, aligned, planted-layers", self.gaps)
@@ -196,7 +196,7 @@ class Demo:
         """Run one station and say how long it took."""
         started = time.perf_counter()
         result = run()
-        note(f"  {what}: {time.perf_counter() - started:.1f} s")
+        say(f"  {what}: {time.perf_counter() - started:.1f} s")
         return result
 
     @property

@@ -24,7 +24,7 @@ from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicio
 from safecircuits.layers.transplant import TransplantTable, transplant_study
 from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend, load_checkpoint, load_model
-from safecircuits.progress import note, without_bars
+from safecircuits.progress import say, without_bars
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.rundir import RunDirectory
@@ -232,7 +232,7 @@ def _behavior(
     base: str | None,
     load: Callable[[str], HookedModel],
 ) -> None:
-    note("behaviour and what the detectors make of it")
+    say("behaviour and what the detectors make of it")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
     sets: EvaluationOptions = {
         "malicious": p.measured,
@@ -253,7 +253,7 @@ def _behavior(
 
 
 def _existence(work: _Work, base: str | None, load: Callable[[str], HookedModel]) -> None:
-    note("angle gaps")
+    say("angle gaps")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
     sources = {study.name: study.source} | ({} if base is None else {"base": base})
     models = {name: (lambda which=which: load(which)) for name, which in sources.items()}
@@ -272,7 +272,7 @@ def _localization(work: _Work, model: HookedModel) -> None:
     n = study.shape.n_layers
     start = onset.layers if onset else LayerRange(n // 4, max(n // 4, 3 * n // 4 - 1))
     for number, (name, (components, direction)) in enumerate(SEARCHES.items()):
-        note(f"scaling sweeps: {name}")
+        say(f"scaling sweeps: {name}")
 
         def search(number: int = number, components: Any = components, direction: Any = direction) -> Localization:
             alpha: Any = s.alpha
@@ -294,7 +294,7 @@ def _localization(work: _Work, model: HookedModel) -> None:
             )
 
         study.searches[name] = run.kept(f"localization_{number}", Localization, search)
-    note("decision layers")
+    say("decision layers")
     study.decision = run.kept(
         "decision",
         DecisionLayers,
@@ -310,7 +310,7 @@ def _localization(work: _Work, model: HookedModel) -> None:
 
 
 def _checks(work: _Work, model: HookedModel) -> None:
-    note("malicious queries answered, and a block scaled too far")
+    say("malicious queries answered, and a block scaled too far")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
     located = study.located
 
@@ -332,7 +332,7 @@ def _checks(work: _Work, model: HookedModel) -> None:
 def _attention(work: _Work, model: HookedModel) -> None:
     template = work.settings.attention_template
     for number, question in enumerate(work.prompts.questions):
-        note(f"attention: {question!r}")
+        say(f"attention: {question!r}")
 
         def ask(question: str = question) -> AttentionMap:
             return attention_map(model, question, template=template)
@@ -341,7 +341,7 @@ def _attention(work: _Work, model: HookedModel) -> None:
 
 
 def _transplant(work: _Work, base: str) -> None:
-    note("transplants into the base model")
+    say("transplants into the base model")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
     half = study.shape.n_layers // 2
     blocks = {"located block": study.block}
@@ -387,7 +387,7 @@ def _arms(work: _Work, model: HookedModel) -> tuple[Arm, ...]:
 
 def _nfft(work: _Work, model: HookedModel, block: LayerRange) -> Arm:
     """Units of Wei et al.'s set difference by SNIP, as large a share of the unit parameters as the block is."""
-    note("unit scores for NFFT")
+    say("unit scores for NFFT")
     assert work.prompts.refused is not None
     assert work.prompts.utility is not None
     template = work.settings.template
@@ -399,7 +399,7 @@ def _nfft(work: _Work, model: HookedModel, block: LayerRange) -> Arm:
 
 
 def _finetuning(work: _Work, arms: Sequence[Arm]) -> FinetuningStudy:
-    note("fine-tuning study")
+    say("fine-tuning study")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
 
     def some(prompts: PromptSet) -> PromptSet:
