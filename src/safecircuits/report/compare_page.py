@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from safecircuits.report.compare_runs import ComparedTable, RunComparison
 from safecircuits.report.html import page
 from safecircuits.report.overlays import overlays
@@ -12,6 +14,9 @@ from safecircuits.report.style import styled
 from safecircuits.report.svg import is_wide
 from safecircuits.report.tables import Table
 from safecircuits.rundir import run_provenance
+
+OPEN = 3
+"""Columns of a table that are shown without being asked for."""
 
 
 @styled
@@ -77,8 +82,19 @@ def _table(table: ComparedTable) -> Exhibit:
     same = f" The same in all: {', '.join(table.same)}." if table.same else ""
     if not table.differing:
         return Exhibit(None, table.name, f"{titled(table.name)}: the runs agree in every number.")
-    rows = frame_table(titled(table.name), table.frame, "the output of --json")
-    return Exhibit(None, table.name, f"{titled(table.name)}.{same}", [rows])
+    # One table a column: all in one would be wider than any page.
+    shown = [_column(table, column, folded=number >= OPEN) for number, column in enumerate(table.differing)]
+    return Exhibit(None, table.name, f"{titled(table.name)}.{same}", shown)
+
+
+def _column(table: ComparedTable, column: str, *, folded: bool) -> Table:
+    """A column of all runs, with its differences, by the columns that name a row."""
+    start = f"{column} ["
+    frame = table.frame[[*table.keys, *(name for name in table.frame if str(name).startswith(start))]]
+    frame = frame.rename(
+        columns=lambda name: name.removeprefix(start).removesuffix("]") if name not in table.keys else name
+    )
+    return replace(frame_table(column, frame, "the output of --json"), folded=folded)
 
 
 def _flat(block: dict[str, object]) -> dict[str, object]:

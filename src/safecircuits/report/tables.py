@@ -19,6 +19,8 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    folded: bool = False
+    """Whether a page shows it only on request (and in print)."""
 
 
 def behavior(record: Record) -> Table:
