@@ -21,14 +21,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import os
 import sys
-import traceback
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -37,6 +33,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from safecircuits.cli.config import ConfigOption
+from safecircuits.cli.manners import one_line_errors, quiet
 from safecircuits.cli.options import (
     Backend,
     BackendOption,
@@ -53,15 +50,11 @@ from safecircuits.cli.options import (
     WhereOption,
     conditions,
 )
-from safecircuits.notices import Notice
 
 if TYPE_CHECKING:
     from safecircuits.prompts import PromptSet
     from safecircuits.rundir import RunDirectory
     from safecircuits.sites import HookedModel
-
-TRACEBACK = "SAFECIRCUITS_TRACEBACK"
-"""Environment variable: if set, bad input shows where it was found, too."""
 
 MANY = 6
 """Files of one folder that are still named one by one when a command says what it wrote."""
@@ -325,53 +318,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Bad input ends in one line and exit code 2, an interruption in 130; a defect still shows its traceback."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        _fail(error, str(error))
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted; the same command goes on with what is kept in --out", err=True)
-        raise typer.Exit(130) from error
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch
-            raise
-        _fail(error, f"out of memory on the device: {error}")
-
-
-def _fail(error: Exception, text: str) -> None:
-    if os.environ.get(TRACEBACK):
-        traceback.print_exception(error)
-    typer.echo(f"error: {' '.join(text.split()) or type(error).__name__}", err=True)
-    raise typer.Exit(2) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, other libraries' notices are not shown: they are about those libraries, not about the run. Ours are."""
-    for name, value in {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}.items():
-        os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():
-        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-            os.environ.setdefault(name, "1")
-    shown: set[str] = set()
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, Notice) and str(message) not in shown:
-            shown.add(str(message))
-            typer.echo(f"warning: {message}", err=True)
-
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("always", category=Notice)
-            warnings.showwarning = show
-            yield
-    finally:
-        logging.disable(disabled)

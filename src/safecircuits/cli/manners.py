@@ -1,0 +1,69 @@
+"""How a command behaves to whoever types it: bad input in one line, an exit code, and no noise of other libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from safecircuits.notices import Notice
+
+TRACEBACK = "SAFECIRCUITS_TRACEBACK"
+"""Environment variable: if set, bad input shows where it was found, too."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input ends in one line and exit code 2, an interruption in 130; a defect still shows its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        _fail(error, str(error))
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted; the same command goes on with what is kept in --out", err=True)
+        raise typer.Exit(130) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch
+            raise
+        _fail(error, f"out of memory on the device: {error}")
+
+
+def _fail(error: Exception, text: str) -> None:
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    typer.echo(f"error: {' '.join(text.split()) or type(error).__name__}", err=True)
+    raise typer.Exit(2) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, other libraries' notices are not shown: they are about those libraries, not about the run. Ours are."""
+    for name, value in {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, Notice) and str(message) not in shown:
+            shown.add(str(message))
+            typer.echo(f"warning: {message}", err=True)
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=Notice)
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.disable(disabled)
