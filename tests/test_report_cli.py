@@ -74,6 +74,14 @@ class TestOne:
         assert data["provenance"]["command"].startswith("safecircuits finetune --model organism:aligned")
         assert data["findings"] == load_run(copy)["findings"]
 
+    def test_a_page_that_holds_more_is_not_written_over(self, tmp_path: Path) -> None:
+        with RunDirectory.open(tmp_path / "run", "study of mine", {}) as made:
+            made.file("report.html").write_text("everything")
+            made.say("found")
+        assert "is the page that the run made itself" in refuse(tmp_path / "run")
+        assert succeed("report", tmp_path / "run", "--out", tmp_path / "page.html").stdout == "found\n"
+        assert (tmp_path / "run" / "report.html").read_text() == "everything"
+
     def test_the_command_can_be_typed_again(self, runs: dict[str, Path]) -> None:
         words = command_line(load_run(runs["aligned"])).split()[1:]
         assert "complete since" in succeed(*words, "--out", runs["aligned"]).stderr

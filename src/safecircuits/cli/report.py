@@ -64,6 +64,11 @@ def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
     run = SavedRun.open(folder)
     if run.command in OWN_PAGES:
         html = importlib.import_module(OWN_PAGES[run.command]).saved_page(folder, run.record)
+    elif out is None and REPORT in run.record["files"]:
+        raise ValueError(
+            f"{str(folder / REPORT)!r} is the page that the run made itself, which holds more than its results say; "
+            "give --out for one made of these"
+        )
     else:
         html = run_page(run)
     findings = list(run.record.get("findings") or [])
