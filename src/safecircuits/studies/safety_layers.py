@@ -119,6 +119,7 @@ class SafetyLayersStudy:
     """All parts of the study of one model; those that were not run are None or empty."""
 
     source: str
+    name: str
     shape: ModelShape
     planted: LayerRange | None = None
     """The block in which refusal is known to be, for models that were made so."""
@@ -132,11 +133,6 @@ class SafetyLayersStudy:
     attention: list[AttentionMap] = field(default_factory=list)
     transplant: TransplantTable | None = None
     finetuning: FinetuningStudy | None = None
-
-    @property
-    def name(self) -> str:
-        """``organism:aligned`` or a path as a name for tables."""
-        return self.source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or self.source
 
     @property
     def located(self) -> Localization:
@@ -173,7 +169,7 @@ def safety_layers_study(
 
     model = load(source)
     subject = run.kept("subject", StudySubject, lambda: StudySubject(source, ModelShape.of(model), planted))
-    study = SafetyLayersStudy(subject.source, subject.shape, subject.planted)
+    study = SafetyLayersStudy(subject.source, _plain_name(subject.source), subject.shape, subject.planted)
     work = _Work(study, run, prompts, s)
     _behavior(work, model, base, load)
     _existence(work, base, load)
@@ -197,7 +193,7 @@ def saved_study(folder: str | Path) -> SafetyLayersStudy:
     """
     kept = Path(folder) / "results"
     subject = StudySubject.load(kept / "subject")
-    study = SafetyLayersStudy(subject.source, subject.shape, subject.planted)
+    study = SafetyLayersStudy(subject.source, _plain_name(subject.source), subject.shape, subject.planted)
     study.behavior[study.name] = Behavior.load(kept / "behavior")
     if (kept / "behavior_base").is_dir():
         study.behavior["base"] = Behavior.load(kept / "behavior_base")
@@ -425,3 +421,8 @@ def _finetuning(work: _Work, arms: Sequence[Arm]) -> FinetuningStudy:
         )
 
     return run.kept("finetuning", FinetuningStudy, tune)
+
+
+def _plain_name(source: str) -> str:
+    """``organism:aligned`` or a path as a name for tables."""
+    return source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source
