@@ -139,6 +139,18 @@ class TestUnits:
         assert mask == sc.FreezeMask.units(want, "SCU")
         assert "SCU 2.0" in load_run(classified)["findings"][0]
 
+    def test_classify_with_scu_by_another_score(self, tmp_path: Path) -> None:
+        given = ["units", "classify", *ALIGNED, "--safety", "organism:malicious", "--utility", "organism:utility"]
+        few = ["--n", "6", "--scu-by", "attribution"]
+        succeed(*given, *few, "--reference", "organism:normal", "--out", tmp_path / "run")
+        groups = sc.UnitGroups.load(tmp_path / "run" / "results" / "groups")
+        model = sc.load_model("aligned")
+        malicious, normal = (sc.load_prompts(f"organism:{kind}", n=6) for kind in ("malicious", "normal"))
+        causal = sc.score_units(model, malicious, method="attribution", reference=normal)
+        assert groups.members("SCU") == causal.top(41)
+        assert groups.provenance["scu_by"]["method"] == "attribution"
+        assert "attribution compares with something" in refuse(*given, *few, "--out", tmp_path / "no")
+
     def test_ablate(self, classified: Path, tmp_path: Path) -> None:
         measured = ["--malicious", "organism:malicious", "--utility", "organism:utility", "--n", "6"]
         command = ["units", "ablate", *ALIGNED, "--groups", classified, *measured, "--controls", "1"]

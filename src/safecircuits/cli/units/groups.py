@@ -72,12 +72,17 @@ def classify(
     shares: Shares,
     scoring: Scoring,
     share_of: ShareOfOption = ShareOfChoice.units,
+    scu_by: Annotated[
+        str | None, typer.Option("--scu-by", help="Another score that SCU are cut by, such as attribution.")
+    ] = None,
     reference: ReferenceOption = None,
 ) -> None:
     """Sort units into SCU, UCU, CU and RU by shares of all units. Writes a freeze mask of the SCUs, too.
 
     Example: safecircuits units classify --model organism:aligned --safety organism:malicious --utility organism:utility
-    --normalize zscore --n 60 --out runs/units
+    --n 60 --out runs/units
+
+    With SCU by what decides to refuse: --scu-by attribution --reference organism:normal
     """
     from safecircuits.masks import FreezeMask
     from safecircuits.report.unit_figures import plot_unit_map
@@ -87,8 +92,14 @@ def classify(
     sets["utility"] = run.prompts("utility", utility, responses=True)
     other = run.prompts("reference", reference)
     folder = run.begin()
-    scores = scores_of(run, run.model(), sets, other, scoring)
-    groups = classify_units(scores["safety"], scores["utility"], share_of=share_of.value, **shares.options)
+    model = run.model()
+    causal = None
+    if scu_by is not None:
+        by = Scoring(method=scu_by, template=scoring.template)
+        causal = scores_of(run, model, {"safety": sets["safety"]}, other, by)["safety"]
+    scores = scores_of(run, model, sets, other, scoring)
+    pair = scores["safety"], scores["utility"]
+    groups = classify_units(*pair, scu_by=causal, share_of=share_of.value, **shares.options)
     for name, found in scores.items():
         folder.result(f"{name}_scores", found)
     folder.result("groups", groups)

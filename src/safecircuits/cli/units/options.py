@@ -72,7 +72,7 @@ class Scoring:
     ] = "wifv"
     tokens: Annotated[
         TokensChoice | None,
-        typer.Option("--tokens", help="Whose activations count; the method's own choice if left out."),
+        typer.Option("--tokens", help="Whose activations count; all, or the method's own choice, if left out."),
     ] = None
     template: TemplateOption = "auto"
 
