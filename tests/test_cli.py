@@ -152,7 +152,7 @@ class TestLayers:
             return real(*args, **options)
 
         monkeypatch.setattr(counting, "generate_scaled", generate_scaled)
-        monkeypatch.setattr(counting.RefusalCounter, "_together", 1)  # blocks to a batch, which is lost as a whole
+        monkeypatch.setattr(counting, "_TOGETHER", 1)  # blocks to a batch, which is lost as a whole
         got = run(*command, "--out", tmp_path / "a")
         assert got.exit_code == 130
         assert got.stderr.splitlines() == ["interrupted; the same command goes on with what is kept in --out"]

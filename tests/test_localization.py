@@ -11,7 +11,6 @@ import torch
 
 from safecircuits.behavior.generate import Completions
 from safecircuits.layers import counting, localization
-from safecircuits.layers.counting import RefusalCounter
 from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import Sweep, localize
 from safecircuits.layers.onset import Onset, OnsetRule
@@ -49,7 +48,7 @@ def landscape(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Landscape]:
     monkeypatch.setattr(counting, "substituted", lambda model, components: {})
     monkeypatch.setattr(counting, "generate", generate)
     monkeypatch.setattr(counting, "generate_scaled", generate_scaled)
-    monkeypatch.setattr(RefusalCounter, "_together", 2)
+    monkeypatch.setattr(counting, "_TOGETHER", 2)
     return Landscape
 
 
@@ -217,7 +216,7 @@ class TestResume:
 
         file = tmp_path / "sweep.jsonl"
         monkeypatch.setattr(counting, "generate_scaled", interrupted)
-        monkeypatch.setattr(RefusalCounter, "_together", 1)
+        monkeypatch.setattr(counting, "_TOGETHER", 1)
         with pytest.raises(KeyboardInterrupt):
             scaling_grid(make_tiny_model("bridge"), self.PROMPTS, **options, resume=file)
         if cut:  # killed in the middle of writing a line

@@ -22,6 +22,7 @@ from safecircuits.behavior.generate import generate_scaled
 from safecircuits.behavior.refusal import DETECTORS, EarlyVerdict, decided, degenerate
 from safecircuits.forward import Decoder, device_of
 from safecircuits.hooks.attach import hooks_in_force
+from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
 from safecircuits.hooks.scale import RowScaling
 from safecircuits.layers.grid import scaling_grid
@@ -60,7 +61,7 @@ def watched(model: Any) -> Iterator[None]:
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and positions of every pass, whichever model runs it."""
     shapes: list[tuple[int, int]] = []
-    for name in ("step", "feed"):
+    for name in ("step", "steps", "feed"):
         plain = getattr(Decoder, name)
 
         def counted(self: Any, input_ids: Any, *args: Any, plain: Any = plain, **options: Any) -> Any:
@@ -289,7 +290,9 @@ class TestManyScaledModels:
     @pytest.mark.parametrize("name", ["qwen2", "gpt2", "pythia", "mistral", "qwen3"])
     def test_on_every_kind_of_positions(self, name: str, tiny_tokenizer: Any) -> None:
         model = load_model(family(name, len(tiny_tokenizer)), tokenizer=tiny_tokenizer)
-        together = generate_scaled(model, PROMPTS, self.PROFILES, **OPTIONS, max_new_tokens=4)
+        drafts: list[list[int]] = []
+        sc.generate(model, PROMPTS, **OPTIONS, max_new_tokens=4, token_ids=drafts)
+        together = generate_scaled(model, PROMPTS, self.PROFILES, **OPTIONS, max_new_tokens=4, drafts=drafts)
         with watched(model):
             assert together == generate_scaled(model, PROMPTS, self.PROFILES, **OPTIONS, max_new_tokens=4)
 
@@ -305,11 +308,69 @@ class TestManyScaledModels:
     def test_one_prefill_and_few_steps(self, tiny_bridge: Any, fed: Any) -> None:
         lengths = [len(e) for e in encode(tiny_bridge.tokenizer, PROMPTS, template=TEMPLATE)]
         generate_scaled(tiny_bridge, PROMPTS, self.PROFILES, **OPTIONS, max_new_tokens=4)
-        assert fed[:2] == [(5, BEGINNING), (25, max(lengths) - BEGINNING)]
+        # Two of the five part in the first layer, for which there is a row each.
+        assert fed[:2] == [(2, BEGINNING), (10, max(lengths) - BEGINNING)]
         assert len(fed) <= 2 + 3
         fed.clear()
         generate_scaled(tiny_bridge, PROMPTS, self.PROFILES, **OPTIONS, max_new_tokens=4, max_tokens=1)
-        assert sum(rows for rows, width in fed if width > 1) == 5 + 25
+        own = [n - BEGINNING for n in lengths]
+        assert {(2, width) for width in own} <= set(fed), "one prompt at a time, but all profiles of it"
+
+    @both
+    def test_alike_layers_are_computed_once(self, backend: str, make_tiny_model: Any) -> None:
+        model = make_tiny_model(backend)
+        plain = plain_model(model)
+        seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
+        for layer, rows in seen.items():
+
+            def note(_: Any, args: Any, output: Any, rows: list[int] = rows) -> None:
+                rows.append(len(output[0] if isinstance(output, tuple) else output))
+
+            note.__module__ = "transformer_lens.test"  # or it would be somebody else's
+            block = model.blocks[layer] if plain is None else plain.block(layer)
+            block.register_forward_hook(note)
+        generate_scaled(model, PROMPTS, self.PROFILES, template="none", max_new_tokens=1)
+        assert seen == {0: [10], 1: [20], 2: [25]}
+
+    @both
+    def test_drafts_change_the_time_alone(self, backend: str, make_tiny_model: Any, fed: Any) -> None:
+        model = make_tiny_model(backend, 1)
+        options: dict[str, Any] = {**OPTIONS, "max_new_tokens": 6}
+        unscaled: list[list[int]] = []
+        sc.generate(model, PROMPTS, **options, token_ids=unscaled)
+        mild = ({}, {1: 1.01}, {2: 1.6})
+        with watched(model):
+            want = generate_scaled(model, PROMPTS, mild, **options)
+        assert want[2].texts != want[0].texts
+        later = []
+        for drafts in (None, unscaled, [[]] * 5, [[7] * 9] * 5, [[*ids[:3], 9, 9] for ids in unscaled]):
+            fed.clear()
+            assert generate_scaled(model, PROMPTS, mild, **options, drafts=drafts) == want
+            assert fed[0] == (1, BEGINNING)
+            later.append(sum(rows for rows, _ in fed[2:]))
+        assert later[1] < 0.6 * later[0], "two of three models say what the draft says, or nearly"
+        fed.clear()
+        assert generate_scaled(model, PROMPTS, mild[:1], **options, drafts=unscaled) == want[:1]
+        assert len(fed) == 2, "the beginning, and one pass in which every draft is right"
+        with pytest.raises(ValueError, match="one draft for each of 5 prompts, not 1"):
+            generate_scaled(model, PROMPTS, mild, **options, drafts=[[1]])
+
+    @given(
+        st.lists(st.dictionaries(st.integers(0, 3), st.sampled_from([0.9, 1.0, 1.2])), min_size=1, max_size=6),
+        st.integers(1, 4),
+    )
+    def test_rows_stand_for_models_that_are_alike_so_far(self, profiles: list[dict[int, float]], n: int) -> None:
+        branches = Branches(profiles, 4)
+        models, prompts = zip(*itertools.product(range(len(profiles)), range(n)), strict=True)
+        rows = branches.rows(models, prompts, n)
+        stands_for = branches.models(n)
+        for layer in range(4):
+            distinct = {tuple(p.get(i, 1.0) for i in range(layer + 1)) for p in profiles}
+            assert len(stands_for[layer]) == len(distinct) * n
+            for model, prompt, row in zip(models, prompts, rows[layer].tolist(), strict=True):
+                assert row % n == prompt
+                other = profiles[int(stands_for[layer][row])]
+                assert all(other.get(i, 1.0) == profiles[model].get(i, 1.0) for i in range(layer + 1))
 
     @both
     def test_a_sweep_equals_one_configuration_at_a_time(self, backend: str, make_tiny_model: Any, fed: Any) -> None:
@@ -417,9 +478,10 @@ class TestMemory:
             sc.collect_residuals(model, PROMPTS, **OPTIONS).values,
             sc.generate(model, PROMPTS, **OPTIONS).texts,
             sc.score_units(model, DATA, **OPTIONS, tokens="all"),
+            generate_scaled(model, PROMPTS, [{1: 1.3}, {2: 0.8}], **OPTIONS),
         )
         tried: list[int] = []
-        for name in ("step", "feed"):
+        for name in ("step", "steps", "feed"):
             plain = getattr(Decoder, name)
 
             def small(self: Any, ids: Any, *args: Any, plain: Any = plain, **options: Any) -> Any:
@@ -434,6 +496,9 @@ class TestMemory:
         assert tried == [1, 5, 2, 2, 1]
         torch.testing.assert_close(got, want[0], atol=1e-4, rtol=1e-4)
         assert sc.generate(model, PROMPTS, **OPTIONS).texts == want[1]
+        tried.clear()
+        assert generate_scaled(model, PROMPTS, [{1: 1.3}, {2: 0.8}], **OPTIONS) == want[3]
+        assert tried[:3] == [1, 5, 2]
         scores = sc.score_units(model, DATA, **OPTIONS, tokens="all")
         assert scores.n_tokens == want[2].n_tokens
         torch.testing.assert_close(scores.scores["mlp"], want[2].scores["mlp"], rtol=1e-4, atol=1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from safecircuits.batching import Batch, position_ids
 from safecircuits.sites import HookedModel, is_bridge
+
+# Logits held at once where those of many positions are asked for.
+_LOGITS = 2**25
 
 
 def device_of(model: HookedModel) -> torch.device:
@@ -66,11 +69,57 @@ class Decoder:
         if self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
         if self.hf is None:
-            out = self._hooked_step(input_ids, attention_mask)
+            out = self._hooked_logits(self._hooked_states(input_ids, attention_mask)[:, -1])
         else:
             out = self._hf_pass(self.hf, input_ids, seen, logits_to_keep=1).logits[:, -1]
         self.mask = seen
         return out
+
+    def open(self, rows: Sequence[int]) -> None:
+        """Begin with an empty cache that has its own number of rows in each layer, where a pass parts on its way."""
+        self.cache = self._empty_cache(rows)
+
+    def steps(
+        self,
+        input_ids: Int[Tensor, "batch new"],
+        attention_mask: Int[Tensor, "batch new"],
+        last: int,
+        choose: Callable[[Float[Tensor, "some d_vocab"]], Int[Tensor, " some"]],
+    ) -> Int[Tensor, "row last"]:
+        """Feed positions of each row, and choose by the logits after each of the ``last`` of them.
+
+        Logits are made a few rows at a time: those of all positions may take more memory than the model.
+        """
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
+        seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
+        if self.hf is None:
+            states = self._hooked_states(input_ids, attention_mask)[:, -last:]
+            head: Callable[[Tensor], Tensor] = self._hooked_logits
+        else:
+            kept: list[Tensor] = []
+
+            def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+                kept.append(args[0])
+                return (args[0][:, -1:],)
+
+            head = self.hf.get_output_embeddings()
+            handle = self.hf.get_output_embeddings().register_forward_pre_hook(keep)
+            try:
+                self._hf_pass(self.hf, input_ids, seen, logits_to_keep=last)
+            finally:
+                handle.remove()
+            states = kept[0]
+        self.mask = seen
+        # A factor or a bound that an architecture puts on its logits does not change which is largest.
+        flat = states.flatten(0, 1)
+        some = max(1, _LOGITS // int(self.model.cfg.d_vocab))
+        return torch.cat([choose(head(part)) for part in torch.split(flat, some)]).view(states.shape[:2])
+
+    def set_mask(self, mask: Int[Tensor, "batch pos"]) -> None:
+        """Say anew which of the positions that have been fed may be seen."""
+        self.mask = mask
+        if hasattr(self.cache, "entries"):
+            self.cache.previous_attention_mask = mask
 
     def feed(
         self,
@@ -98,19 +147,24 @@ class Decoder:
                 self.model(input_ids, attention_mask=attention_mask, past_kv_cache=self.cache, return_type=None)
         self.mask = seen
 
-    def rows(self, index: Int[Tensor, " row"]) -> Decoder:
-        """A decoder that goes on from rows of this one, each as often as ``index`` names it; this one stays."""
+    def rows(self, index: Int[Tensor, " row"], by_layer: Sequence[Int[Tensor, " row"]] | None = None) -> Decoder:
+        """A decoder that goes on from rows of this one, each as often as ``index`` names it; this one stays.
+
+        Args:
+            by_layer: the rows in each layer's cache, where they are not the same in all.
+        """
         assert self.mask is not None
         index = index.to(self.device)
         chosen = copy.copy(self)
         chosen.mask = self.mask[index]
         chosen.cache = copy.copy(self.cache)
         parts = [copy.copy(part) for part in _parts(self.cache)]
-        for part in parts:
+        for layer, part in enumerate(parts):
+            taken = index if by_layer is None else by_layer[layer].to(self.device)
             for name in _tensor_names(part):
                 rows: Tensor = getattr(part, name)
                 one = rows.shape[0] == 1  # a view will do, as the next step concatenates
-                setattr(part, name, rows.expand(len(index), *rows.shape[1:]) if one else rows.index_select(0, index))
+                setattr(part, name, rows.expand(len(taken), *rows.shape[1:]) if one else rows.index_select(0, taken))
         if hasattr(self.cache, "entries"):
             chosen.cache.entries = parts
             chosen.cache.previous_attention_mask = self.cache.previous_attention_mask[index]
@@ -118,14 +172,20 @@ class Decoder:
             chosen.cache.layers = parts
         return chosen
 
-    def _empty_cache(self, n_rows: int) -> Any:
+    def _empty_cache(self, n_rows: int | Sequence[int]) -> Any:
         if self.hf is not None:
             from transformers import DynamicCache
 
             return DynamicCache(config=self.hf.config)
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-        return TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device, n_rows)
+        by_layer = [n_rows] if isinstance(n_rows, int) else n_rows
+        cache = TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device, by_layer[0])
+        for entry, rows in zip(cache.entries, by_layer, strict=False):
+            for name in _tensor_names(entry):
+                empty: Tensor = getattr(entry, name)
+                setattr(entry, name, empty.new_empty(rows, *empty.shape[1:]))
+        return cache
 
     def _hf_pass(self, model: Any, input_ids: Tensor, seen: Tensor, **options: Any) -> Any:
         return model(
@@ -137,12 +197,16 @@ class Decoder:
             **options,
         )
 
-    def _hooked_step(self, input_ids: Tensor, new_mask: Tensor) -> Tensor:
-        """The residual stream of all new positions, but logits of the last one only."""
+    def _hooked_states(self, input_ids: Tensor, new_mask: Tensor) -> Tensor:
         model: Any = self.model
         n_layers = int(model.cfg.n_layers)
-        resid: Tensor = model(input_ids, attention_mask=new_mask, past_kv_cache=self.cache, stop_at_layer=n_layers)
-        normed = model.ln_final(resid[:, -1:]) if model.cfg.normalization_type is not None else resid[:, -1:]
+        states: Tensor = model(input_ids, attention_mask=new_mask, past_kv_cache=self.cache, stop_at_layer=n_layers)
+        return states
+
+    def _hooked_logits(self, states: Float[Tensor, "some d_model"]) -> Float[Tensor, "some d_vocab"]:
+        model: Any = self.model
+        states = states[:, None]
+        normed = model.ln_final(states) if model.cfg.normalization_type is not None else states
         out: Tensor = model.unembed(normed)[:, -1]
         cap = float(model.cfg.output_logits_soft_cap or 0)
         return cap * torch.tanh(out / cap) if cap > 0 else out

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from safecircuits.batching import MAX_TOKENS, Batch, each_batch, without_prefix
+from safecircuits.behavior.branched import BranchedDecoding
+from safecircuits.behavior.decoding import Until as Until
+from safecircuits.behavior.decoding import Writer, decode_greedily
+from safecircuits.behavior.decoding import end_tokens as end_tokens
 from safecircuits.files import write_text
 from safecircuits.forward import Decoder
 from safecircuits.hooks.attach import hooks_in_force
+from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.running import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.sites import HookedModel
-
-
-class Until(Protocol):
-    """Says of an unfinished completion that it is enough, with ``left`` tokens still to come; ``reason`` names it."""
-
-    reason: str
-
-    def __call__(self, text: str, left: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,7 @@ def generate(
     system: str | None = None,
     max_tokens: int | None = None,
     until: Until | None = None,
+    token_ids: list[list[int]] | None = None,
     progress: bool = False,
 ) -> Completions:
     """Greedy completions of at most ``max_new_tokens`` tokens; hooks on the model stay in force.
@@ -93,6 +88,7 @@ def generate(
         max_tokens: tokens in one batch of prompts, padding included, instead of the usual 8,192; fewer where memory
             runs out.
         until: ends a completion early. The completions are then marked as cut.
+        token_ids: a list that gets the tokens of each completion, as ``generate_scaled`` takes for its drafts.
 
     Raises:
         ValueError: if ``max_new_tokens`` is not positive.
@@ -101,8 +97,12 @@ def generate(
     _check(max_new_tokens)
     prompts = as_prompt_set(prompts)
     examples = encode(model.tokenizer, prompts, template=template, system=system)
-    texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens, until=until, progress=progress)
-    return Completions(prompts, tuple(text.strip() for text in texts), until.reason if until else None)
+    if token_ids is None:
+        texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens, until=until, progress=progress)
+        return Completions(prompts, tuple(text.strip() for text in texts), until.reason if until else None)
+    written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
+    token_ids += written
+    return _completions(prompts, written, writer)
 
 
 def continuations(
@@ -120,9 +120,8 @@ def continuations(
             raise ValueError(f"a {type(model).__name__} writes its completions whole: leave out early stopping")
         own: list[str] = model.continuations(examples, max_new_tokens, max_tokens=max_tokens)
         return own
-    jobs = _Jobs(tuple(examples), (0,) * len(examples), max_new_tokens, max_tokens or MAX_TOKENS, until)
-    with running(model) as runner:
-        return _decode_all(runner, jobs, None, progress)
+    written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
+    return writer.texts(written)
 
 
 def generate_scaled(
@@ -136,46 +135,59 @@ def generate_scaled(
     system: str | None = None,
     max_tokens: int | None = None,
     until: Until | None = None,
+    drafts: Sequence[Sequence[int]] | None = None,
     progress: bool = False,
 ) -> list[Completions]:
     """``generate`` under ``scaled(model, profile)`` for each of ``profiles``, all decoded together in shared batches.
 
-    The completions are those of one profile after another, up to rounding: a matrix product may round otherwise in a
-    batch of another size, which turns the choice between two tokens of all but equal logits. With hooks of your own on
-    the model the profiles do run one after another.
+    A layer is computed once for all profiles that are alike up to it. The completions are those of one profile after
+    another, up to rounding: a matrix product may round otherwise in a batch of another size, which turns the choice
+    between two tokens of all but equal logits. With hooks of your own on the model the profiles do run one after
+    another.
 
     Args:
         profiles: a mapping from layer to α each; layers that it leaves out are not scaled.
+        drafts: token ids with which each prompt may be answered, such as those of the unscaled model.
+            They change nothing but the time: as far as a model says the same, it takes one pass instead of a step each.
+
+    Raises:
+        ValueError, FloatingPointError: as ``generate`` does; ValueError if there is not one draft a prompt.
     """
     _check(max_new_tokens)
     prompts = as_prompt_set(prompts)
     examples = encode(model.tokenizer, prompts, template=template, system=system)
     n = len(prompts)
+    if drafts is not None and len(drafts) != n:
+        raise ValueError(f"there must be one draft for each of {n} prompts, not {len(drafts)}")
     _, per_token = hooks_in_force(model)
     groups = [list(profiles)] if per_token else [[profile] for profile in profiles]
-    texts: list[str] = []
+    writer = Writer(model, max_new_tokens, until)
+    written: list[list[list[int]]] = []
     for group in groups:
-        owner = tuple(which for which in range(len(group)) for _ in range(n))
-        jobs = _Jobs(tuple(examples) * len(group), owner, max_new_tokens, max_tokens or MAX_TOKENS, until)
         scaling = RowScaling(model, group, components=components)
         with running(model, scaling.hooks) as runner:
-            texts += [text.strip() for text in _decode_all(runner, jobs, scaling, progress)]
-    reason = until.reason if until else None
-    return [Completions(prompts, tuple(texts[i * n : (i + 1) * n]), reason) for i in range(len(profiles))]
-
-
-def end_tokens(model: HookedModel) -> set[int]:
-    """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
-    ends = {model.tokenizer.eos_token_id}
-    settings = getattr(getattr(model, "original_model", None), "generation_config", None)
-    declared = getattr(settings, "eos_token_id", None)
-    ends |= set(declared) if isinstance(declared, list | tuple) else {declared}
-    return {end for end in ends if end is not None}
+            if BranchedDecoding.possible(runner, examples, max_new_tokens):
+                branches = Branches(group, int(model.cfg.n_layers))
+                guesses = drafts if drafts is not None else [()] * n
+                budget = max_tokens or MAX_TOKENS
+                decoding = BranchedDecoding(runner, tuple(examples), guesses, branches, scaling, writer, budget)
+                written += decoding.run(progress)
+            else:
+                owner = tuple(which for which in range(len(group)) for _ in range(n))
+                jobs = _Jobs(tuple(examples) * len(group), owner, max_tokens or MAX_TOKENS)
+                found = _decode_all(runner, jobs, scaling, writer, progress)
+                written += [found[i * n : (i + 1) * n] for i in range(len(group))]
+    return [_completions(prompts, of_profile, writer) for of_profile in written]
 
 
 def _check(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+
+
+def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
+    texts = tuple(text.strip() for text in writer.texts(written))
+    return Completions(prompts, texts, writer.until.reason if writer.until else None)
 
 
 @dataclass(frozen=True)
@@ -184,22 +196,35 @@ class _Jobs:
 
     examples: tuple[Encoded, ...]
     owner: tuple[int, ...]
-    max_new_tokens: int
     max_tokens: int
-    until: Until | None
 
 
-def _decode_all(runner: Runner, jobs: _Jobs, scaling: RowScaling | None, progress: bool) -> list[str]:
-    """The text of each job. The beginning that all prompts share is computed once for each scaled model."""
-    shared = runner.prefix_length(jobs.examples, jobs.max_new_tokens)
+def _alone(
+    model: HookedModel,
+    examples: Sequence[Encoded],
+    max_new_tokens: int,
+    max_tokens: int | None,
+    until: Until | None,
+    progress: bool,
+) -> tuple[list[list[int]], Writer]:
+    jobs = _Jobs(tuple(examples), (0,) * len(examples), max_tokens or MAX_TOKENS)
+    writer = Writer(model, max_new_tokens, until)
+    with running(model) as runner:
+        return _decode_all(runner, jobs, None, writer, progress), writer
+
+
+def _decode_all(
+    runner: Runner, jobs: _Jobs, scaling: RowScaling | None, writer: Writer, progress: bool
+) -> list[list[int]]:
+    """Token ids of each job. The beginning that all prompts share is computed once for each scaled model."""
+    shared = runner.prefix_length(jobs.examples, writer.max_new_tokens)
     owner = torch.tensor(jobs.owner)
-    texts = [""] * len(jobs.examples)
-    writer = _Writer(runner.model, jobs.until)
+    written: list[list[int]] = [[] for _ in jobs.examples]
     prefix: Decoder | None = None
 
-    def select(rows: Tensor) -> None:
+    def select(models: torch.Tensor) -> None:
         if scaling is not None:
-            scaling.select(rows)
+            scaling.select(models)
 
     if shared:
         n_models = int(owner.max()) + 1
@@ -211,76 +236,22 @@ def _decode_all(runner: Runner, jobs: _Jobs, scaling: RowScaling | None, progres
     def work(batch: Batch) -> None:
         models = owner[list(batch.rows)]
         decoder = runner.decoder() if prefix is None else prefix.rows(models)
-        written = _decode_greedily(decoder, batch, models, select, writer, jobs.max_new_tokens, drop=runner.shares)
-        for row, text in zip(batch.rows, writer.texts(written), strict=True):
-            texts[row] = text
+        answers: list[list[int]] = [[] for _ in batch.rows]
+        decode_greedily(
+            decoder,
+            batch.input_ids,
+            batch.attention_mask,
+            answers,
+            writer,
+            select=lambda alive: select(models[alive]),
+            drop=runner.shares,
+        )
+        for row, tokens in zip(batch.rows, answers, strict=True):
+            written[row] = tokens
 
     own = without_prefix(jobs.examples, shared) if shared else jobs.examples
     finished = each_batch(own, work, jobs.max_tokens, beside=shared)
     each_done = (1 for n in finished for _ in range(n))
     for _ in track(each_done, "completions", total=len(own), enabled=progress):
         pass
-    return texts
-
-
-def _decode_greedily(
-    decoder: Decoder,
-    batch: Batch,
-    models: Int[Tensor, " row"],
-    select: Callable[[Tensor], None],
-    writer: _Writer,
-    max_new_tokens: int,
-    *,
-    drop: bool,
-) -> list[list[int]]:
-    """Token ids of each row's completion. One small transfer from the device a step says which rows go on."""
-    written: list[list[int]] = [[] for _ in batch.rows]
-    alive = list(range(len(batch)))
-    ended: set[int] = set()
-    ids, mask = batch.input_ids, batch.attention_mask
-    select(models)
-    for left in range(max_new_tokens - 1, -1, -1):
-        best, chosen = decoder.step(ids, mask).max(-1)
-        tokens = torch.where(torch.isfinite(best), chosen, -1).tolist()
-        if min(tokens) < 0:
-            raise FloatingPointError("the logits are not finite; a smaller alpha or another dtype may help")
-        for row, token in zip(alive, tokens, strict=True):
-            if row not in ended and writer.goes_on(written[row], token, left):
-                continue
-            ended.add(row)
-        if len(ended) == len(batch) or not left:
-            break
-        going = [place for place, row in enumerate(alive) if row not in ended]
-        if drop and len(going) < len(alive):
-            alive = [alive[place] for place in going]
-            index = torch.tensor(going)
-            decoder, chosen = decoder.rows(index), chosen[index.to(chosen.device)]
-            select(models[alive])
-        ids, mask = chosen[:, None], torch.ones_like(chosen[:, None])
     return written
-
-
-class _Writer:
-    """Turns tokens into texts, and says when one is finished."""
-
-    def __init__(self, model: HookedModel, until: Until | None) -> None:
-        self.tokenizer, self.until = model.tokenizer, until
-        self.ends = end_tokens(model)
-        self._enough: dict[tuple[int, tuple[int, ...]], bool] = {}
-
-    def texts(self, written: list[list[int]]) -> list[str]:
-        decoded: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return decoded
-
-    def goes_on(self, tokens: list[int], new: int, left: int) -> bool:
-        """Add a token unless it ends the text; whether another may follow."""
-        if new in self.ends:
-            return False
-        tokens.append(new)
-        if self.until is None or not left:
-            return bool(left)
-        # Completions of many prompts begin alike, so most of these are met many times.
-        key = (left, tuple(tokens))
-        if key not in self._enough:
-            self._enough[key] = self.until(self.texts([tokens])[0].strip(), left)
-        return not self._enough[key]

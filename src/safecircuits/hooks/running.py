@@ -46,21 +46,24 @@ class Runner:
         Padding then stands between the beginning and the rest of a prompt, so positions must be counted by the mask,
         and a sliding window must not be shorter than prompt and ``beyond`` further tokens together.
         """
-        if not self.shares:
+        if not self.shares or not self.counts_by_mask(max(map(len, examples)) + beyond):
             return 0
-        longest = max(map(len, examples)) + beyond
+        return common_prefix(examples)
+
+    def counts_by_mask(self, longest: int) -> bool:
+        """Whether up to ``longest`` tokens may have masked positions between them and be none the wiser."""
         cfg = self.model.cfg
         if is_bridge(self.model):
             config = self.model.original_model.config.get_text_config()  # type: ignore[attr-defined]
             kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
             window = getattr(config, "sliding_window", None)
             if kinds or getattr(config, "alibi", False) or getattr(config, "model_type", "") in ("bloom", "mpt"):
-                return 0
+                return False
         else:
             window = cfg.window_size if cfg.use_local_attn else None
             if cfg.positional_embedding_type not in _BY_MASK:
-                return 0
-        return 0 if window is not None and window < longest else common_prefix(examples)
+                return False
+        return window is None or window >= longest
 
     def watch(
         self,
@@ -102,6 +105,15 @@ class Runner:
         each_done = (1 for n in steps for _ in range(n))
         for _ in track(each_done, what, total=len(examples), enabled=progress):
             pass
+
+    @property
+    def parts(self) -> bool:
+        """Whether a pass may gain rows on its way through the blocks (``Branches``)."""
+        return not self.foreign and (self.plain is not None or not is_bridge(self.model))
+
+    def blocks(self) -> list[nn.Module]:
+        """The decoder layers."""
+        return [self.block(layer) for layer in range(int(self.model.cfg.n_layers))]
 
     def block(self, layer: int) -> nn.Module:
         """The decoder layer, whose end ends a pass that needs nothing after it."""

@@ -99,19 +99,32 @@ class RowScaling:
         checked = [_alpha_by_layer(profile, None, n_layers) if profile else {} for profile in profiles]
         require_unprocessed(model)
         chosen = _chosen_components(model, components)
-        self._rows = torch.zeros(0, dtype=torch.long)
+        self._rows: Tensor | list[Tensor] = torch.zeros(0, dtype=torch.long)
         self._now: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         self._table: dict[int, Tensor] = {}
+        self._last: tuple[Tensor, int, int, Tensor] | None = None
         self.hooks: dict[str, HookFn] = {}
         for layer in sorted({layer for alphas in checked for layer in alphas}):
             self._table[layer] = torch.tensor([a.get(layer, 1.0) for a in checked], dtype=torch.float64)
             for name, (times, bias) in _places(model, layer, chosen).items():
-                self.hooks[name] = _Factor(self._alphas(layer, times), bias)
+                factor = _Factor(self._alphas(layer, times), bias)
+                self.hooks[name] = factor if bias is not None else self._once(layer, times, factor)
 
-    def select(self, rows: Int[Tensor, " row"]) -> None:
-        """Give each row of the next passes the profile of this index."""
-        self._rows = rows.cpu()
+    def select(self, rows: Int[Tensor, " row"] | Sequence[Int[Tensor, " row"]]) -> None:
+        """Give each row of the next passes the profile of this index; with a tensor a layer, each layer its own."""
+        self._rows = rows.cpu() if isinstance(rows, Tensor) else [of_layer.cpu() for of_layer in rows]
         self._now.clear()
+        self._last = None
+
+    def _once(self, layer: int, times: int, factor: _Factor) -> HookFn:
+        """Queries, keys and values are made of one tensor, gate and MLP input of another: each is scaled once."""
+
+        def scale(y: Tensor) -> Tensor:
+            if self._last is None or self._last[0] is not y or self._last[1:3] != (layer, times):
+                self._last = (y, layer, times, factor(y))
+            return self._last[3]
+
+        return scale
 
     def _alphas(self, layer: int, times: int) -> Callable[[Tensor], Tensor]:
         def alphas(y: Tensor) -> Tensor:
@@ -119,7 +132,8 @@ class RowScaling:
             dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
             key = (layer, times, y.device, dtype)
             if key not in self._now:
-                self._now[key] = (self._table[layer][self._rows] ** times).to(y.device, dtype)
+                rows = self._rows if isinstance(self._rows, Tensor) else self._rows[layer]
+                self._now[key] = (self._table[layer][rows] ** times).to(y.device, dtype)
             return self._now[key].view(-1, *[1] * (y.ndim - 1))
 
         return alphas

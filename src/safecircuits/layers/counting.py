@@ -9,24 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.batching import MAX_TOKENS
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, JudgingError, RefusalDetector, degenerate, refused
 from safecircuits.files import write_text
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, encode
+from safecircuits.prompts import PromptSet
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
 from safecircuits.stats import paired_difference
 
 FORMAT, VERSION = "safecircuits-sweep", 1
+
+# One bound's sweep with the usual reach: configurations that run together share layers, and are lost together.
+_TOGETHER = 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class RefusalCounter:
         self.until = verdict if early_stop and verdict.applies else None
         self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
         self.path = None if resume is None else Path(resume)
-        answers = generate(model, prompts, **self.generation, until=self.until)
+        self._drafts: list[list[int]] = []
+        answers = generate(model, prompts, **self.generation, until=self.until, token_ids=self._drafts)
         before = [] if self.path is None else self._read(self.path, answers)
         for layers, alpha, texts in before:
             self._judge(layers, alpha, Completions(prompts, texts, answers.cut))
@@ -139,26 +141,25 @@ class RefusalCounter:
     def count_all(
         self, configurations: Sequence[tuple[LayerRange, float]], *, what: str = "", progress: bool = False
     ) -> list[SweepPoint]:
-        """Every configuration of (scaled layers, α). As many as fill a batch decode together, and are then kept."""
+        """Every configuration of (scaled layers, α). Some at a time decode together, and are then kept."""
         missing = [key for key in dict.fromkeys(configurations) if key not in self.known]
-        size = self._together
+        size = _TOGETHER
         groups = [missing[i : i + size] for i in range(0, len(missing), size)]
         each_done = (1 for group in groups for _ in self._run(group))
         for _ in track(each_done, what, total=len(missing), enabled=progress):
             pass
         return [self.known[key] for key in configurations]
 
-    @cached_property
-    def _together(self) -> int:
-        """Configurations to a batch: more would gain nothing, and an interruption would lose more."""
-        examples = encode(self.model.tokenizer, self.prompts, template=self.generation["template"])
-        tokens = sum(map(len, examples)) + self.generation["max_new_tokens"] * len(examples)
-        return max(1, -(-MAX_TOKENS // int(tokens)))
-
     def _run(self, group: Sequence[tuple[LayerRange, float]]) -> Sequence[tuple[LayerRange, float]]:
         profiles = [dict.fromkeys(layers.indices, alpha) for layers, alpha in group]
         answers = generate_scaled(
-            self.model, self.prompts, profiles, components=self.components, until=self.until, **self.generation
+            self.model,
+            self.prompts,
+            profiles,
+            components=self.components,
+            until=self.until,
+            drafts=self._drafts,
+            **self.generation,
         )
         # All are written before any is judged: a detector that raises must not cost the completions.
         for (layers, alpha), texts in zip(group, answers, strict=True):
