@@ -27,6 +27,7 @@ from safecircuits.hooks.plain import plain_model
 from safecircuits.hooks.scale import RowScaling
 from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import localize
+from safecircuits.memory import estimate_memory, fitting_tokens
 from safecircuits.models import load_model
 from safecircuits.prompts import Encoded, encode
 
@@ -502,6 +503,27 @@ class TestMemory:
         scores = sc.score_units(model, DATA, **OPTIONS, tokens="all")
         assert scores.n_tokens == want[2].n_tokens
         torch.testing.assert_close(scores.scores["mlp"], want[2].scores["mlp"], rtol=1e-4, atol=1e-6)
+
+    @both
+    def test_batches_are_made_for_the_memory_that_is_free(
+        self, backend: str, make_tiny_model: Any, fed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = make_tiny_model(backend)
+        width = max(len(e) for e in encode(model.tokenizer, PROMPTS))
+        answered = sc.generate(model, PROMPTS), sc.collect_residuals(model, PROMPTS).values
+        assert fitting_tokens(model, width) == MAX_TOKENS
+        counted = estimate_memory(model, tokens=(1, width), task="scores").activations
+        # Room for two rows and a half, of which a quarter is left alone; an MLP may hold more than the count has.
+        free = int(2.5 * counted / 0.75)
+        for n_bytes, tokens in ((free, 2 * width), (1, width), (None, MAX_TOKENS)):
+            monkeypatch.setattr("safecircuits.memory.free_memory", lambda device, n=n_bytes: n)
+            assert width <= fitting_tokens(model, width) <= tokens
+            assert fitting_tokens(model, width, cached=True) <= fitting_tokens(model, width)
+            fed.clear()
+            torch.testing.assert_close(sc.collect_residuals(model, PROMPTS).values, answered[1], atol=1e-4, rtol=1e-4)
+            assert max(rows * tall for rows, tall in fed) <= tokens
+            assert (len(fed) > 1) == (n_bytes is not None)
+            assert sc.generate(model, PROMPTS) == answered[0]
 
     def test_a_prompt_that_never_fits_is_an_error(self) -> None:
         def never(batch: Any) -> None:

@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small models, under two minutes")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="modules of this folder: collection, scores, ...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.json and its pages")
     chosen = parser.parse_args()
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     unknown = set(chosen.only or ()) - set(names)
@@ -38,10 +38,11 @@ def main() -> int:
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     print(table(rows))
     machine = describe_machine() | {"sizes": "quick" if chosen.quick else "full"}
+    document = {"machine": machine, "rows": rows}
     if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        chosen.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if chosen.write:
-        print(write_results(rows, machine))
+        print(*write_results(document), sep="\n")
     return 1 if any(row["equal"] is False for row in rows) else 0
 
 

@@ -21,6 +21,9 @@ from safecircuits.skeleton import skeleton_of
 Task = Literal["residuals", "generate", "scores", "finetune"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
+# Share of the free memory that batches are made for.
+_USABLE = 0.75
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -129,6 +132,26 @@ def estimate_memory(
     return MemoryEstimate(task, rows, width, weights, cache, activations, gradients, optimizer, results)
 
 
+def fitting_tokens(model: Any, width: int, *, cached: bool = False) -> int:
+    """Tokens of one batch: ``MAX_TOKENS``, or what the memory that is free on the model's device holds if that is less.
+
+    On a CPU that matters most: a process that takes too much is ended there, without an error to halve a batch at.
+
+    Args:
+        width: tokens of the longest prompt, those still to be written included.
+        cached: whether the keys and values of all layers are kept, as they are to generate.
+    """
+    parameter = next(model.parameters())
+    free = free_memory(parameter.device)
+    if free is None:
+        return MAX_TOKENS
+    sizes, itemsize = _Sizes.of_hooked(model), parameter.element_size()
+    row = sizes.forward_activations(1, width, itemsize, counted=True)
+    row += 2 * sizes.n_layers * width * sizes.d_kv * itemsize if cached else 0
+    # One row always runs; some memory is left to whatever else needs it by then.
+    return min(MAX_TOKENS, max(1, int(_USABLE * free) // row) * width)
+
+
 def require_room(config: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
     """Raise a torch.OutOfMemoryError if the weights of a configuration are larger than what ``device`` has free.
 
@@ -209,6 +232,24 @@ class _Sizes:
             d_heads=heads * head,
             d_kv=head * int(kv or heads),
             d_vocab=int(config.vocab_size),
+        )
+
+    @classmethod
+    def of_hooked(cls, model: Any) -> _Sizes:
+        """Of a hooked model, by TransformerLens's configuration."""
+        cfg = model.cfg
+        heads = int(cfg.n_heads)
+        return cls(
+            n_layers=int(cfg.n_layers),
+            d_model=int(cfg.d_model),
+            d_mlp=int(cfg.d_mlp or 4 * cfg.d_model),
+            gated=bool(cfg.gated_mlp),
+            plain_mlp=False,
+            n_norms=2,
+            n_heads=heads,
+            d_heads=heads * int(cfg.d_head),
+            d_kv=int(cfg.d_head) * int(getattr(cfg, "n_key_value_heads", None) or heads),
+            d_vocab=int(cfg.d_vocab),
         )
 
     def forward_activations(self, rows: int, width: int, itemsize: int, *, counted: bool) -> int:

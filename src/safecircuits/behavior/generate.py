@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from safecircuits.batching import MAX_TOKENS, Batch, each_batch, without_prefix
+from safecircuits.batching import Batch, each_batch, without_prefix
 from safecircuits.behavior.branched import BranchedDecoding
 from safecircuits.behavior.decoding import Until as Until
 from safecircuits.behavior.decoding import Writer, decode_greedily
@@ -20,6 +20,7 @@ from safecircuits.hooks.attach import hooks_in_force
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.running import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
+from safecircuits.memory import fitting_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.sites import HookedModel
@@ -85,8 +86,7 @@ def generate(
     hooks of your own on the model, which may look at whole batches, neither happens.
 
     Args:
-        max_tokens: tokens in one batch of prompts, padding included, instead of the usual 8,192; fewer where memory
-            runs out.
+        max_tokens: tokens in one batch of prompts, padding included; 8,192 unless given, or what fits into free memory.
         until: ends a completion early. The completions are then marked as cut.
         token_ids: a list that gets the tokens of each completion, as ``generate_scaled`` takes for its drafts.
 
@@ -162,6 +162,7 @@ def generate_scaled(
     _, per_token = hooks_in_force(model)
     groups = [list(profiles)] if per_token else [[profile] for profile in profiles]
     writer = Writer(model, max_new_tokens, until)
+    budget = max_tokens or _budget(model, examples, max_new_tokens)
     written: list[list[list[int]]] = []
     for group in groups:
         scaling = RowScaling(model, group, components=components)
@@ -169,12 +170,11 @@ def generate_scaled(
             if BranchedDecoding.possible(runner, examples, max_new_tokens):
                 branches = Branches(group, int(model.cfg.n_layers))
                 guesses = drafts if drafts is not None else [()] * n
-                budget = max_tokens or MAX_TOKENS
                 decoding = BranchedDecoding(runner, tuple(examples), guesses, branches, scaling, writer, budget)
                 written += decoding.run(progress)
             else:
                 owner = tuple(which for which in range(len(group)) for _ in range(n))
-                jobs = _Jobs(tuple(examples) * len(group), owner, max_tokens or MAX_TOKENS)
+                jobs = _Jobs(tuple(examples) * len(group), owner, budget)
                 found = _decode_all(runner, jobs, scaling, writer, progress)
                 written += [found[i * n : (i + 1) * n] for i in range(len(group))]
     return [_completions(prompts, of_profile, writer) for of_profile in written]
@@ -183,6 +183,10 @@ def generate_scaled(
 def _check(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+
+
+def _budget(model: HookedModel, examples: Sequence[Encoded], max_new_tokens: int) -> int:
+    return fitting_tokens(model, max(map(len, examples)) + max_new_tokens, cached=True)
 
 
 def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
@@ -207,7 +211,8 @@ def _alone(
     until: Until | None,
     progress: bool,
 ) -> tuple[list[list[int]], Writer]:
-    jobs = _Jobs(tuple(examples), (0,) * len(examples), max_tokens or MAX_TOKENS)
+    budget = max_tokens or _budget(model, examples, max_new_tokens)
+    jobs = _Jobs(tuple(examples), (0,) * len(examples), budget)
     writer = Writer(model, max_new_tokens, until)
     with running(model) as runner:
         return _decode_all(runner, jobs, None, writer, progress), writer

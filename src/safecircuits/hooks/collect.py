@@ -47,7 +47,7 @@ def collect_residuals(
         template: how a prompt is put to the model; see ``safecircuits.prompts.TEMPLATES``.
         final_norm: pass the last layer's value through the model's final norm, as Hugging Face's ``hidden_states``
             and therefore the paper's code have it. It is then not comparable with the other layers.
-        max_tokens: tokens in one batch, padding included, instead of the usual 8,192; smaller where memory runs out.
+        max_tokens: tokens in one batch, padding included; 8,192 unless given, or what fits into free memory.
 
     Raises:
         ValueError: for a layer outside the model.

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from safecircuits.batching import MAX_TOKENS, Batch, common_prefix, each_batch, pad_left, without_prefix
+from safecircuits.batching import Batch, common_prefix, each_batch, pad_left, without_prefix
 from safecircuits.forward import Decoder
 from safecircuits.hooks.attach import HookFn, attached, hooks_in_force
 from safecircuits.hooks.plain import PlainModel, plain_model
+from safecircuits.memory import fitting_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
 from safecircuits.sites import HookedModel, is_bridge
@@ -101,7 +102,8 @@ class Runner:
             decoder.feed(batch.input_ids, batch.attention_mask, block)
             after()
 
-        steps = each_batch(examples, work, max_tokens or MAX_TOKENS, beside=shared, tight=True)
+        budget = max_tokens or fitting_tokens(self.model, shared + max(map(len, examples)))
+        steps = each_batch(examples, work, budget, beside=shared, tight=True)
         each_done = (1 for n in steps for _ in range(n))
         for _ in track(each_done, what, total=len(examples), enabled=progress):
             pass
