@@ -32,7 +32,7 @@ def rows(quick: bool) -> list[Row]:
         "flap": lambda: kept.update(flap=flap(hf_model, data)),
         "cache": lambda: kept.update(cache=from_cache(model, data)),
     }
-    seconds = interleaved(ways, 2)
+    seconds = interleaved(ways, 2 if quick else 1)
     equal = {
         name: all(torch.allclose(kept["ours"][s], kept[name][s].cpu(), rtol=1e-3) for s in ("mlp", "attn"))
         for name in ("flap", "cache")

@@ -75,8 +75,9 @@ def collect_residuals(
 
     def after() -> None:
         if rows:  # not the beginning that all prompts share
-            for slot, last in kept.items():
-                values[slot, rows] = last.float().cpu()
+            # One transfer from the device, wherever the layers are.
+            here = kept[0].device
+            values[:, rows] = torch.stack([kept[slot].to(here) for slot in range(len(wanted))]).float().cpu()
 
     if wanted:
         hooks = {resid_post(layer): keep(slot) for slot, layer in enumerate(wanted)}

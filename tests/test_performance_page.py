@@ -1,0 +1,52 @@
+"""The pages about speed say what the committed rows say, and what the benchmarks find is told from what they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.performance import results
+
+    return results
+
+
+def test_the_pages_are_the_rendering_of_the_rows(results: Any) -> None:
+    document = json.loads((ROOT / results.ROWS).read_text(encoding="utf-8"))
+    for page in results.PAGES:
+        message = "run python -m benchmarks.performance --write"
+        assert (ROOT / page).read_text(encoding="utf-8") == results.render(document), message
+
+
+def test_every_operation_has_equal_results_and_missed_aims_have_a_reason() -> None:
+    rows = json.loads((ROOT / "docs/performance.json").read_text(encoding="utf-8"))["rows"]
+    for word in ("residuals", "WIFV", "localization", "SNIP", "cosine", "tiny model"):
+        assert any(word in row["operation"] for row in rows), word
+    assert all(row["equal"] is not False for row in rows)
+    assert all(row.get("why") for row in rows if row["met"] is False and "sizes" not in row)
+
+
+def test_the_command_writes_rows_and_pages(results: Any, tmp_path: Path) -> None:
+    from benchmarks.performance.timing import faster, growth, within
+
+    rows = [
+        faster("sorting", "by hand", 1.0, 2.5, 3.0, True) | {"why": "hands are quick"},
+        within("sorting, memory", "by hand", 3.0, 2.0, 1.6, None),
+        growth("sorting", "cards", [10, 100, 1000], [0.1, 1.0, 10.0], 1.1),
+    ]
+    written = results.write_results({"rows": rows, "machine": {"processor": "abacus"}}, tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == [results.ROWS, *results.PAGES]
+    page = written[1].read_text(encoding="utf-8")
+    assert "| sorting | by hand | 2.50 | at least 3 x faster | **no** | yes |" in page
+    assert "| sorting, memory | by hand | 1.50 | at most 1.6 x its cost | yes |  |" in page
+    assert "| sorting | growth with cards, 10 to 1,000 | 1.00 | exponent at most 1.1 | yes |  |" in page
+    assert "hands are quick" in page
+    assert "abacus" in page
