@@ -84,6 +84,7 @@ def growth(operation: str, against: str, sizes: list[int], seconds: list[float],
         "aim": None if aim is None else f"exponent at most {aim:g}",
         "met": None if aim is None else slope <= aim,
         "equal": None,
+        "why": f"between the two largest sizes alone the exponent is {(ys[-1] - ys[-2]) / (xs[-1] - xs[-2]):.2f}.",
         "sizes": sizes,
         "seconds": [round(s, 4) for s in seconds],
     }

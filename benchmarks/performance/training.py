@@ -38,6 +38,9 @@ AIMS = {
 """What issue and papers ask for against full fine-tuning; against naive masking every ratio should be below 1."""
 
 
+WHY = "see what each mask saves and what it cannot, in the documentation's page on freezing by construction."
+
+
 @dataclass(frozen=True)
 class Size:
     """A Llama whose embeddings have the share of its parameters that Llama-2-7B's have (4 %), and its batch."""
@@ -77,7 +80,7 @@ def rows(quick: bool) -> list[dict[str, Any]]:
                 met = None if aim is None else ratio <= aim if peer == "full" else ratio < aim
                 name = "full fine-tuning" if peer == "full" else "gradient masking"
                 row = {"operation": f"{mask}: {measure}", "peer": name, "ratio": ratio, "aim": aim, "met": met}
-                table.append(row | {"equal": equal[mask]})
+                table.append(row | {"equal": equal[mask], "why": WHY})
     return table
 
 
