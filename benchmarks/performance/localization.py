@@ -105,8 +105,8 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
             row = faster(what, peer, seconds[mine], seconds[which] / part, aim, same)
             tokens, others = work[mine] / n_layers, work[which] / part / n_layers
             row["why"] = (
-                f"we take {tokens:,.0f} tokens through all layers, the peer {others:,.0f}, {others / tokens:.2f} times as "
-                "many; what the ratio is beyond that comes of larger and fewer calls."
+                f"we take {tokens:,.0f} tokens through all layers, the peer {others:,.0f}, {others / tokens:.2f} times "
+                "as many; what the ratio is beyond that comes of larger and fewer calls."
             )
             out.append(row)
     return out

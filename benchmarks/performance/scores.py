@@ -68,11 +68,12 @@ def _share_of_products(model: Any, data: PromptSet) -> float:
 
 
 def _why(seconds: dict[str, float], peer: str, share: float) -> Row:
+    alone, most = seconds["body"] / seconds["ours"], seconds[peer] / seconds["body"]
     return {
-        "why": f"a forward pass without logits and without hooks alone takes {seconds['body'] / seconds['ours']:.0%} of the "
-        f"time of ours, and the peer's whole work {seconds[peer] / seconds['body']:.2f} times that of such a pass, so that "
-        "no way that runs every token through the model once is further ahead than this. By the profiler "
-        f"{share:.0%} of our pass are the model's matrix products and attention."
+        "why": f"a forward pass without logits and without hooks alone takes {alone:.0%} of the time of ours, and the "
+        f"peer's whole work {most:.2f} times that of such a pass, so that no way that runs every token through the model "
+        f"once is further ahead than this. By the profiler {share:.0%} of our pass are the model's matrix products and "
+        "attention."
     }
 
 
