@@ -72,8 +72,8 @@ def _why(seconds: dict[str, float], peer: str, share: float) -> Row:
     return {
         "why": f"a forward pass without logits and without hooks alone takes {alone:.0%} of the time of ours, and the "
         f"peer's whole work {most:.2f} times that of such a pass, so that no way that runs every token through the "
-        f"model once is further ahead than this. By the profiler {share:.0%} of our pass are the model's matrix products and "
-        "attention."
+        f"model once is further ahead than this. By the profiler {share:.0%} of our pass are the model's matrix "
+        "products and attention."
     }
 
 
