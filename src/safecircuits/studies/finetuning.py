@@ -95,7 +95,7 @@ def finetuning_study(
             study = _Study(subject, Path(out or scratch), points, curve_prompts, extra or {})
             study.options = {"malicious": malicious, "over_rejection": over_rejection, "utility": utility}
             study.options.update(evaluation or {})
-            hyper = {s.name: _hyperparameters(settings, preset_model or subject.name, s) for s in scenarios}
+            hyper = {s.name: hyperparameters(settings, preset_model or subject.name, s) for s in scenarios}
             # Arms of a seed stand side by side in time, so that what else the machine does hits all of them alike.
             todo = [(scenario, seed, arm) for scenario in scenarios for seed in seeds for arm in arms]
             runs = [
@@ -251,7 +251,8 @@ class _Study:
         }
 
 
-def _hyperparameters(settings: PresetName | Settings, model: str, scenario: Scenario) -> dict[str, Any]:
+def hyperparameters(settings: PresetName | Settings, model: str, scenario: Scenario) -> dict[str, Any]:
+    """Arguments of ``finetune`` for one scenario: as given, or the preset of that name."""
     if not isinstance(settings, str):
         return dict(settings)
     return dict(preset(settings, model if settings == "paper" else None, scenario.kind))

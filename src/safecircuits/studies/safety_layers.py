@@ -33,6 +33,7 @@ from safecircuits.studies.arms import Arm, lisa_arm, paper_arms, sppft
 from safecircuits.studies.finetuning import Settings, finetuning_study
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import Scenario
+from safecircuits.studies.subject import plain_name
 from safecircuits.training.lisa import LisaSettings
 from safecircuits.training.presets import PresetName
 from safecircuits.units.groups import set_difference
@@ -169,7 +170,7 @@ def safety_layers_study(
 
     model = load(source)
     subject = run.kept("subject", StudySubject, lambda: StudySubject(source, ModelShape.of(model), planted))
-    study = SafetyLayersStudy(subject.source, _plain_name(subject.source), subject.shape, subject.planted)
+    study = SafetyLayersStudy(subject.source, plain_name(subject.source), subject.shape, subject.planted)
     work = _Work(study, run, prompts, s)
     _behavior(work, model, base, load)
     _existence(work, base, load)
@@ -193,7 +194,7 @@ def saved_study(folder: str | Path) -> SafetyLayersStudy:
     """
     kept = Path(folder) / "results"
     subject = StudySubject.load(kept / "subject")
-    study = SafetyLayersStudy(subject.source, _plain_name(subject.source), subject.shape, subject.planted)
+    study = SafetyLayersStudy(subject.source, plain_name(subject.source), subject.shape, subject.planted)
     study.behavior[study.name] = Behavior.load(kept / "behavior")
     if (kept / "behavior_base").is_dir():
         study.behavior["base"] = Behavior.load(kept / "behavior_base")
@@ -421,8 +422,3 @@ def _finetuning(work: _Work, arms: Sequence[Arm]) -> FinetuningStudy:
         )
 
     return run.kept("finetuning", FinetuningStudy, tune)
-
-
-def _plain_name(source: str) -> str:
-    """``organism:aligned`` or a path as a name for tables."""
-    return source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source

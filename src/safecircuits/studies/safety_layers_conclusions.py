@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from safecircuits.report.text import percent
-from safecircuits.studies.compare import Comparison
+from safecircuits.studies.conclusion import Conclusion, entries, keeps_refusal
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.safety_layers import SafetyLayersStudy
 
@@ -15,22 +14,16 @@ PAPER = "Safety Layers"
 
 def conclusions(study: SafetyLayersStudy) -> list[dict[str, str]]:
     """What the paper claims, whether it shows on this model, and the numbers, in the order of the report."""
-    return [
-        {"effect": effect, "paper": paper, "shows": shows, "text": text}
-        for effect, paper, shows, text in (
-            *_gap_conclusions(study),
-            *_localization_conclusions(study),
-            *_check_conclusions(study),
-            *_transplant_conclusions(study),
-            *_finetuning_conclusions(study),
-        )
-    ]
+    return entries(
+        _gap_conclusions(study),
+        _localization_conclusions(study),
+        _check_conclusions(study),
+        _transplant_conclusions(study),
+        _finetuning_conclusions(study),
+    )
 
 
-_Conclusion = tuple[str, str, str, str]
-
-
-def _gap_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
+def _gap_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     found = study.gaps
     assert found is not None
     onset, lines = found.onsets[study.name], found.verdict.splitlines()
@@ -43,7 +36,7 @@ def _gap_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
         yield "Alignment makes the gap: the base model has none", f"{PAPER} §3.3", shows, text
 
 
-def _localization_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
+def _localization_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     located = study.located
     best = located.lower.best
     wanted = 1 if located.direction == "up" else -1
@@ -67,7 +60,7 @@ def _localization_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]
         yield "The procedure finds the block in which refusal was planted", "ground truth", shows, text
 
 
-def _check_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
+def _check_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     assert study.check is not None
     assert study.too_far is not None
     _, low, high = study.check.change
@@ -84,7 +77,7 @@ def _check_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
     yield "A block that is scaled too far breaks the model", f"{PAPER} A.3.4", shows, text
 
 
-def _transplant_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
+def _transplant_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     table = study.transplant
     if table is None:
         return
@@ -97,7 +90,7 @@ def _transplant_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
     yield "The located block alone carries refusal into the base model", "beyond the paper", shows, text
 
 
-def _finetuning_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
+def _finetuning_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     tuned = study.finetuning
     if tuned is None:
         return
@@ -106,30 +99,11 @@ def _finetuning_conclusions(study: SafetyLayersStudy) -> Iterator[_Conclusion]:
         for scenario in tuned.scenarios:
             found = [one for one in compared if (one.arm, one.scenario) == (arm, scenario)]
             if found:
-                yield f"Freezing {what} keeps refusal in {scenario}", f"{PAPER} §4", *_kept(found)
+                yield f"Freezing {what} keeps refusal in {scenario}", f"{PAPER} §4", *keeps_refusal(found)
     yield from _savings(tuned)
 
 
-def _kept(found: Sequence[Comparison]) -> tuple[str, str]:
-    """A yes or a no needs the comparison at equal steps and the one at matched task loss to agree."""
-    said = {"helps": "yes", "harms": "no", "no difference": "no", "unclear": "unclear"}
-    shows = {said[one.verdict] for one in found if one.at != "all losses"}
-    parts = [f"{percent(found[0].before)} refused before."]
-    for one in found:
-        text = f"{one.at.capitalize()}: {percent(one.kept)} with it, {percent(one.reference_kept)} without"
-        if not math.isnan(one.low):
-            text += f" ({100 * one.mean:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}], {one.verdict})"
-        parts.append(f"{text}.".replace("-", "−"))
-    if not any(one.at == "matched loss" for one in found):
-        parts.append("Its losses and those of full fine-tuning never meet.")
-        shows.add("unclear")
-    if found[0].lost < 0.05:
-        parts.append("Full fine-tuning lost next to nothing, so there was nothing to prevent.")
-        shows.add("unclear")
-    return (shows.pop() if len(shows) == 1 else "unclear"), " ".join(parts)
-
-
-def _savings(tuned: FinetuningStudy) -> Iterator[_Conclusion]:
+def _savings(tuned: FinetuningStudy) -> Iterator[Conclusion]:
     if not {"full", "sppft"} <= set(tuned.arms):
         return
     costs = tuned.summary().groupby("arm")[["step_seconds", "gradient_bytes", "optimizer_bytes"]].mean()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +21,25 @@ from safecircuits.report.html import page
 from safecircuits.report.layer_figures import plot_sweeps
 from safecircuits.report.pair_figures import comparison_figure, pair_panels
 from safecircuits.report.rate_figures import plot_behavior
-from safecircuits.report.sections import Exhibit, Section
+from safecircuits.report.sections import Exhibit
 from safecircuits.report.study_figures import plot_study
 from safecircuits.report.style import COLUMN, styled
 from safecircuits.report.tables import Table
 from safecircuits.report.text import percent, plain
 from safecircuits.rundir import run_provenance
 from safecircuits.sites import LayerRange
-from safecircuits.studies.compare import Comparison
 from safecircuits.studies.safety_layers import SafetyLayersStudy, saved_study
 from safecircuits.studies.safety_layers_conclusions import conclusions
+from safecircuits.studies.study_page import StudyPage, arms_table, compared_table
 
 DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")
 """More lines than these cannot be told apart; every arm is in the tables."""
 
 
-@dataclass
-class _Page:
-    """Sections in order, and the figures that they name."""
-
-    sections: list[Section] = field(default_factory=list)
-    figures: dict[str, Figure] = field(default_factory=dict)
-
-    def add(self, id: str, title: str, intro: str, exhibits: Sequence[Exhibit]) -> None:
-        if exhibits:
-            self.sections.append(Section(id, title, intro, exhibits))
-
-
 @styled
 def report_page(study: SafetyLayersStudy, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
     """The report as HTML, and its figures by name."""
-    made = _Page()
+    made = StudyPage()
     for add in (_behavior, _existence, _localization, _checks, _attention, _transplant, _finetuning, _published):
         add(study, made)
     shape = study.shape
@@ -76,7 +62,7 @@ def saved_page(folder: Path, record: Mapping[str, Any]) -> str:
     return report_page(saved_study(folder), run_provenance(record))[0]
 
 
-def _behavior(study: SafetyLayersStudy, made: _Page) -> None:
+def _behavior(study: SafetyLayersStudy, made: StudyPage) -> None:
     record = {name: rates(behavior) for name, behavior in study.behavior.items()}
     made.figures["behavior"] = figure = Figure(figsize=(COLUMN[0], 0.85 + 0.42 * len(record)))
     plot_behavior(record, ax=figure.subplots())
@@ -103,7 +89,7 @@ def _behavior(study: SafetyLayersStudy, made: _Page) -> None:
     )
 
 
-def _existence(study: SafetyLayersStudy, made: _Page) -> None:
+def _existence(study: SafetyLayersStudy, made: StudyPage) -> None:
     found = study.gaps
     assert found is not None
     made.figures["gaps"] = comparison_figure(found)
@@ -124,7 +110,7 @@ def _existence(study: SafetyLayersStudy, made: _Page) -> None:
     )
 
 
-def _localization(study: SafetyLayersStudy, made: _Page) -> None:
+def _localization(study: SafetyLayersStudy, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study.searches.items()):
         record = sweeps(found)
@@ -177,7 +163,7 @@ def _alpha(found: Localization) -> str:
     return note + ("; within noise of a neighbour" if found.within_noise else "")
 
 
-def _checks(study: SafetyLayersStudy, made: _Page) -> None:
+def _checks(study: SafetyLayersStudy, made: StudyPage) -> None:
     assert study.check is not None
     assert study.too_far is not None
     counted = [
@@ -196,7 +182,7 @@ def _checks(study: SafetyLayersStudy, made: _Page) -> None:
     )
 
 
-def _attention(study: SafetyLayersStudy, made: _Page) -> None:
+def _attention(study: SafetyLayersStudy, made: StudyPage) -> None:
     if not study.attention:
         return
     made.figures["attention"] = attention_panels(study.attention, safety_layers=study.block)
@@ -209,7 +195,7 @@ def _attention(study: SafetyLayersStudy, made: _Page) -> None:
     )
 
 
-def _transplant(study: SafetyLayersStudy, made: _Page) -> None:
+def _transplant(study: SafetyLayersStudy, made: StudyPage) -> None:
     table = study.transplant
     if table is None:
         return
@@ -227,7 +213,7 @@ def _transplant(study: SafetyLayersStudy, made: _Page) -> None:
     )
 
 
-def _finetuning(study: SafetyLayersStudy, made: _Page) -> None:
+def _finetuning(study: SafetyLayersStudy, made: StudyPage) -> None:
     tuned = study.finetuning
     if tuned is None:
         return
@@ -247,8 +233,8 @@ def _finetuning(study: SafetyLayersStudy, made: _Page) -> None:
                 f"Refusal against task loss in {scenario}",
                 caption,
                 [
-                    _arms_table(summary[summary["scenario"] == scenario]),
-                    _compared_table([found for found in compared if found.scenario == scenario]),
+                    arms_table(summary[summary["scenario"] == scenario]),
+                    compared_table([found for found in compared if found.scenario == scenario]),
                 ],
             )
         )
@@ -264,51 +250,7 @@ def _finetuning(study: SafetyLayersStudy, made: _Page) -> None:
     )
 
 
-_METRICS = {
-    "malicious_refused": "malicious refused",
-    "over_rejected": "over-rejected",
-    "utility": "utility",
-    "task_score": "task score",
-}
-
-
-def _arms_table(rows: pd.DataFrame) -> Table:
-    shown = [name for name in _METRICS if name in rows]
-    cells = []
-    for row in rows.to_dict("records"):
-        values = [_with_interval(row, name) for name in shown]
-        cost = f"{1000 * row['step_seconds']:.1f} ms"
-        memory = f"{(row['gradient_bytes'] + row['optimizer_bytes']) / 2**20:.1f} MiB"
-        cells.append([str(row["arm"]), *values, f"{row['task_loss']:.3g}", cost, memory, percent(row["share_frozen"])])
-    columns = ["arm", *(_METRICS[name] for name in shown), "task loss", "step", "gradients + optimizer", "frozen"]
-    return Table("After fine-tuning: mean over seeds [95 %]", columns, cells)
-
-
-def _with_interval(row: Mapping[Any, Any], name: str) -> str:
-    text = percent(row[name])
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return text if math.isnan(low) else f"{text} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def _compared_table(found: Sequence[Comparison]) -> Table:
-    rows = [
-        [
-            comparison.arm,
-            comparison.at if comparison.level is None else f"loss {comparison.level:.3g}",
-            percent(comparison.kept),
-            percent(comparison.reference_kept),
-            f"{100 * comparison.mean:+.1f} [{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}]".replace(
-                "-", "−"
-            ),
-            comparison.verdict,
-        ]
-        for comparison in found
-    ]
-    columns = ["arm", "compared at", "refused", "full fine-tuning", "difference, points [95 %]", "verdict"]
-    return Table("Against full fine-tuning, paired by seed", columns, rows)
-
-
-def _published(study: SafetyLayersStudy, made: _Page) -> None:
+def _published(study: SafetyLayersStudy, made: StudyPage) -> None:
     """The paper's numbers of this model, or of its own models where this one is not among them."""
     rows = published("safety_layers", model=study.source)
     known = not rows.empty

@@ -68,6 +68,11 @@ class Subject:
             self._folder.cleanup()
 
 
+def plain_name(source: str) -> str:
+    """``organism:aligned``, a hub id or a path as a name for tables."""
+    return source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source
+
+
 def _write(model: HookedModel, folder: Path) -> None:
     """One file a tensor, so that writing needs no second copy of the model either."""
     from safetensors.torch import save_file
