@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from safecircuits.studies.grid import FreezingGrid
     from safecircuits.studies.outcome import FinetuningStudy
 
+LEGEND_WIDTH = 76
+"""Characters of a legend that are as wide as a column: with more the axes would shrink."""
+
 _DIVERGING = LinearSegmentedColormap.from_list("harms to helps", [VERMILLION, PAPER, BLUE])
 
 
@@ -73,7 +76,8 @@ def plot_study(
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.invert_xaxis()
     handles, labels = ax.get_legend_handles_labels()
-    legend_above(ax, min(4, len(drawn)), handles=handles, labels=labels)
+    widest = max(map(len, labels), default=0) + 6  # its line included
+    legend_above(ax, max(1, min(4, len(drawn), LEGEND_WIDTH // widest)), handles=handles, labels=labels)
     return ax
 
 

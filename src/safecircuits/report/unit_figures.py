@@ -105,12 +105,15 @@ def _finish_bar(ax: Axes, x: float, row: Record, control: Record, name: str) -> 
     if spread := interval(row, name):
         ax.vlines(x, *spread, color=INK, linewidth=1)
         top = max(top, spread[1])
-    for draw in control.get(f"{name}_draws", ()):
+    marks = list(control.get(f"{name}_draws", ()))
+    for draw in marks:
         ax.plot(x, draw, "o", markersize=2, color=INK, zorder=3, label="_draw")
     if (random := number(control.get(name))) is not None:
         ax.plot(x, random, **_DIAMOND, zorder=4, label="_random")
-        if -0.06 < random - top < 0.14:
-            top = max(top, random + 0.02)
+        marks.append(random)
+    for mark in sorted(marks):
+        if -0.06 < mark - top < 0.14:
+            top = max(top, mark + 0.02)
     ax.annotate(
         f"{int(100 * height + 0.5)}",
         (x, top),

@@ -124,8 +124,8 @@ class AttributeTransfer(Result):
 def transfer_of(before: UnitGroups, after: UnitGroups) -> AttributeTransfer:
     """The transfer between two classifications of models of one shape, however they were made.
 
-    A base model that knows no safety, for instance, is cut into UCU and RU alone (``scu=0``, ``ucu = 1 − ru``), as the
-    paper's Figure 6 does.
+    A base model that knows no safety, for instance, has UCU and RU alone in the paper's Figure 6: what is not redundant
+    in it (``classify_units`` with ``scu=0`` and ``ucu=0``) counts as UCU.
 
     Raises:
         ValueError: if the two are of models of different shape, or of different sites.

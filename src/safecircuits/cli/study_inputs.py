@@ -1,0 +1,59 @@
+"""What ``safecircuits study`` asks an embedded model, whose prompts and planted parts come with the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safecircuits.cli.frame import Run
+
+EMBEDDED = "organism:"
+
+# By the names of the studies' sets: kind and split in the embedded language, and how many.
+_PROMPTS: dict[str, tuple[Any, Any, int]] = {
+    "normal": ("normal", "test", 100),
+    "malicious": ("malicious", "test", 100),
+    "over_rejection": ("over_rejection", "test", 300),
+    "evaluation": ("malicious", "test", 150),
+    "utility": ("utility", "test", 100),
+    "refused": ("malicious", "train", 128),
+    "answered": ("utility", "train", 128),
+}
+
+
+def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = False, own: str | None = None) -> Any:
+    """The set of an option: what it names, else the embedded model's own where there is one, else None.
+
+    Args:
+        own: which of the embedded sets, by the names above; ``name`` unless given.
+    """
+    chosen = _PROMPTS.get(own or name)
+    if source is not None or not run.source.startswith(EMBEDDED) or chosen is None:
+        return run.prompts(name, source, responses=responses)
+    from safecircuits import organism
+
+    kind, split, n = chosen
+    wanted = run.arguments.get("n")
+    found = organism.prompts(kind, split, n=n if wanted is None else min(n, wanted), seed=run.seed)
+    run.inputs[name] = {"source": f"{EMBEDDED}{kind}", "split": split, "n": len(found), "sha": found.fingerprint}
+    return found
+
+
+def require(run: Run, **given: str | None) -> None:
+    """A ValueError for the first option that is left out, unless the model brings prompts of its own."""
+    missing = [name for name, source in given.items() if source is None]
+    if missing and not run.source.startswith(EMBEDDED):
+        raise ValueError(
+            f"give --{missing[0].replace('_', '-')}: only the embedded models come with prompts of their own"
+        )
+
+
+def planted_layers(source: str) -> Any:
+    """The planted block of an embedded stage, where there is one."""
+    from safecircuits import organism
+    from safecircuits.sites import LayerRange
+
+    if source != f"{EMBEDDED}planted-layers":
+        return None
+    layers = organism.planted("planted-layers").layers
+    return LayerRange(min(layers), max(layers))
