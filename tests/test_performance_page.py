@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,24 @@ def test_the_command_writes_rows_and_pages(results: Any, tmp_path: Path) -> None
     assert "| sorting | growth with cards, 10 to 1,000 | 1.00 | exponent at most 1.1 | yes |  |" in page
     assert "hands are quick" in page
     assert "abacus" in page
+
+
+def test_the_page_of_real_scale_is_the_rendering_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.performance import at_scale
+
+    columns = json.loads((ROOT / at_scale.ROWS).read_text(encoding="utf-8"))
+    assert (ROOT / at_scale.PAGE).read_text(encoding="utf-8") == at_scale.render(columns)
+    empty = at_scale.render({})
+    assert "Not run." in empty
+    assert empty.count("|  |  |") == 2 * len(at_scale.OPERATIONS)
+
+
+def test_every_operation_at_scale_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.performance import at_scale
+
+    few = replace(at_scale.SCALES["tiny"], gap=3, blocks=2, prompts=3, texts=2, text_tokens=24, steps=1, batch=2)
+    found = at_scale.measure(few)
+    assert set(found) == set(at_scale.OPERATIONS)
+    assert all(row["seconds"] > 0 and 0.05 < row["gigabytes"] < 16 for row in found.values())

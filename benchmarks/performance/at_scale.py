@@ -1,0 +1,176 @@
+"""Each analysis once at the size of a real model: seconds and peak memory, on random weights of Llama-3-8B's shape.
+
+    python -m benchmarks.performance.at_scale --scale full     # bfloat16, on a GPU of 80 GB
+    python -m benchmarks.performance.at_scale --scale tiny     # the same in small, on any machine
+
+Each writes its own column of docs/at_scale.json and the page made from it; the other column stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import safecircuits as sc
+from benchmarks.models.llama3_8b_instruct import MODEL
+from benchmarks.performance import subjects
+from benchmarks.performance.results import ROOT, describe_machine
+from benchmarks.performance.timing import device
+from safecircuits.files import write_text
+from safecircuits.layers.counting import RefusalCounter
+from safecircuits.prompts import PromptSet
+from safecircuits.sites import LayerRange
+
+ROWS, PAGE = "docs/at_scale.json", "docs/at_scale.md"
+OPERATIONS = {
+    "gap": "angle gap of {gap} normal and {gap} malicious prompts, Alpaca template",
+    "localization": "refusals counted in {blocks} configurations × {prompts} prompts × 16 tokens",
+    "scores": "WIFV scores of {texts} × {text_tokens} tokens",
+    "finetune": "{steps} steps of fine-tuning on {batch} × {text_tokens} tokens, a quarter of the layers frozen",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A model's size and how much is asked of it."""
+
+    config: dict[str, Any]
+    dtype: torch.dtype
+    gap: int
+    blocks: int
+    prompts: int
+    texts: int
+    text_tokens: int
+    steps: int
+    batch: int
+
+
+SCALES = {
+    "full": Scale({}, torch.bfloat16, 100, 10, 731, 128, 512, 10, 1),
+    "tiny": Scale(
+        {
+            "vocab_size": 8192,
+            "hidden_size": 256,
+            "intermediate_size": 896,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+        },
+        torch.float32,
+        32,
+        4,
+        64,
+        16,
+        128,
+        3,
+        2,
+    ),
+}
+
+
+def random_llama(scale: Scale) -> Any:
+    """Weights drawn on the device itself: nothing is read from a disk."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    assert MODEL.config is not None
+    settings = {**MODEL.config[1], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **scale.config}
+    torch.manual_seed(0)
+    with torch.device(device()):
+        return AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=scale.dtype).eval()
+
+
+def measure(scale: Scale) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory (weights included; GB) of each operation."""
+    model = subjects.hooked(random_llama(scale))
+    n_layers = int(model.cfg.n_layers)
+    pool = subjects.prompts(2 * scale.gap)
+    normal, malicious = (PromptSet("questions", part) for part in (pool.prompts[::2], pool.prompts[1::2]))
+    asked, texts = subjects.prompts(scale.prompts), subjects.long_texts(scale.texts, scale.text_tokens)
+    lines = subjects.long_texts(scale.steps * scale.batch, scale.text_tokens)
+    blocks = [(LayerRange(n_layers // 4, n_layers // 4 + i), 1.2) for i in range(scale.blocks)]
+    frozen = sc.FreezeMask.layers((n_layers // 4, n_layers // 2 - 1))
+    ways: dict[str, Callable[[], Any]] = {
+        "gap": lambda: sc.layer_gap(model, normal, malicious, template="alpaca"),
+        "localization": lambda: RefusalCounter(model, asked, max_new_tokens=16, template="alpaca").count_all(blocks),
+        "scores": lambda: sc.score_units(model, texts, template="{instruction} "),
+        "finetune": lambda: sc.finetune(
+            model, lines, freeze=frozen, steps=scale.steps, batch_size=scale.batch, template="{instruction} "
+        ),
+    }
+    found = {}
+    for name, way in ways.items():
+        gc.collect()
+        peak = _Peak()
+        start = time.perf_counter()
+        way()
+        seconds, memory = time.perf_counter() - start, peak.gigabytes()
+        found[name] = {"seconds": round(seconds, 2), "gigabytes": round(memory, 2)}
+        print(f"{name}: {seconds:.1f} s, {memory:.2f} GB", flush=True)
+    return found
+
+
+class _Peak:
+    """The most memory that is held from here on: the device's, or the process's own."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
+
+    def gigabytes(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() / 1e9
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
+
+
+def render(columns: dict[str, Any]) -> str:
+    """The page, from what the runs wrote; a scale that was not run has empty cells."""
+    names = {"tiny": "tiny: 8 layers of width 256, float32", "full": "full: Llama-3-8B's shape, bfloat16"}
+    lines = [
+        "# At real scale",
+        "",
+        "Each analysis once on random weights of Llama-3-8B's architecture: seconds, and peak memory with the weights. "
+        "Cells of a",
+        "scale that was not run are empty.",
+        "",
+        "```",
+        "python -m benchmarks.performance.at_scale --scale full     # a GPU of 80 GB",
+        "python -m benchmarks.performance.at_scale --scale tiny",
+        "```",
+    ]
+    for name, title in names.items():
+        lines += ["", f"## {title[0].upper()}{title[1:]}", "", "| operation | seconds | GB |", "|---|---|---|"]
+        column = columns.get(name)
+        for key, text in OPERATIONS.items():
+            cells = [f"{column['rows'][key][what]:g}" for what in ("seconds", "gigabytes")] if column else ["", ""]
+            lines.append(f"| {text.format(**vars(SCALES[name]))} | {cells[0]} | {cells[1]} |")
+        said = ", ".join(f"{what} {value}" for what, value in column["machine"].items()) if column else "Not run."
+        lines += ["", said]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=sorted(SCALES), required=True)
+    chosen = parser.parse_args()
+    path = ROOT / ROWS
+    columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    machine = describe_machine() | {"clock": "wall clock"}
+    columns[chosen.scale] = {"rows": measure(SCALES[chosen.scale]), "machine": machine}
+    print(*(write_text(path, json.dumps(columns, indent=1) + "\n"), write_text(ROOT / PAGE, render(columns))), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
