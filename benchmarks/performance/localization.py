@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 import safecircuits as sc
-from benchmarks.performance.timing import Row, device, faster, growth, interleaved
+from benchmarks.performance.timing import Row, counted_tokens, device, faster, growth, interleaved
 from safecircuits.batching import batches
 from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.plain import plain_model
@@ -71,7 +69,7 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
         work[which] = 0
         plain = plain_model(model)
         assert plain is not None
-        with _counting([plain.block(layer) for layer in range(n_layers)], work, which):
+        with counted_tokens([plain.block(layer) for layer in range(n_layers)], work, which):
             counter = RefusalCounter(model, prompts, max_new_tokens=TOKENS, template=template, early_stop=early_stop)
             points = counter.count_all([(block, ALPHA) for block in blocks])
         verdicts[which] = torch.stack([point.refused for point in points])
@@ -81,7 +79,7 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
         work[which] = 0
         found = []
         for model_now in (copy.deepcopy(hf_model), *(_scaled(hf_model, block) for block in blocks)):
-            with _counting(model_now.model.layers, work, which):
+            with counted_tokens(model_now.model.layers, work, which):
                 found.append(refused(_generate(model_now, tokenizer, asked, template, n_rows)))
         verdicts[which] = torch.stack(found[1:])
 
@@ -110,22 +108,6 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
             )
             out.append(row)
     return out
-
-
-@contextmanager
-def _counting(layers: Iterable[torch.nn.Module], work: dict[str, int], which: str) -> Iterator[None]:
-    """Add to ``work`` the tokens that enter each layer, padding too."""
-
-    def count(_: Any, args: Any, output: Any) -> None:  # noqa: ARG001
-        out = output[0] if isinstance(output, tuple) else output
-        work[which] += out.shape[0] * out.shape[1]
-
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _scaled(hf_model: Any, block: LayerRange) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,6 +89,22 @@ def growth(operation: str, against: str, sizes: list[int], seconds: list[float],
         "sizes": sizes,
         "seconds": [round(s, 4) for s in seconds],
     }
+
+
+@contextmanager
+def counted_tokens(layers: Iterable[torch.nn.Module], work: dict[str, int], which: str) -> Iterator[None]:
+    """Add to ``work[which]`` the tokens that enter each layer, padding too."""
+
+    def count(_: Any, args: Any, output: Any) -> None:  # noqa: ARG001
+        out = output[0] if isinstance(output, tuple) else output
+        work[which] += out.shape[0] * out.shape[1]
+
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _settle() -> None:
