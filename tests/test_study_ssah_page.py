@@ -16,7 +16,7 @@ from safecircuits.behavior.evaluate import Behavior
 from safecircuits.cli import app
 from safecircuits.cli.study_ssah import cuts
 from safecircuits.direction.variants import Suffixes
-from safecircuits.rundir import RunDirectory, load_run
+from safecircuits.rundir import RunDirectory, load_run, run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies import ssah as study_module
 from safecircuits.studies import ssah_training as training_module
@@ -24,7 +24,7 @@ from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task
 from safecircuits.studies.ssah import ssah_study
 from safecircuits.studies.ssah_conclusions import conclusions, removal_verdict
-from safecircuits.studies.ssah_page import report_page
+from safecircuits.studies.ssah_page import report_page, saved_page
 from safecircuits.studies.ssah_parts import SsahPrompts, SsahSettings, SsahStudy, cut_by
 from safecircuits.studies.ssah_training import arms_of, random_name
 from safecircuits.units.ablation import Ablation, AblationTable
@@ -84,9 +84,25 @@ def test_every_part_is_there_and_loads_again(done: tuple[SsahStudy, Path]) -> No
     both |= {f"removals_{i}_{how}" for i in (0, 1) for how in ("zero", "mean", "system")}
     both |= {f"pruned_{i}_{group}" for i in (0, 1) for group in ("SCU", "UCU", "RU")}
     both |= {f"transfer_{i}_{kind}" for i in (0, 1) for kind in ("base", "unaligned", "tuned")}
-    one = {"behavior", "behavior_base", "behavior_unaligned", "probe_0", "scores", "means", "agreement"}
+    one = {
+        "behavior",
+        "behavior_base",
+        "behavior_unaligned",
+        "probe_0",
+        "scores",
+        "means",
+        "agreement",
+        "subject",
+        "block",
+    }
     assert kept == both | one | {f"pressure_{i}" for i in range(4)} | {"finetuning", "budget", "equal"}
     assert set(FinetuningStudy.load(folder / "results" / "finetuning").arms) == set(study.finetuning.arms)
+
+
+def test_the_report_is_made_again_from_what_is_saved(done: tuple[SsahStudy, Path]) -> None:
+    study, folder = done
+    record = {"command": "study", "arguments": {}, "inputs": {}, "provenance": {}, "finished": "now", "seconds": 1}
+    assert saved_page(folder, record) == report_page(study, run_provenance(record))[0]
 
 
 def test_every_frozen_arm_has_as_many_random_units_beside_it(done: tuple[SsahStudy, Path]) -> None:

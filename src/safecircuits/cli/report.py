@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OWN_PAGES = {
     "demo": "safecircuits.demo.chain",
     "study safety-layers": "safecircuits.studies.safety_layers_page",
+    "study ssah": "safecircuits.studies.ssah_page",
 }
 """Modules whose ``saved_page(folder, record)`` makes the page of a command's runs; others share one layout."""
 

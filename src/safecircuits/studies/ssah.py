@@ -27,7 +27,17 @@ from safecircuits.progress import say, without_bars
 from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
-from safecircuits.studies.ssah_parts import Cut, PrunedGroup, SafetyBlock, SsahPrompts, SsahSettings, SsahStudy
+from safecircuits.studies.ssah_parts import (
+    REMOVED,
+    TUNED,
+    Cut,
+    PrunedGroup,
+    SafetyBlock,
+    SsahPrompts,
+    SsahSettings,
+    SsahStudy,
+    SsahSubject,
+)
 from safecircuits.studies.ssah_training import equal_budgets, freezing, redundant_budget, tuned_model
 from safecircuits.studies.subject import plain_name
 from safecircuits.training.lora import LoraSettings
@@ -42,9 +52,6 @@ from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores
 from safecircuits.units.selection import count_units, random_units
 from safecircuits.units.stability import Stability, calibration_subsets, compare_groups
 from safecircuits.units.transfer import AttributeTransfer, transfer_of
-
-REMOVED = ("SCU", "UCU", "RU")
-"""The groups whose removal Table 1 measures."""
 
 Load = Callable[[str], HookedModel]
 
@@ -79,11 +86,12 @@ def ssah_study(
 
     others = {name: other for name, other in (("unaligned", unaligned), ("base", base)) if other is not None}
     model = load(source)
-    study = SsahStudy(source, plain_name(source), ModelShape.of(model), prompts, s, others)
+    study = SsahStudy(source, plain_name(source), ModelShape.of(model), s, others, prompts=prompts)
     for given in (s.layers, s.freeze_layers):
         if given is not None:
             LayerRange.of(given, study.shape.n_layers)  # refuses layers that the model does not have
     classify = _Classifier(study, _answers(study, model))
+    run.kept("subject", SsahSubject, lambda: study.subject)
     _behavior(study, run, model, load)
     _direction(study, run, load)
     _scores(study, run, model)
@@ -302,10 +310,9 @@ def _pressures(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
     p, s = study.prompts, study.settings
     if s.system is None and s.prefill is None:
         return
-    removed: dict[str, Any] = {"nothing": {}}
-    removed["random"] = random_units(study.groups[study.best].members("SCU"), study.shape, s.seeds[0])
-    removed |= {f"SCU by {name}": groups.members("SCU") for name, groups in study.groups.items()}
-    for number, (name, units) in enumerate(removed.items()):
+    random = random_units(study.groups[study.best].members("SCU"), study.shape, s.seeds[0])
+    removed: list[Any] = [{}, random, *(groups.members("SCU") for groups in study.groups.values())]
+    for number, (name, units) in enumerate(zip(study.pressed, removed, strict=True)):
         say(f"under pressure, without {name}")
 
         def press(units: Any = units) -> Pressure:
@@ -344,7 +351,8 @@ def _layers(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
     """The safety layers as given or located, and how many units of each cut's SCU lie in them."""
     p, s = study.prompts, study.settings
     if s.layers is not None:
-        study.block = SafetyBlock(s.layers, "given")
+        given = SafetyBlock(s.layers, "given")
+        study.block = run.kept("block", SafetyBlock, lambda: given)
     elif p.normal is not None and p.over_rejection is not None:
         say("safety layers")
         study.block = run.kept("block", SafetyBlock, lambda: _located(study, run, model))
@@ -387,11 +395,10 @@ def _transfers(study: SsahStudy, run: RunDirectory, load: Load, classify: _Class
     s = study.settings
     made = {name: partial(load, other) for name, other in study.others.items()}
     if s.scenarios:
-        made["tuned"] = partial(tuned_model, study, load)
+        made[TUNED] = partial(tuned_model, study, load)
     study.transfers = {name: {} for name in s.cuts}
     for kind, make in made.items():
-        tuned = f"{study.name} → fine-tuned on {s.scenarios[0].name}" if kind == "tuned" else ""
-        label = tuned or f"{kind} → {study.name}"
+        label = study.transfer_label(kind, s.scenarios[0].name if kind == TUNED else None)
         say(f"attribute transfer: {label}")
         other = _Once(make)
         for number, name in enumerate(s.cuts):
@@ -402,7 +409,7 @@ def _transfers(study: SsahStudy, run: RunDirectory, load: Load, classify: _Class
 def _transfer(study: SsahStudy, classify: _Classifier, other: _Once, kind: str, name: str) -> AttributeTransfer:
     own, cut = study.groups[name], study.settings.cuts[name]
     theirs = classify(other(), cut, knows_safety=kind != "base")
-    return transfer_of(own, theirs) if kind == "tuned" else transfer_of(theirs, own)
+    return transfer_of(own, theirs) if kind == TUNED else transfer_of(theirs, own)
 
 
 class _Once:

@@ -14,7 +14,7 @@ from safecircuits.stats import mean_interval, paired_difference
 from safecircuits.studies.compare import MARGIN, Comparison, compare, verdict
 from safecircuits.studies.conclusion import Conclusion, entries, keeps_refusal
 from safecircuits.studies.outcome import FinetuningStudy
-from safecircuits.studies.ssah_parts import SsahStudy
+from safecircuits.studies.ssah_parts import SsahResults
 from safecircuits.studies.ssah_training import BUDGETS, budget_name, random_name
 from safecircuits.studies.study_page import points
 from safecircuits.units.ablation import Ablation, AblationTable
@@ -39,7 +39,7 @@ CLAIMS: dict[str, tuple[tuple[str, str, str], ...]] = {
 """Table 1, group by group: a rate, what the paper has it do, and the claim in words."""
 
 
-def conclusions(study: SsahStudy) -> list[dict[str, str]]:
+def conclusions(study: SsahResults) -> list[dict[str, str]]:
     """What the paper claims, whether it shows on this model, and the numbers, in the order of the report."""
     return entries(
         _direction(study),
@@ -54,7 +54,7 @@ def conclusions(study: SsahStudy) -> list[dict[str, str]]:
     )
 
 
-def _direction(study: SsahStudy) -> Iterator[Conclusion]:
+def _direction(study: SsahResults) -> Iterator[Conclusion]:
     for number, (reading, found) in enumerate(study.probes.items()):
         parts, right = [], []
         for name, probe in found.probes.items():
@@ -77,7 +77,7 @@ def _direction(study: SsahStudy) -> Iterator[Conclusion]:
         yield f"{effect} ({reading})", where, shows, f"d_malicious − d_benign: {'; '.join(parts)}."
 
 
-def _sizes(study: SsahStudy) -> Iterator[Conclusion]:
+def _sizes(study: SsahResults) -> Iterator[Conclusion]:
     if study.scores is None:
         return
     named = {cut.safest: name for name, cut in study.settings.cuts.items()}
@@ -97,7 +97,7 @@ def _sizes(study: SsahStudy) -> Iterator[Conclusion]:
     yield "As few units as the paper says carry refusal, found by its score", f"{PAPER} §4.1", shows, text
 
 
-def _removals(study: SsahStudy) -> Iterator[Conclusion]:
+def _removals(study: SsahResults) -> Iterator[Conclusion]:
     for name, tables in study.removals.items():
         rows = {row.name: row for row in tables["zero"].rows}
         for group, claims in CLAIMS.items():
@@ -141,7 +141,7 @@ def _verdicts(behavior: object, rate: str) -> Bool[Tensor, " prompt"]:
     return values
 
 
-def _pressure(study: SsahStudy) -> Iterator[Conclusion]:
+def _pressure(study: SsahResults) -> Iterator[Conclusion]:
     intact = study.pressures.get("nothing")
     prefilled = [a for a in intact.attempts if a.condition.prefilled and not a.condition.system] if intact else []
     if intact is None or not prefilled:
@@ -158,7 +158,7 @@ def _pressure(study: SsahStudy) -> Iterator[Conclusion]:
     yield effect, f"{PAPER} §3, §5", shows, text
 
 
-def _stability(study: SsahStudy) -> Iterator[Conclusion]:
+def _stability(study: SsahResults) -> Iterator[Conclusion]:
     for name, found in study.stability.items():
         rows = found.to_frame().set_index("what")
         scu = rows.loc["Jaccard SCU"]
@@ -181,7 +181,7 @@ def _stability(study: SsahStudy) -> Iterator[Conclusion]:
         yield f"The scores {names[0]} and {names[-1]} find the same SCU", "control", shows, text
 
 
-def _freezing(study: SsahStudy) -> Iterator[Conclusion]:
+def _freezing(study: SsahResults) -> Iterator[Conclusion]:
     tuned = study.finetuning
     if tuned is None:
         return
@@ -219,7 +219,7 @@ def times_longer(tuned: FinetuningStudy, scenario: str, arm: str) -> int:
     return round(tuned.of(scenario, arm)[0].steps / tuned.of(scenario, "full")[0].steps)
 
 
-def _transfer(study: SsahStudy) -> Iterator[Conclusion]:
+def _transfer(study: SsahResults) -> Iterator[Conclusion]:
     for name, found in study.transfers.items():
         for label, transfer in found.items():
             shares = transfer.shares
@@ -247,7 +247,7 @@ def _from(counts: Tensor, group: int) -> float:
     return float(counts[group, group] / counts[:, group].sum())
 
 
-def _budget(study: SsahStudy) -> Iterator[Conclusion]:
+def _budget(study: SsahResults) -> Iterator[Conclusion]:
     if study.budget is None:
         return
     tuned = study.budget.study
@@ -279,7 +279,7 @@ def _budget(study: SsahStudy) -> Iterator[Conclusion]:
     yield "Redundant units are better for this than random ones", "control", shows, text
 
 
-def _meeting(study: SsahStudy) -> Iterator[Conclusion]:
+def _meeting(study: SsahResults) -> Iterator[Conclusion]:
     for name, found in study.enrichments.items():
         block = found.block
         assert block is not None

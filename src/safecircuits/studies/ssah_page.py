@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,12 +22,14 @@ from safecircuits.report.style import COLUMN, styled
 from safecircuits.report.tables import Table
 from safecircuits.report.text import percent, plain
 from safecircuits.report.unit_figures import plot_ablation, plot_unit_map
+from safecircuits.rundir import run_provenance
 from safecircuits.sites import SITES
 from safecircuits.stats import Share
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.ssah_conclusions import against, conclusions, times_longer
-from safecircuits.studies.ssah_parts import SsahStudy
+from safecircuits.studies.ssah_parts import SsahResults
 from safecircuits.studies.ssah_published import measured_numbers, nearest_tables
+from safecircuits.studies.ssah_saved import saved_study
 from safecircuits.studies.ssah_training import BUDGETS, budget_name, random_name
 from safecircuits.studies.study_page import StudyPage, arms_table, compared_table, with_interval
 from safecircuits.units.ablation import AblationTable
@@ -41,7 +44,7 @@ CONDITIONS = {
 
 
 @styled
-def report_page(study: SsahStudy, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
+def report_page(study: SsahResults, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
     """The report as HTML, and its figures by name."""
     made = StudyPage()
     parts = (_behavior, _direction, _scores, _groups, _removals, _pressures, _stability)
@@ -68,7 +71,12 @@ def report_page(study: SsahStudy, provenance: Mapping[str, Any]) -> tuple[str, d
     return html, made.figures
 
 
-def _behavior(study: SsahStudy, made: StudyPage) -> None:
+def saved_page(folder: Path, record: Mapping[str, Any]) -> str:
+    """The report of a complete run of ``safecircuits study ssah``, from its saved results."""
+    return report_page(saved_study(folder), run_provenance(record))[0]
+
+
+def _behavior(study: SsahResults, made: StudyPage) -> None:
     record = {name: rates(behavior) for name, behavior in study.behavior.items()}
     made.figures["behavior"] = figure = Figure(figsize=(COLUMN[0], 0.85 + 0.42 * len(record)))
     plot_behavior(record, ax=figure.subplots())
@@ -81,7 +89,7 @@ def _behavior(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _direction(study: SsahStudy, made: StudyPage) -> None:
+def _direction(study: SsahResults, made: StudyPage) -> None:
     exhibits = []
     for number, (reading, found) in enumerate(study.probes.items()):
         names: dict[str, Any] = {"tokens": plot_by_token, "blocks": plot_by_block, "gap": plot_direction_gap}
@@ -129,7 +137,7 @@ def _direction(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _scores(study: SsahStudy, made: StudyPage) -> None:
+def _scores(study: SsahResults, made: StudyPage) -> None:
     if study.scores is None:
         return
     made.figures["scores"] = figure = Figure(figsize=(COLUMN[0], 3.1))
@@ -148,7 +156,7 @@ def _scores(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _groups(study: SsahStudy, made: StudyPage) -> None:
+def _groups(study: SsahResults, made: StudyPage) -> None:
     exhibits = []
     for number, (name, groups) in enumerate(study.groups.items()):
         counts = unit_counts(groups)
@@ -168,7 +176,7 @@ def _groups(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _removals(study: SsahStudy, made: StudyPage) -> None:
+def _removals(study: SsahResults, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study.removals.items()):
         made.figures[f"removals_{number}"] = figure = Figure(figsize=COLUMN)
@@ -207,7 +215,7 @@ def _removal_table(condition: str, table: AblationTable) -> Table:
     return Table(title, plain_table.columns, plain_table.rows)
 
 
-def _pruned_table(study: SsahStudy, name: str) -> Table:
+def _pruned_table(study: SsahResults, name: str) -> Table:
     rows = []
     for group, found in study.pruned[name].items():
         shares = found.behavior.shares
@@ -224,7 +232,7 @@ def _pruned_table(study: SsahStudy, name: str) -> Table:
     return Table("Cut out of the weights: smaller checkpoints", columns, rows)
 
 
-def _pressures(study: SsahStudy, made: StudyPage) -> None:
+def _pressures(study: SsahResults, made: StudyPage) -> None:
     if not study.pressures:
         return
     made.figures["pressure"] = figure = Figure(figsize=(COLUMN[0], 3.2))
@@ -255,7 +263,7 @@ def _pressures(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _stability(study: SsahStudy, made: StudyPage) -> None:
+def _stability(study: SsahResults, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study.stability.items()):
         made.figures[f"stability_{number}"] = figure = Figure(figsize=(4.2, 3.6))
@@ -281,7 +289,7 @@ def _stability(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _freezing(study: SsahStudy, made: StudyPage) -> None:
+def _freezing(study: SsahResults, made: StudyPage) -> None:
     tuned = study.finetuning
     if tuned is None:
         return
@@ -339,7 +347,7 @@ def _drawn(tuned: FinetuningStudy, scenario: str, drawn: list[str]) -> str:
     )
 
 
-def _transfers(study: SsahStudy, made: StudyPage) -> None:
+def _transfers(study: SsahResults, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study.transfers.items()):
         for place, (label, transfer) in enumerate(found.items()):
@@ -368,7 +376,7 @@ def _transfer_table(transfer: AttributeTransfer) -> Table:
     return Table("Units by group before (row) and after", ["", *GROUPS], rows)
 
 
-def _budget(study: SsahStudy, made: StudyPage) -> None:
+def _budget(study: SsahResults, made: StudyPage) -> None:
     if study.budget is None:
         return
     made.figures["budget"] = figure = Figure(figsize=(COLUMN[0], 3.0))
@@ -400,7 +408,7 @@ def _budget(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _meeting(study: SsahStudy, made: StudyPage) -> None:
+def _meeting(study: SsahResults, made: StudyPage) -> None:
     if study.block is None:
         return
     exhibits = []
@@ -432,7 +440,7 @@ def _meeting(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _equal(study: SsahStudy, made: StudyPage) -> None:
+def _equal(study: SsahResults, made: StudyPage) -> None:
     tuned = study.equal
     if tuned is None or study.block is None:
         return
@@ -471,7 +479,7 @@ def _equal(study: SsahStudy, made: StudyPage) -> None:
     )
 
 
-def _published(study: SsahStudy, made: StudyPage) -> None:
+def _published(study: SsahResults, made: StudyPage) -> None:
     """The paper's numbers of this model, or of its own models where this one is not among them."""
     rows = published("ssah", model=study.source)
     if rows.empty:

@@ -51,8 +51,12 @@ def cut_by(method: Method, tokens: TokenChoice | None = None, normalize: Normali
     return Cut(Candidate("wifv", DEFAULT_TOKENS["wifv"], normalize), Candidate(method, tokens, contrast="safety"))
 
 
-CUTS: Mapping[str, Cut] = {"wifv": cut_by("wifv", "response"), "attribution": cut_by("attribution")}
-"""The paper's score as Wei et al. take it, and the one that finds the smallest sufficient sets (see units)."""
+CUTS: Mapping[str, Cut] = {"wifv": cut_by("wifv"), "attribution": cut_by("attribution")}
+"""The paper's score, and the one that finds the smallest sufficient sets.
+
+The paper names neither the tokens nor how scores are brought to one scale. WIFV over all tokens and as it is cut the
+groups that did most nearly what their names say, on models made to choose by; Wei et al. take response tokens.
+"""
 
 READINGS: Mapping[str, Mapping[str, Any]] = {
     "mean": {"pool": "mean"},
@@ -160,6 +164,13 @@ class SsahSettings:
         return {"scu": self.scu, "ucu": self.ucu, "ru": self.ru}
 
 
+REMOVED = ("SCU", "UCU", "RU")
+"""The groups whose removal Table 1 measures."""
+
+TUNED = "tuned"
+"""The transfer by fine-tuning, among those named after the models beside the studied one."""
+
+
 @dataclass(frozen=True)
 class PrunedGroup(Result):
     """A checkpoint without the units of one group: how large it is, and what it does."""
@@ -178,14 +189,31 @@ class SafetyBlock(Result):
     found_by: str
 
 
+@dataclass(frozen=True)
+class SsahSubject(Result):
+    """The model of a study, and those of the settings that its report is about."""
+
+    source: str
+    shape: ModelShape
+    others: Mapping[str, str]
+    seeds: tuple[int, ...]
+    cuts: Mapping[str, Cut]
+    scu: float
+    ucu: float
+    ru: float
+    suffixes: Suffixes
+    readings: tuple[str, ...]
+    system: str | None
+    prefill: str | None
+
+
 @dataclass
-class SsahStudy:
+class SsahResults:
     """All parts of the study of one model; those that were not run are None or empty."""
 
     source: str
     name: str
     shape: ModelShape
-    prompts: SsahPrompts
     settings: SsahSettings
     others: Mapping[str, str] = field(default_factory=dict)
     """The models beside it: ``base`` and ``unaligned``, by source."""
@@ -219,3 +247,35 @@ class SsahStudy:
     def best(self) -> str:
         """The last cut: the library's recommended score by default."""
         return list(self.settings.cuts)[-1]
+
+    @property
+    def pressed(self) -> tuple[str, ...]:
+        """What is removed under pressure, in order."""
+        return ("nothing", "random", *(f"SCU by {name}" for name in self.groups))
+
+    def transfer_label(self, kind: str, scenario: str | None = None) -> str:
+        """The name of a transfer: from a model beside this one, or by fine-tuning on a scenario."""
+        return f"{kind} → {self.name}" if scenario is None else f"{self.name} → fine-tuned on {scenario}"
+
+
+@dataclass
+class SsahStudy(SsahResults):
+    """A study that is being run."""
+
+    prompts: SsahPrompts = field(kw_only=True)
+
+    @property
+    def subject(self) -> SsahSubject:
+        s = self.settings
+        return SsahSubject(
+            source=self.source,
+            shape=self.shape,
+            others=dict(self.others),
+            seeds=tuple(s.seeds),
+            cuts=dict(s.cuts),
+            **s.shares,
+            suffixes=s.suffixes,
+            readings=tuple(s.readings),
+            system=s.system,
+            prefill=s.prefill,
+        )

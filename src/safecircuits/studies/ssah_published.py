@@ -8,7 +8,7 @@ from safecircuits.published import published
 from safecircuits.report.tables import Table
 from safecircuits.report.text import plain
 from safecircuits.studies.outcome import FinetuningStudy
-from safecircuits.studies.ssah_parts import SsahStudy
+from safecircuits.studies.ssah_parts import SsahResults
 from safecircuits.units.ablation import AblationTable
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.transfer import AttributeTransfer
@@ -21,7 +21,7 @@ Key = tuple[str, str, str]
 """Table, setting and metric."""
 
 
-def measured_numbers(study: SsahStudy) -> dict[Key, str]:
+def measured_numbers(study: SsahResults) -> dict[Key, str]:
     """Measured numbers by table, setting and metric, in percent; of scores the paper's own, the first cut.
 
     The published utility is of other tasks than the study's, so it has no measured number.
@@ -38,7 +38,7 @@ def measured_numbers(study: SsahStudy) -> dict[Key, str]:
     return found
 
 
-def _figures(study: SsahStudy) -> dict[str, str]:
+def _figures(study: SsahResults) -> dict[str, str]:
     """The paper's figures of flows, and how the labels of the transfers start that they are about."""
     return {"Figure 6": "base →", "Figure 5": f"{study.name} →"}
 
@@ -92,12 +92,12 @@ def _success(refused: float) -> str:
     return f"{100 * (1 - refused):.2f}"
 
 
-def nearest_tables(study: SsahStudy) -> list[Table]:
+def nearest_tables(study: SsahResults) -> list[Table]:
     """Tables 1, 2, 5 and 6 of the paper's models, with this model's rows below them."""
     return [_removal_rows(study), *_tuned_rows(study), *_flow_rows(study)]
 
 
-def _removal_rows(study: SsahStudy) -> Table:
+def _removal_rows(study: SsahResults) -> Table:
     metrics = ("asr_nosys", "asr_sys")
     table = published("ssah", table="Table 1")
     values = {(r["model"], r["setting"], r["metric"]): r["value"] for r in table.to_dict("records")}
@@ -111,7 +111,7 @@ def _removal_rows(study: SsahStudy) -> Table:
     return Table("Table 1: attack success without each group", columns, rows)
 
 
-def _tuned_rows(study: SsahStudy) -> list[Table]:
+def _tuned_rows(study: SsahResults) -> list[Table]:
     table = published("ssah", table="Table 2")
     table = table[table["metric"] == "advbench_keyword_%"]
     rows = [[r["model"], r["setting"], plain(r["value"])] for r in table.to_dict("records")]
@@ -124,7 +124,7 @@ def _tuned_rows(study: SsahStudy) -> list[Table]:
     ]
 
 
-def _flow_rows(study: SsahStudy) -> list[Table]:
+def _flow_rows(study: SsahResults) -> list[Table]:
     made = []
     for figure, start in _figures(study).items():
         values = {r["setting"]: r["value"] for r in published("ssah", table=figure).to_dict("records")}
