@@ -15,8 +15,13 @@ from browser import require_good, show
 from safecircuits.cli import app
 from safecircuits.report.compare_runs import compared_table
 from safecircuits.report.html import render
-from safecircuits.rundir import RunDirectory, command_line, load_run
+from safecircuits.rundir import RunDirectory, command_line, load_run, run_provenance
+from safecircuits.studies.ssah import ssah_study
+from safecircuits.studies.ssah_page import report_page
+from safecircuits.studies.ssah_parts import cut_by
 from test_report import invented_results
+from test_study_ssah_page import prompts as ssah_prompts
+from test_study_ssah_page import small as small_ssah
 
 SETS = ["--normal", "organism:normal", "--malicious", "organism:malicious"]
 
@@ -81,6 +86,19 @@ class TestOne:
         assert "is the page that the run made itself" in refuse(tmp_path / "run")
         assert succeed("report", tmp_path / "run", "--out", tmp_path / "page.html").stdout == "found\n"
         assert (tmp_path / "run" / "report.html").read_text() == "everything"
+
+    def test_a_study_of_ssah_has_the_page_that_it_made_itself(self, tmp_path: Path) -> None:
+        settings = small_ssah(scenarios=(), prune=False, system=None, prefill=None, cuts={"wifv": cut_by("wifv")})
+        with RunDirectory.open(tmp_path / "run", "study ssah", {"model": "organism:aligned"}) as made:
+            study = ssah_study("organism:aligned", ssah_prompts(), made, settings=settings, unaligned="unaligned")
+            made.file("report.html").write_text("an earlier version")
+        succeed("report", tmp_path / "run")
+        page, _ = report_page(study, run_provenance(load_run(tmp_path / "run")))
+        assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == page
+        [row] = [row for row in study.removals["wifv"]["zero"].rows if row.name == "SCU"]
+        assert f"{row.n_units} units" in page
+        shutil.rmtree(tmp_path / "run" / "results" / "groups_0")
+        assert "groups_0" in refuse(tmp_path / "run")
 
     def test_the_command_can_be_typed_again(self, runs: dict[str, Path]) -> None:
         words = command_line(load_run(runs["aligned"])).split()[1:]
