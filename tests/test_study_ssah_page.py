@@ -99,6 +99,18 @@ def test_every_part_is_there_and_loads_again(done: tuple[SsahStudy, Path]) -> No
     assert set(FinetuningStudy.load(folder / "results" / "finetuning").arms) == set(study.finetuning.arms)
 
 
+def test_curves_have_a_point_at_the_paper_s_share_that_is_the_removal_of_the_scu(
+    done: tuple[SsahStudy, Path],
+) -> None:
+    study, _ = done
+    assert study.scores is not None
+    for curve, tables in zip(study.scores.curves, study.removals.values(), strict=True):
+        [row] = [row for row in tables["zero"].rows if row.name == "SCU"]
+        assert [point.removed for point in curve.points] == [1, 8, row.n_units]
+        assert curve.points[-1].refusal == pytest.approx(row.behavior.rates["malicious_refused"])
+        assert curve.points[-1].utility == pytest.approx(row.behavior.rates["utility"])
+
+
 def test_the_report_is_made_again_from_what_is_saved(done: tuple[SsahStudy, Path]) -> None:
     study, folder = done
     record = {"command": "study", "arguments": {}, "inputs": {}, "provenance": {}, "finished": "now", "seconds": 1}

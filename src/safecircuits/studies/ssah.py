@@ -26,7 +26,7 @@ from safecircuits.models import load_model
 from safecircuits.progress import say, without_bars
 from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory
-from safecircuits.sites import HookedModel, LayerRange, ModelShape
+from safecircuits.sites import SITES, HookedModel, LayerRange, ModelShape
 from safecircuits.studies.ssah_parts import (
     REMOVED,
     TUNED,
@@ -43,7 +43,7 @@ from safecircuits.studies.subject import plain_name
 from safecircuits.training.lora import LoraSettings
 from safecircuits.units.ablation import AblationTable, ablate_groups
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
-from safecircuits.units.comparison import Candidate, ScoreComparison, score_comparison
+from safecircuits.units.comparison import COUNTS, Candidate, ScoreComparison, score_comparison
 from safecircuits.units.enrichment import Enrichment, MaskOverlap, enrichment, mask_overlap
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
@@ -227,12 +227,20 @@ def _scores(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
             p.utility,
             reference,
             candidates=tuple(cut.safest for cut in s.cuts.values()),
-            counts=s.counts,
+            counts=_curve_counts(study),
             resume=run.work("curves.jsonl"),
             progress=True,
             **sets,
         ),
     )
+
+
+def _curve_counts(study: SsahStudy) -> tuple[int, ...]:
+    """How many units the curves remove; as many as are SCU among them, since the claim is about those."""
+    s, shape = study.settings, study.shape
+    n_units = sum(shape.n_layers * shape.n_units(site) for site in SITES)
+    asked = s.counts or tuple(count for count in COUNTS if count <= n_units)
+    return tuple(sorted({*asked, max(1, round(s.scu * n_units))}))
 
 
 def _groups(study: SsahStudy, run: RunDirectory, model: HookedModel, classify: _Classifier) -> None:

@@ -81,7 +81,7 @@ def _sizes(study: SsahResults) -> Iterator[Conclusion]:
     if study.scores is None:
         return
     named = {cut.safest: name for name, cut in study.settings.cuts.items()}
-    within = study.settings.scu * study.scores.n_units
+    within = round(study.settings.scu * study.scores.n_units)
     parts = []
     for curve in study.scores.curves:
         most = max(point.removed for point in curve.points)
@@ -92,7 +92,7 @@ def _sizes(study: SsahResults) -> Iterator[Conclusion]:
     shows = "yes" if first.smallest is not None and first.smallest <= within else "no"
     text = (
         f"Fewest units whose removal halves refusal at 2 points of utility or less: {'; '.join(parts)}. "
-        f"{percent(study.settings.scu)} of the {study.scores.n_units} units are {within:.0f}."
+        f"{percent(study.settings.scu)} of the {study.scores.n_units} units are {within}."
     )
     yield "As few units as the paper says carry refusal, found by its score", f"{PAPER} §4.1", shows, text
 

@@ -108,7 +108,7 @@ class SsahSettings:
     Attributes:
         cuts: ways to cut groups, by name; the paper's first, the best last.
         scu, ucu, ru: shares of all units (Llama-2-7b-chat in the paper).
-        counts: how many units the ablation curves remove.
+        counts: how many units the ablation curves remove; as many as are SCU besides.
         controls: random draws beside each group whose activations are set to zero.
         prune: also cut each group out of the weights and measure the smaller model (another two copies in memory).
         system: a system prompt that asks for care.
