@@ -43,7 +43,7 @@ def test_joining_keeps_order_and_needs_responses_on_both_or_neither() -> None:
     ("make", "message"),
     [
         (lambda: PromptSet("n", ()), "set 'n' is empty"),
-        (lambda: PromptSet("n", ("a", "  ")), "prompt 1 of set 'n' is not text"),
+        (lambda: PromptSet("n", ("a", "  ")), "prompt 2 of the 2 of set 'n' is blank"),
         (lambda: PromptSet("n", ("a", "b"), ("1",)), "2 prompts but 1 responses"),
         (lambda: PromptSet("n", ("a",)).take(2), "cannot take 2 of the 1"),
         (lambda: PromptSet("n", ("a",)).require_responses(), "has no responses"),

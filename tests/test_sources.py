@@ -71,7 +71,10 @@ def test_the_embedded_language() -> None:
         ("goal,b\n1,2\n", {"responses": "target"}, "no column 'target' for the responses"),
         ("goal,b\n1,2,3\n", {}, "row 2 of .* has 3 fields, the header 2"),
         ("", {}, "is empty"),
-        ("goal,target\nx,y\n,z\n", {}, "prompt 1 of set 'p' is not text"),
+        ("goal,target\nx,y\n,z\n", {}, "prompt 2 of the 2 of set 'p' is blank"),
+        ('goal,target\nx,y\nz,"w\nv,u\n', {}, "row 3 of .* has a quotation mark that is never closed"),
+        ('goal,target\nx,"y;"\n"z\n', {}, "row 3 of .* has a quotation mark that is never closed"),
+        ("goal;target\nx, y;z\nhow; then?;w\n", {}, "row 3 of .* has 3 fields, the header 2; a field with"),
     ],
 )
 def test_bad_tables(content: str, options: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -133,3 +136,25 @@ def test_over_rejection_sets_in_any_size_and_the_safe_half_of_xstest() -> None:
 def test_what_has_no_columns_cannot_be_chosen_by_them(source: Any) -> None:
     with pytest.raises(ValueError, match="has no columns, so that no rows can be chosen by 'label'"):
         load_prompts(source, where={"label": "safe"})
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+@pytest.mark.parametrize("header", [("instruction", "output"), ("Frage", "Antwort")])
+def test_a_csv_need_not_be_separated_by_commas(delimiter: str, header: tuple[str, str], tmp_path: Path) -> None:
+    frame = pd.DataFrame(ROWS).set_axis(header, axis=1)
+    frame.to_csv(tmp_path / "p.csv", sep=delimiter, index=False)
+    got = load_prompts(tmp_path / "p.csv", column=header[0], responses=header[1])
+    assert got.prompts == ("how, exactly?", 'say "hi"')
+    assert got.responses == ("so", "hi")
+
+
+def test_a_bare_list_may_have_semicolons(tmp_path: Path) -> None:
+    lines = ("how do i open it; then what?", "where is the lamp?", "a; b; c")
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    assert load_prompts(tmp_path / "p.csv").prompts == lines
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("prompt\nthe café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="save it as UTF-8"):
+        load_prompts(tmp_path / "p.csv")

@@ -44,7 +44,8 @@ class PromptSet:
             raise ValueError(f"prompt set {self.name!r} is empty")
         blank = next((i for i, p in enumerate(self.prompts) if not isinstance(p, str) or not p.strip()), None)
         if blank is not None:
-            raise ValueError(f"prompt {blank} of set {self.name!r} is not text: {self.prompts[blank]!r}")
+            what = "is blank" if isinstance(self.prompts[blank], str) else f"is not text: {self.prompts[blank]!r}"
+            raise ValueError(f"prompt {blank + 1} of the {len(self.prompts)} of set {self.name!r} {what}")
         if self.responses is not None:
             object.__setattr__(self, "responses", tuple(self.responses))
             if len(self.responses) != len(self.prompts):
@@ -100,7 +101,10 @@ class PromptSet:
     def require_responses(self) -> tuple[str, ...]:
         """The responses, or a ValueError that says the set has none."""
         if self.responses is None:
-            raise ValueError(f"prompt set {self.name!r} has no responses, which this needs; name the response column")
+            raise ValueError(
+                f"prompt set {self.name!r} has no responses, which this needs; "
+                "name their column (responses=, or --responses)"
+            )
         return self.responses
 
 

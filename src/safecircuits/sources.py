@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -37,7 +38,8 @@ def load_prompts(
         source: a file (csv, tsv, json, jsonl, parquet, txt with one prompt a line), ``"organism:KIND"`` for the
             embedded language (malicious, over_rejection, normal, utility, new_task), a hub data set by its id or a
             short name (``safecircuits.hub.HUB_SETS``: advbench, xstest-safe, alpaca, dolly, …), a pandas table, a list
-            of strings, or a PromptSet. A csv file with a single column may lack a header.
+            of strings, or a PromptSet. A csv file with a single column may lack a header; one whose header has no
+            comma may be separated by semicolons, tabs or bars.
         column: the column with the prompts; guessed from usual names (instruction, prompt, question, …) if left out.
         responses: the column with the responses, likewise; ``""`` for none.
         n, seed: take ``n`` prompts: the first, or drawn with a seed.
@@ -108,7 +110,10 @@ def _from_table(table: dict[str, list[Any]], column: str | None, responses: str 
         if not guess and len(table) == 1:
             guess = list(table)
         if not guess:
-            raise ValueError(f"cannot tell which column of {label!r} holds the prompts: name it; columns: {has}")
+            raise ValueError(
+                f"cannot tell which column of {label!r} holds the prompts: name it; columns: {has} "
+                "(column=, or --column)"
+            )
         column = guess[0]
     if column not in table:
         raise ValueError(f"{label!r} has no column {column!r}; columns: {has}")
@@ -141,25 +146,44 @@ def _read_file(path: Path) -> dict[str, list[Any]]:
         raise ValueError(f"there is no prompt file {str(path)!r}")
     try:
         return _READERS[path.suffix.lower()](path)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, OSError, KeyError, AttributeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read prompts from {str(path)!r}: save it as UTF-8 ({error})") from error
+    except (json.JSONDecodeError, csv.Error, OSError, KeyError, AttributeError) as error:
         raise ValueError(f"cannot read prompts from {str(path)!r}: {error}") from error
 
 
-def _read_delimited(path: Path, delimiter: str) -> dict[str, list[Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+def _read_delimited(path: Path, delimiter: str | None = None) -> dict[str, list[Any]]:
+    known = {*PROMPT_COLUMNS, *RESPONSE_COLUMNS}
+    rows = _rows(path, delimiter or ",")
+    if delimiter is None and len(rows[0]) == 1:
+        for other in _OTHER_DELIMITERS:
+            split = _rows(path, other)
+            widths = set(map(len, split[:-1]))
+            if len(split[0]) > 1 and (known & {name.strip().lower() for name in split[0]} or len(widths) == 1):
+                rows = split
+                break
+    if rows.pop() != [_END]:
+        raise ValueError(f"row {len(rows) + 1} of {str(path)!r} has a quotation mark that is never closed")
     if not rows:
         return {"prompt": []}
     header, width = rows[0], max(map(len, rows))
-    known = {*PROMPT_COLUMNS, *RESPONSE_COLUMNS}
     if width == 1 and header[0].strip().lower() not in known:
         # One column without a name we know: a bare list, unless the first line is a single word among sentences.
         bare = len(header[0].split()) > 1 or len(rows) == 1
         return {"prompt": [row[0] for row in (rows if bare else rows[1:])]}
     uneven = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
     if uneven is not None:
-        raise ValueError(f"row {uneven + 1} of {str(path)!r} has {len(rows[uneven])} fields, the header {len(header)}")
+        raise ValueError(
+            f"row {uneven + 1} of {str(path)!r} has {len(rows[uneven])} fields, the header {len(header)}; "
+            "a field with the delimiter in it must be in quotation marks"
+        )
     return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}
+
+
+def _rows(path: Path, delimiter: str) -> list[list[str]]:
+    """The rows that are not empty, and then ``[_END]``, which a quotation mark that is never closed would swallow."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return [row for row in csv.reader(chain(file, [_END]), delimiter=delimiter) if row]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
@@ -195,8 +219,12 @@ def _read_lines(path: Path) -> dict[str, list[Any]]:
     return {"prompt": [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]}
 
 
+_OTHER_DELIMITERS = ";\t|"
+"""Of csv files whose header no comma splits."""
+_END = "\x00"
+
 _READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
-    ".csv": lambda path: _read_delimited(path, ","),
+    ".csv": _read_delimited,
     ".tsv": lambda path: _read_delimited(path, "\t"),
     ".json": _read_json,
     ".jsonl": _read_jsonl,
