@@ -161,3 +161,24 @@ def test_damaged_records(tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_run(tmp_path)
+
+
+def test_settings_that_led_nowhere_do_not_keep_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def attempt(error: type[BaseException], start: str | None) -> None:
+        run = RunDirectory.open(folder, "layers localize", {"start": start})
+        run.table("gap", FRAME)
+        run.abandon(error("no onset"))
+
+    attempt(ValueError, None)
+    assert RunDirectory.open(folder, "layers localize", {"start": None}).resumed  # the same goes on
+    attempt(ValueError, None)
+    attempt(KeyboardInterrupt, "1,2")  # others take its place
+    with pytest.raises(ValueError, match="holds an unfinished run with other settings: --start was"):
+        RunDirectory.open(folder, "layers localize", {"start": "2,3"})
+    with RunDirectory.open(folder, "layers localize", {"start": "1,2"}):
+        pass
+    assert "failed" not in load_run(folder)
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        RunDirectory.open(folder, "layers localize", {"start": None})

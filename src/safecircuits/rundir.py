@@ -108,14 +108,15 @@ class RunDirectory:
         earlier = _earlier(folder)
         if earlier is None and folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds files that are no run of safecircuits; give --out a new folder")
-        if earlier is not None and replace:
+        if earlier is not None and (replace or ("failed" in earlier and _differences(earlier, wanted))):
             _remove(folder, earlier)
             earlier = None
         if earlier is not None:
             differs = _differences(earlier, wanted)
             if differs:
+                what = "a run" if "finished" in earlier else "an unfinished run"
                 raise ValueError(
-                    f"{str(folder)!r} holds a run with other settings: {'; '.join(differs)}. "
+                    f"{str(folder)!r} holds {what} with other settings: {'; '.join(differs)}. "
                     "Give this one another --out, or replace the earlier one with --force"
                 )
             if "finished" in earlier:
@@ -135,7 +136,7 @@ class RunDirectory:
         if kind is None:
             self.finish()
         else:
-            self.abandon()
+            self.abandon(error)
 
     def result(self, name: str, result: Result) -> Path:
         """Save a result under ``results/name``."""
@@ -202,10 +203,17 @@ class RunDirectory:
         (self.folder / PARTIAL).unlink(missing_ok=True)
         return path
 
-    def abandon(self) -> None:
-        """After an error: leave no trace of a run that has nothing yet to go on from, and keep any other."""
+    def abandon(self, error: BaseException | None = None) -> None:
+        """After an error: leave no trace of a run that has nothing yet to go on from, and keep any other.
+
+        Bad input is noted in the record: other settings may then take the folder, as these lead nowhere.
+        """
+        from safecircuits.behavior.detectors import JudgingError  # not bad input: a judge may answer later
+
         parts = [self.folder / name for name in ("work", *PARTS)]
         if self.resumed or self.written or any(path.is_file() for part in parts for path in part.rglob("*")):
+            if isinstance(error, ValueError) and not isinstance(error, JudgingError):
+                write_text(self.folder / PARTIAL, _as_json(self.record | {"failed": str(error)}))
             return
         (self.folder / PARTIAL).unlink(missing_ok=True)
         for path in (self.folder / "work", self.folder):

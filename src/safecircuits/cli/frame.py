@@ -241,9 +241,9 @@ def run_command(
             except AlreadyComplete as done:
                 typer.echo(f"{done}; --force runs it again", err=True)
                 run.show(dict(done.run))
-            except BaseException:
+            except BaseException as error:
                 if run.directory is not None:
-                    run.directory.abandon()
+                    run.directory.abandon(error)
                 raise
             else:
                 run.close()
