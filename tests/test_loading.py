@@ -92,6 +92,19 @@ def cut_off(path: Path) -> None:
 
 
 class TestFolders:
+    def test_a_folder_above_the_checkpoint_names_it(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match=r"it has no config\.json; '.*m' has one"):
+            load_model(str(folder.parent))
+
+    @pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/no/where", "runs/finetune/model"])
+    def test_a_path_is_no_hub_id(self, name: str) -> None:
+        with pytest.raises(ValueError, match="there is no folder of this name"):
+            load_model(name)
+
+    def test_a_stage_that_is_not_embedded(self) -> None:
+        with pytest.raises(ValueError, match="no model 'foo'; the embedded models are base"):
+            load_model("organism:foo")
+
     @pytest.mark.parametrize(
         ("damage", "message"),
         [

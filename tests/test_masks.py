@@ -450,3 +450,7 @@ def test_a_failed_save_keeps_the_file_before(tmp_path: Path) -> None:
     assert FreezeMask.load(path).whole_layers == (1,)
     with pytest.raises(ValueError, match="there is no freeze mask at"):
         FreezeMask.load(tmp_path / "absent.safetensors")
+    (tmp_path / "run").mkdir()
+    FreezeMask.layers(1).save(tmp_path / "run" / "freeze.safetensors")
+    with pytest.raises(ValueError, match=r"that is a folder, its masks are .*run/freeze\.safetensors"):
+        FreezeMask.load(tmp_path / "run")

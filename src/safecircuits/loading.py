@@ -50,7 +50,9 @@ def load_checkpoint(
     name = str(source).removeprefix(STAGE_PREFIX)
     if name in STAGES:
         name = str(stage_path(name))
-    elif not Path(name).is_dir() and "/" not in name and difflib.get_close_matches(name, STAGES, cutoff=0.75):
+    elif str(source).startswith(STAGE_PREFIX) or (
+        not Path(name).is_dir() and "/" not in name and difflib.get_close_matches(name, STAGES, cutoff=0.75)
+    ):
         raise ValueError(f"no model {name!r}; the embedded models are {', '.join(STAGES)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_cpu = device.type == "cpu" if device_map is None else not torch.cuda.is_available()
@@ -183,6 +185,8 @@ def _explained(name: str, revision: str | None, error: Exception) -> ValueError:
 
     if Path(name).is_dir():
         return ValueError(_of_folder(Path(name), reason, damaged=caused_by(SafetensorError)))
+    if Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:  # no hub id
+        return ValueError(f"cannot load {name!r}: there is no folder of this name")
     if caused_by(hub.GatedRepoError):
         text = f"{name!r} is gated: accept its licence at {page}, then run `hf auth login` or set HF_TOKEN"
     elif caused_by(hub.RevisionNotFoundError):
@@ -214,7 +218,10 @@ def _explained(name: str, revision: str | None, error: Exception) -> ValueError:
 def _of_folder(folder: Path, reason: str, *, damaged: bool) -> str:
     """What a folder lacks to be a checkpoint."""
     if not (folder / "config.json").exists():
-        return f"cannot load {str(folder)!r}: it is not a folder with a Hugging Face checkpoint: it has no config.json"
+        within = next((p.parent for p in sorted(folder.glob("*/config.json"))), None)  # a run's model/, for one
+        hint = "" if within is None else f"; {str(within)!r} has one"
+        what = "it is not a folder with a Hugging Face checkpoint: it has no config.json"
+        return f"cannot load {str(folder)!r}: {what}{hint}"
     weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     pointers = [p.name for p in weights if p.read_bytes()[:40].startswith(b"version https://git-lfs")]
     if pointers:

@@ -47,7 +47,9 @@ def load(path: str | Path, model: Any = None) -> FreezeMask:
 
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no freeze mask at {path}")
+        within = sorted(path.glob("freeze*.safetensors"))  # of a run directory
+        hint = f"; that is a folder, its masks are {', '.join(map(str, within))}" if within else ""
+        raise ValueError(f"there is no freeze mask at {path}{hint}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

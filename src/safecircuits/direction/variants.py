@@ -73,6 +73,6 @@ def _known_ids(tokenizer: Any, suffix: str) -> Sequence[int]:
     if not ids or tokenizer.unk_token_id in ids:
         raise ValueError(
             f"the suffix {suffix!r} has words that the model's tokenizer does not know: "
-            "give suffixes in the words with which the model refuses and answers"
+            "give suffixes in the words with which the model refuses and answers (--benign-suffix, --malicious-suffix)"
         )
     return ids

@@ -79,7 +79,10 @@ def find_answer_tokens(
     refusing, complying = openings(malicious, True), openings(normal, False)
     for found, prompts, what in ((refusing, malicious, "refuses"), (complying, normal, "answers")):
         if not found:
-            raise ValueError(f"the model {what} none of {prompts.name!r}: pass answers=AnswerTokens(refuse, comply)")
+            raise ValueError(
+                f"the model {what} none of {prompts.name!r}, so that the tokens that decide are not "
+                "known: take prompts that it does, or from Python pass answers=AnswerTokens(refuse, comply)"
+            )
     both = set(refusing) & set(complying)
     refuse, comply = (
         tuple(token for token, _ in found.most_common() if token not in both)[:at_most]

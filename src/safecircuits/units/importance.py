@@ -112,7 +112,10 @@ def _attribution(
     common: dict[str, Any],
 ) -> tuple[dict[Site, Moments], dict[str, Any]]:
     if reference is None:
-        raise ValueError(f"{method} compares with something: pass reference=, normal prompts or a value a unit")
+        raise ValueError(
+            f"{method} compares with something: pass reference= (--reference), "
+            "normal prompts, or from Python a value a unit"
+        )
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     given = isinstance(reference, PromptSet)
