@@ -428,6 +428,12 @@ class TestDoctor:
         assert rows["--backend bridge"]["ok"] is True
         assert "can run here" in succeed("doctor").stdout
 
+    def test_one_thread_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for threads, words in ((1, "1 thread"), (2, "2 threads")):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            rows = {row["what"]: row for row in json.loads(succeed("doctor", "--json").stdout)}
+            assert rows["cores"]["found"].endswith(f"PyTorch uses {words}")
+
     def test_a_missing_extra_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(EXTRAS, "peft", (("no-such-package-of-ours",), "LoRA"))
         rows = {row["what"]: row for row in json.loads(succeed("doctor", "--json").stdout)}
@@ -452,6 +458,11 @@ def test_help_has_an_example_with_options_that_exist(command: list[str]) -> None
         if word.startswith("--"):
             assert f"{word} " in options, word
     assert "--config" in options
+
+
+def test_help_says_what_a_report_is_called_unless_told() -> None:
+    text = " ".join(CliRunner().invoke(app, ["report", "--help"], env={"COLUMNS": "400"}).stdout.split())
+    assert "RUN/report.html, or comparison.html of several runs, unless given" in text
 
 
 def test_shared_options() -> None:

@@ -162,6 +162,9 @@ class TestUnits:
         want = sc.ablate_groups(sc.load_model("aligned"), groups, names=("SCU", "RU"), controls=1, **asked)
         assert found.to_frame().equals(want.to_frame())
         assert f"without SCU ({want.rows[0].n_units} units): {want.rows[0].behavior}" in got.stdout
+        control = want.to_frame().set_index("removed").loc["random, as many as SCU"]
+        shares = f"malicious refused {100 * control.malicious_refused:.1f} %, utility {100 * control.utility:.1f} %"
+        assert f"without as many random units (1 draw): {shares}" in got.stdout
         assert load_run(tmp_path / "run")["inputs"]["groups"]["source"] == str(classified)
         nowhere = ["units", "ablate", *ALIGNED, "--groups", tmp_path / "no", *measured, "--out", tmp_path / "x"]
         assert "give the --out of safecircuits units classify" in refuse(*nowhere)

@@ -80,10 +80,11 @@ def _versions() -> list[dict[str, Any]]:
 def _machine() -> list[dict[str, Any]]:
     import torch
 
+    threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows = [
         _row("machine", "system", f"{platform.system()} {platform.machine()}"),
-        _row("machine", "cores", f"{cores}, PyTorch uses {torch.get_num_threads()} threads"),
+        _row("machine", "cores", f"{cores}, PyTorch uses {threads} thread{'s' * (threads != 1)}"),
     ]
     if memory := _free_memory():
         rows.append(_row("machine", "memory", f"{memory / 2**30:.1f} GiB available"))

@@ -83,7 +83,7 @@ def finetune(
         list[Path] | None, typer.Option("--freeze", help="A mask of what must not move; once a phase.")
     ] = None,
     epochs: Annotated[
-        list[int] | None, typer.Option("--epochs", help="Passes over the data; once a phase.  [default: 1]", min=1)
+        list[int] | None, typer.Option("--epochs", help="Passes over the data, once a phase; 1 unless given.", min=1)
     ] = None,
     steps: Annotated[int | None, _count("Optimizer steps, in the place of --epochs.")] = None,
     batch_size: Annotated[int, _count("Examples in one forward pass.")] = 16,

@@ -54,7 +54,7 @@ def combine(
     op: Annotated[Operation, typer.Option("--op", help="Of the masks, from left to right.")] = Operation.union,
     model: ForModel = None,
 ) -> None:
-    """Union, intersection or difference of masks, or the complement of one. Layer masks alone need --model for that.
+    """Union, intersection or difference of masks, or the complement of one.
 
     Example: safecircuits mask combine layers.safetensors units.safetensors --op union --out freeze.safetensors
     """

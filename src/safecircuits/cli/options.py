@@ -102,12 +102,18 @@ MaybeOverRejection = Annotated[
 MaybeUtility = Annotated[str | None, typer.Option("--utility", help=f"Prompts with known answers. {_SOURCE}")]
 ColumnOption = Annotated[
     str | None,
-    typer.Option("--column", help="Column of the prompts; guessed from usual names.", rich_help_panel=PROMPT_PANEL),
+    typer.Option(
+        "--column",
+        help="Column of the prompts; guessed from usual names (prompt, question, …).",
+        rich_help_panel=PROMPT_PANEL,
+    ),
 ]
 ResponsesOption = Annotated[
     str | None,
     typer.Option(
-        "--responses", help="Column of the known answers; guessed from usual names.", rich_help_panel=PROMPT_PANEL
+        "--responses",
+        help="Column of the known answers; guessed from usual names (answer, …).",
+        rich_help_panel=PROMPT_PANEL,
     ),
 ]
 CountOption = Annotated[
@@ -126,7 +132,13 @@ TemplateOption = Annotated[
     str,
     typer.Option("--template", help="auto, chat, alpaca, alpaca-short, none, or a text with {instruction}."),
 ]
-DetectorOption = Annotated[str, typer.Option("--detector", help="What counts as a refusal: opening, qi2023, …")]
+DetectorOption = Annotated[
+    str,
+    typer.Option(
+        "--detector",
+        help="What counts as a refusal: opening, qi2023, wei2024, jailbreakbench, xstest, larf, paper-llama2, …",
+    ),
+]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Length of a completion.", min=1)]
 ComponentsOption = Annotated[ComponentsChoice, typer.Option("--components", help="Which matrices are scaled.")]
 

@@ -32,7 +32,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of complete runs: one, or several of one command.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="HTML file to write.  [default: RUN/report.html, or comparison.html of several]"),
+        typer.Option(
+            "--out", help="HTML file to write; RUN/report.html, or comparison.html of several runs, unless given."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

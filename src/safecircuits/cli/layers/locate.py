@@ -39,7 +39,8 @@ def localize(
     run: Run,
     over_rejection: OverRejectionOption,
     start: Annotated[
-        str | None, typer.Option("--start", help="FIRST,LAST to start from; else the gap's onset is taken.")
+        str | None,
+        typer.Option("--start", help="FIRST,LAST to start from; else the gap's onset, from --normal and --malicious."),
     ] = None,
     normal: MaybeNormal = None,
     malicious: MaybeMalicious = None,
@@ -48,7 +49,7 @@ def localize(
         typer.Option("--check", help="Harmful prompts, to count those answered before and with the block scaled."),
     ] = None,
     alpha: Annotated[str, typer.Option("--alpha", help="A number, or search.")] = "search",
-    direction: Annotated[DirectionChoice | None, typer.Option(help="Of the search for alpha.")] = None,
+    direction: Annotated[DirectionChoice | None, typer.Option(help="Of the search for alpha; up unless given.")] = None,
     reach: Annotated[int, typer.Option(help="Layers by which a bound moves to both sides.", min=1)] = 2,
     components: ComponentsOption = ComponentsChoice.all,
     detector: DetectorOption = "opening",
@@ -81,7 +82,9 @@ def localize(
         _write_gap(folder, gap)
         begin = given or gap.onset()
         if begin is None:
-            raise ValueError("the gap curve has no onset (see tables/gap.csv), so give --start FIRST,LAST")
+            raise ValueError(
+                f"the gap curve has no onset (see {run.out / 'tables' / 'gap.csv'}), so give --start FIRST,LAST"
+            )
     found = locate(
         model,
         borderline,

@@ -72,7 +72,9 @@ class Scoring:
     ] = "wifv"
     tokens: Annotated[
         TokensChoice | None,
-        typer.Option("--tokens", help="Whose activations count; all, or the method's own choice, if left out."),
+        typer.Option(
+            "--tokens", help="Whose activations count; unless given, all tokens, or what the method itself asks for."
+        ),
     ] = None
     template: TemplateOption = "auto"
 

@@ -46,7 +46,7 @@ def ablate(
     --utility organism:utility --n 60 --out runs/ablation
     """
     from safecircuits.report.unit_figures import plot_ablation
-    from safecircuits.units.ablation import ablate_groups
+    from safecircuits.units.ablation import ablate_groups, mean_rates
 
     sets: Any = measured.require(run)
     chosen = groups_of(run, groups)
@@ -74,6 +74,11 @@ def ablate(
     run.say(f"intact: {found.intact}")
     for row in found.rows:
         run.say(f"without {row.name} ({row.n_units} units): {row.behavior}")
+        if row.random_controls:
+            draws = f"{len(row.random_controls)} draw{'s' * (len(row.random_controls) > 1)}"
+            rates = mean_rates(row.random_controls).items()
+            listed = ", ".join(f"{name.replace('_', ' ')} {100 * rate:.1f} %" for name, rate in rates)
+            run.say(f"without as many random units ({draws}): {listed}")
 
 
 def stability(
