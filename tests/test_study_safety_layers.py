@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,27 @@ def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:
 def test_the_page_in_a_browser(done: tuple[Any, Path], tmp_path: Path) -> None:
     _, folder = done
     require_good({"study": saved_page(folder, load_run(folder))}, tmp_path)
+
+
+def test_what_holds_unscaled_too_is_no_effect_of_scaling(done: tuple[Any, Path]) -> None:
+    study, _ = done
+    too_far = study.too_far
+    for before, after, shows in ((1.0, 1.0, "no"), (0.0, 0.05, "no"), (0.0, 1.0, "yes"), (0.5, 0.9, "yes")):
+        points = {
+            "before": replace(too_far.before, degenerate=before),
+            "after": replace(too_far.after, degenerate=after),
+        }
+        entries = conclusions(replace(study, too_far=replace(too_far, **points)))
+        assert next(e for e in entries if "too far" in e["effect"])["shows"] == shows
+    still = {name: _unmoved(found) for name, found in study.searches.items()}
+    entries = conclusions(replace(study, searches=still))
+    assert next(e for e in entries if "the same whichever" in e["effect"])["shows"] == "unclear"
+
+
+def _unmoved(found: Any) -> Any:
+    """A search in which no scale changed a verdict."""
+    points = tuple(replace(point, refused=found.baseline.refused) for point in found.lower.points)
+    return replace(found, lower=replace(found.lower, points=points))
 
 
 def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[Any, Path]) -> None:

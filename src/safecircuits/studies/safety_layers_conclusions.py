@@ -48,6 +48,8 @@ def _localization_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     overlaps = [study.block.overlap(block) for name, block in ranges.items() if block != study.block] or [1.0]
     listed = "; ".join(f"{name}: {block}" for name, block in ranges.items())
     shows = "yes" if min(overlaps) == 1 else "no" if min(overlaps) < 0.5 else "unclear"
+    if not any(found.lower.best.count != found.baseline.count for found in study.searches.values()):
+        shows = "unclear"  # no scale moved anything: every block is the same
     yield "The block is the same whichever matrices are scaled, and in which direction", "control", shows, f"{listed}."
     if study.planted is not None:
         overlap = study.block.overlap(study.planted)
@@ -73,7 +75,7 @@ def _check_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
         f"At α = {after.alpha:g}, {percent(broken)} of the completions are empty or one thing over and over "
         f"(unscaled {percent(study.too_far.before.degenerate)})."
     )
-    shows = "yes" if broken > 0.1 else "no"
+    shows = "yes" if broken > 0.1 + study.too_far.before.degenerate else "no"
     yield "A block that is scaled too far breaks the model", f"{PAPER} A.3.4", shows, text
 
 
