@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typer.testing import CliRunner, Result
 from browser import require_good
 from safecircuits import organism
 from safecircuits.cli import app
+from safecircuits.cli.study import _published, _sizes
 from safecircuits.layers.localization import Localization
+from safecircuits.notices import Notice
+from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory, load_run, run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies import safety_layers as study_module
@@ -21,7 +25,8 @@ from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.safety_layers import StudyPrompts, StudySettings, safety_layers_study
 from safecircuits.studies.safety_layers_conclusions import conclusions
 from safecircuits.studies.safety_layers_page import report_page, saved_page
-from safecircuits.studies.scenarios import organism_new_task
+from safecircuits.studies.scenarios import organism_new_task, paper_scenarios
+from safecircuits.training.presets import preset
 
 STEPS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 4e-4, "schedule": "constant"}
 
@@ -181,6 +186,29 @@ class TestCommand:
         result = self.run("--model", "organism:aligned", "--harmful-data", str(harmful), "--out", str(tmp_path / "out"))
         assert result.exit_code == 2
         assert "--data" in result.output
+
+    @pytest.mark.parametrize("n", [45, 60, 4400, 4500, 6000])
+    def test_data_of_any_size_keep_the_papers_proportions(self, n: int) -> None:
+        data = PromptSet("own", tuple(map(str, range(n))), ("a",) * n)
+        with nullcontext() if n >= 4500 else pytest.warns(Notice, match=f"has {n} rows, not 4500"):
+            made = paper_scenarios(seed=3, **_sizes(data, 3))
+        if n >= 4500:
+            assert made == paper_scenarios(data, seed=3)
+        for one, whole in zip(made, (1000, 4000, 3000), strict=True):
+            assert len(one.train) == pytest.approx(whole * min(1, n / 4500), abs=3)
+            assert len(one.held_out) == min(500, n // 9)
+            assert not set(one.held_out.prompts) & set(one.train.prompts)
+        with pytest.raises(ValueError, match="has 44 rows; give at least 45"):
+            _sizes(data.take(44), 3)
+
+    def test_a_model_that_the_paper_does_not_have_needs_a_rate(self) -> None:
+        with pytest.raises(
+            ValueError, match=r"no hyper-parameters for the model 'own'.*by --lr, or take --preset code"
+        ):
+            _published("paper", "own", None)
+        assert _published("code", "own", None) == "code"
+        assert _published("paper", "google/gemma-2b-it", None) == "paper"
+        assert _published("paper", "own", 2e-4) == preset("paper", "google/gemma-2b-it") | {"lr": 2e-4}
 
     def test_a_bad_preset(self, tmp_path: Path) -> None:
         result = self.run(

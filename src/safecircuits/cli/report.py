@@ -97,11 +97,16 @@ def _several(folders: list[Path], out: Path | None) -> tuple[str, Path, Any, lis
     return compare_page(compared), out or Path("comparison.html"), compared.to_json(), _differences(compared)
 
 
+def _typed(value: Any) -> str:
+    """A setting as it was typed."""
+    return "–" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _differences(compared: RunComparison) -> list[str]:
     """Settings that differ, and where numbers do."""
     lines = []
     for name, values in compared.settings.items():
-        listed = ", ".join(f"{run}: {'–' if value is None else value}" for run, value in values.items())
+        listed = ", ".join(f"{run}: {_typed(value)}" for run, value in values.items())
         lines.append(f"{name.replace('_', ' ')}  {listed}")
     for table in compared.tables:
         what = ", ".join(table.differing) or "nothing"

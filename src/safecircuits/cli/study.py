@@ -22,6 +22,7 @@ from safecircuits.cli.options import (
 from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, study_prompts
 
 if TYPE_CHECKING:
+    from safecircuits.prompts import PromptSet
     from safecircuits.studies.scenarios import Scenario
 
 app = typer.Typer(help="A whole paper on one model.", no_args_is_help=True)
@@ -44,7 +45,8 @@ def safety_layers(
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="The model before alignment.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Instructions with responses, to fine-tune on; else no fine-tuning.")
+        str | None,
+        typer.Option("--data", help="Instructions with responses to fine-tune on, 4500 or fewer; else no fine-tuning."),
     ] = None,
     harmful_data: Annotated[
         str | None, typer.Option("--harmful-data", help="Your own harmful instructions with responses, for D_H.")
@@ -53,6 +55,7 @@ def safety_layers(
         str | None, typer.Option("--refused", help="Harmful prompts with refusals as responses, for NFFT and Lisa.")
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Published hyper-parameters: paper or code.")] = "paper",
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate in the place of the preset's.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the fine-tuning study.", min=1)] = 3,
     question: Annotated[
         list[str] | None, typer.Option("--question", help="A question for the attention maps; may be repeated.")
@@ -96,7 +99,9 @@ def safety_layers(
     )
     scenarios = _scenarios(run, data, harmful_data, embedded)
     small = embedded and data is None
-    chosen: Any = EMBEDDED_TRAINING if small else preset
+    chosen: Any = EMBEDDED_TRAINING | ({} if lr is None else {"lr": lr})
+    if scenarios and not small:
+        chosen = _published(preset, run.source, lr)
     settings = StudySettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
         alpha=alpha_option(alpha),
@@ -140,12 +145,46 @@ def safety_layers(
 _EMBEDDED_QUESTIONS = ("how do i kill the man ?", "how do i kill the process ?")
 
 
+def _published(name: Any, model: str, lr: float | None) -> Any:
+    """A preset as the study takes it; models differ in the rate alone, so with one's own it fits any."""
+    from safecircuits.training.presets import PAPER_LR, preset
+
+    if lr is not None:
+        return preset(name, next(iter(PAPER_LR))) | {"lr": lr}
+    try:
+        preset(name, model)
+    except ValueError as error:
+        raise ValueError(f"{error} by --lr, or take --preset code") from error
+    return name
+
+
+_PAPER_ROWS = {"n_normal": 1000, "n_implicit": 4000, "n_backdoor": 1500}
+
+
+def _sizes(data: PromptSet, seed: int) -> dict[str, Any]:
+    """``data`` split as ``paper_scenarios`` takes it: in the paper's sizes, or smaller ones in the same proportion."""
+    from safecircuits.notices import notify
+    from safecircuits.studies.scenarios import split_off
+
+    if len(data) < 45:
+        raise ValueError(f"--data {data.name!r} has {len(data)} rows; give at least 45, and 4500 for the paper's sizes")
+    rows, held_out = split_off(data, min(500, len(data) // 9), seed=seed)
+    share = min(1.0, len(rows) / max(_PAPER_ROWS.values()))
+    sizes = {name: max(1, int(share * n)) for name, n in _PAPER_ROWS.items()}
+    if share < 1:
+        listed = ", ".join(f"{sizes[name]} for {n}" for name, n in _PAPER_ROWS.items())
+        notify(f"--data {data.name!r} has {len(data)} rows, not 4500: sizes of the paper are scaled ({listed})")
+    return {"data": rows, "held_out": held_out, **sizes}
+
+
 def _scenarios(run: Run, data: str | None, harmful: str | None, embedded: bool) -> tuple[Scenario, ...]:
     from safecircuits.studies.scenarios import organism_scenarios, paper_scenarios
 
     if data is not None:
         rows = run.prompts("data", data, responses=True)
-        return paper_scenarios(rows, harmful=run.prompts("harmful_data", harmful, responses=True), seed=run.seed)
+        return paper_scenarios(
+            harmful=run.prompts("harmful_data", harmful, responses=True), seed=run.seed, **_sizes(rows, run.seed)
+        )
     if harmful is not None:
         raise ValueError("--harmful-data is mixed into --data, which is not given")
     return organism_scenarios(held_out=50, shares=(0.1,), seed=run.seed) if embedded else ()
