@@ -152,7 +152,7 @@ def _published(name: Any, model: str, lr: float | None) -> Any:
     if lr is not None:
         return preset(name, next(iter(PAPER_LR))) | {"lr": lr}
     try:
-        preset(name, model)
+        preset(name, model if name == "paper" else None)
     except ValueError as error:
         raise ValueError(f"{error} by --lr, or take --preset code") from error
     return name
