@@ -216,8 +216,8 @@ print(sc.evaluate(model, malicious=bad, utility=fine, detector=says_it_cannot))
 print("saved to", sc.save_pretrained(model, "my-model-tuned"), "and", mask.save("freeze.safetensors"))
 
 # %% [markdown]
-# Nothing was lost, but twenty steps on data that the model already answers right are no test: tutorial 4 is. And
-# without 3 % SCU it refuses as before, so that a mask of those alone would guard little: tutorial 3 says how to find
-# out more.
+# Nothing was lost, but twenty steps on data that the model already answers right are no test: tutorial 4 is. That
+# refusal is gone without 3 % of the units, and not without as many random ones, says that a mask of those is worth
+# trying: tutorial 3 says how to find out more.
 #
 # The same on the command line, with run folders and a configuration file: `safecircuits --help`.
