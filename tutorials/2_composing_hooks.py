@@ -17,6 +17,8 @@
 # TransformerLens's hooks stays in force while an analysis of ours runs.
 
 # %%
+from importlib.metadata import version
+
 import torch
 import transformer_lens
 
@@ -107,7 +109,7 @@ except ValueError as error:
 # A `HookedTransformer` of the same weights gives the same answers; TransformerLens 4 has only the bridge.
 
 # %%
-if hasattr(transformer_lens, "HookedTransformer"):
+if version("transformer-lens").startswith("3."):
     hooked = sc.load_model("aligned", backend="hooked")
     same = sc.generate(hooked, malicious).texts == sc.generate(model, malicious).texts
     print("same completions on both backends:", same)
