@@ -371,7 +371,7 @@ def examine(member: zoo.Member, backend: str) -> list[Row]:
                 status, note = "fail", f"error {error:.1g}"
         except Exception as problem:  # whatever it is, the table says so
             status, note = "fail", str(problem) or type(problem).__name__
-            if "no HookedTransformer exists" in note:
+            if "by official name only" in note:
                 status, note = "n/a", member.hooked_note
         rows.append(Row(member.name, backend, capability.name, status, capability.tolerance, note, here))
     return rows
