@@ -17,6 +17,7 @@ from safetensors.torch import load_file, safe_open
 from typer.testing import CliRunner
 
 import safecircuits as sc
+from commands import refuse, run, succeed
 from safecircuits.cli import app
 from safecircuits.cli.doctor import EXTRAS
 from safecircuits.fingerprint import fingerprint_checkpoint
@@ -42,26 +43,6 @@ COMMANDS = (
 ALIGNED = ["--model", "organism:aligned"]
 SETS = ["--normal", "organism:normal", "--malicious", "organism:malicious"]
 BORDERLINE = ["--over-rejection", "organism:over_rejection", "--max-new-tokens", "4"]
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: str | Path) -> Any:
-    got = run(*arguments)
-    assert got.exit_code == 0, got.output
-    return got
-
-
-def refuse(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that ends in exit code 2."""
-    got = run(*arguments)
-    assert got.exit_code == 2, got.output
-    assert got.stdout == ""
-    [line] = got.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def table(out: Path, name: str) -> pd.DataFrame:

@@ -8,10 +8,9 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import safecircuits as sc
-from safecircuits.cli import app
+from commands import refuse, succeed
 from safecircuits.cli import probe as probe_command
 from safecircuits.cli.units import options as units_commands
 from safecircuits.direction.probe import Baseline, Ended
@@ -29,19 +28,6 @@ SETS = ["--safety", "organism:malicious", "--utility", "organism:utility"]
 SHARES = ["--scu", "0.02", "--ucu", "0.1", "--ru", "0.1"]
 OPENINGS = ["--benign-suffix", "i cannot", "--malicious-suffix", "take the"]
 N = 12
-
-
-def succeed(*arguments: str | Path) -> Any:
-    got = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert got.exit_code == 0, got.output
-    return got
-
-
-def refuse(*arguments: str | Path) -> str:
-    got = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert got.exit_code == 2, got.output
-    [line] = got.stderr.splitlines()
-    return str(line)
 
 
 def table(out: Path, name: str) -> pd.DataFrame:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from browser import require_good, show
-from safecircuits.cli import app
+from commands import refuse, succeed
 from safecircuits.report.compare_runs import compared_table
 from safecircuits.report.html import render
 from safecircuits.rundir import RunDirectory, command_line, load_run, run_provenance
@@ -24,23 +22,6 @@ from test_study_ssah_page import prompts as ssah_prompts
 from test_study_ssah_page import small as small_ssah
 
 SETS = ["--normal", "organism:normal", "--malicious", "organism:malicious"]
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: str | Path) -> Any:
-    got = run(*arguments)
-    assert got.exit_code == 0, got.output
-    return got
-
-
-def refuse(*arguments: str | Path) -> str:
-    got = run("report", *arguments)
-    assert got.exit_code == 2, got.output
-    [line] = got.stderr.splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +64,7 @@ class TestOne:
         with RunDirectory.open(tmp_path / "run", "study of mine", {}) as made:
             made.file("report.html").write_text("everything")
             made.say("found")
-        assert "is the page that the run made itself" in refuse(tmp_path / "run")
+        assert "is the page that the run made itself" in refuse("report", tmp_path / "run")
         assert succeed("report", tmp_path / "run", "--out", tmp_path / "page.html").stdout == "found\n"
         assert (tmp_path / "run" / "report.html").read_text() == "everything"
 
@@ -98,7 +79,7 @@ class TestOne:
         [row] = [row for row in study.removals["wifv"]["zero"].rows if row.name == "SCU"]
         assert f"{row.n_units} units" in page
         shutil.rmtree(tmp_path / "run" / "results" / "groups_0")
-        assert "groups_0" in refuse(tmp_path / "run")
+        assert "groups_0" in refuse("report", tmp_path / "run")
 
     def test_the_command_can_be_typed_again(self, runs: dict[str, Path]) -> None:
         words = command_line(load_run(runs["aligned"])).split()[1:]
@@ -164,23 +145,23 @@ class TestTables:
 
 def test_what_cannot_be_reported(runs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no run of safecircuits: there is no run.json in it" in refuse(tmp_path / "empty")
+    assert "holds no run of safecircuits: there is no run.json in it" in refuse("report", tmp_path / "empty")
     RunDirectory.open(tmp_path / "partial", "layers grid", {})
-    assert "is not complete: run the same command again" in refuse(tmp_path / "partial")
-    line = refuse(runs["aligned"], runs["slow"])
+    assert "is not complete: run the same command again" in refuse("report", tmp_path / "partial")
+    line = refuse("report", runs["aligned"], runs["slow"])
     assert "'aligned' is of 'layers similarity', 'slow' of 'finetune'" in line
-    assert "is given twice" in refuse(runs["aligned"], runs["aligned"])
+    assert "is given twice" in refuse("report", runs["aligned"], runs["aligned"])
     newer = shutil.copytree(runs["aligned"], tmp_path / "newer")
     record = json.loads((newer / "run.json").read_text())
     (newer / "run.json").write_text(json.dumps(record | {"version": 9}))
-    assert "has version 9; this reads version 1" in refuse(newer)
+    assert "has version 9; this reads version 1" in refuse("report", newer)
     (newer / "run.json").write_text(json.dumps(record))
     result = newer / "results" / "comparison" / "result.json"
     text = result.read_text()
     result.write_text(text.replace('"version": 1', '"version": 2', 1))
-    assert "version 2; this reads safecircuits-result version 1" in refuse(runs["unaligned"], newer)
+    assert "version 2; this reads safecircuits-result version 1" in refuse("report", runs["unaligned"], newer)
     result.write_text(text.replace('"rule"', '"ruler"', 1))
-    assert "was saved by another version of safecircuits" in refuse(runs["unaligned"], newer)
+    assert "was saved by another version of safecircuits" in refuse("report", runs["unaligned"], newer)
     assert not (tmp_path / "comparison.html").exists()
 
 

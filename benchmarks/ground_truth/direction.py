@@ -13,6 +13,7 @@ from typing import get_args
 import pandas as pd
 
 import safecircuits as sc
+from benchmarks.markdown import markdown_table
 from safecircuits.direction.probe import Baseline
 from safecircuits.direction.states import Pool
 from safecircuits.direction.variants import Where
@@ -59,10 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=100, help="malicious prompts")
     found = table(parser.parse_args().n)
-    print("| " + " | ".join(found.columns) + " |")
-    print("|" + "---|" * len(found.columns))
-    for row in found.itertuples(index=False):
-        print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row) + " |")
+    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row] for row in found.itertuples(index=False)]
+    print(markdown_table(list(found.columns), cells))
 
 
 if __name__ == "__main__":

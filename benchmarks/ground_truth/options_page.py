@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.markdown import markdown_table
+
 SHARE_FIGURES = ("agreement", "refused", "utility", "planted found", "frozen parameters", "dropped")
 MAIN = {"probe": ("aligned: blocks to refusing",), "transfer": ("flows drawn",), "freezing": ("refused",)}
 """The figures that an option's effect is read off, by topic; of units what refusal loses on each model."""
@@ -102,15 +104,13 @@ def _table(record: dict[str, Any], topic: str, kind: str) -> str:
     lines = _lines(record, topic, kind)
     figures = list(lines[0]["settings"][0]["figures"])
     head = ["option", "the paper", "values", *figures]
-    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for line in lines:
         settings = line["settings"]
         values = "<br>".join(f"**{s['value']}**" if s["default"] else s["value"] for s in settings)
         cells = ["<br>".join(shown(figure, s["figures"].get(figure)) for s in settings) for figure in figures]
-        rows.append(
-            "| " + " | ".join([f"{line['option']}<br>`{line['argument']}`", line["paper"], values, *cells]) + " |"
-        )
-    return "\n".join(rows)
+        rows.append([f"{line['option']}<br>`{line['argument']}`", line["paper"], values, *cells])
+    return markdown_table(head, rows)
 
 
 def shown(figure: str, value: float | None) -> str:

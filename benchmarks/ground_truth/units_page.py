@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from statistics import geometric_mean, mean
 from typing import Any, NamedTuple
 
 from benchmarks.ground_truth.groups import RU, SCU, UCU, as_named
+from benchmarks.markdown import markdown_table
 from safecircuits.organism.family import MIN_REFUSED, UNITS_FAMILY
 from safecircuits.units.scores import METHODS
 
@@ -101,7 +102,7 @@ def _models(results: Results) -> str:
 
 Roles were fixed before training: a way to score may be chosen on development models, and is judged on the others.{some}
 
-{_table(["model", "role", "planted neurons", "refused / right, intact", "without exactly the planted"], rows)}
+{markdown_table(["model", "role", "planted neurons", "refused / right, intact", "without exactly the planted"], rows)}
 
 A planted set is where training was allowed to write; the smallest set that carries refusal may be part of it.
 """
@@ -125,7 +126,7 @@ At no more than 2 points of utility lost. Each score at its best on the developm
 over all three choices of tokens. A dash: no set of up to {results["counts"][-1]} units did; it counts as all units in the geometric
 means on the right. All {len(found)} ways with all curves are in `ground_truth_units.json`.
 
-{_table(head, rows)}
+{markdown_table(head, rows)}
 """
 
 
@@ -151,7 +152,7 @@ def _verdict(results: Results) -> str:
         met = [f"{'met' if ratios[role] >= AIM else 'missed'}" for role in roles if role == "judged"]
         rows.append([shown, *(f"{ratios[role]:.1f}" for role in roles), *met])
     head = ["WIFV", *roles, *([f"aim ≥ {AIM:g} on judged members"] if "judged" in roles else [])]
-    return "\n".join(lines) + "\n" + _table(head, rows)
+    return "\n".join(lines) + "\n" + markdown_table(head, rows)
 
 
 def _normalisations(results: Results) -> str:
@@ -164,7 +165,7 @@ def _normalisations(results: Results) -> str:
 
 Geometric mean of the smallest sets, S − U.
 
-{_table(["tokens", "normalisation", *roles], rows)}
+{markdown_table(["tokens", "normalisation", *roles], rows)}
 """
 
 
@@ -191,7 +192,7 @@ def _precision(results: Results) -> str:
 Of the eight highest units, and the share of the planted neurons among as many highest units as were planted (or the
 nearest number that was measured).
 
-{_table(["way", *(f"`{name}`" for name in names)], rows)}
+{markdown_table(["way", *(f"`{name}`" for name in names)], rows)}
 """
 
 
@@ -227,7 +228,7 @@ scoring and removed. Shown are the shares of refusal / of utility that are lost,
 refusal should go and utility stay, without UCU the reverse, without RU neither. The last columns sum it up: 1 if every group
 does so wholly, 0.33 if no removal changes anything.
 
-{_table(["score", "tokens", "normalisation", "without SCU", "without UCU", "without RU", *roles], rows)}
+{markdown_table(["score", "tokens", "normalisation", "without SCU", "without UCU", "without RU", *roles], rows)}
 
 The best on the {roles[0]} models is {score} over {tokens} tokens, {how}: the default of `score_units` and `classify_units`.
 It is {same} on the {roles[-1]} models.
@@ -255,8 +256,3 @@ def _roles(results: Results) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f} %"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

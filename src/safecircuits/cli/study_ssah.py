@@ -18,6 +18,7 @@ from safecircuits.cli.options import (
     layer_range,
 )
 from safecircuits.cli.study_inputs import EMBEDDED, require, study_prompts
+from safecircuits.cli.study_output import write_report
 
 if TYPE_CHECKING:
     from safecircuits.studies.scenarios import Scenario
@@ -176,8 +177,6 @@ _EMBEDDED_SIZES: dict[str, Any] = {
 
 def _write(run: Run, study: SsahStudy) -> None:
     """Tables, figures, report and findings of a finished study."""
-    from safecircuits.files import write_text
-    from safecircuits.provenance import provenance
     from safecircuits.studies.ssah_conclusions import conclusions
     from safecircuits.studies.ssah_page import report_page
 
@@ -197,13 +196,7 @@ def _write(run: Run, study: SsahStudy) -> None:
         if tuned is not None:
             folder.table(name, tuned.summary())
             folder.table(f"{name}_runs", tuned.to_frame())
-    for entry in conclusions(study):
-        run.say(f"{entry['shows']:>8}  {entry['effect']} ({entry['paper']}): {entry['text']}")
-    about = provenance(command=f"safecircuits {run.command}", seed=run.seed, datasets=None, arguments=run.arguments)
-    html, figures = report_page(study, about)
-    for name, figure in figures.items():
-        folder.figure(name, figure)
-    write_text(folder.file("report.html"), html)
+    write_report(run, conclusions(study), lambda about: report_page(study, about))
 
 
 def cuts(texts: list[str]) -> dict[str, Cut]:

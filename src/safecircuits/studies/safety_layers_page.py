@@ -17,7 +17,6 @@ from safecircuits.report import captions, tables
 from safecircuits.report.attention_figure import attention_panels
 from safecircuits.report.data import rates, sweeps
 from safecircuits.report.decision_figure import plot_decision
-from safecircuits.report.html import page
 from safecircuits.report.layer_figures import plot_sweeps
 from safecircuits.report.pair_figures import comparison_figure, pair_panels
 from safecircuits.report.rate_figures import plot_behavior
@@ -46,15 +45,7 @@ def report_page(study: SafetyLayersStudy, provenance: Mapping[str, Any]) -> tupl
     facts = {"architecture": shape.architecture, "layers": shape.n_layers, "d_model": shape.d_model}
     if study.planted is not None:
         facts["refusal planted in"] = f"layers {study.planted}"
-    html = page(
-        f"Safety layers of “{study.name}”",
-        made.sections,
-        made.figures,
-        facts=facts,
-        conclusions=conclusions(study),
-        provenance=provenance,
-    )
-    return html, made.figures
+    return made.render(f"Safety layers of “{study.name}”", facts, conclusions(study), provenance)
 
 
 def saved_page(folder: Path, record: Mapping[str, Any]) -> str:

@@ -12,7 +12,6 @@ from safecircuits.published import published
 from safecircuits.report import captions, tables
 from safecircuits.report.data import ablations, rates, unit_counts
 from safecircuits.report.direction_figures import plot_by_block, plot_by_token, plot_direction_gap
-from safecircuits.report.html import page
 from safecircuits.report.pressure_figure import plot_pressure
 from safecircuits.report.rate_figures import plot_behavior
 from safecircuits.report.score_figures import plot_score_comparison, plot_stability
@@ -60,15 +59,7 @@ def report_page(study: SsahResults, provenance: Mapping[str, Any]) -> tuple[str,
         "scores": "; ".join(f"{name}: {cut}" for name, cut in s.cuts.items()),
         "seeds": len(s.seeds),
     }
-    html = page(
-        f"Superficial safety alignment of “{study.name}”",
-        made.sections,
-        made.figures,
-        facts=facts,
-        conclusions=conclusions(study),
-        provenance=provenance,
-    )
-    return html, made.figures
+    return made.render(f"Superficial safety alignment of “{study.name}”", facts, conclusions(study), provenance)
 
 
 def saved_page(folder: Path, record: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from safecircuits.report.html import page
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
 from safecircuits.report.text import percent
@@ -27,6 +28,17 @@ class StudyPage:
         """Add a section, unless nothing was measured for it."""
         if exhibits:
             self.sections.append(Section(id, title, intro, exhibits))
+
+    def render(
+        self,
+        title: str,
+        facts: Mapping[str, Any],
+        conclusions: Sequence[Mapping[str, str]],
+        provenance: Mapping[str, Any],
+    ) -> tuple[str, dict[str, Figure]]:
+        """The whole page as HTML, and its figures by name."""
+        html = page(title, self.sections, self.figures, facts=facts, conclusions=conclusions, provenance=provenance)
+        return html, self.figures
 
 
 _RATES = {
