@@ -100,6 +100,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     return (yield from _skipping_hooked_transformers())
 
 
+@pytest.fixture(autouse=True)
+def every_size_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the few tokens of tests take the ways that pay with many."""
+    monkeypatch.setattr("safecircuits.last_positions._WORTH", 1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Tiny tensors are slower on several threads, by far where other test processes share the cores."""

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import safecircuits as sc
 from conftest import build_tiny_llama, randomised
 from safecircuits.batching import MAX_TOKENS, batches, common_prefix, each_batch, pad_left, without_prefix
+from safecircuits.behavior.branched import worth_feeding
 from safecircuits.behavior.generate import generate_scaled
 from safecircuits.behavior.refusal import DETECTORS, EarlyVerdict, decided, degenerate
 from safecircuits.forward import Decoder, device_of
@@ -30,6 +31,7 @@ from safecircuits.layers.localization import localize
 from safecircuits.memory import estimate_memory, fitting_tokens
 from safecircuits.models import load_model
 from safecircuits.prompts import Encoded, encode
+from safecircuits.units.head_probe import head_outputs
 
 PROMPTS = tuple(
     " ".join(words)
@@ -71,6 +73,25 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
         monkeypatch.setattr(Decoder, name, counted)
     return shapes
+
+
+def positions_by_part(model: Any) -> dict[str, list[int]]:
+    """How many positions each part that may be narrowed runs at, by its name and in order; filled while passes run."""
+    plain = plain_model(model)
+    seen: dict[str, list[int]] = {}
+    for layer in range(3):
+        parts = {"mlp": model.blocks[layer].mlp} if plain is None else {}
+        if plain is not None:
+            block = plain.block(layer)
+            parts = {"mlp": block.mlp, "attn.q": block.self_attn.q_proj, "attn.o": block.self_attn.o_proj}
+        for name, part in parts.items():
+
+            def counted(x: Any, run: Any = part.forward, name: str = f"blocks.{layer}.{name}") -> Any:
+                seen.setdefault(name, []).append(x.shape[1])
+                return run(x)
+
+            part.forward = counted  # type: ignore[method-assign]
+    return seen
 
 
 def family(name: str, n_vocab: int) -> Any:
@@ -216,6 +237,52 @@ class TestOnlyWhatIsNeeded:
         sc.collect_residuals(tiny_hooked, PROMPTS, layers=[1])
         assert ran == [0, 1]
         sc.score_units(tiny_hooked, DATA)
+
+    @both
+    def test_the_last_layer_runs_where_it_is_looked_at(self, backend: str, make_tiny_model: Any) -> None:
+        model = make_tiny_model(backend)
+        seen = positions_by_part(model)
+        width = max(len(e) for e in encode(model.tokenizer, PROMPTS))
+        sc.collect_residuals(model, PROMPTS)
+        assert {name: widths for name, widths in seen.items() if "blocks.2" not in name} == {
+            name: [width] for name in seen if "blocks.2" not in name
+        }
+        assert all(seen[name] == [1] for name in seen if "blocks.2" in name)
+        seen.clear()
+        sc.collect_residuals(model, PROMPTS, layers=[1])
+        assert seen["blocks.0.mlp"] == [width]
+        assert seen["blocks.1.mlp"] == [1]
+        seen.clear()
+        sc.generate(model, PROMPTS[:1], max_new_tokens=2)
+        assert seen["blocks.2.mlp"] == [1, 1]
+        assert seen["blocks.1.mlp"] == [len(encode(model.tokenizer, PROMPTS[:1])[0]), 1]
+        seen.clear()
+        draft = [model.tokenizer.convert_tokens_to_ids(word) for word in ("the", "tea", "and", "some")]
+        generate_scaled(model, PROMPTS[:1], [{0: 1.1}], max_new_tokens=4, drafts=[draft])
+        assert seen["blocks.2.mlp"][0] == 4, "after the prompt and after each of three tokens of the draft"
+        seen.clear()
+        sc.score_units(model, DATA, tokens="prompt")
+        assert set(seen["blocks.2.mlp"]) == set(seen["blocks.0.mlp"])
+        seen.clear()
+        with sc.attached(model, {"blocks.2.hook_mlp_out": lambda x: None}):
+            sc.collect_residuals(model, PROMPTS)
+        assert not seen.get("blocks.2.mlp") or seen["blocks.2.mlp"] == [width]
+
+    def test_a_few_tokens_are_not_worth_it(self, tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("safecircuits.last_positions._WORTH", 1000)
+        seen = positions_by_part(tiny_bridge)
+        sc.collect_residuals(tiny_bridge, PROMPTS)
+        assert seen["blocks.2.mlp"] == seen["blocks.0.mlp"]
+
+    @both
+    def test_answers_with_a_narrow_last_layer_are_the_models_own(self, backend: str, make_tiny_model: Any) -> None:
+        model = make_tiny_model(backend, 3)
+        heads = head_outputs(model, sc.PromptSet("p", PROMPTS))
+        texts = sc.generate(model, PROMPTS, max_new_tokens=6).texts
+        with watched(model):
+            plain_heads = head_outputs(model, sc.PromptSet("p", PROMPTS))
+            assert sc.generate(model, PROMPTS, max_new_tokens=6).texts == texts
+        torch.testing.assert_close(heads, plain_heads, atol=2e-4, rtol=1e-4)
 
     def test_a_hook_further_up_still_fires(self, tiny_bridge: Any) -> None:
         fired = []
@@ -387,6 +454,19 @@ class TestManyScaledModels:
         # Baseline, upper and lower sweep: one batch each, so at most a prefix and eight steps.
         assert passes <= 3 * 9
         assert scaling_grid(model, PROMPTS, **options).counts[0, 1] == found.upper.points[1].count
+
+    @given(st.lists(st.integers(0, 15), min_size=1, max_size=60))
+    def test_long_guesses_are_cut_where_padding_others_costs_more(self, lengths: list[int]) -> None:
+        most = worth_feeding(lengths)
+        assert 0 <= most <= max(lengths)
+        later = [length - most for length in lengths if length > most]
+        fed = len(lengths) * most + len(later) * max(later, default=0) + (64 if later else 0)
+        assert fed <= len(lengths) * max(lengths)
+        assert worth_feeding([most] * len(lengths)) == most, "guesses of one length are fed whole"
+
+    def test_one_long_guess_among_many_short_ones_waits(self) -> None:
+        assert worth_feeding([2] * 80 + [10]) == 2
+        assert worth_feeding([2] * 3 + [10]) == 10, "a call of its own would cost more than the padding"
 
 
 class TestLeavingTheBatch:

@@ -17,8 +17,8 @@ MAX_TOKENS = 8192
 # Beside this many tokens what a call costs of its own is small, so that a batch may end there for the sake of padding.
 _FAIR_TOKENS = 512
 
-# A pass over the common beginning is a call of its own: it must save more tokens than a call is worth.
-_SAVED_TOKENS = 64
+CALL_TOKENS = 64
+"""Tokens that a call costs of its own: one more call must save as many."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _tight(examples: Sequence[Encoded], rows: Sequence[int]) -> int:
 
 
 def common_prefix(examples: Sequence[Encoded]) -> int:
-    """How many leading tokens all prompts share and are worth a pass of their own; every one keeps a token to itself.
+    """How many leading tokens all prompts share and are worth a call of their own; every one keeps a token to itself.
 
     Responses are no part of it.
     """
@@ -109,7 +109,7 @@ def common_prefix(examples: Sequence[Encoded]) -> int:
     shared = 0
     while shared < longest and all(example.ids[shared] == first[shared] for example in examples):
         shared += 1
-    return shared if (len(examples) - 1) * shared >= _SAVED_TOKENS else 0
+    return shared if (len(examples) - 1) * shared >= CALL_TOKENS else 0
 
 
 def without_prefix(examples: Sequence[Encoded], n_tokens: int) -> list[Encoded]:

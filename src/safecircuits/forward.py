@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from safecircuits.batching import Batch, position_ids
+from safecircuits.last_positions import only_at_last
 from safecircuits.sites import HookedModel, is_bridge
 
 # Logits held at once where those of many positions are asked for.
@@ -51,10 +52,11 @@ class Decoder:
 
     Args:
         plain: a Hugging Face model to call in the bridge's place.
+        ends: parts of the last layer that may run at the positions alone whose logits are asked for.
     """
 
-    def __init__(self, model: HookedModel, plain: Any = None) -> None:
-        self.model = model
+    def __init__(self, model: HookedModel, plain: Any = None, ends: Sequence[nn.Module] = ()) -> None:
+        self.model, self.ends = model, ends
         self.device = device_of(model)
         self.hf: Any = plain if plain is not None or not is_bridge(model) else _wrapped(model)
         self.cache: Any = None
@@ -68,10 +70,11 @@ class Decoder:
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
         if self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
-        if self.hf is None:
-            out = self._hooked_logits(self._hooked_states(input_ids, attention_mask)[:, -1])
-        else:
-            out = self._hf_pass(self.hf, input_ids, seen, logits_to_keep=1).logits[:, -1]
+        with only_at_last(self.ends, 1):
+            if self.hf is None:
+                out = self._hooked_logits(self._hooked_states(input_ids, attention_mask)[:, -1])
+            else:
+                out = self._hf_pass(self.hf, input_ids, seen, logits_to_keep=1).logits[:, -1]
         self.mask = seen
         return out
 
@@ -93,7 +96,8 @@ class Decoder:
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
         if self.hf is None:
-            states = self._hooked_states(input_ids, attention_mask)[:, -last:]
+            with only_at_last(self.ends, last):
+                states = self._hooked_states(input_ids, attention_mask)[:, -last:]
             head: Callable[[Tensor], Tensor] = self._hooked_logits
         else:
             kept: list[Tensor] = []
@@ -105,7 +109,8 @@ class Decoder:
             head = self.hf.get_output_embeddings()
             handle = self.hf.get_output_embeddings().register_forward_pre_hook(keep)
             try:
-                self._hf_pass(self.hf, input_ids, seen, logits_to_keep=last)
+                with only_at_last(self.ends, last):
+                    self._hf_pass(self.hf, input_ids, seen, logits_to_keep=last)
             finally:
                 handle.remove()
             states = kept[0]

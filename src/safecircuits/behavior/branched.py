@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from safecircuits.batching import Batch, each_batch, pad_left, without_prefix
+from safecircuits.batching import CALL_TOKENS, Batch, each_batch, pad_left, without_prefix
 from safecircuits.behavior.decoding import Writer, best_tokens
 from safecircuits.forward import Decoder
 from safecircuits.hooks.branching import Branches
@@ -133,6 +133,8 @@ class BranchedDecoding:
             decoder.set_mask(decoder.mask * seen.to(decoder.mask))
             room = self.writer.max_new_tokens - 1
             guesses = [self.habits.guess(tokens)[: room - len(tokens)] for tokens in written]
+            most = worth_feeding(list(map(len, guesses)))
+            guesses = [guess[:most] for guess in guesses]
             fed = pad_left([Encoded((tokens[-1], *guess), 0) for tokens, guess in zip(written, guesses, strict=True)])
             self.scaling.select(owner)
             width = fed.input_ids.shape[1]
@@ -147,6 +149,17 @@ class BranchedDecoding:
                     wrong.append(dropped)
             written, owner = [written[row] for row in going], owner[going]
             by_layer = [torch.tensor(going)] * len(by_layer)
+
+
+def worth_feeding(lengths: Sequence[int]) -> int:
+    """Guessed tokens to feed at once: the rest of the longest guesses may cost less later than padding all others."""
+    longest = max(lengths)
+
+    def tokens(most: int) -> int:
+        later = sum(length > most for length in lengths)
+        return len(lengths) * most + (longest - most) * later + (CALL_TOKENS if later else 0)
+
+    return min(sorted(set(lengths)), key=tokens)
 
 
 class Habits:

@@ -87,6 +87,7 @@ def collect_residuals(
                 before,
                 after,
                 last_layer=max(wanted),
+                last_position=True,
                 max_tokens=max_tokens,
                 what="residual streams",
                 progress=progress,

@@ -38,7 +38,7 @@ class PlainModel:
                 path = inside.get(id(component), "")
                 if path in own:
                     self._modules[name] = own[path]
-        self._d_head = int(bridge.cfg.d_head)
+        self._d_head, self._n_layers = int(bridge.cfg.d_head), int(bridge.cfg.n_layers)
 
     def fits(self, bridge: Any) -> bool:
         """Whether every parameter still is the bridge's own, and what the bridge adds to them still is zero."""
@@ -47,6 +47,11 @@ class PlainModel:
     def block(self, layer: int) -> nn.Module:
         """The decoder layer."""
         return self._modules[f"blocks.{layer}"]
+
+    def per_position(self, layer: int) -> list[nn.Module]:
+        """The parts of a decoder layer that treat every position by itself and make no keys or values."""
+        names = (f"blocks.{layer % self._n_layers}.{part}" for part in ("attn.q", "attn.o", "mlp"))
+        return [self._modules[name] for name in names if name in self._modules]
 
     def has(self, names: Mapping[str, HookFn]) -> bool:
         """Whether each hook point has its place here."""

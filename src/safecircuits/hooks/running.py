@@ -1,8 +1,9 @@
 """Forward passes for the sake of our hooks: no work twice, unless hooks of somebody else's are in force.
 
 What all prompts begin with (a template, a system prompt) is computed once; layers after the last one needed, and the
-logits, are not computed at all; a bridge that nobody watches is run as the plain Hugging Face model it wraps. Values
-are equal to rounding. A hook of somebody else's may look at whole batches, so with one in force none of this happens.
+logits, are not computed at all, nor most of the last layer where only the last position is looked at; a bridge that
+nobody watches is run as the plain Hugging Face model it wraps. Values are equal to rounding. A hook of somebody else's
+may look at whole batches, so with one in force none of this happens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safecircuits.batching import Batch, common_prefix, each_batch, pad_left, wi
 from safecircuits.forward import Decoder
 from safecircuits.hooks.attach import HookFn, attached, hooks_in_force
 from safecircuits.hooks.plain import PlainModel, plain_model
+from safecircuits.last_positions import only_at_last
 from safecircuits.memory import fitting_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
@@ -39,7 +41,15 @@ class Runner:
     """Whether hooks are in force that the caller of this pass has not placed."""
 
     def decoder(self) -> Decoder:
-        return Decoder(self.model, None if self.plain is None else self.plain.model)
+        return Decoder(self.model, None if self.plain is None else self.plain.model, self.ends())
+
+    def ends(self, layer: int = -1) -> list[nn.Module]:
+        """The parts of a layer that may leave positions out: none where somebody else's hook would miss them."""
+        if self.foreign:
+            return []
+        if self.plain is not None:
+            return self.plain.per_position(layer)
+        return [] if is_bridge(self.model) else [self.model.blocks[layer].mlp]
 
     def prefix_length(self, examples: Sequence[Encoded], beyond: int = 0) -> int:
         """Leading tokens to be computed once for all ``examples``; 0 where sharing them would change a result.
@@ -73,6 +83,7 @@ class Runner:
         after: Callable[[], None],
         *,
         last_layer: int,
+        last_position: bool = False,
         max_tokens: int | None = None,
         what: str = "",
         progress: bool = False,
@@ -80,6 +91,7 @@ class Runner:
         """Run every example for the sake of hooks up to ``last_layer``.
 
         Args:
+            last_position: whether in that layer the hooks only look at the last position.
             before: called before each pass with its batch, and for how many prompts each row of it stands: all of
                 them for the beginning they share (a batch of no rows), else 1.
             after: called when the pass has succeeded; one that ran out of memory is tried again in parts.
@@ -105,8 +117,9 @@ class Runner:
         budget = max_tokens or fitting_tokens(self.model, shared + max(map(len, examples)))
         steps = each_batch(examples, work, budget, beside=shared, tight=True)
         each_done = (1 for n in steps for _ in range(n))
-        for _ in track(each_done, what, total=len(examples), enabled=progress):
-            pass
+        with only_at_last(self.ends(last_layer) if last_position else (), 1):
+            for _ in track(each_done, what, total=len(examples), enabled=progress):
+                pass
 
     @property
     def parts(self) -> bool:

@@ -167,6 +167,7 @@ def head_outputs(
             before,
             after,
             last_layer=n_layers - 1,
+            last_position=True,
             max_tokens=max_tokens,
             what="head outputs",
             progress=progress,
