@@ -269,6 +269,8 @@ def _second_moment_product(u: Tensor, v: Tensor) -> Float[Tensor, " layer"]:
     """Σ over pairs of cos² = ⟨UᵀU, VᵀV⟩, one layer at a time; the Gram side is used where prompts are fewer."""
     if max(u.shape[1], v.shape[1]) <= u.shape[2]:
         return torch.stack([(a @ b.T).square().sum() for a, b in zip(u, v, strict=True)])
+    if v is u:
+        return torch.stack([(a.T @ a).square().sum() for a in u])
     return torch.stack([((a.T @ a) * (b.T @ b)).sum() for a, b in zip(u, v, strict=True)])
 
 
