@@ -9,10 +9,11 @@ import torch
 
 import safecircuits as sc
 from benchmarks.performance.timing import Row, counted_tokens, device, faster, growth, interleaved
-from safecircuits.batching import batches
+from safecircuits.batching import batches, common_prefix, without_prefix
 from safecircuits.behavior.refusal import refused
+from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
-from safecircuits.layers.counting import RefusalCounter
+from safecircuits.layers.counting import RefusalCounter, SweepPoint
 from safecircuits.models import load_checkpoint
 from safecircuits.organism import catalog
 from safecircuits.prompts import TEMPLATES, PromptSet, encode
@@ -63,6 +64,7 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
     blocks = BLOCKS[:3] if quick else BLOCKS
     verdicts: dict[str, torch.Tensor] = {}
     work: dict[str, int] = {}
+    least: dict[str, float] = {}
     n_layers = int(model.cfg.n_layers)
 
     def ours(which: str, early_stop: bool) -> None:
@@ -73,6 +75,7 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
             counter = RefusalCounter(model, prompts, max_new_tokens=TOKENS, template=template, early_stop=early_stop)
             points = counter.count_all([(block, ALPHA) for block in blocks])
         verdicts[which] = torch.stack([point.refused for point in points])
+        least[which] = _least_tokens(model, prompts, template, [counter.baseline, *points])
 
     def theirs(which: str, asked: PromptSet, n_rows: int) -> None:
         """The unscaled model and every configuration, as ours counts them."""
@@ -104,10 +107,38 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
             tokens, others = work[mine] / n_layers, work[which] / part / n_layers
             row["why"] = (
                 f"we take {tokens:,.0f} tokens through all layers, the peer {others:,.0f}, {others / tokens:.2f} times "
-                "as many; what the ratio is beyond that comes of larger and fewer calls."
+                "as many; what the ratio is beyond that comes of larger and fewer calls. No way to the same answers "
+                f"can do with less than {least[mine]:,.0f}, and the peer takes {others / least[mine]:.2f} times as "
+                "many: each prompt and each beginning of an answer once in every layer, for all configurations that "
+                "are alike up to there."
             )
             out.append(row)
     return out
+
+
+def _least_tokens(model: Any, prompts: PromptSet, template: str, points: list[SweepPoint]) -> float:
+    """Tokens through all layers that every way to these completions has to take, if it computes them at all.
+
+    In the last layer only what the choice of a token needs: the last position of each prompt, and the answers.
+    """
+    n_layers = int(model.cfg.n_layers)
+    examples = encode(model.tokenizer, prompts, template=template)
+    own = [len(example) for example in without_prefix(examples, common_prefix(examples))]
+    fed: list[list[list[int]]] = []
+    for point in points:
+        whole = model.tokenizer(list(point.completions.texts), add_special_tokens=False).input_ids
+        # Only the end of a text is chosen after its last token.
+        ended = [point.completions.cut is None and len(ids) < TOKENS for ids in whole]
+        fed.append([ids if end else ids[:-1] for ids, end in zip(whole, ended, strict=True)])
+    profiles = [dict.fromkeys(p.layers.indices, p.alpha) if p.layers else {} for p in points]
+    total = 0
+    for layer, group in enumerate(Branches(profiles, n_layers).group):
+        for which in set(group):
+            alike = [answers for answers, g in zip(fed, group, strict=True) if g == which]
+            for prompt, length in enumerate(own):
+                begun = {tuple(a[prompt][: i + 1]) for a in alike for i in range(len(a[prompt]))}
+                total += len(begun) + (1 if layer == n_layers - 1 else length)
+    return total / n_layers
 
 
 def _scaled(hf_model: Any, block: LayerRange) -> Any:
