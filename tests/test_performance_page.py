@@ -53,6 +53,21 @@ def test_the_command_writes_rows_and_pages(results: Any, tmp_path: Path) -> None
     assert "abacus" in page
 
 
+def test_one_part_measured_again_leaves_the_others(results: Any, tmp_path: Path) -> None:
+    def document(load: str, version: str = "1", **ratios: float) -> dict[str, Any]:
+        rows = [{"part": part, "operation": part, "ratio": ratio} for part, ratio in ratios.items()]
+        return {"rows": rows, "machine": {"torch": version, results.LOAD: load}}
+
+    stored = tmp_path / results.ROWS
+    stored.parent.mkdir()
+    stored.write_text(json.dumps(document("1.0", sorting=2.0, collecting=3.0)), encoding="utf-8")
+    made = results.completed(document("0.1", sorting=2.5), tmp_path)
+    assert {row["part"]: row["ratio"] for row in made["rows"]} == {"collecting": 3.0, "sorting": 2.5}
+    assert made["machine"][results.LOAD] == "1.0; sorting measured again at 0.1"
+    with pytest.raises(ValueError, match=r"torch 1, these with 2: measure all parts, without --only"):
+        results.completed(document("0.1", "2", sorting=2.5), tmp_path)
+
+
 def test_the_page_of_real_scale_is_the_rendering_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.performance import at_scale

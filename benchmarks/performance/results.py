@@ -33,6 +33,7 @@ NOTES = """## What was tried and left out
   compiling. It needs a static cache, out of which finished rows cannot be dropped, and compiles anew for another number
   of rows. `python -m benchmarks.performance.compiled` measures it."""
 
+LOAD = "load when finished"
 PACKAGES = ("safecircuits", "torch", "transformers", "transformer-lens", "nnsight", "pyvene")
 
 
@@ -42,7 +43,7 @@ def describe_machine() -> dict[str, str]:
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "clock": "processor time" if by_processor_time() else "wall clock",
-        "load when finished": " ".join(f"{x:.1f}" for x in os.getloadavg()),
+        LOAD: " ".join(f"{x:.1f}" for x in os.getloadavg()),
         "python": platform.python_version(),
     }
     if torch.cuda.is_available():
@@ -80,6 +81,26 @@ def render(document: dict[str, Any]) -> str:
     tables = "\n\n".join(f"## {name}\n\n{table(some)}" for name, some in sections if some)
     why = f"## Aims that are missed\n\n{reasons}\n\n" if missed else ""
     return f"{INTRODUCTION}\n\n{tables}\n\n{why}{NOTES}\n\n## Machine\n\n{facts}\n"
+
+
+def completed(document: dict[str, Any], root: Path = ROOT) -> dict[str, Any]:
+    """Rows of some parts, among those of the others as they were written last.
+
+    Raises:
+        ValueError: if those were measured elsewhere, in another size or with other versions; the load may differ.
+    """
+    stored = json.loads((root / ROWS).read_text(encoding="utf-8"))
+    new, old = document["machine"], stored["machine"]
+    for fact in sorted(new.keys() | old.keys()):
+        if fact != LOAD and new.get(fact) != old.get(fact):
+            raise ValueError(
+                f"the other rows were measured with {fact} {old.get(fact)}, these with {new.get(fact)}: "
+                "measure all parts, without --only"
+            )
+    parts = {row["part"] for row in document["rows"]}
+    rows = [row for row in stored["rows"] if row["part"] not in parts] + document["rows"]
+    load = f"{old[LOAD]}; {', '.join(sorted(parts))} measured again at {new[LOAD]}"
+    return {"machine": new | {LOAD: load}, "rows": sorted(rows, key=lambda row: row["part"])}
 
 
 def write_results(document: dict[str, Any], root: Path = ROOT) -> list[Path]:
