@@ -98,6 +98,10 @@ class PromptSet:
         responses = self.responses and tuple(self.responses[i] for i in chosen)
         return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses)
 
+    def at_most(self, n: int | None) -> PromptSet:
+        """The first ``n`` prompts; all of them if there are fewer, or if None."""
+        return self.take(None if n is None else min(n, len(self)))
+
     def require_responses(self) -> tuple[str, ...]:
         """The responses, or a ValueError that says the set has none."""
         if self.responses is None:

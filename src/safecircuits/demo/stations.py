@@ -24,6 +24,7 @@ from safecircuits.demo.parts import (
 from safecircuits.demo.settings import DemoSettings
 from safecircuits.files import write_text
 from safecircuits.layers.localization import Localization, localize
+from safecircuits.layers.onset import search_start
 from safecircuits.layers.similarity import LayerGap, layer_gap
 from safecircuits.masks import FreezeMask
 from safecircuits.models import load_model
@@ -188,10 +189,7 @@ class Demo:
         return found
 
     def localize(self, name: str, model: HookedModel, gap: LayerGap) -> Localization:
-        onset = gap.onset()
-        # Without an onset the search has no start; the middle half of the model is then as good as any.
-        n_layers = len(gap.gap_deg)
-        start = onset.layers if onset else LayerRange(n_layers // 4, 3 * n_layers // 4 - 1)
+        start = search_start(gap.onset(), len(gap.gap_deg))
         prompts = self.prompts("over_rejection", self.settings.over_rejection)
         found = self.kept_in.kept(
             name,

@@ -57,6 +57,11 @@ class Onset:
         return str(self.layers)
 
 
+def search_start(onset: Onset | None, n_layers: int) -> LayerRange:
+    """Where a search by scaling starts: at the onset, or without one at the middle half of the model."""
+    return onset.layers if onset else LayerRange(n_layers // 4, max(n_layers // 4, 3 * n_layers // 4 - 1))
+
+
 def find_onset(gap_deg: Float[Tensor, " layer"] | Sequence[float], rule: OnsetRule) -> Onset | None:
     """Apply ``rule`` to a gap curve in degrees; None if the curve never reaches ``rule.min_gap_deg``."""
     gap = [float(g) for g in gap_deg]

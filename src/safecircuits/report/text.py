@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,14 @@ def rate_with_interval(row: Record, name: str) -> str:
     if spread := interval(row, name):
         text += f" [{100 * spread[0]:.1f}, {100 * spread[1]:.1f}]"
     return text
+
+
+def points(mean: float, low: float, high: float) -> str:
+    """A difference of rates in points: ``+3.1 [−0.4, +6.6]``; the interval is left out if there is none."""
+    text = f"{100 * mean:+.1f}"
+    if not math.isnan(low):
+        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return text.replace("-", "−")
 
 
 def layers(block: Any) -> str:

@@ -40,7 +40,7 @@ class Ruler:
         """A point of the curve: refusal of malicious prompts, and the task loss."""
         malicious = self.options["malicious"]
         assert malicious is not None
-        sets: EvaluationOptions = {**self.options, "malicious": malicious.take(min(self.curve_prompts, len(malicious)))}
+        sets: EvaluationOptions = {**self.options, "malicious": malicious.at_most(self.curve_prompts)}
         sets |= {"over_rejection": None, "utility": None}
         return {**evaluate(model, **sets).rates, "task_loss": self.task_loss(model)}
 

@@ -21,6 +21,7 @@ from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.decision import DecisionLayers, decision_layers
 from safecircuits.layers.localization import Direction, Localization, localize
 from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicious
+from safecircuits.layers.onset import search_start
 from safecircuits.layers.transplant import TransplantTable, transplant_study
 from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend, load_checkpoint, load_model
@@ -264,10 +265,7 @@ def _existence(work: _Work, base: str | None, load: Callable[[str], HookedModel]
 def _localization(work: _Work, model: HookedModel) -> None:
     study, run, p, s = work.study, work.run, work.prompts, work.settings
     assert study.gaps is not None
-    onset = study.gaps.onsets[study.name]
-    # Without an onset the search has no start; the middle half of the model is then as good as any.
-    n = study.shape.n_layers
-    start = onset.layers if onset else LayerRange(n // 4, max(n // 4, 3 * n // 4 - 1))
+    start = search_start(study.gaps.onsets[study.name], study.shape.n_layers)
     for number, (name, (components, direction)) in enumerate(SEARCHES.items()):
         say(f"scaling sweeps: {name}")
 
@@ -398,18 +396,16 @@ def _nfft(work: _Work, model: HookedModel, block: LayerRange) -> Arm:
 def _finetuning(work: _Work, arms: Sequence[Arm]) -> FinetuningStudy:
     say("fine-tuning study")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
-
-    def some(prompts: PromptSet) -> PromptSet:
-        return prompts.take(min(s.finetuning_prompts or len(prompts), len(prompts)))
+    n = s.finetuning_prompts
 
     def tune() -> FinetuningStudy:
         return finetuning_study(
             study.source,
             s.scenarios,
             arms,
-            malicious=some(p.measured),
-            over_rejection=some(p.over_rejection),
-            utility=None if p.utility is None else some(p.utility),
+            malicious=p.measured.at_most(n),
+            over_rejection=p.over_rejection.at_most(n),
+            utility=None if p.utility is None else p.utility.at_most(n),
             seeds=s.seeds,
             settings=s.training,
             points=s.points,

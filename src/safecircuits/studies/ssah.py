@@ -21,6 +21,7 @@ from safecircuits.hooks.ablate import ablated
 from safecircuits.layers.comparison import compare_gaps
 from safecircuits.layers.decision import decision_layers
 from safecircuits.layers.localization import localize
+from safecircuits.layers.onset import search_start
 from safecircuits.masks import FreezeMask
 from safecircuits.models import load_model
 from safecircuits.progress import say, without_bars
@@ -191,7 +192,7 @@ def _behavior(study: SsahStudy, run: RunDirectory, model: HookedModel, load: Loa
 
 def _direction(study: SsahStudy, run: RunDirectory, load: Load) -> None:
     p, s = study.prompts, study.settings
-    asked = p.malicious.take(min(s.probe_prompts, len(p.malicious)))
+    asked = p.malicious.at_most(s.probe_prompts)
     sources = {study.name: study.source} | dict(study.others)
     for number, (name, reading) in enumerate(s.readings.items()):
         say(f"reasoning direction: {name}")
@@ -386,11 +387,10 @@ def _located(study: SsahStudy, run: RunDirectory, model: HookedModel) -> SafetyB
     assert p.normal is not None
     assert p.over_rejection is not None
     gaps = compare_gaps({study.name: model}, p.normal, p.malicious, template=s.template, seed=s.seeds[0])
-    n, onset = study.shape.n_layers, gaps.onsets[study.name]
-    start = onset.layers if onset else LayerRange(n // 4, max(n // 4, 3 * n // 4 - 1))
+    start = search_start(gaps.onsets[study.name], study.shape.n_layers)
     asking: dict[str, Any] = {"detector": s.detector, "max_new_tokens": s.max_new_tokens, "template": s.template}
     found = localize(model, p.over_rejection, start, alpha="search", resume=run.work("sweep.jsonl"), **asking)
-    if len(found.layers) < n:
+    if len(found.layers) < study.shape.n_layers:
         return SafetyBlock(found.layers, f"scaling, α = {found.alpha:g}")
     decided = decision_layers(model, p.normal, p.malicious, **asking).layers
     if decided is None:

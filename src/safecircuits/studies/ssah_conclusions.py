@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.report.text import join, percent
+from safecircuits.report.text import join, percent, points
 from safecircuits.stats import mean_interval, paired_difference
 from safecircuits.studies.compare import MARGIN, Comparison, compare, verdict
 from safecircuits.studies.conclusion import Conclusion, entries, keeps_refusal
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.ssah_parts import SsahResults
 from safecircuits.studies.ssah_training import BUDGETS, budget_name, random_name
-from safecircuits.studies.study_page import points
 from safecircuits.units.ablation import Ablation, AblationTable
 from safecircuits.units.groups import GROUPS
 

@@ -116,9 +116,9 @@ def _tune(
         study.source,
         s.scenarios if scenarios is None else scenarios,
         arms,
-        malicious=_some(study, p.malicious),
-        over_rejection=None if p.over_rejection is None else _some(study, p.over_rejection),
-        utility=_some(study, p.measured_utility),
+        malicious=p.malicious.at_most(s.measured),
+        over_rejection=None if p.over_rejection is None else p.over_rejection.at_most(s.measured),
+        utility=p.measured_utility.at_most(s.measured),
         seeds=s.seeds if seeds is None else seeds,
         settings=s.training,
         points=s.points,
@@ -132,17 +132,13 @@ def _tune(
     )
 
 
-def _some(study: SsahStudy, prompts: PromptSet) -> PromptSet:
-    return prompts.take(min(study.settings.measured or len(prompts), len(prompts)))
-
-
 def _under_pressure(study: SsahStudy) -> dict[str, ExtraMetric]:
     """Refusal with the system prompt, and after the first of the prefilled tokens, where these are given.
 
     What the model does not refuse before training either cannot be lost in it, and is not measured again.
     """
     s = study.settings
-    asked = _some(study, study.prompts.malicious)
+    asked = study.prompts.malicious.at_most(s.measured)
     extra: dict[str, ExtraMetric] = {}
     if s.system is not None:
 
@@ -183,18 +179,15 @@ def redundant_budget(study: SsahStudy, run: RunDirectory, base: str) -> None:
     else:
         held_out = p.answered_held_out
 
-    def rows(prompts: PromptSet) -> PromptSet:
-        return prompts.take(min(s.budget_rows or len(prompts), len(prompts)))
-
     def align() -> AlignmentBudget:
         return alignment_budget(
             base,
-            rows(p.safety),
-            rows(answered),
+            p.safety.at_most(s.budget_rows),
+            answered.at_most(s.budget_rows),
             held_out,
-            malicious=_some(study, p.malicious),
-            over_rejection=None if p.over_rejection is None else _some(study, p.over_rejection),
-            utility=_some(study, p.measured_utility),
+            malicious=p.malicious.at_most(s.measured),
+            over_rejection=None if p.over_rejection is None else p.over_rejection.at_most(s.measured),
+            utility=p.measured_utility.at_most(s.measured),
             share=s.budget_share,
             longer=s.longer,
             seeds=s.seeds,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from safecircuits.report.html import page
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
-from safecircuits.report.text import percent
+from safecircuits.report.text import percent, points
 from safecircuits.studies.compare import Comparison
 
 
@@ -80,14 +80,6 @@ def with_interval(row: Mapping[Any, Any], name: str) -> str:
     text = percent(row[name])
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return text if math.isnan(low) else f"{text} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def points(mean: float, low: float, high: float) -> str:
-    """A difference of rates in points: ``+3.1 [−0.4, +6.6]``; the interval is left out if there is none."""
-    text = f"{100 * mean:+.1f}"
-    if not math.isnan(low):
-        text += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return text.replace("-", "−")
 
 
 def compared_table(found: Sequence[Comparison], title: str = "Against full fine-tuning, paired by seed") -> Table:
