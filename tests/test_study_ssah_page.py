@@ -18,7 +18,7 @@ from safecircuits.cli.study_ssah import cuts
 from safecircuits.direction.variants import Suffixes
 from safecircuits.rundir import RunDirectory, load_run, run_provenance
 from safecircuits.sites import LayerRange
-from safecircuits.studies import ssah as study_module
+from safecircuits.studies import ssah, ssah_groups, ssah_removal
 from safecircuits.studies import ssah_training as training_module
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task
@@ -169,15 +169,19 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study_module, "calibration_subsets", stop)
+        patched.setattr(ssah_groups, "calibration_subsets", stop)
         with pytest.raises(KeyboardInterrupt), RunDirectory.open(tmp_path / "run", "study", {}) as run:
             ssah_study("aligned", prompts(), run, settings=settings)
 
     def again(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    for name in ("compare_directions", "score_comparison", "ablate_groups", "evaluate"):
-        monkeypatch.setattr(study_module, name, again)
+    for module, names in (
+        (ssah, ("compare_directions", "evaluate")),
+        (ssah_removal, ("score_comparison", "ablate_groups")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, again)
     with RunDirectory.open(tmp_path / "run", "study", {}) as run:
         study = ssah_study("aligned", prompts(), run, settings=settings)
     assert set(study.stability) == {"wifv"}
@@ -254,7 +258,7 @@ class TestCommand:
 
     def test_an_attribution_needs_normal_prompts(self) -> None:
         with pytest.raises(ValueError, match="normal prompts"):
-            study_module.check_inputs(prompts(normal=None), small())
+            ssah.check_inputs(prompts(normal=None), small())
 
     def test_shares_and_layers_that_do_not_fit(self, tmp_path: Path) -> None:
         out = ("--model", "organism:aligned", "--out", str(tmp_path / "out"))

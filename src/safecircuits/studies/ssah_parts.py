@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.behavior.evaluate import Behavior
 from safecircuits.behavior.pressure import Pressure
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.direction.compare import DirectionComparison
 from safecircuits.direction.variants import Suffixes
-from safecircuits.models import Backend
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import LayerRange, ModelShape, Site
 from safecircuits.studies.alignment_budget import AlignmentBudget
 from safecircuits.studies.outcome import FinetuningStudy
+from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.units.ablation import AblationTable
 from safecircuits.units.comparison import Candidate, ScoreComparison
@@ -102,8 +101,8 @@ class SsahPrompts:
 
 
 @dataclass(frozen=True)
-class SsahSettings:
-    """How the study is run. Scenarios left empty leave the fine-tuning out.
+class SsahSettings(Running):
+    """What the study measures, beside how it runs models. Scenarios left empty leave the fine-tuning out.
 
     Attributes:
         cuts: ways to cut groups, by name; the paper's first, the best last.
@@ -147,17 +146,6 @@ class SsahSettings:
     budget_share: float = 0.2
     budget_rows: int | None = None
     layers: LayerRange | None = None
-    detector: str | RefusalDetector = "opening"
-    max_new_tokens: int = 8
-    template: str = "auto"
-    backend: Backend = "bridge"
-    device: Any = None
-    dtype: Any = None
-
-    @property
-    def judging(self) -> EvaluationOptions:
-        """How completions are made and judged, the same wherever the study evaluates."""
-        return {"detector": self.detector, "refusal_tokens": self.max_new_tokens, "template": self.template}
 
     @property
     def shares(self) -> dict[str, float]:

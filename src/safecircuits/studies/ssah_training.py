@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -126,9 +126,7 @@ def _tune(
         evaluation=s.judging,
         extra=_under_pressure(study),
         out=run.work("finetuning"),
-        backend=s.backend,
-        device=s.device,
-        dtype=s.dtype,
+        **s.placing,
     )
 
 
@@ -155,9 +153,7 @@ def _under_pressure(study: SsahStudy) -> dict[str, ExtraMetric]:
                 asked,
                 prefill=s.prefill,
                 prefill_tokens=(s.prefill_tokens or (1,))[:1],
-                detector=s.detector,
-                max_new_tokens=s.max_new_tokens,
-                template=s.template,
+                **s.asking,
             )
             return 1 - found.attempts[-1].success.rate
 
@@ -196,17 +192,15 @@ def redundant_budget(study: SsahStudy, run: RunDirectory, base: str) -> None:
             curve_prompts=s.curve_prompts,
             evaluation=s.judging,
             out=run.work("budget"),
-            backend=s.backend,
-            device=s.device,
-            dtype=s.dtype,
+            **s.placing,
         )
 
     study.budget = run.kept("budget", AlignmentBudget, align)
 
 
-def tuned_model(study: SsahStudy, load: Callable[[str], HookedModel]) -> HookedModel:
+def tuned_model(study: SsahStudy) -> HookedModel:
     """The model after full fine-tuning on the first scenario by the first seed."""
-    model = load(study.source)
     s = study.settings
+    model = s.load(study.source)
     finetune(model, s.scenarios[0].train, seed=s.seeds[0], progress=False, **s.training)
     return model

@@ -1,0 +1,50 @@
+"""How a study loads its models, asks them and judges what they say: the settings that both papers' studies share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.models import Backend, load_model
+from safecircuits.progress import without_bars
+from safecircuits.sites import HookedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What is the same wherever a study runs a model.
+
+    Attributes:
+        detector, max_new_tokens: what counts as a refusal, and how many tokens of a completion it looks at.
+        template: as in ``evaluate``.
+        backend, device, dtype: as in ``load_model``.
+    """
+
+    detector: str | RefusalDetector = "opening"
+    max_new_tokens: int = 8
+    template: str = "auto"
+    backend: Backend = "bridge"
+    device: Any = None
+    dtype: Any = None
+
+    def load(self, source: str) -> HookedModel:
+        """A model of the study, without progress bars."""
+        with without_bars():
+            return load_model(source, **self.placing)
+
+    @property
+    def placing(self) -> dict[str, Any]:
+        """How models are loaded."""
+        return {"backend": self.backend, "device": self.device, "dtype": self.dtype}
+
+    @property
+    def asking(self) -> dict[str, Any]:
+        """How completions are made and judged by what counts refusals alone."""
+        return {"detector": self.detector, "max_new_tokens": self.max_new_tokens, "template": self.template}
+
+    @property
+    def judging(self) -> EvaluationOptions:
+        """The same, as ``evaluate`` takes it."""
+        return {"detector": self.detector, "refusal_tokens": self.max_new_tokens, "template": self.template}
