@@ -22,10 +22,12 @@ from safecircuits.rundir import RunDirectory, load_run, run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies import safety_layers as study_module
 from safecircuits.studies.outcome import FinetuningStudy
-from safecircuits.studies.safety_layers import StudyPrompts, StudySettings, safety_layers_study
+from safecircuits.studies.safety_layers import safety_layers_study
 from safecircuits.studies.safety_layers_conclusions import conclusions
 from safecircuits.studies.safety_layers_page import report_page, saved_page
+from safecircuits.studies.safety_layers_parts import SafetyLayersStudy, StudyPrompts, StudySettings
 from safecircuits.studies.scenarios import organism_new_task, paper_scenarios
+from safecircuits.training.lisa import LisaSettings
 from safecircuits.training.presets import preset
 
 STEPS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 4e-4, "schedule": "constant"}
@@ -58,7 +60,7 @@ def prompts() -> StudyPrompts:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("study") / "run"
-    lisa = study_module.LisaSettings().scaled(4)
+    lisa = LisaSettings().scaled(4)
     with RunDirectory.open(folder, "study", {}) as run:
         study = safety_layers_study(
             "planted-layers", prompts(), run, settings=small(lisa=lisa), base="base", planted=LayerRange(3, 5)
@@ -163,7 +165,7 @@ def _unmoved(found: Any) -> Any:
 
 def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[Any, Path]) -> None:
     study, _ = done
-    known = study_module.SafetyLayersStudy(**{**vars(study), "source": "meta-llama/Meta-Llama-3-8B-Instruct"})
+    known = SafetyLayersStudy(**{**vars(study), "source": "meta-llama/Meta-Llama-3-8B-Instruct"})
     html, _ = report_page(known, {})
     assert "upper [7, 12]" in html
     assert "9.62" in html  # harmful rate of SPPFT on D_N

@@ -75,9 +75,10 @@ def safety_layers(
     Example: safecircuits study safety-layers --model google/gemma-2b-it --base google/gemma-2b --normal normal.csv
     --malicious malicious.csv --over-rejection over_rejection.csv --evaluation advbench --data alpaca --out runs/gemma
     """
-    from safecircuits.studies.safety_layers import StudyPrompts, StudySettings, safety_layers_study
+    from safecircuits.studies.safety_layers import safety_layers_study
     from safecircuits.studies.safety_layers_conclusions import conclusions
     from safecircuits.studies.safety_layers_page import report_page
+    from safecircuits.studies.safety_layers_parts import StudyPrompts, StudySettings
     from safecircuits.training.lisa import LisaSettings
 
     if preset not in PRESETS:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from safecircuits.report.text import percent
 from safecircuits.studies.conclusion import Conclusion, entries, keeps_refusal
 from safecircuits.studies.outcome import FinetuningStudy
-from safecircuits.studies.safety_layers import SafetyLayersStudy
+from safecircuits.studies.safety_layers_parts import SafetyLayersStudy
 
 PAPER = "Safety Layers"
 

@@ -27,8 +27,9 @@ from safecircuits.report.tables import Table
 from safecircuits.report.text import percent, plain
 from safecircuits.rundir import run_provenance
 from safecircuits.sites import LayerRange
-from safecircuits.studies.safety_layers import SafetyLayersStudy, saved_study
 from safecircuits.studies.safety_layers_conclusions import conclusions
+from safecircuits.studies.safety_layers_parts import SafetyLayersStudy
+from safecircuits.studies.safety_layers_saved import saved_study
 from safecircuits.studies.study_page import StudyPage, arms_table, compared_table
 
 DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")

@@ -26,7 +26,7 @@ from safecircuits.sites import SITES
 from safecircuits.stats import Share
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.ssah_conclusions import against, conclusions, times_longer
-from safecircuits.studies.ssah_parts import SsahResults
+from safecircuits.studies.ssah_parts import CONDITIONS, SsahResults
 from safecircuits.studies.ssah_published import measured_numbers, nearest_tables
 from safecircuits.studies.ssah_saved import saved_study
 from safecircuits.studies.ssah_training import BUDGETS, budget_name, random_name
@@ -34,12 +34,6 @@ from safecircuits.studies.study_page import StudyPage, arms_table, compared_tabl
 from safecircuits.units.ablation import AblationTable
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.transfer import AttributeTransfer
-
-CONDITIONS = {
-    "zero": "activations set to zero",
-    "mean": "activations set to their mean (bias compensation)",
-    "system": "activations set to zero, asked with the system prompt",
-}
 
 
 @styled

@@ -155,6 +155,13 @@ class SsahSettings(Running):
 REMOVED = ("SCU", "UCU", "RU")
 """The groups whose removal Table 1 measures."""
 
+CONDITIONS: Mapping[str, str] = {
+    "zero": "activations set to zero",
+    "mean": "activations set to their mean (bias compensation)",
+    "system": "activations set to zero, asked with the system prompt",
+}
+"""How they are removed, in words."""
+
 TUNED = "tuned"
 """The transfer by fine-tuning, among those named after the models beside the studied one."""
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.behavior.pressure import Pressure
 from safecircuits.direction.compare import DirectionComparison
-from safecircuits.results import Result
 from safecircuits.studies.alignment_budget import AlignmentBudget
+from safecircuits.studies.kept import Kept, R
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.ssah_parts import (
+    CONDITIONS,
     REMOVED,
     TUNED,
     PrunedGroup,
@@ -31,10 +29,6 @@ from safecircuits.units.scores import UnitScores
 from safecircuits.units.stability import Stability
 from safecircuits.units.transfer import AttributeTransfer
 
-R = TypeVar("R", bound=Result)
-
-CONDITIONS = ("zero", "mean", "system")
-
 
 def saved_study(folder: str | Path) -> SsahResults:
     """The study that a complete run directory holds. Settings that its report does not say are left at the defaults.
@@ -42,7 +36,7 @@ def saved_study(folder: str | Path) -> SsahResults:
     Raises:
         ValueError: if a part that every study has is missing, or one cannot be read.
     """
-    kept = _Kept(Path(folder) / "results")
+    kept = Kept(folder)
     subject = kept.must("subject", SsahSubject)
     study = SsahResults(
         subject.source, plain_name(subject.source), subject.shape, _settings(subject), dict(subject.others)
@@ -62,12 +56,12 @@ def saved_study(folder: str | Path) -> SsahResults:
     for number, name in enumerate(study.pressed):
         if pressed := kept.maybe(f"pressure_{number}", Pressure):
             study.pressures[name] = pressed
-    study.stability = kept.by_cut("stability", subject, Stability)
+    study.stability = _by_cut(kept, "stability", subject, Stability)
     study.agreement = kept.maybe("agreement", Stability)
     block = kept.maybe("block", SafetyBlock)
     study.block = None if block is None or len(block.layers) == study.shape.n_layers else block
-    study.enrichments = kept.by_cut("enrichment", subject, Enrichment)
-    study.overlaps = kept.by_cut("overlap", subject, MaskOverlap)
+    study.enrichments = _by_cut(kept, "enrichment", subject, Enrichment)
+    study.overlaps = _by_cut(kept, "overlap", subject, MaskOverlap)
     study.finetuning = kept.maybe("finetuning", FinetuningStudy)
     study.budget = kept.maybe("budget", AlignmentBudget)
     study.equal = kept.maybe("equal", FinetuningStudy)
@@ -88,7 +82,7 @@ def _settings(subject: SsahSubject) -> SsahSettings:
     )
 
 
-def _transfers(study: SsahResults, kept: _Kept) -> None:
+def _transfers(study: SsahResults, kept: Kept) -> None:
     scenario = None if study.finetuning is None else study.finetuning.scenarios[0]
     for number, name in enumerate(study.groups):
         found = kept.those(f"transfer_{number}_", (*study.others, TUNED), AttributeTransfer)
@@ -97,23 +91,7 @@ def _transfers(study: SsahResults, kept: _Kept) -> None:
         }
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The results of a run by name."""
-
-    folder: Path
-
-    def must(self, name: str, kind: type[R]) -> R:
-        return kind.load(self.folder / name)
-
-    def maybe(self, name: str, kind: type[R]) -> R | None:
-        return self.must(name, kind) if (self.folder / name).is_dir() else None
-
-    def those(self, start: str, ends: Iterable[str], kind: type[R]) -> dict[str, R]:
-        """By the end of their names, those that are there."""
-        found = {end: self.maybe(start + end, kind) for end in ends}
-        return {end: one for end, one in found.items() if one is not None}
-
-    def by_cut(self, part: str, subject: SsahSubject, kind: type[R]) -> dict[str, R]:
-        found = self.those(f"{part}_", map(str, range(len(subject.cuts))), kind)
-        return {name: found[str(number)] for number, name in enumerate(subject.cuts) if str(number) in found}
+def _by_cut(kept: Kept, part: str, subject: SsahSubject, kind: type[R]) -> dict[str, R]:
+    """The parts of all cuts, which are saved by number; those that are there."""
+    found = kept.those(f"{part}_", map(str, range(len(subject.cuts))), kind)
+    return {name: found[str(number)] for number, name in enumerate(subject.cuts) if str(number) in found}
