@@ -30,8 +30,8 @@ from safecircuits.published import PAPERS, published
 from safecircuits.rundir import AlreadyComplete, RunDirectory
 from safecircuits.sources import load_prompts
 from safecircuits.studies.safety_layers import safety_layers_study
-from safecircuits.studies.safety_layers_page import measured_numbers
 from safecircuits.studies.safety_layers_parts import StudyPrompts, StudySettings
+from safecircuits.studies.safety_layers_published import measured_numbers
 from safecircuits.studies.scenarios import organism_scenarios, paper_scenarios
 from safecircuits.units.ablation import AblationTable, ablate_groups, mean_rates
 from safecircuits.units.groups import classify_units

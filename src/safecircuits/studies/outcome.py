@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -101,6 +101,15 @@ class FinetuningStudy(Result):
             )
         return found
 
+    def mean(self, scenario: str, arm: str, figure: str = "malicious_refused") -> float:
+        """A figure of an arm in a scenario, mean over seeds."""
+        runs = self.of(scenario, arm)
+        return sum(run.figures[figure] for run in runs) / len(runs)
+
+    def times_longer(self, scenario: str, arm: str, reference: str = "full") -> int:
+        """How many times the steps of the reference an arm took."""
+        return round(self.of(scenario, arm)[0].steps / self.of(scenario, reference)[0].steps)
+
     def to_frame(self) -> pd.DataFrame:
         """One row a run: the figures after it, what they were before (``…_before``), R_h, and what it cost."""
         import pandas as pd
@@ -155,14 +164,25 @@ class FinetuningStudy(Result):
         Raises:
             ValueError: if the reference is no arm of the study.
         """
-        found = []
-        at: tuple[At, ...] = get_args(At)
-        for scenario in self.scenarios:
-            theirs = self.of(scenario, reference)
-            for arm in self.arms:
-                ours = [run for run in self.runs if (run.scenario, run.arm) == (scenario, arm)]
-                if arm != reference and ours:
-                    found += [compare(ours, theirs, where) for where in at]
+        there = {(run.scenario, run.arm) for run in self.runs}
+        return tuple(
+            found
+            for scenario in self.scenarios
+            for arm in self.arms
+            if arm != reference and (scenario, arm) in there
+            for found in self.against(scenario, arm, reference, get_args(At))
+        )
+
+    def against(
+        self, scenario: str, arm: str, reference: str = "full", at: Sequence[At] = ("equal steps", "matched loss")
+    ) -> tuple[Comparison, ...]:
+        """One arm against another in a scenario, at those of ``at`` where the two can be compared.
+
+        Raises:
+            ValueError: if one of them has no runs there.
+        """
+        ours, theirs = self.of(scenario, arm), self.of(scenario, reference)
+        found = (compare(ours, theirs, where) for where in at)
         return tuple(comparison for comparison in found if comparison is not None)
 
     def plot(self, scenario: str | None = None, *, ax: Axes | None = None) -> Axes:

@@ -6,31 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.localization import Localization
 from safecircuits.layers.malicious_check import MaliciousCheck
-from safecircuits.published import published
 from safecircuits.report import captions, tables
 from safecircuits.report.attention_figure import attention_panels
-from safecircuits.report.data import rates, sweeps
+from safecircuits.report.data import sweeps
 from safecircuits.report.decision_figure import plot_decision
 from safecircuits.report.layer_figures import plot_sweeps
 from safecircuits.report.pair_figures import comparison_figure, pair_panels
-from safecircuits.report.rate_figures import plot_behavior
 from safecircuits.report.sections import Exhibit
-from safecircuits.report.study_figures import plot_study
-from safecircuits.report.style import COLUMN, styled
+from safecircuits.report.style import styled
 from safecircuits.report.tables import Table
-from safecircuits.report.text import percent, plain
+from safecircuits.report.text import percent
 from safecircuits.rundir import run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies.safety_layers_conclusions import conclusions
 from safecircuits.studies.safety_layers_parts import SafetyLayersStudy
+from safecircuits.studies.safety_layers_published import add_published
 from safecircuits.studies.safety_layers_saved import saved_study
-from safecircuits.studies.study_page import StudyPage, arms_table, compared_table
+from safecircuits.studies.study_page import StudyPage, behavior_exhibit, compared_table, finetuning_exhibit
 
 DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")
 """More lines than these cannot be told apart; every arm is in the tables."""
@@ -40,7 +37,7 @@ DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")
 def report_page(study: SafetyLayersStudy, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
     """The report as HTML, and its figures by name."""
     made = StudyPage()
-    for add in (_behavior, _existence, _localization, _checks, _attention, _transplant, _finetuning, _published):
+    for add in (_behavior, _existence, _localization, _checks, _attention, _transplant, _finetuning, add_published):
         add(study, made)
     shape = study.shape
     facts = {"architecture": shape.architecture, "layers": shape.n_layers, "d_model": shape.d_model}
@@ -55,9 +52,6 @@ def saved_page(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _behavior(study: SafetyLayersStudy, made: StudyPage) -> None:
-    record = {name: rates(behavior) for name, behavior in study.behavior.items()}
-    made.figures["behavior"] = figure = Figure(figsize=(COLUMN[0], 0.85 + 0.42 * len(record)))
-    plot_behavior(record, ax=figure.subplots())
     assert study.detectors is not None
     shares = study.detectors.shares
     rows = [[name, str(share.hits), str(share)] for name, share in shares.items()]
@@ -68,9 +62,7 @@ def _behavior(study: SafetyLayersStudy, made: StudyPage) -> None:
         "The paper does not say how it tells a refusal. The same completions of the over-rejection prompts are judged "
         "by every detector here, since the published counts depend on it.",
         [
-            Exhibit(
-                "behavior", "Refusal, over-rejection and utility", captions.behavior(record), [tables.behavior(record)]
-            ),
+            behavior_exhibit(made, "behavior", "Refusal, over-rejection and utility", study.behavior),
             Exhibit(
                 None,
                 "What each detector counts",
@@ -106,13 +98,11 @@ def _localization(study: SafetyLayersStudy, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study.searches.items()):
         record = sweeps(found)
-        made.figures[f"sweeps_{number}"] = figure = Figure(figsize=COLUMN)
-        plot_sweeps(record, ax=figure.subplots())
+        plot_sweeps(record, ax=made.axes(f"sweeps_{number}"))
         caption = f"{name}. {captions.sweeps(record)}"
         exhibits.append(Exhibit(f"sweeps_{number}", name, caption, tables.sweeps(record)))
     if study.decision is not None:
-        made.figures["decision"] = figure = Figure(figsize=COLUMN)
-        plot_decision(study.decision, planted=study.planted, ax=figure.subplots())
+        plot_decision(study.decision, planted=study.planted, ax=made.axes("decision"))
         verdict = study.decision.verdict
         exhibits.append(Exhibit("decision", "Decision carried by a swap after each layer", f"Decision {verdict}."))
     exhibits.append(Exhibit(None, "Ranges", "All ranges that the study found.", [_ranges(study)]))
@@ -174,6 +164,14 @@ def _checks(study: SafetyLayersStudy, made: StudyPage) -> None:
     )
 
 
+def _check_table(title: str, check: MaliciousCheck) -> Table:
+    rows = [
+        [f"α = {point.alpha:g}" if point.layers else "unscaled", str(share), percent(point.degenerate)]
+        for point, share in zip((check.before, check.after), check.answered, strict=True)
+    ]
+    return Table(title, ["", "answered [95 %]", "degenerate"], rows)
+
+
 def _attention(study: SafetyLayersStudy, made: StudyPage) -> None:
     if not study.attention:
         return
@@ -194,14 +192,11 @@ def _transplant(study: SafetyLayersStudy, made: StudyPage) -> None:
     rows: dict[str, Behavior] = {"base": table.target}
     rows |= {f"with {row.name} {row.layers}": row.behavior for row in table.rows}
     rows[study.name] = table.source
-    record = {name: rates(behavior) for name, behavior in rows.items()}
-    made.figures["transplant"] = figure = Figure(figsize=(COLUMN[0], 0.85 + 0.42 * len(record)))
-    plot_behavior(record, ax=figure.subplots())
     made.add(
         "transplant",
         "Layers put into the base model",
         f"The base model with blocks of {study.name}’s layers in place of its own. The paper moves halves.",
-        [Exhibit("transplant", "Rates with transplanted layers", captions.behavior(record), [tables.behavior(record)])],
+        [behavior_exhibit(made, "transplant", "Rates with transplanted layers", rows)],
     )
 
 
@@ -210,26 +205,10 @@ def _finetuning(study: SafetyLayersStudy, made: StudyPage) -> None:
     if tuned is None:
         return
     exhibits = []
-    summary = tuned.summary()
     compared = tuned.compare()
     for number, scenario in enumerate(tuned.scenarios):
-        made.figures[f"finetuning_{number}"] = figure = Figure(figsize=(COLUMN[0], 3.1))
-        plot_study(tuned, scenario, arms=DRAWN_ARMS, ax=figure.subplots())
-        caption = (
-            f"{scenario}. Thin lines are seeds, thick ones their mean; further right, more of the task is learnt. "
-            "The tables have the other arms."
-        )
-        exhibits.append(
-            Exhibit(
-                f"finetuning_{number}",
-                f"Refusal against task loss in {scenario}",
-                caption,
-                [
-                    arms_table(summary[summary["scenario"] == scenario]),
-                    compared_table([found for found in compared if found.scenario == scenario]),
-                ],
-            )
-        )
+        table = compared_table([found for found in compared if found.scenario == scenario])
+        exhibits.append(finetuning_exhibit(made, f"finetuning_{number}", tuned, scenario, DRAWN_ARMS, [table]))
     frozen = "; ".join(f"{arm}: {what}" for arm, what in tuned.frozen.items())
     seeds = len({run.seed for run in tuned.runs})
     made.add(
@@ -240,92 +219,3 @@ def _finetuning(study: SafetyLayersStudy, made: StudyPage) -> None:
         f"Frozen in each arm: {frozen}.",
         exhibits,
     )
-
-
-def _published(study: SafetyLayersStudy, made: StudyPage) -> None:
-    """The paper's numbers of this model, or of its own models where this one is not among them."""
-    rows = published("safety_layers", model=study.source)
-    known = not rows.empty
-    measured = measured_numbers(study)
-    if known:
-        listed = [
-            [r["table"], r["setting"], r["metric"], plain(r["value"]), measured.get((r["setting"], r["metric"]), "")]
-            for r in rows.to_dict("records")
-        ]
-        made.add(
-            "published",
-            "Beside the published numbers",
-            "What the paper reports of this model, and what was measured here; empty where it was not run. Counts of "
-            "over-rejections are of 721 prompts there, and by an unknown detector.",
-            [
-                Exhibit(
-                    None,
-                    "Published and measured",
-                    f"{sum(bool(row[-1]) for row in listed)} of {len(listed)} have a number measured here.",
-                    [Table("Safety Layers", ["table", "setting", "metric", "published", "measured"], listed)],
-                )
-            ],
-        )
-        return
-    table = published("safety_layers", table="Table 1")
-    ranges = table[table["setting"] == "safety layers"].pivot(index="model", columns="metric", values="value")
-    listed = [
-        [str(model), f"[{int(row['first'])}, {int(row['last'])}]", "published", f"{_depth(table, model):.0%}"]
-        for model, row in ranges.iterrows()
-    ]
-    n = study.shape.n_layers
-    listed.append([study.name, str(study.block), "measured here", f"{len(study.block) / n:.0%}"])
-    made.add(
-        "published",
-        "Beside the published ranges",
-        "The paper’s safety layers of its own four models. This model is none of them, so there is no published number "
-        "to hold it against.",
-        [
-            Exhibit(
-                None,
-                "Published ranges",
-                "Safety layers, and their share of the model’s layers.",
-                [Table("Safety layers", ["model", "layers", "source", "share of layers"], listed)],
-            )
-        ],
-    )
-
-
-def _depth(table: pd.DataFrame, model: Any) -> float:
-    value = table[table["model"] == model].set_index(["setting", "metric"])["value"]
-    first, last = value["safety layers", "first"], value["safety layers", "last"]
-    return float((last - first + 1) / value["model", "n_layers"])
-
-
-def measured_numbers(study: SafetyLayersStudy) -> dict[tuple[str, str], str]:
-    """Measured numbers under the setting and metric by which the published tables have them."""
-    located = study.located
-    found: dict[tuple[str, str], str] = {
-        ("alpha", "alpha"): f"{located.alpha:g}",
-        ("unscaled", "over_rejected"): str(located.baseline.count),
-        ("safety layers", "first"): str(study.block.first),
-        ("safety layers", "last"): str(study.block.last),
-        ("model", "n_layers"): str(study.shape.n_layers),
-    }
-    for bound, sweep in (("upper", located.upper), ("lower", located.lower)):
-        for point in sweep.points:
-            found[f"{bound} {point.layers}", "over_rejected"] = str(point.count)
-    if study.check is not None:
-        answered = study.check.answered
-        found["unscaled", "malicious_answered"] = str(answered[0].hits)
-        found[f"{study.block} alpha {located.alpha:g}", "malicious_answered"] = str(answered[1].hits)
-    if study.finetuning is not None:
-        arms = {"full": "FullFT", "sppft": "SPPFT", "nfft": "NFFT", "lisa": "Lisa"}
-        for _, row in study.finetuning.summary().iterrows():
-            if row["arm"] in arms:
-                setting = f"{row['scenario']} {arms[row['arm']]}"
-                found[setting, "harmful_rate_%"] = f"{100 * (1 - row['malicious_refused']):.2f}"
-    return found
-
-
-def _check_table(title: str, check: MaliciousCheck) -> Table:
-    rows = [
-        [f"α = {point.alpha:g}" if point.layers else "unscaled", str(share), percent(point.degenerate)]
-        for point, share in zip((check.before, check.after), check.answered, strict=True)
-    ]
-    return Table(title, ["", "answered [95 %]", "degenerate"], rows)

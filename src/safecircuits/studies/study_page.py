@@ -1,4 +1,4 @@
-"""What the reports of both papers' studies share: sections with their figures, and tables of fine-tuning."""
+"""What the reports of both papers' studies share: sections with their figures, and exhibits that both have."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from safecircuits.behavior.evaluate import Behavior
+from safecircuits.report import captions, tables
+from safecircuits.report.data import rates
 from safecircuits.report.html import page
+from safecircuits.report.rate_figures import plot_behavior
 from safecircuits.report.sections import Exhibit, Section
+from safecircuits.report.study_figures import plot_study
+from safecircuits.report.style import COLUMN
 from safecircuits.report.tables import Table
 from safecircuits.report.text import percent, points
 from safecircuits.studies.compare import Comparison
+from safecircuits.studies.outcome import FinetuningStudy
 
 
 @dataclass
@@ -29,6 +37,12 @@ class StudyPage:
         if exhibits:
             self.sections.append(Section(id, title, intro, exhibits))
 
+    def axes(self, name: str, height: float = COLUMN[1], width: float = COLUMN[0]) -> Axes:
+        """Where to draw a new figure of this name, of a size in inches."""
+        self.figures[name] = figure = Figure(figsize=(width, height))
+        axes: Axes = figure.subplots()
+        return axes
+
     def render(
         self,
         title: str,
@@ -39,6 +53,41 @@ class StudyPage:
         """The whole page as HTML, and its figures by name."""
         html = page(title, self.sections, self.figures, facts=facts, conclusions=conclusions, provenance=provenance)
         return html, self.figures
+
+
+def behavior_exhibit(made: StudyPage, name: str, label: str, behavior: Mapping[str, Behavior]) -> Exhibit:
+    """The rates of several models as a figure of that name, in words, and as a table."""
+    record = {model: rates(found) for model, found in behavior.items()}
+    plot_behavior(record, ax=made.axes(name, 0.85 + 0.42 * len(record)))
+    return Exhibit(name, label, captions.behavior(record), [tables.behavior(record)])
+
+
+def published_exhibit(title: str, rows: Sequence[Sequence[str]]) -> Exhibit:
+    """Table, setting, metric and published number of each row, and what was measured, which may be empty."""
+    known = sum(bool(row[-1]) for row in rows)
+    text = f"{known} of {len(rows)} have a number measured here."
+    table = Table(title, ["table", "setting", "metric", "published", "measured"], rows)
+    return Exhibit(None, "Published and measured", text, [table])
+
+
+def finetuning_exhibit(
+    made: StudyPage,
+    name: str,
+    study: FinetuningStudy,
+    scenario: str,
+    drawn: Sequence[str],
+    compared: Sequence[Table],
+    height: float = 3.1,
+) -> Exhibit:
+    """One scenario: a curve of refusal for the arms that are drawn, what is left of every arm, and comparisons."""
+    plot_study(study, scenario, arms=drawn, ax=made.axes(name, height))
+    summary = study.summary()
+    left_out = "" if set(study.arms) <= set(drawn) else " The tables have the other arms."
+    caption = (
+        f"{scenario}. Thin lines are seeds, thick ones their mean; further right, more of the task is learnt.{left_out}"
+    )
+    shown = [arms_table(summary[summary["scenario"] == scenario]), *compared]
+    return Exhibit(name, f"Refusal against task loss in {scenario}", caption, shown)
 
 
 _RATES = {
