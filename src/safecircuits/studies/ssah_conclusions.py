@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.report.text import join, percent, points
+from safecircuits.report.text import percent, points
 from safecircuits.stats import mean_interval, paired_difference
-from safecircuits.studies.compare import MARGIN, Comparison, compare, verdict
-from safecircuits.studies.conclusion import Conclusion, entries, keeps_refusal
-from safecircuits.studies.outcome import FinetuningStudy
-from safecircuits.studies.ssah_parts import SsahResults
-from safecircuits.studies.ssah_training import BUDGETS, budget_name, random_name
+from safecircuits.studies.compare import MARGIN
+from safecircuits.studies.conclusion import Conclusion, entries
+from safecircuits.studies.ssah_parts import PAPER, SsahResults
+from safecircuits.studies.ssah_training_conclusions import (
+    about_budget,
+    about_equal_budgets,
+    about_freezing,
+    about_transfer,
+)
 from safecircuits.units.ablation import Ablation, AblationTable
-from safecircuits.units.groups import GROUPS
 
-PAPER = "SSAH"
-PLACES: tuple[Literal["equal steps", "matched loss"], ...] = ("equal steps", "matched loss")
 CLAIMS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "SCU": (
         ("malicious_refused", "falls", "Removing the SCU removes refusal"),
@@ -46,10 +46,11 @@ def conclusions(study: SsahResults) -> list[dict[str, str]]:
         _removals(study),
         _pressure(study),
         _stability(study),
-        _freezing(study),
-        _transfer(study),
-        _budget(study),
-        _meeting(study),
+        about_freezing(study),
+        about_transfer(study),
+        about_budget(study),
+        _enrichment(study),
+        about_equal_budgets(study),
     )
 
 
@@ -178,105 +179,7 @@ def _stability(study: SsahResults) -> Iterator[Conclusion]:
         yield f"The scores {names[0]} and {names[-1]} find the same SCU", "control", shows, text
 
 
-def _freezing(study: SsahResults) -> Iterator[Conclusion]:
-    tuned = study.finetuning
-    if tuned is None:
-        return
-    for scenario in tuned.scenarios:
-        for name in study.groups:
-            for kind in ("SCU+6%CU", "SCU+all CU"):
-                arm = f"{kind} ({name})"
-                for label, words in ((arm, ""), (f"{kind}, paper's schedule ({name})", ", paper’s schedule")):
-                    if label not in tuned.arms:
-                        continue
-                    effect = f"Freezing {kind} by {name}{words} keeps refusal in {scenario}"
-                    found = against(tuned, scenario, label, "full")
-                    shows, text = keeps_refusal(found, longer=times_longer(tuned, scenario, label))
-                    yield effect, f"{PAPER} Table 2", shows, text
-                control = random_name(arm)
-                found = against(tuned, scenario, arm, control)
-                effect = f"Freezing {kind} by {name} keeps more than as many random units in {scenario}"
-                yield effect, "control", *keeps_refusal(found, "as many random units")
-
-        paper = f"SCU+all CU ({next(iter(study.groups))})"
-        effect = f"Freezing SCU+all CU by {next(iter(study.groups))} keeps more than LoRA in {scenario}"
-        found = against(tuned, scenario, paper, "lora")
-        yield effect, f"{PAPER} Table 3", *keeps_refusal(found, "LoRA")
-
-
-def against(tuned: FinetuningStudy, scenario: str, arm: str, reference: str) -> list[Comparison]:
-    """One arm against another, at equal steps and where it can be at matched loss."""
-    runs = tuned.of(scenario, arm), tuned.of(scenario, reference)
-    found = [compare(*runs, place) for place in PLACES]
-    return [one for one in found if one is not None]
-
-
-def times_longer(tuned: FinetuningStudy, scenario: str, arm: str) -> int:
-    """How many times the steps of full fine-tuning an arm took."""
-    return round(tuned.of(scenario, arm)[0].steps / tuned.of(scenario, "full")[0].steps)
-
-
-def _transfer(study: SsahResults) -> Iterator[Conclusion]:
-    for name, found in study.transfers.items():
-        for label, transfer in found.items():
-            shares = transfer.shares
-            scu, cu = GROUPS.index("SCU"), GROUPS.index("CU")
-            if label.startswith(f"{study.name} →"):
-                stayed, to_cu = float(transfer.matrix[scu, scu]), float(transfer.matrix[scu, cu])
-                text = (
-                    f"Of the SCU {percent(stayed)} stay SCU and {percent(to_cu)} become CU (by chance "
-                    f"{percent(float(transfer.chance[scu, scu] / shares[scu].sum()))} would stay)."
-                )
-                shows = "yes" if to_cu > 0.5 else "no" if stayed > 0.5 else "unclear"
-                effect = f"Fine-tuning turns most safety-critical units into complex ones (by {name}; {label})"
-                yield effect, f"{PAPER} Figure 5", shows, text
-            elif label.startswith("unaligned"):
-                kept = float(transfer.matrix[scu, scu])
-                text = f"Of the SCU of {study.name} {percent(_from(transfer.counts, scu))} were SCU before. " + (
-                    f"Of those before, {percent(kept)} still are."
-                )
-                shows = "yes" if _from(transfer.counts, scu) < 0.5 else "no"
-                yield f"Alignment makes the safety-critical units (by {name}; {label})", f"{PAPER} §4.2", shows, text
-
-
-def _from(counts: Tensor, group: int) -> float:
-    """Of the units that are in a group afterwards, the share that was in it before."""
-    return float(counts[group, group] / counts[:, group].sum())
-
-
-def _budget(study: SsahResults) -> Iterator[Conclusion]:
-    if study.budget is None:
-        return
-    tuned = study.budget.study
-    scenario = tuned.scenarios[0]
-    means = {arm: tuned.of(scenario, arm) for arm in tuned.arms}
-
-    def rate(arm: str, name: str) -> float:
-        return sum(run.figures[name] for run in means[arm]) / len(means[arm])
-
-    def difference(arm: str, reference: str, name: str) -> tuple[float, float, float]:
-        pairs = zip(means[arm], means[reference], strict=True)
-        return mean_interval(torch.tensor([a.figures[name] - b.figures[name] for a, b in pairs], dtype=torch.float64))
-
-    for name, words in (("malicious_refused", "refuses"), ("utility", "knows")):
-        gap = difference("ru", "full", name)
-        label = name.replace("_", " ")
-        text = (
-            f"{label[0].upper()}{label[1:]}: {percent(rate('ru', name))} with {100 * study.budget.share:g} % of the "
-            f"units trained, {percent(rate('full', name))} with everything trained ({points(*gap)} points), "
-            f"{percent(rate('random', name))} with as many random units; before "
-            f"{percent(means['full'][0].before[name])}."
-        )
-        shows = {"no difference": "yes", "helps": "yes", "harms": "no", "unclear": "unclear"}[verdict(gap[1], gap[2])]
-        effect = f"Aligned by its redundant units alone, a base model {words} as much as when all of it is trained"
-        yield effect, f"{PAPER} Table 4", shows, text
-    gap = difference("ru", "random", "malicious_refused")
-    shows = {"helps": "yes", "unclear": "unclear"}.get(verdict(gap[1], gap[2]), "no")
-    text = f"Malicious refused, redundant against as many random units: {points(*gap)} points."
-    yield "Redundant units are better for this than random ones", "control", shows, text
-
-
-def _meeting(study: SsahResults) -> Iterator[Conclusion]:
+def _enrichment(study: SsahResults) -> Iterator[Conclusion]:
     for name, found in study.enrichments.items():
         block = found.block
         assert block is not None
@@ -285,26 +188,3 @@ def _meeting(study: SsahResults) -> Iterator[Conclusion]:
         )
         effect = f"The SCU by {name} are concentrated in the safety layers {block.layers}"
         yield effect, "where the papers meet", shows, f"{str(block)[0].upper()}{str(block)[1:]}."
-    tuned = study.equal
-    if tuned is None:
-        return
-    scenario = tuned.scenarios[0]
-    for budget in BUDGETS:
-        names = {kind: budget_name(kind, budget) for kind in ("units", "layers", "both", "intersection", "random")}
-        there = {kind: arm for kind, arm in names.items() if arm in tuned.arms}
-        if not there:
-            continue
-        kept = [f"{kind} {percent(_mean(tuned, scenario, arm))}" for kind, arm in there.items()]
-        listed = (
-            f"Refused after fine-tuning on {scenario}, {percent(_mean(tuned, scenario, 'full'))} with nothing frozen: "
-        )
-        for kind, reference in (("units", "layers"), ("both", "units"), ("units", "random"), ("layers", "random")):
-            shows, text = keeps_refusal(against(tuned, scenario, there[kind], there[reference]), reference)
-            effect = f"At the parameters of {budget} of the safety layers, freezing {kind} keeps more than {reference}"
-            extra = f" {listed}{join(kept)}." if kind == "units" and reference == "layers" else ""
-            yield effect, "where the papers meet", shows, text + extra
-
-
-def _mean(tuned: FinetuningStudy, scenario: str, arm: str) -> float:
-    runs = tuned.of(scenario, arm)
-    return sum(run.figures["malicious_refused"] for run in runs) / len(runs)

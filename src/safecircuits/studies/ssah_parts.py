@@ -25,6 +25,9 @@ from safecircuits.units.scores import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Metho
 from safecircuits.units.stability import Stability
 from safecircuits.units.transfer import AttributeTransfer
 
+PAPER = "SSAH"
+"""The paper's name where a conclusion says whose claim it is."""
+
 
 @dataclass(frozen=True)
 class Cut:

@@ -1,14 +1,16 @@
-"""An SSAH study's numbers under the names by which the paper's tables have them."""
+"""An SSAH study beside the published numbers: of its own model, or of the paper's models."""
 
 from __future__ import annotations
 
 import re
 
 from safecircuits.published import published
+from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 from safecircuits.report.text import plain
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.ssah_parts import SsahResults
+from safecircuits.studies.study_page import StudyPage, published_exhibit
 from safecircuits.units.ablation import AblationTable
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.transfer import AttributeTransfer
@@ -71,10 +73,9 @@ def _tuned(tuned: FinetuningStudy, score: str, *, papers: bool) -> dict[tuple[st
             name = next((one for one in names if one in tuned.arms), None)
             if name is None:
                 continue
-            runs = tuned.of(scenario, name)
-            mean = sum(run.figures["malicious_refused"] for run in runs) / len(runs)
-            found["initial", "advbench_keyword_%"] = _success(runs[0].before["malicious_refused"])
-            found[f"{data} {setting}", "advbench_keyword_%"] = _success(mean)
+            before = tuned.of(scenario, name)[0].before["malicious_refused"]
+            found["initial", "advbench_keyword_%"] = _success(before)
+            found[f"{data} {setting}", "advbench_keyword_%"] = _success(tuned.mean(scenario, name))
     return found
 
 
@@ -144,3 +145,31 @@ def _flow_rows(study: SsahResults) -> list[Table]:
         columns = ["flow", "Llama-2-7b-chat", *(f"{study.name}, by {name}" for name in measured)]
         made.append(Table(f"{figure}: flows between groups, share of all units", columns, kept))
     return made
+
+
+def add_published(study: SsahResults, made: StudyPage) -> None:
+    """The paper's numbers of this model, or of its own models where this one is not among them."""
+    rows = published("ssah", model=study.source)
+    if rows.empty:
+        made.add(
+            "published",
+            "Beside the published numbers",
+            "The paper’s numbers of its own models. This model is none of them, so there is no published number to "
+            "hold it against; what was measured of it stands below. Attack success here is the share that is not "
+            "refused. Cells that were not run are empty.",
+            [Exhibit(None, "Published and measured", "In percent.", nearest_tables(study))],
+        )
+        return
+    measured = measured_numbers(study)
+    listed = [
+        [*key, plain(value), measured.get(key, "")]
+        for *key_parts, value in rows[["table", "setting", "metric", "value"]].itertuples(index=False)
+        for key in [tuple(key_parts)]
+    ]
+    made.add(
+        "published",
+        "Beside the published numbers",
+        "What the paper reports of this model, and what was measured here; empty where it was not run. Attack success "
+        "is the share of harmful prompts that are not refused.",
+        [published_exhibit("SSAH", listed)],
+    )
