@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import safecircuits as sc
 from safecircuits.cli import app
-from safecircuits.demo import DemoSettings, run_demo, stations
+from safecircuits.demo import DemoSettings, finding, run_demo
 from safecircuits.demo.conclusions import conclusions
 from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.rundir import load_run
@@ -50,14 +50,14 @@ def test_an_interrupted_demo_goes_on_with_what_it_has(
     done, results = runs["bridge"]
     settings = DemoSettings().quick()
     assert run_demo(done, settings) == json.loads((done / "results.json").read_text())  # nothing left to do
-    real = stations.ablate_groups
-    monkeypatch.setattr(stations, "ablate_groups", interrupted)
+    real = finding.ablate_groups
+    monkeypatch.setattr(finding, "ablate_groups", interrupted)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run_demo(out, settings)
     assert not (out / "run.json").exists()
-    monkeypatch.setattr(stations, "ablate_groups", real)
-    monkeypatch.setattr(stations, "layer_gap", interrupted)  # the stations before are not run again
+    monkeypatch.setattr(finding, "ablate_groups", real)
+    monkeypatch.setattr(finding, "layer_gap", interrupted)  # the stations before are not run again
     again = run_demo(out, settings)
     for part in ("behavior", "similarity", "localization", "units", "planted"):
         assert again[part] == results[part]

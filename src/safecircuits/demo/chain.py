@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 
 from safecircuits import organism
+from safecircuits.demo.bench import Bench, demo_prompts
 from safecircuits.demo.conclusions import conclusions
 from safecircuits.demo.parts import Results
 from safecircuits.demo.settings import DemoSettings
-from safecircuits.demo.stations import Demo, demo_prompts
+from safecircuits.demo.stations import run_stations
 from safecircuits.files import write_text
 from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.provenance import provenance
@@ -64,19 +65,19 @@ def demo_into(run: RunDirectory, settings: DemoSettings) -> Results:
 
     started = time.perf_counter()
     with one_thread():
-        demo = Demo(settings, run)
-        results = demo.run()
+        bench = Bench(settings, run)
+        results, mask = run_stations(bench)
     results["provenance"] = provenance(
         command="safecircuits demo",
         seed=settings.seed,
-        datasets={f"{kind} {split}": prompts for (kind, split), prompts in demo.sets.items()},
+        datasets={f"{kind} {split}": prompts for (kind, split), prompts in bench.sets.items()},
         settings=asdict(settings),
         seconds=round(time.perf_counter() - started, 1),
     )
     results["conclusions"] = conclusions(results)
     for entry in results["conclusions"]:
         run.say(f"{entry['shows']:>8}  {entry['effect']} ({entry['paper']}): {entry['text']}")
-    demo.mask.save(run.file("freeze.safetensors"))
+    mask.save(run.file("freeze.safetensors"))
     write_text(run.file(RESULTS), json.dumps(results, indent=1, allow_nan=False) + "\n")
     run.table("conclusions", pd.DataFrame(results["conclusions"]), main=True)
     for name, figure in figures(results).items():
