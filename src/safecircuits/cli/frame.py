@@ -25,31 +25,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from safecircuits.cli.config import ConfigOption
 from safecircuits.cli.manners import one_line_errors, quiet
-from safecircuits.cli.options import (
-    Backend,
-    BackendOption,
-    ColumnOption,
-    CountOption,
-    DeviceOption,
-    DtypeOption,
-    ForceOption,
-    JsonOption,
-    ModelOption,
-    OutOption,
-    ResponsesOption,
-    SeedOption,
-    WhereOption,
-    conditions,
-)
+from safecircuits.cli.options import OutOption, conditions
+from safecircuits.cli.signature import PROMPTS, SHARED, OwnOptions, option, with_options
 
 if TYPE_CHECKING:
     from safecircuits.prompts import PromptSet
@@ -59,24 +43,6 @@ if TYPE_CHECKING:
 MANY = 6
 """Files of one folder that are still named one by one when a command says what it wrote."""
 
-# In the order of --help. None of these but the first five changes an outcome.
-_SHARED: dict[str, tuple[Any, Any]] = {
-    "model": (ModelOption, inspect.Parameter.empty),
-    "seed": (SeedOption, 0),
-    "device": (DeviceOption, None),
-    "dtype": (DtypeOption, None),
-    "backend": (BackendOption, Backend.bridge),
-    "out": (OutOption, inspect.Parameter.empty),
-    "config": (ConfigOption, None),
-    "json": (JsonOption, False),
-    "force": (ForceOption, False),
-}
-_PROMPTS: dict[str, tuple[Any, Any]] = {
-    "n": (CountOption, None),
-    "column": (ColumnOption, None),
-    "responses": (ResponsesOption, None),
-    "where": (WhereOption, None),
-}
 _NO_ARGUMENTS = {"out", "config", "json", "force"}
 
 
@@ -214,30 +180,24 @@ def run_command(
         model: whether it has ``--model``; otherwise it says itself which models it runs.
         out: the folder of the run unless given; with None it must be given.
     """
-    shared = _SHARED | (_PROMPTS if prompts else {})
+    shared = {**SHARED, **(PROMPTS if prompts else {})}
     if not model:
         del shared["model"]
     if out is not None:
-        shared = shared | {"out": (OutOption, out)}
+        shared["out"] = (OutOption, out)
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        parameters = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        grouped = {p.name: _options_of(p.annotation) for p in parameters if is_dataclass(p.annotation)}
-        own = [option for p in parameters for option in grouped.get(p.name, [p])]
+        own = OwnOptions(function, skip=1)
 
         def body(ctx: typer.Context, **given: Any) -> None:
             from safecircuits.rundir import AlreadyComplete
 
             chosen = {key: given.pop(key) for key in shared}
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
-            for parameter in parameters:
-                if parameter.name in grouped:
-                    values = {option.name: given.pop(option.name) for option in grouped[parameter.name]}
-                    given[parameter.name] = parameter.annotation(**values)
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             try:
                 with redirect_stdout(sys.stderr):  # what others print is no data
-                    function(run, **given)
+                    function(run, **own.gathered(given))
             except AlreadyComplete as done:
                 typer.echo(f"{done}; --force runs it again", err=True)
                 run.show(dict(done.run))
@@ -248,7 +208,7 @@ def run_command(
             else:
                 run.close()
 
-        app.command(name)(_framed(function, body, [*own, *(_option(key, *kind) for key, kind in shared.items())]))
+        app.command(name)(_framed(function, body, [*own.listed, *(option(key, *kind) for key, kind in shared.items())]))
         return function
 
     return register
@@ -258,13 +218,13 @@ def plain_command(app: typer.Typer, name: str | None = None) -> Callable[[Callab
     """Register a function as a command without a run directory: ``--config``, quiet and one-line errors alone."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())
+        own = OwnOptions(function)
 
         def body(ctx: typer.Context, **given: Any) -> None:  # noqa: ARG001  typer's
             given.pop("config")
-            function(**given)
+            function(**own.gathered(given))
 
-        app.command(name)(_framed(function, body, [*own, _option("config", *_SHARED["config"])]))
+        app.command(name)(_framed(function, body, [*own.listed, option("config", *SHARED["config"])]))
         return function
 
     return register
@@ -279,19 +239,6 @@ def _name(ctx: Any) -> str:
     return " ".join(words)
 
 
-def _options_of(kind: Any) -> list[inspect.Parameter]:
-    """An option a field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        _option(one.name, hints[one.name], inspect.Parameter.empty if one.default is MISSING else one.default)
-        for one in fields(kind)
-    ]
-
-
-def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
 def _framed(
     function: Callable[..., None], body: Callable[..., None], options: list[inspect.Parameter]
 ) -> Callable[..., None]:
@@ -302,11 +249,7 @@ def _framed(
         with one_line_errors(), quiet():
             body(**given)
 
-    ctx = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [ctx, *(option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options)]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+    return with_options(command, options)
 
 
 def _plain(value: Any) -> Any:
