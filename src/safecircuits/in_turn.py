@@ -60,10 +60,15 @@ def in_turn(
             )
         found[name] = measure(model, used[name])
         del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
     return found, used
+
+
+def release() -> None:
+    """Give back the memory of models that nothing but themselves refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def described(source: Source) -> str:

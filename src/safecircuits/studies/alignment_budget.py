@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.in_turn import release
 from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend, load_model
 from safecircuits.prompts import PromptSet
@@ -126,6 +127,7 @@ def alignment_budget(
     shape = ModelShape.of(loaded)
     if isinstance(model, str | Path):
         del loaded
+        release()
     redundant = FreezeMask.units(groups, "RU").on(shape)
     rest = ~redundant
     arms = (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.in_turn import release
 from safecircuits.models import Backend, load_model
 from safecircuits.progress import without_bars
 from safecircuits.sites import HookedModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,12 @@ class Running:
         """A model of the study, without progress bars."""
         with without_bars():
             return load_model(source, **self.placing)
+
+    def on(self, source: str, measure: Callable[[HookedModel], T]) -> T:
+        """What ``measure`` finds in a model that is loaded for it alone, and let go before the next one."""
+        found = measure(self.load(source))
+        release()
+        return found
 
     @property
     def placing(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from safecircuits.behavior.agreement import AgreementTable, agreement
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.generate import generate
+from safecircuits.in_turn import release
 from safecircuits.layers.attention import AttentionMap, attention_map
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.decision import DecisionLayers, decision_layers
@@ -77,6 +78,7 @@ def safety_layers_study(
     if s.scenarios:
         arms = arms_of(work, model)
         del model
+        release()
         study.finetuning = tuned(work, arms)
     return study
 
@@ -92,7 +94,8 @@ def _behavior(work: Work, model: HookedModel, base: str | None) -> None:
     }
     study.behavior[study.name] = run.kept("behavior", Behavior, lambda: evaluate(model, **sets))
     if base is not None:
-        study.behavior["base"] = run.kept("behavior_base", Behavior, lambda: evaluate(s.load(base), **sets))
+        measure = partial(s.on, base, lambda its: evaluate(its, **sets))
+        study.behavior["base"] = run.kept("behavior_base", Behavior, measure)
 
     def judged() -> AgreementTable:
         # Some detectors look for phrases anywhere: they get a whole sentence to look at.
@@ -197,3 +200,4 @@ def _transplant(work: Work, base: str) -> None:
         )
 
     study.transplant = run.kept("transplant", TransplantTable, measure)
+    release()

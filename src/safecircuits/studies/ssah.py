@@ -6,13 +6,13 @@ Every part is kept in the run directory as soon as it is there, so that an inter
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.direction.compare import DirectionComparison, compare_directions
+from safecircuits.in_turn import release
 from safecircuits.progress import say
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
@@ -66,7 +66,7 @@ def ssah_study(
     stability(study, run, model, classify)
     layers_of_units(study, run, model)
     del model
-    gc.collect()
+    release()
     if s.scenarios:
         say("fine-tuning with frozen units")
         freezing(study, run, lora)
@@ -107,10 +107,7 @@ def _behavior(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
     }
     study.behavior[study.name] = run.kept("behavior", Behavior, lambda: evaluate(model, **sets))
     for name, other in study.others.items():
-
-        def measure(other: str = other) -> Behavior:
-            return evaluate(s.load(other), **sets)
-
+        measure = partial(s.on, other, lambda its: evaluate(its, **sets))
         study.behavior[name] = run.kept(f"behavior_{name}", Behavior, measure)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from safecircuits.in_turn import release
 from safecircuits.progress import say
 from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory
@@ -107,10 +108,14 @@ def transfers(study: SsahStudy, run: RunDirectory, classify: Classifier) -> None
     for kind, make in made.items():
         label = study.transfer_label(kind, s.scenarios[0].name if kind == TUNED else None)
         say(f"attribute transfer: {label}")
-        other = _Once(make)
-        for number, name in enumerate(s.cuts):
-            cross = partial(_transfer, study, classify, other, kind, name)
-            study.transfers[name][label] = run.kept(f"transfer_{number}_{kind}", AttributeTransfer, cross)
+        _by_cut(study, run, classify, kind, label, _Once(make))
+        release()
+
+
+def _by_cut(study: SsahStudy, run: RunDirectory, classify: Classifier, kind: str, label: str, other: _Once) -> None:
+    for number, name in enumerate(study.settings.cuts):
+        cross = partial(_transfer, study, classify, other, kind, name)
+        study.transfers[name][label] = run.kept(f"transfer_{number}_{kind}", AttributeTransfer, cross)
 
 
 def _transfer(study: SsahStudy, classify: Classifier, other: _Once, kind: str, name: str) -> AttributeTransfer:

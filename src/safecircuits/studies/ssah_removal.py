@@ -8,6 +8,7 @@ from typing import Any
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.pressure import Pressure, pressure
 from safecircuits.hooks.ablate import ablated
+from safecircuits.in_turn import release
 from safecircuits.models import load_model
 from safecircuits.progress import say, without_bars
 from safecircuits.rundir import RunDirectory
@@ -118,6 +119,7 @@ def _pruned(
             return PrunedGroup(smaller.n_units, smaller.parameters_before, smaller.parameters_after, behavior)
 
         found[group] = run.kept(f"pruned_{number}_{group}", PrunedGroup, cut)
+        release()
     return found
 
 

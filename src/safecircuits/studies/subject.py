@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from safecircuits.in_turn import release
 from safecircuits.models import Backend, load_model
 from safecircuits.parameters import live_parameters
 from safecircuits.sites import HookedModel
@@ -38,15 +38,11 @@ class Subject:
     def fresh(self) -> Iterator[HookedModel]:
         """The model in its original weights; whatever the block does to them is undone or forgotten."""
         if self.from_disk:
-            if self._model is None:
-                self._model = load_model(self.source, backend=self.backend, **self.loading)
             try:
-                yield self._model
+                yield self._ready()
             finally:
                 self._model = None
-                gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                release()
             return
         assert self._folder is not None
         assert self._model is not None
@@ -58,9 +54,13 @@ class Subject:
     @contextmanager
     def untouched(self) -> Iterator[HookedModel]:
         """The model, to be looked at and not changed: the next run uses it as it is."""
+        yield self._ready()
+
+    def _ready(self) -> HookedModel:
         if self._model is None:
+            release()  # whoever had the last model may have held it until now
             self._model = load_model(self.source, backend=self.backend, **self.loading)
-        yield self._model
+        return self._model
 
     def close(self) -> None:
         """Remove what was written to disk."""
