@@ -123,6 +123,23 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
     assert "results/gaps" in load_run(tmp_path / "run")["files"]
 
 
+def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(said: str, asked: StudyPrompts, settings: StudySettings, planted: LayerRange | None = None) -> None:
+        with (
+            pytest.raises(ValueError, match=said),
+            RunDirectory.open(tmp_path / "run", "study", {}) as run,
+        ):
+            safety_layers_study("aligned", asked, run, settings=settings, planted=planted)
+        assert not (tmp_path / "run").exists()
+
+    refused("0 to 7", prompts(), small(), LayerRange(6, 9))
+    monkeypatch.setattr(StudySettings, "load", lambda *_: pytest.fail("loaded a model"))
+    for alpha in (0, 0.8, 1, "much"):
+        refused("number above 1", prompts(), small(alpha=alpha))
+    bare = PromptSet("bare", ("how do i kill the man ?",))
+    refused("'bare' has no responses", replace(prompts(), refused=bare), small())
+
+
 def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:
     study, _ = done
     html, figures = report_page(study, {"seed": 0})

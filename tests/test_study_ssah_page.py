@@ -16,6 +16,7 @@ from safecircuits.behavior.evaluate import Behavior
 from safecircuits.cli import app
 from safecircuits.cli.study_ssah import cuts
 from safecircuits.direction.variants import Suffixes
+from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory, load_run, run_provenance
 from safecircuits.sites import LayerRange
 from safecircuits.studies import ssah, ssah_groups, ssah_removal
@@ -259,6 +260,12 @@ class TestCommand:
     def test_an_attribution_needs_normal_prompts(self) -> None:
         with pytest.raises(ValueError, match="normal prompts"):
             ssah.check_inputs(prompts(normal=None), small())
+
+    def test_alignment_data_need_responses(self) -> None:
+        bare = PromptSet("bare", ("what is the name ?",))
+        for name in ("known", "answered", "answered_held_out"):
+            with pytest.raises(ValueError, match="'bare' has no responses"):
+                ssah.check_inputs(prompts(**{name: bare}), small())
 
     def test_shares_and_layers_that_do_not_fit(self, tmp_path: Path) -> None:
         out = ("--model", "organism:aligned", "--out", str(tmp_path / "out"))

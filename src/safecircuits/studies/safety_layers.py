@@ -62,9 +62,16 @@ def safety_layers_study(
         source: a hub id, a folder or an embedded stage.
         base: the model before alignment, if there is one: for the gap it should not have, and for the transplant.
         planted: where refusal is known to be.
+
+    Raises:
+        ValueError: for prompts without the responses that they need, an α that does not scale up, a planted block that
+            the model does not have, and as the parts do.
     """
     s = settings or StudySettings()
+    check_inputs(prompts, s)
     model = s.load(source)
+    if planted is not None:
+        LayerRange.of(planted, ModelShape.of(model).n_layers)  # refuses layers that the model does not have
     subject = run.kept("subject", StudySubject, lambda: StudySubject(source, ModelShape.of(model), planted))
     study = subject.study
     work = Work(study, run, prompts, s)
@@ -81,6 +88,18 @@ def safety_layers_study(
         release()
         study.finetuning = tuned(work, arms)
     return study
+
+
+def check_inputs(prompts: StudyPrompts, settings: StudySettings) -> None:
+    """A ValueError for what would fail, or be called by the wrong name, an hour into the study."""
+    for data in (prompts.utility, prompts.refused):
+        if data is not None:
+            data.require_responses()
+    alpha = settings.alpha
+    if alpha != "search" and (isinstance(alpha, str) or not 1 < alpha < float("inf")):
+        raise ValueError(
+            f"alpha is 'search' or a number above 1 (the search downwards takes its inverse), not {alpha!r}"
+        )
 
 
 def _behavior(work: Work, model: HookedModel, base: str | None) -> None:

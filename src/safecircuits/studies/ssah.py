@@ -82,8 +82,9 @@ def ssah_study(
 
 def check_inputs(prompts: SsahPrompts, settings: SsahSettings) -> None:
     """A ValueError for what would fail an hour into the study: prompts, shares and scores that do not go together."""
-    for data in (prompts.safety, prompts.utility, prompts.measured_utility):
-        data.require_responses()
+    for data in (prompts.safety, prompts.utility, prompts.known, prompts.answered, prompts.answered_held_out):
+        if data is not None:
+            data.require_responses()
     for name, share in settings.shares.items() | {("budget_share", settings.budget_share)}:
         if not 0 < share < 1:
             raise ValueError(f"{name} is a share of all units between 0 and 1, not {share}")
