@@ -16,13 +16,17 @@ def write_report(
     conclusions: Iterable[Mapping[str, str]],
     page: Callable[[Mapping[str, Any]], tuple[str, dict[str, Figure]]],
 ) -> None:
-    """Say the conclusions, and write the page that ``page`` makes with the run's provenance."""
+    """Say the conclusions, which are the main table, and write the page that ``page`` makes with the run's provenance."""
+    import pandas as pd
+
     from safecircuits.files import write_text
     from safecircuits.provenance import provenance
 
     folder = run.directory
     assert folder is not None
-    for entry in conclusions:
+    said = list(conclusions)
+    folder.table("conclusions", pd.DataFrame(said), main=True)
+    for entry in said:
         run.say(f"{entry['shows']:>8}  {entry['effect']} ({entry['paper']}): {entry['text']}")
     about = provenance(command=f"safecircuits {run.command}", seed=run.seed, datasets=None, arguments=run.arguments)
     html, figures = page(about)
