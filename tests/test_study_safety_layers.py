@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from browser import require_good
 from safecircuits import organism
 from safecircuits.cli import app
 from safecircuits.cli.study import _published, _sizes
+from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.localization import Localization
 from safecircuits.notices import Notice
 from safecircuits.prompts import PromptSet
@@ -121,6 +123,24 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
     assert study.finetuning is None
     assert study.transplant is None
     assert "results/gaps" in load_run(tmp_path / "run")["files"]
+
+
+def test_a_model_that_is_called_base_is_not_taken_for_the_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(organism.stage_path("aligned"), tmp_path / "base")
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_module, "localize", stop)
+    with pytest.raises(KeyboardInterrupt), RunDirectory.open(tmp_path / "run", "study", {}) as run:
+        safety_layers_study(str(source), prompts(), run, settings=small(), base="organism:base")
+    gaps = GapComparison.load(tmp_path / "run" / "results" / "gaps")
+    assert gaps.onsets["base"] is None
+    assert gaps.onsets["base (studied)"] is not None
+    subject = study_module.StudySubject.load(tmp_path / "run" / "results" / "subject")
+    assert [subject.study(beside_base=there).name for there in (True, False)] == ["base (studied)", "base"]
 
 
 def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

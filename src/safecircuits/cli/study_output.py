@@ -16,7 +16,7 @@ def write_report(
     conclusions: Iterable[Mapping[str, str]],
     page: Callable[[Mapping[str, Any]], tuple[str, dict[str, Figure]]],
 ) -> None:
-    """Say the conclusions, which are the main table, and write the page that ``page`` makes with the run's provenance."""
+    """Say the conclusions, which are the main table, and write what ``page`` makes with the run's provenance."""
     import pandas as pd
 
     from safecircuits.files import write_text

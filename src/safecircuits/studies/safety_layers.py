@@ -41,10 +41,10 @@ class StudySubject(Result):
     planted: LayerRange | None
     """The block in which refusal is known to be, for models that were made so."""
 
-    @property
-    def study(self) -> SafetyLayersStudy:
-        """A study of it with no parts yet."""
-        return SafetyLayersStudy(self.source, plain_name(self.source), self.shape, self.planted)
+    def study(self, *, beside_base: bool) -> SafetyLayersStudy:
+        """A study of it with no parts yet, alone or with a model that goes by ``base``."""
+        name = plain_name(self.source, ("base",) if beside_base else ())
+        return SafetyLayersStudy(self.source, name, self.shape, self.planted)
 
 
 def safety_layers_study(
@@ -73,7 +73,7 @@ def safety_layers_study(
     if planted is not None:
         LayerRange.of(planted, ModelShape.of(model).n_layers)  # refuses layers that the model does not have
     subject = run.kept("subject", StudySubject, lambda: StudySubject(source, ModelShape.of(model), planted))
-    study = subject.study
+    study = subject.study(beside_base=base is not None)
     work = Work(study, run, prompts, s)
     _behavior(work, model, base)
     _existence(work, base)

@@ -25,9 +25,10 @@ def saved_study(folder: str | Path) -> SafetyLayersStudy:
         ValueError: if a part that every study has is missing, or one cannot be read.
     """
     kept = Kept(folder)
-    study = kept.must("subject", StudySubject).study
+    base = kept.maybe("behavior_base", Behavior)
+    study = kept.must("subject", StudySubject).study(beside_base=base is not None)
     study.behavior[study.name] = kept.must("behavior", Behavior)
-    if base := kept.maybe("behavior_base", Behavior):
+    if base is not None:
         study.behavior["base"] = base
     study.detectors = kept.must("detectors", AgreementTable)
     study.gaps = kept.must("gaps", GapComparison)

@@ -51,7 +51,7 @@ def ssah_study(
     check_inputs(prompts, s)
     others = {name: other for name, other in (("unaligned", unaligned), ("base", base)) if other is not None}
     model = s.load(source)
-    study = SsahStudy(source, plain_name(source), ModelShape.of(model), s, others, prompts=prompts)
+    study = SsahStudy(source, plain_name(source, others), ModelShape.of(model), s, others, prompts=prompts)
     for given in (s.layers, s.freeze_layers):
         if given is not None:
             LayerRange.of(given, study.shape.n_layers)  # refuses layers that the model does not have

@@ -39,7 +39,11 @@ def saved_study(folder: str | Path) -> SsahResults:
     kept = Kept(folder)
     subject = kept.must("subject", SsahSubject)
     study = SsahResults(
-        subject.source, plain_name(subject.source), subject.shape, _settings(subject), dict(subject.others)
+        subject.source,
+        plain_name(subject.source, subject.others),
+        subject.shape,
+        _settings(subject),
+        dict(subject.others),
     )
     study.behavior[study.name] = kept.must("behavior", Behavior)
     study.behavior |= {name: kept.must(f"behavior_{name}", Behavior) for name in study.others}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,10 @@ class Subject:
             self._folder.cleanup()
 
 
-def plain_name(source: str) -> str:
-    """``organism:aligned``, a hub id or a path as a name for tables."""
-    return source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source
+def plain_name(source: str, beside: Collection[str] = ()) -> str:
+    """``organism:aligned``, a hub id or a path as a name for tables; none of those that models beside it go by."""
+    name = source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source
+    return f"{name} (studied)" if name in beside else name
 
 
 def _write(model: HookedModel, folder: Path) -> None:
