@@ -57,7 +57,7 @@ class Classifier:
                 classify_units(safety, utility, scu=0.0, ucu=0.0, ru=s.ru, normalize=cut.score.normalize)
             )
         by = None if cut.scu_by is None else self._scores(model, sets[0], cut.scu_by)
-        return classify_units(safety, utility, **s.shares, scu_by=by, normalize=cut.score.normalize)
+        return classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru, scu_by=by, normalize=cut.score.normalize)
 
     def _scores(self, model: HookedModel, data: PromptSet, by: Candidate) -> UnitScores:
         s = self.study.settings
