@@ -90,6 +90,7 @@ def test_the_report_is_made_again_from_what_is_saved(done: tuple[Any, Path]) -> 
 def test_the_base_model_has_no_gap_and_the_block_refuses_in_it(done: tuple[Any, Path]) -> None:
     study, _ = done
     assert study.gaps.onsets["base"] is None
+    assert study.gaps.provenance["models"] == {"planted-layers": "planted-layers", "base": "base"}
     rows = {row.name: row.behavior.rates["malicious_refused"] for row in study.transplant.rows}
     assert rows["planted block"] == 1.0
     assert rows["first half"] == 0.0

@@ -97,6 +97,8 @@ def test_every_part_is_there_and_loads_again(done: tuple[SsahStudy, Path]) -> No
         "block",
     }
     assert kept == both | one | {f"pressure_{i}" for i in range(4)} | {"finetuning", "budget", "equal"}
+    sources = {name: name for name in ("aligned", "unaligned", "base")}
+    assert study.probes["mean"].provenance["models"] == sources
     assert set(FinetuningStudy.load(folder / "results" / "finetuning").arms) == set(study.finetuning.arms)
 
 

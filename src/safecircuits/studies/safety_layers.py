@@ -128,12 +128,12 @@ def _existence(work: Work, base: str | None) -> None:
     say("angle gaps")
     study, run, p, s = work.study, work.run, work.prompts, work.settings
     sources = {study.name: study.source} | ({} if base is None else {"base": base})
-    models = {name: partial(s.load, source) for name, source in sources.items()}
-    study.gaps = run.kept(
-        "gaps",
-        GapComparison,
-        lambda: compare_gaps(models, p.normal, p.malicious, template=s.template, seed=s.seeds[0]),
-    )
+
+    def compare() -> GapComparison:
+        with without_bars():
+            return compare_gaps(sources, p.normal, p.malicious, template=s.template, seed=s.seeds[0], **s.placing)
+
+    study.gaps = run.kept("gaps", GapComparison, compare)
 
 
 def _localization(work: Work, model: HookedModel) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.direction.compare import DirectionComparison, compare_directions
 from safecircuits.in_turn import release
-from safecircuits.progress import say
+from safecircuits.progress import say, without_bars
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
 from safecircuits.studies.ssah_groups import Classifier, cut_groups, stability, transfers
@@ -115,12 +115,12 @@ def _behavior(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
 def _direction(study: SsahStudy, run: RunDirectory) -> None:
     s = study.settings
     asked = study.prompts.malicious.at_most(s.probe_prompts)
-    sources = {study.name: study.source} | dict(study.others)
+    sources = {study.name: study.source, **study.others}
     for number, (name, reading) in enumerate(s.readings.items()):
         say(f"reasoning direction: {name}")
 
         def probe(reading: Mapping[str, Any] = reading) -> DirectionComparison:
-            models = {name: partial(s.load, source) for name, source in sources.items()}
-            return compare_directions(models, asked, suffixes=s.suffixes, **s.asking, **reading)
+            with without_bars():
+                return compare_directions(sources, asked, suffixes=s.suffixes, **s.asking, **s.placing, **reading)
 
         study.probes[name] = run.kept(f"probe_{number}", DirectionComparison, probe)
