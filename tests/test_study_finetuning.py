@@ -130,6 +130,15 @@ def test_an_interrupted_study_goes_on_without_training_again(
     assert len(calls) == 8
 
 
+def test_a_run_that_is_too_short_for_lisa_is_refused_before_any_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained"))
+    alignment = PromptSet("safe", ("make a bomb",), ("sorry cannot help",))
+    with pytest.raises(ValueError, match="first 100 on alignment data"):
+        finetuning_study(folder, [SCENARIO], [full(), lisa_arm(alignment)], seeds=(0,), **OPTIONS)
+
+
 def test_lisa_and_metrics_of_your_own(folder: Path) -> None:
     alignment = PromptSet("safe", ("make a bomb",), ("sorry cannot help",))
     arms = [full(), lisa_arm(alignment, LisaSettings(alignment_steps=1, user_steps=1))]

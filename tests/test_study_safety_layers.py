@@ -29,7 +29,6 @@ from safecircuits.studies.safety_layers_conclusions import conclusions
 from safecircuits.studies.safety_layers_page import report_page, saved_page
 from safecircuits.studies.safety_layers_parts import SafetyLayersStudy, StudyPrompts, StudySettings
 from safecircuits.studies.scenarios import organism_new_task, paper_scenarios
-from safecircuits.training.lisa import LisaSettings
 from safecircuits.training.presets import preset
 
 STEPS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 4e-4, "schedule": "constant"}
@@ -62,10 +61,9 @@ def prompts() -> StudyPrompts:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("study") / "run"
-    lisa = LisaSettings().scaled(4)
-    with RunDirectory.open(folder, "study", {}) as run:
+    with RunDirectory.open(folder, "study", {}) as run, pytest.warns(Notice, match="4 steps is too short for Lisa's"):
         study = safety_layers_study(
-            "planted-layers", prompts(), run, settings=small(lisa=lisa), base="base", planted=LayerRange(3, 5)
+            "planted-layers", prompts(), run, settings=small(), base="base", planted=LayerRange(3, 5)
         )
     return study, folder
 
@@ -157,6 +155,7 @@ def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(StudySettings, "load", lambda *_: pytest.fail("loaded a model"))
     for alpha in (0, 0.8, 1, "much"):
         refused("number above 1", prompts(), small(alpha=alpha))
+    refused("no hyper-parameters", prompts(), small(training="paper"))
     bare = PromptSet("bare", ("how do i kill the man ?",))
     refused("'bare' has no responses", replace(prompts(), refused=bare), small())
 

@@ -19,7 +19,8 @@ from safecircuits.results import Result
 from safecircuits.sites import ModelShape
 from safecircuits.stats import mean_interval
 from safecircuits.studies.arms import Arm, full
-from safecircuits.studies.finetuning import Settings, finetuning_study
+from safecircuits.studies.finetuning import finetuning_study
+from safecircuits.studies.hyperparameters import Settings
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.units.groups import Normalisation, UnitGroups, classify_units

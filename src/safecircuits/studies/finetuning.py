@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,20 +23,20 @@ from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
 from safecircuits.sites import ModelShape
 from safecircuits.studies.arms import Arm, mask_digest
+from safecircuits.studies.hyperparameters import Settings, hyperparameters, steps_of
 from safecircuits.studies.measure import Curve, ExtraMetric, Ruler, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.studies.subject import Subject
-from safecircuits.training.lisa import lisa
+from safecircuits.training.lisa import LisaSettings, lisa
 from safecircuits.training.loop import finetune
 from safecircuits.training.lora import lora
 from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase
-from safecircuits.training.presets import PresetName, preset
+from safecircuits.training.presets import PresetName
 from safecircuits.training.rewind import entries_of, rewind
 from safecircuits.training.virtual_tokens import virtual_tokens
 
-Settings = Mapping[str, Any]
 OWN = ("freeze", "seed", "callbacks", "eval_every", "stop_at_loss", "checkpoint_dir", "log", "progress", "rows")
 """Arguments of ``finetune`` that the study sets itself."""
 
@@ -86,7 +85,8 @@ def finetuning_study(
             by their names.
 
     Raises:
-        ValueError: for names that occur twice, nothing to run, settings that the study sets itself, an unknown preset.
+        ValueError: for names that occur twice, nothing to run, settings that the study sets itself, an unknown preset,
+            and runs that are too short for Lisa.
     """
     _check(scenarios, arms, seeds, settings, points)
     subject = Subject(model, backend=backend, device=device, dtype=dtype)
@@ -96,6 +96,10 @@ def finetuning_study(
             study.options = {"malicious": malicious, "over_rejection": over_rejection, "utility": utility}
             study.options.update(evaluation or {})
             hyper = {s.name: hyperparameters(settings, preset_model or subject.name, s) for s in scenarios}
+            for scenario in scenarios:
+                for arm in arms:
+                    if arm.alignment is not None:
+                        (arm.lisa or LisaSettings()).require(arm.longer * steps_of(scenario, hyper[scenario.name]))
             # Arms of a seed stand side by side in time, so that what else the machine does hits all of them alike.
             todo = [(scenario, seed, arm) for scenario in scenarios for seed in seeds for arm in arms]
             runs = [
@@ -160,7 +164,7 @@ class _Study:
     ) -> StudyRun:
         ruler = self._ruler(scenario, settings)
         before = self._before(scenario, settings, ruler)
-        steps = arm.longer * _steps(scenario, settings)
+        steps = arm.longer * steps_of(scenario, settings)
         curve = Curve(ruler)
         optimizer = WatchedOptimizer(
             settings.pop("optimizer", "adamw"), settings.get("lr", 3e-4), settings.get("weight_decay", 0.0)
@@ -188,7 +192,7 @@ class _Study:
             elif arm.tokens is not None:
                 measured, run = virtual_tokens(model, scenario.train, settings=arm.tokens, **options)
             elif arm.first is not None:
-                first = min(_steps(scenario, {**settings, "steps": None, "epochs": 1}), steps - 1)
+                first = min(steps_of(scenario, {**settings, "steps": None, "epochs": 1}), steps - 1)
                 phases = [Phase(arm.first.on(self.shape), steps=first), Phase(mask, steps=steps - first)]
                 run = finetune(model, scenario.train, **{**options, "freeze": phases, "steps": None})
             else:
@@ -249,21 +253,6 @@ class _Study:
             "settings": dict(settings) if training else {"template": settings.get("template", "auto")},
             "backend": self.subject.backend,
         }
-
-
-def hyperparameters(settings: PresetName | Settings, model: str, scenario: Scenario) -> dict[str, Any]:
-    """Arguments of ``finetune`` for one scenario: as given, or the preset of that name."""
-    if not isinstance(settings, str):
-        return dict(settings)
-    return dict(preset(settings, model if settings == "paper" else None, scenario.kind))
-
-
-def _steps(scenario: Scenario, settings: Settings) -> int:
-    """Optimizer steps of a run, counted as ``finetune`` counts them."""
-    if settings.get("steps") is not None:
-        return int(settings["steps"])
-    per_step = int(settings.get("batch_size", 16) * settings.get("grad_accumulation", 1))
-    return int(settings.get("epochs") or 1) * math.ceil(len(scenario.train) / per_step)
 
 
 def _check(

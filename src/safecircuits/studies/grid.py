@@ -11,7 +11,8 @@ from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.studies.arms import Block, full, sppft
 from safecircuits.studies.compare import Comparison
-from safecircuits.studies.finetuning import Settings, finetuning_study
+from safecircuits.studies.finetuning import finetuning_study
+from safecircuits.studies.hyperparameters import Settings
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import Scenario
 

@@ -27,6 +27,7 @@ from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel, LayerRange, ModelShape
+from safecircuits.studies.hyperparameters import hyperparameters
 from safecircuits.studies.safety_layers_parts import SEARCHES, SafetyLayersStudy, StudyPrompts, StudySettings, Work
 from safecircuits.studies.safety_layers_training import arms_of, tuned
 from safecircuits.studies.subject import plain_name
@@ -65,10 +66,10 @@ def safety_layers_study(
 
     Raises:
         ValueError: for prompts without the responses that they need, an α that does not scale up, a planted block that
-            the model does not have, and as the parts do.
+            the model does not have, a preset that does not have the model, and as the parts do.
     """
     s = settings or StudySettings()
-    check_inputs(prompts, s)
+    check_inputs(source, prompts, s)
     model = s.load(source)
     if planted is not None:
         LayerRange.of(planted, ModelShape.of(model).n_layers)  # refuses layers that the model does not have
@@ -90,11 +91,13 @@ def safety_layers_study(
     return study
 
 
-def check_inputs(prompts: StudyPrompts, settings: StudySettings) -> None:
+def check_inputs(source: str, prompts: StudyPrompts, settings: StudySettings) -> None:
     """A ValueError for what would fail, or be called by the wrong name, an hour into the study."""
     for data in (prompts.utility, prompts.refused):
         if data is not None:
             data.require_responses()
+    for scenario in settings.scenarios:
+        hyperparameters(settings.training, source, scenario)  # refuses a preset that does not have this model
     alpha = settings.alpha
     if alpha != "search" and (isinstance(alpha, str) or not 1 < alpha < float("inf")):
         raise ValueError(

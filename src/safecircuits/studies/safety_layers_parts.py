@@ -16,7 +16,7 @@ from safecircuits.layers.transplant import TransplantTable
 from safecircuits.prompts import PromptSet
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import LayerRange, ModelShape
-from safecircuits.studies.finetuning import Settings
+from safecircuits.studies.hyperparameters import Settings
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
@@ -65,7 +65,7 @@ class StudySettings(Running):
     scenarios: tuple[Scenario, ...] = ()
     training: PresetName | Settings = "paper"
     lisa: LisaSettings | None = None
-    """Lisa's own settings; its published defaults unless given."""
+    """Lisa's own settings; unless given its published ones, in proportion where a run is too short for these."""
     points: int = 8
     """Measurements along each fine-tuning run."""
     curve_prompts: int = 100

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from safecircuits.masks import FreezeMask
+from safecircuits.notices import notify
 from safecircuits.progress import say
 from safecircuits.sites import HookedModel, LayerRange
 from safecircuits.studies.arms import Arm, lisa_arm, paper_arms, sppft
 from safecircuits.studies.finetuning import finetuning_study
+from safecircuits.studies.hyperparameters import hyperparameters, steps_of
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.safety_layers_parts import Work
+from safecircuits.training.lisa import LisaSettings
 from safecircuits.units.groups import set_difference
 from safecircuits.units.importance import score_units
 
@@ -28,10 +31,30 @@ def arms_of(work: Work, model: HookedModel) -> tuple[Arm, ...]:
     if work.prompts.refused is not None and work.prompts.utility is not None:
         arms += (_nfft(work, model, block),)
     if work.prompts.refused is not None:
-        arms += (lisa_arm(work.prompts.refused, work.settings.lisa),)
+        arms += (lisa_arm(work.prompts.refused, _lisa(work)),)
     if decision is not None and decision != block:
         arms += (sppft(decision, "decision layers"),)
     return arms
+
+
+def _lisa(work: Work) -> LisaSettings:
+    """As given, or as published; the published ones in proportion where a run would end before the user's data."""
+    if work.settings.lisa is not None:
+        return work.settings.lisa
+    training = work.settings.training
+    shortest = min(
+        steps_of(scenario, hyperparameters(training, work.study.source, scenario))
+        for scenario in work.settings.scenarios
+    )
+    published = LisaSettings()
+    if shortest > published.alignment_steps:
+        return published
+    scaled = published.scaled(shortest)
+    notify(
+        f"a run of {shortest} steps is too short for Lisa's published {published.alignment_steps} steps on alignment "
+        f"data and {published.user_steps} on the user's: it takes {scaled.alignment_steps} and {scaled.user_steps}"
+    )
+    return scaled
 
 
 def _nfft(work: Work, model: HookedModel, block: LayerRange) -> Arm:

@@ -53,6 +53,14 @@ class LisaSettings:
         alignment = max(1, round(length * self.alignment_steps / (self.alignment_steps + self.user_steps)))
         return LisaSettings(self.rho, alignment, max(1, length - alignment), self.free_share)
 
+    def require(self, steps: int) -> None:
+        """A ValueError for a run that ends before it reaches the user's data."""
+        if steps <= self.alignment_steps:
+            raise ValueError(
+                f"{steps} steps end within the first {self.alignment_steps} on alignment data: "
+                f"train longer, or pass settings=LisaSettings().scaled({steps})"
+            )
+
     def aligning(self, step: int) -> bool:
         """Whether a step (from 0) is on alignment data."""
         return step % (self.alignment_steps + self.user_steps) < self.alignment_steps
@@ -82,11 +90,7 @@ def lisa(
     for name in ("epochs", "rows", "on_gradients", "stop_at_loss", "checkpoint_dir"):
         if options.get(name) is not None:
             raise ValueError(f"lisa does not take {name}: it has states of its own, counted in steps")
-    if steps <= settings.alignment_steps:
-        raise ValueError(
-            f"{steps} steps end within the first {settings.alignment_steps} on alignment data: "
-            f"train longer, or pass settings=LisaSettings().scaled({steps})"
-        )
+    settings.require(steps)
     per_step = options.get("batch_size", 16) * options.get("grad_accumulation", 1)
     states = _States(len(data), len(alignment), per_step, settings, options.get("seed", 0))
     proximal = _Proximal(settings, first=round(settings.free_share * steps))
