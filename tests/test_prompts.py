@@ -29,6 +29,8 @@ def test_take_keeps_responses_with_their_prompts() -> None:
     assert len(some) == 3
     assert all(p.upper() == r for p, r in zip(some.prompts, some.require_responses(), strict=True))
     assert full.take(2).prompts == ("a", "b")
+    assert [len(full.at_most(n)) for n in (2, 6, 7, None)] == [2, 6, 6, 6]
+    assert full.at_most(2).responses == ("A", "B")
 
 
 def test_joining_keeps_order_and_needs_responses_on_both_or_neither() -> None:

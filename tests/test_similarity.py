@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safecircuits.hooks.collect import Residuals
-from safecircuits.layers.onset import OnsetRule, find_onset
+from safecircuits.layers.onset import OnsetRule, find_onset, search_start
 from safecircuits.layers.similarity import compare, gap_of_cosines, layer_gap, paper_pairs
 from safecircuits.notices import Notice
 from safecircuits.prompts import PromptSet
@@ -189,6 +189,15 @@ class TestOnset:
         assert found is not None
         assert found.layers == LayerRange(3, 4)
         assert str(found) == "[3, 4]"
+
+    @pytest.mark.parametrize("n_layers", range(1, 14))
+    def test_without_one_a_search_starts_in_the_middle_half(self, n_layers: int) -> None:
+        first, last = search_start(None, n_layers)
+        assert 0 <= first <= last < n_layers
+        assert abs((last - first + 1) - n_layers / 2) <= 1
+        found = find_onset([0.0, 0.1, 0.2, 6.0, 33.0, 36.0, 36.5, 36.0], OnsetRule())
+        assert found is not None
+        assert search_start(found, 8) == found.layers
 
     def test_a_flat_curve_has_none(self) -> None:
         assert find_onset([0.3, 0.5, 0.1, 1.9], OnsetRule()) is None
