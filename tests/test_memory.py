@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import safecircuits as sc
 import support
 import zoo
 from conftest import TEXT, WORDS, build_tiny_tokenizer
-from safecircuits import memory
+from safecircuits import batching, memory, units
+from safecircuits.behavior.sampling import sample
+from safecircuits.hooks.swap import Side
 from safecircuits.memory import Task, estimate_memory
 from safecircuits.models import load_model
 from safecircuits.prompts import encode
+from safecircuits.units.answer_tokens import _first_tokens
 
 PROMPTS = sc.PromptSet(
     "long",
@@ -181,6 +186,74 @@ class TestTooLittle:
     def test_the_free_memory_of_this_machine(self) -> None:
         free = memory.free_memory("cpu")
         assert free is None or free > 10**6
+
+
+FEW = sc.PromptSet("short", tuple(" ".join(WORDS[i : i + 12]) for i in range(4)), (" ".join(WORDS[:4]),) * 4)
+COMPARED: dict[str, Any] = {"reference": FEW, "answers": sc.AnswerTokens((5,), (6,)), "steps": 2}
+ANALYSES: dict[str, Callable[[Any], Any]] = {
+    "wifv": lambda model: sc.score_units(model, FEW),
+    "snip": lambda model: sc.score_units(model, FEW, method="snip"),
+    "taylor": lambda model: sc.score_units(model, FEW, method="taylor"),
+    "attribution": lambda model: sc.score_units(model, FEW, method="attribution", **COMPARED),
+    "integrated": lambda model: sc.score_units(model, FEW, method="integrated", **COMPARED),
+    "weights, Wanda": lambda model: units.score_weights(model, FEW, method="wanda"),
+    "weights, SNIP": lambda model: units.score_weights(model, FEW, method="snip"),
+    "coupled": lambda model: units.coupled_scores(model, FEW),
+    "output spaces": lambda model: units.output_spaces(model, FEW),
+    "SparseGPT": lambda model: units.sparse_gpt(model, FEW, 0.5),
+    "swapped residuals": lambda model: Side.of(model, encode(model.tokenizer, FEW), 1),
+    "first tokens": lambda model: _first_tokens(model, FEW, "auto", None),
+    "a judge": lambda model: sc.JudgeDetector(
+        model, question="is this a {completion}", yes=("the",), no=("a",), template="none"
+    ).verdicts(FEW.prompts),
+    "harmfulness": lambda model: sc.harmfulness(sc.Completions(FEW, FEW.prompts), model, max_new_tokens=2),
+    "pressure": lambda model: sc.pressure(model, FEW, max_new_tokens=2),
+    "sampling": lambda model: sample(model, FEW, max_new_tokens=2),
+    "direction probe": lambda model: sc.probe_direction(
+        model, FEW, suffixes=sc.Suffixes(("the cake",), ("a lamp",)), steps=(1,), max_new_tokens=2
+    ),
+}
+
+
+@pytest.mark.parametrize("analysis", list(ANALYSES))
+def test_every_analysis_fits_its_batches_to_the_free_memory(
+    analysis: str, make_tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, made = make_tiny_model("hooked" if analysis == "output spaces" else "bridge"), list[int]()
+    plain = batching.pad_left
+
+    def counted(examples: Any, rows: Any = None) -> Any:
+        made.append(len(examples))
+        return plain(examples, rows)
+
+    monkeypatch.setattr(batching, "pad_left", counted)
+    ANALYSES[analysis](model)
+    assert max(made) > 1
+    made.clear()
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    ANALYSES[analysis](model)
+    assert max(made) == (3 if analysis == "direction probe" else 1), "its variants of a prompt stand in one batch"
+
+
+@pytest.mark.parametrize("name", ["Llama-3", "Gemma-2", "Phi-3", "GPT-2", "Pythia"])
+@pytest.mark.parametrize("method", ["wifv", "taylor", "snip", "attribution", "coupled"])
+def test_a_batch_stays_within_the_free_memory(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wider(name, torch.float32)
+    width = max(len(example) for example in encode(model.tokenizer, PROMPTS, with_responses=method != "attribution"))
+    fitting = partial(memory.fitting_tokens, model, width, gradients=method != "wifv")
+    weights = Alive(model).peak
+    free = 10**6
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    while fitting() < 4 * width:
+        free = int(1.1 * free)
+    assert fitting() < 8 * width
+    with Alive(model) as alive:
+        if method == "coupled":
+            units.coupled_scores(model, PROMPTS)
+        else:
+            sc.score_units(model, PROMPTS, method=method, **(COMPARED if method == "attribution" else {}))
+    used = (alive.peak - weights) / free
+    assert 0.2 < used <= 1
 
 
 def test_bad_input(tiny_bridge: Any) -> None:

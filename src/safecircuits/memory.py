@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from safecircuits.batching import MAX_TOKENS
-from safecircuits.prompts import PromptSet, as_prompt_set, encode
+from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.skeleton import skeleton_of
 
 Task = Literal["residuals", "generate", "scores", "finetune"]
@@ -132,7 +133,28 @@ def estimate_memory(
     return MemoryEstimate(task, rows, width, weights, cache, activations, gradients, optimizer, results)
 
 
-def fitting_tokens(model: Any, width: int, *, cached: bool = False) -> int:
+def batch_tokens(
+    model: Any,
+    examples: Sequence[Encoded],
+    max_tokens: int | None,
+    *,
+    more: int = 0,
+    cached: bool = False,
+    gradients: bool = False,
+) -> int:
+    """Tokens of one batch of ``examples``: ``max_tokens``, or without it what ``fitting_tokens`` says.
+
+    Args:
+        more: tokens of each example beside its own: a shared beginning, an answer.
+        cached, gradients: as in ``fitting_tokens``.
+    """
+    if max_tokens is not None:
+        return max_tokens
+    longest = max(map(len, examples), default=1) + more
+    return fitting_tokens(model, longest, cached=cached, gradients=gradients)
+
+
+def fitting_tokens(model: Any, width: int, *, cached: bool = False, gradients: bool = False) -> int:
     """Tokens of one batch: ``MAX_TOKENS``, or what the memory that is free on the model's device holds if that is less.
 
     On a CPU that matters most: a process that takes too much is ended there, without an error to halve a batch at.
@@ -140,13 +162,15 @@ def fitting_tokens(model: Any, width: int, *, cached: bool = False) -> int:
     Args:
         width: tokens of the longest prompt, those still to be written included.
         cached: whether the keys and values of all layers are kept, as they are to generate.
+        gradients: whether a backward pass follows, for which the activations of all layers are kept.
     """
     parameter = next(model.parameters())
     free = free_memory(parameter.device)
     if free is None:
         return MAX_TOKENS
     sizes, itemsize = _Sizes.of_hooked(model), parameter.element_size()
-    row = sizes.forward_activations(1, width, itemsize, counted=True)
+    kept = sizes.gradient_activations if gradients else partial(sizes.forward_activations, counted=True)
+    row = kept(1, width, itemsize)
     row += 2 * sizes.n_layers * width * sizes.d_kv * itemsize if cached else 0
     # One row always runs; some memory is left to whatever else needs it by then.
     return min(MAX_TOKENS, max(1, int(_USABLE * free) // row) * width)
@@ -272,6 +296,11 @@ class _Sizes:
         mlp = (4 if self.gated else 3) * self.d_mlp * itemsize
         logits = self.d_vocab * (itemsize + 2 * 4)
         return rows * width * (self.n_layers * (norms + attention + mlp) + logits)
+
+    def gradient_activations(self, rows: int, width: int, itemsize: int) -> int:
+        """The same for gradients of activations instead of weights, and two values for every unit of every layer."""
+        units = 2 * self.n_layers * (self.d_mlp + self.d_heads) * itemsize
+        return self.training_activations(rows, width, itemsize) + rows * width * units
 
 
 def _weights(model: Any, dtype: torch.dtype | None) -> tuple[Any, int, int, int]:

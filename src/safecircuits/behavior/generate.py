@@ -20,7 +20,7 @@ from safecircuits.hooks.attach import hooks_in_force
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.running import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
-from safecircuits.memory import fitting_tokens
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.sites import HookedModel
@@ -162,7 +162,7 @@ def generate_scaled(
     _, per_token = hooks_in_force(model)
     groups = [list(profiles)] if per_token else [[profile] for profile in profiles]
     writer = Writer(model, max_new_tokens, until)
-    budget = max_tokens or _budget(model, examples, max_new_tokens)
+    budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
     written: list[list[list[int]]] = []
     for group in groups:
         scaling = RowScaling(model, group, components=components)
@@ -183,10 +183,6 @@ def generate_scaled(
 def _check(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-
-
-def _budget(model: HookedModel, examples: Sequence[Encoded], max_new_tokens: int) -> int:
-    return fitting_tokens(model, max(map(len, examples)) + max_new_tokens, cached=True)
 
 
 def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
@@ -211,7 +207,7 @@ def _alone(
     until: Until | None,
     progress: bool,
 ) -> tuple[list[list[int]], Writer]:
-    budget = max_tokens or _budget(model, examples, max_new_tokens)
+    budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
     jobs = _Jobs(tuple(examples), (0,) * len(examples), budget)
     writer = Writer(model, max_new_tokens, until)
     with running(model) as runner:

@@ -130,7 +130,7 @@ def harmfulness(
     max_new_tokens: int = 256,
     template: str = "auto",
     system: str | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> Harmfulness:
     """Score completions with a judge (S_h). Replies without a score stay in the result, counted, as NaN.

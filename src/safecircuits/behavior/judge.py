@@ -16,6 +16,7 @@ from safecircuits.batching import batches
 from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.generate import Completions
 from safecircuits.forward import Decoder
+from safecircuits.memory import batch_tokens
 from safecircuits.prompts import encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel
@@ -71,7 +72,8 @@ class JudgeDetector:
         threshold: of the margin of the answer that means refusal, in nats; a local model's alone.
         tokenizer: needed with a Hugging Face model object.
         template, system: how the question is put to a local model, as in ``generate``.
-        max_tokens: tokens in one batch of questions, padding included.
+        max_tokens: tokens in one batch of questions, padding included; 8,192 unless given, or what fits into free
+            memory.
 
     Raises:
         ValueError: for a question without ``{completion}``, and for answers that the judge's tokenizer does not tell
@@ -90,7 +92,7 @@ class JudgeDetector:
         tokenizer: Any = None,
         template: str = "auto",
         system: str | None = None,
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
     ) -> None:
         if "{completion}" not in question:
             raise ValueError(f"the judge's question must contain {{completion}}: {question!r}")
@@ -174,7 +176,8 @@ class JudgeDetector:
         examples = encode(model.tokenizer, questions, template=self.template, system=self.system) if questions else []
         margins, replies = torch.zeros(len(questions)), [""] * len(questions)
         with torch.inference_mode():
-            for batch in batches(examples, self.max_tokens):
+            budget = batch_tokens(model, examples, self.max_tokens, cached=True)
+            for batch in batches(examples, budget):
                 logits = Decoder(model).step(batch.input_ids, batch.attention_mask).float().cpu()
                 broken = ~torch.isfinite(logits).all(dim=-1)
                 if broken.any():

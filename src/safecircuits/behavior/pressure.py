@@ -166,7 +166,7 @@ def pressure(
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int = 16,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> Pressure:
     """Ask malicious prompts plainly and under pressure; with a system prompt given, everything with and without it.

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.batching import MAX_TOKENS, Batch, each_batch
+from safecircuits.batching import Batch, each_batch
 from safecircuits.behavior.generate import Completions, end_tokens
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.hooks.running import running
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
@@ -139,7 +140,8 @@ def sample(
                     break
                 mask = torch.ones_like(new)
 
-        finished = each_batch(examples, work, max_tokens or MAX_TOKENS)
+        budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
+        finished = each_batch(examples, work, budget)
         each_done = (1 for n in finished for _ in range(n))
         for _ in track(each_done, "sampled completions", total=len(examples), enabled=progress):
             pass

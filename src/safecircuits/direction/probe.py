@@ -18,12 +18,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safecircuits.batching import MAX_TOKENS, Batch, each_batch, pad_left
+from safecircuits.batching import Batch, each_batch, pad_left
 from safecircuits.behavior.agreement import AgreementTable
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.direction.states import Pool, generated_states
 from safecircuits.direction.variants import Suffixes, encode_variants
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, resolve_template
 from safecircuits.results import Result
@@ -230,8 +231,8 @@ def probe_direction(
             are left out (``"omit"``). Where both variants have ended, their last tokens are often the same full
             stop, and close for that reason.
         detector, max_new_tokens, template, system: of the answers to the prompts as they are, as in ``evaluate``.
-        max_tokens: tokens in one batch of all variants, padding included, instead of the usual 8,192; fewer where
-            memory runs out. It does not change the result.
+        max_tokens: tokens in one batch of all variants, padding included, instead of the usual 8,192, or of what
+            fits into free memory. It does not change the result.
 
     Raises:
         ValueError: for steps that are negative or repeated, a suffix with unknown words, or a baseline at step 0, where
@@ -263,7 +264,7 @@ def probe_direction(
         distances[..., rows], generated[:, rows] = apart, lengths
 
     longest = [max(of_prompt, key=len) for of_prompt in zip(*variants, strict=True)]
-    budget = max(1, (max_tokens or MAX_TOKENS) // len(variants))
+    budget = max(1, batch_tokens(model, longest, max_tokens, more=max(steps), cached=True) // len(variants))
     finished = each_batch(longest, work, budget, beside=max(steps))
     each_done = (1 for n in finished for _ in range(n))
     for _ in track(each_done, "reasoning direction", total=len(prompts), enabled=progress):

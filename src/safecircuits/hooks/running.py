@@ -20,7 +20,7 @@ from safecircuits.forward import Decoder
 from safecircuits.hooks.attach import HookFn, attached, hooks_in_force
 from safecircuits.hooks.plain import PlainModel, plain_model
 from safecircuits.last_positions import only_at_last
-from safecircuits.memory import fitting_tokens
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
 from safecircuits.sites import HookedModel, is_bridge
@@ -114,7 +114,7 @@ class Runner:
             decoder.feed(batch.input_ids, batch.attention_mask, block)
             after()
 
-        budget = max_tokens or fitting_tokens(self.model, shared + max(map(len, examples)))
+        budget = batch_tokens(self.model, examples, max_tokens, more=shared)
         steps = each_batch(examples, work, budget, beside=shared, tight=True)
         each_done = (1 for n in steps for _ in range(n))
         with only_at_last(self.ends(last_layer) if last_position else (), 1):

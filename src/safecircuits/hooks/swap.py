@@ -13,6 +13,7 @@ from torch import Tensor
 from safecircuits.batching import batches
 from safecircuits.forward import Decoder
 from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.memory import batch_tokens
 from safecircuits.prompts import Encoded, render
 from safecircuits.sites import HookedModel, resid_post
 
@@ -44,7 +45,7 @@ class Side:
     max_tokens: int
 
     @classmethod
-    def of(cls, model: HookedModel, examples: Sequence[Encoded], positions: int, max_tokens: int = 8192) -> Side:
+    def of(cls, model: HookedModel, examples: Sequence[Encoded], positions: int, max_tokens: int | None = None) -> Side:
         """Run the prompts once.
 
         Raises:
@@ -62,7 +63,8 @@ class Side:
         def hooks(rows: Sequence[int]) -> dict[str, HookFn]:
             return {resid_post(layer): keep(layer, rows) for layer in range(n_layers)}
 
-        return cls(tuple(examples), _first_logits(model, examples, hooks, max_tokens), residuals, max_tokens)
+        budget = batch_tokens(model, examples, max_tokens, cached=True)
+        return cls(tuple(examples), _first_logits(model, examples, hooks, budget), residuals, budget)
 
     def with_residuals(
         self, model: HookedModel, layer: int, values: Float[Tensor, "prompt pos d_model"]

@@ -121,7 +121,7 @@ def decision_layers(
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int = 8,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> DecisionLayers:
     """Find the layers that decide whether to refuse, by swapping residual streams between pairs of prompts.

@@ -13,6 +13,7 @@ from safecircuits.batching import batches
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.forward import Decoder
+from safecircuits.memory import batch_tokens
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.sites import HookedModel
 
@@ -59,7 +60,7 @@ def find_answer_tokens(
     at_most: int = 8,
     max_new_tokens: int = 8,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
 ) -> AnswerTokens:
     """The tokens with which the model opens its refusals of ``malicious`` and its answers to ``normal``.
 
@@ -96,11 +97,11 @@ def find_answer_tokens(
     return AnswerTokens(refuse, comply)
 
 
-def _first_tokens(model: HookedModel, prompts: PromptSet, template: str, max_tokens: int) -> list[int]:
+def _first_tokens(model: HookedModel, prompts: PromptSet, template: str, max_tokens: int | None) -> list[int]:
     examples = encode(model.tokenizer, prompts, template=template)
     first = [0] * len(examples)
     with torch.inference_mode():
-        for batch in batches(examples, max_tokens):
+        for batch in batches(examples, batch_tokens(model, examples, max_tokens, cached=True)):
             chosen = Decoder(model).step(batch.input_ids, batch.attention_mask).argmax(-1)
             for row, token in zip(batch.rows, chosen.tolist(), strict=True):
                 first[row] = token

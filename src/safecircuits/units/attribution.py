@@ -22,6 +22,7 @@ from safecircuits.batching import Batch, batches, pad_left
 from safecircuits.forward import device_of, logits, run
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, encode
 from safecircuits.sites import HookedModel, Site, unit_hook
@@ -43,7 +44,7 @@ def attribution_moments(
     steps: int | None,
     sites: Sequence[Site],
     template: str,
-    max_tokens: int,
+    max_tokens: int | None,
     progress: bool,
 ) -> dict[Site, Moments]:
     """Moments over prompts of each unit's attribution, ``[layer, unit]`` by site.
@@ -61,7 +62,8 @@ def attribution_moments(
     alphas = [1.0] if steps is None else [(i + 0.5) / steps for i in range(steps)]
     keys: list[Key] = [(site, layer) for site in sites for layer in range(n_layers)]
     running = RunningMoments()
-    for batch in track(list(batches(examples, max_tokens)), "attribution", enabled=progress):
+    budget = batch_tokens(model, examples, max_tokens, gradients=True)
+    for batch in track(list(batches(examples, budget)), "attribution", enabled=progress):
         if pairs is None:
             values = {key: _value(reference, key) for key in keys}
         else:
@@ -76,7 +78,7 @@ def attribution_moments(
 
 
 def mean_activations(
-    model: HookedModel, data: PromptSet, *, sites: Sequence[Site], template: str, max_tokens: int, progress: bool
+    model: HookedModel, data: PromptSet, *, sites: Sequence[Site], template: str, max_tokens: int | None, progress: bool
 ) -> dict[Site, dict[int, Tensor]]:
     """Mean activation of every unit over the prompt tokens of ``data``."""
     moments = activation_moments(

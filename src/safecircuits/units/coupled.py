@@ -54,7 +54,7 @@ def coupled_scores(
     kind: CoupledKind = "first",
     sites: Sequence[Site] = SITES,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> CoupledScores:
     """Score every unit of every layer by all weights that belong to it, by one forward and one backward pass a batch.

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from safecircuits.batching import batches
 from safecircuits.hooks.attach import attached
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.sites import Component, HookedModel, ModelShape, Site, unit_hook
@@ -46,7 +47,7 @@ def taylor_moments(
     tokens: TokenChoice,
     sites: Sequence[Site],
     template: str,
-    max_tokens: int,
+    max_tokens: int | None,
     progress: bool,
 ) -> dict[Site, Moments]:
     """Moments over prompts of |Σ activation × gradient|, ``[layer, unit]`` by site."""
@@ -54,8 +55,9 @@ def taylor_moments(
     examples = encode(model.tokenizer, data, template=template, with_responses=True)
     activations: dict[tuple[str, int], Tensor] = {}
     hooks = {unit_hook(site, i): keep(activations, (site, i)) for site in sites for i in range(n_layers)}
+    budget = batch_tokens(model, examples, max_tokens, gradients=True)
     with only_activations(model), attached(model, hooks):
-        for batch in track(list(batches(examples, max_tokens)), "taylor scores", enabled=progress):
+        for batch in track(list(batches(examples, budget)), "taylor scores", enabled=progress):
             loss = response_losses(model, batch).sum()
             gradients = torch.autograd.grad(loss, list(activations.values()))
             chosen = chosen_positions(batch, tokens)
@@ -83,7 +85,7 @@ def snip_moments(
     *,
     sites: Sequence[Site],
     template: str,
-    max_tokens: int,
+    max_tokens: int | None,
     progress: bool,
 ) -> dict[Site, Moments]:
     """Moments over prompts of Σ |weight × gradient|, ``[layer, unit]`` by site."""
@@ -130,7 +132,7 @@ def each_prompts_gradients(
     end_of_batch: Callable[[], None] = lambda: None,
     *,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> int:
     """Every prompt's gradient of its response loss, for each matrix of every layer, in one pass; returns the prompts.
@@ -157,8 +159,9 @@ def each_prompts_gradients(
         y.register_hook(with_gradient)  # type: ignore[no-untyped-call]
         return y
 
+    budget = batch_tokens(model, examples, max_tokens, gradients=True)
     with only_activations(model), watched(model, components, inputs=remember, outputs=meet):
-        for batch in track(list(batches(examples, max_tokens)), "gradients", enabled=progress):
+        for batch in track(list(batches(examples, budget)), "gradients", enabled=progress):
             torch.autograd.backward(response_losses(model, batch).sum())
             end_of_batch()
     return len(examples)

@@ -47,7 +47,7 @@ def score_units(
     steps: int = 8,
     seed: int = 0,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> UnitScores:
     """Score every unit of every layer on ``data`` (prompts with responses), all sites in one streaming pass.
@@ -63,7 +63,8 @@ def score_units(
             and the reference unless given.
         steps: for ``"integrated"``, how many points between reference and activation.
         seed: of ``"random"``.
-        max_tokens: tokens in one batch, padding included; it does not change the result.
+        max_tokens: tokens in one batch, padding included; 8,192 unless given, or what fits into free memory. It does
+            not change the result.
 
     Raises:
         ValueError: if the data has no responses although they are asked for, or fewer than two tokens count; for

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safecircuits.batching import batches
 from safecircuits.forward import run
+from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.sites import Component, HookedModel
@@ -39,7 +40,7 @@ def input_grams(
     tokens: TokenChoice,
     components: Sequence[Component] | None,
     template: str,
-    max_tokens: int,
+    max_tokens: int | None,
     progress: bool,
     what: str,
 ) -> InputGrams:
@@ -65,7 +66,7 @@ def input_grams(
         found.sums[key] = found.sums[key] + gram if key in found.sums else gram
 
     with torch.inference_mode(), watched(model, read, inputs=look):
-        for batch in track(list(batches(examples, max_tokens)), what, enabled=progress):
+        for batch in track(list(batches(examples, batch_tokens(model, examples, max_tokens))), what, enabled=progress):
             counting = chosen_positions(batch, tokens)
             found.count += int(counting.sum())
             run(model, batch)

@@ -65,7 +65,7 @@ def output_spaces(
     tokens: TokenChoice = "response",
     components: Sequence[Component] | None = None,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> OutputSpaces:
     """The leading ``rank`` directions (all unless given) that each matrix of every layer writes on ``data``.

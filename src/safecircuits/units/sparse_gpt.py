@@ -49,7 +49,7 @@ def sparse_gpt(
     tokens: TokenChoice = "all",
     components: Sequence[Component] | None = None,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> SparseWeights:
     """Every matrix with the weights taken out whose loss the others make up for best. The model stays as it is.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from safecircuits.batching import batches
 from safecircuits.forward import run
+from safecircuits.memory import batch_tokens
 from safecircuits.parameters import Masks, checkpoint_parameters, in_checkpoint_names
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
@@ -129,7 +130,7 @@ def score_weights(
     components: Sequence[Component] | None = None,
     base: HookedModel | None = None,
     template: str = "auto",
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     progress: bool = False,
 ) -> WeightScores:
     """Score every weight of the chosen matrices of every layer.
@@ -139,6 +140,7 @@ def score_weights(
             size of the change itself.
         tokens: for Wanda, whose inputs count. SNIP's loss is the responses' and its gradient runs over all positions.
         components: matrices, all of a layer's unless given.
+        max_tokens: as in ``score_units``.
     """
     if method not in get_args(WeightMethod):
         raise ValueError(f"no weight score {method!r}; there are {', '.join(get_args(WeightMethod))}")
@@ -234,7 +236,7 @@ def _input_mean_squares(
     components: Sequence[Component],
     tokens: TokenChoice,
     template: str,
-    max_tokens: int,
+    max_tokens: int | None,
     progress: bool,
 ) -> RunningMoments:
     examples = encode(model.tokenizer, data, template=template, with_responses=tokens != "prompt")
@@ -245,7 +247,9 @@ def _input_mean_squares(
         running.add(str(component), layer, x[chosen.to(x.device)], f"the inputs of matrix {layer}.{component}")
 
     with torch.inference_mode(), watched(model, components, inputs=look):
-        for batch in track(list(batches(examples, max_tokens)), "inputs", enabled=progress):
+        for batch in track(
+            list(batches(examples, batch_tokens(model, examples, max_tokens))), "inputs", enabled=progress
+        ):
             chosen = chosen_positions(batch, tokens)
             run(model, batch)
     return running
