@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import safecircuits as sc
 from conftest import build_tiny_llama, randomised
@@ -26,6 +27,7 @@ from safecircuits.hooks.attach import hooks_in_force
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
 from safecircuits.hooks.scale import RowScaling
+from safecircuits.last_positions import only_at_last
 from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import localize
 from safecircuits.memory import estimate_memory, fitting_tokens
@@ -291,6 +293,228 @@ class TestOnlyWhatIsNeeded:
         with sc.scaled(tiny_bridge, (2, 2), 1.2):
             sc.collect_residuals(tiny_bridge, PROMPTS, layers=[0])
         assert fired
+
+
+class Part(nn.Module):
+    """Doubles its input, and keeps what it was given; ``form`` says how the result comes out."""
+
+    def __init__(self, form: Any = lambda x: x) -> None:
+        super().__init__()
+        self.form, self.seen = form, list[tuple[int, ...]]()
+
+    def forward(self, x: torch.Tensor, *others: Any, **more: Any) -> Any:
+        self.seen.append(tuple(x.shape))
+        return self.form(2 * x)
+
+
+class TestOnlyAtLast:
+    X = torch.arange(40 * 6 * 3, dtype=torch.float32).reshape(40, 6, 3) + 1
+
+    def test_the_others_are_zero(self) -> None:
+        part = Part()
+        with only_at_last([part], 2, 6):
+            out = part(self.X)
+        assert part.seen == [(40, 2, 3)]
+        assert torch.equal(out[:, -2:], 2 * self.X[:, -2:])
+        assert not out[:, :-2].any()
+        assert torch.equal(part(self.X), 2 * self.X)
+
+    def test_forms_of_a_mixture_of_experts(self) -> None:
+        beside, in_one = Part(lambda y: (y, "taken")), Part(lambda y: (y.flatten(0, 1), "taken"))
+        with only_at_last([beside, in_one], 2, 6):
+            plain, taken = beside(self.X)
+            flat = in_one(self.X)[0].view(self.X.shape)
+        assert taken == "taken"
+        assert torch.equal(plain, flat)
+        assert torch.equal(plain[:, -2:], 2 * self.X[:, -2:])
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda part, x: part(x, x),  # a residual stream, added inside
+            lambda part, x: part(x, mask=x[..., 0]),
+            lambda part, x: part(x=x),
+            lambda part, x: part(x.transpose(0, 1)).transpose(0, 1),  # positions first
+            lambda part, x: part(x.flatten(0, 1)).view(x.shape),
+        ],
+    )
+    def test_whatever_else_is_given_runs_in_full(self, call: Any) -> None:
+        part = Part()
+        with only_at_last([part], 2, 6):
+            out = call(part, self.X)
+        assert torch.equal(out, 2 * self.X)
+
+    def test_a_layer_that_runs_twice_is_an_error(self) -> None:
+        part = Part()
+        with only_at_last([part], 1, 6), pytest.raises(RuntimeError, match="Part of the last layer ran twice in one"):
+            part(part(self.X))
+
+    @pytest.mark.parametrize("form", [lambda y: y[:, 0], lambda y: y.transpose(0, 1), lambda y: y[:1]])
+    def test_a_result_of_another_form_is_an_error(self, form: Any) -> None:
+        part = Part(form)
+        with only_at_last([part], 2, 6), pytest.raises(RuntimeError, match=r"Part of the last layer made \["):
+            part(self.X)
+
+
+_EXPERTS = {
+    "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24, "n_routed_experts": 4, "n_shared_experts": 1,
+}  # fmt: skip
+_GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+# What is unlike the families above: experts (that say beside what they give which were taken, or put all tokens in one
+# row), a residual stream that goes through the MLP, attention beside the MLP, windows under another name, an MLP
+# without a module, latent queries, states of a recurrence.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Mixtral": ("MixtralConfig", _EXPERTS | _GROUPED | {"output_router_logits": True}),
+    "Qwen2-MoE": ("Qwen2MoeConfig", _EXPERTS | {"num_key_value_heads": 2, "decoder_sparse_step": 1}),
+    "Qwen3-MoE": ("Qwen3MoeConfig", _EXPERTS | _GROUPED | {"decoder_sparse_step": 1}),
+    "gpt-oss": ("GptOssConfig", _EXPERTS | _GROUPED | {"sliding_window": 6}),
+    "OLMoE": ("OlmoeConfig", _EXPERTS),
+    "Llama 4": ("Llama4TextConfig", _EXPERTS | _GROUPED | {"intermediate_size_mlp": 48, "attention_chunk_size": 64}),
+    "StableLM": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
+    "StarCoder2": ("Starcoder2Config", {"num_key_value_heads": 2, "sliding_window": 6}),
+    "MPT": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}),
+    "OPT": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "GPT-Neo": (
+        "GPTNeoConfig",
+        {"num_layers": 3, "num_heads": 4, "attention_types": [[["local"], 3]], "window_size": 6},
+    ),
+    "Jamba": (
+        "JambaConfig",
+        _EXPERTS | {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 0, "mamba_d_state": 4,
+        "use_mamba_kernels": False},
+    ),
+    "RecurrentGemma": (
+        "RecurrentGemmaConfig",
+        {"lru_width": 32, "block_types": ["recurrent", "attention", "attention"], "attention_window_size": 64},
+    ),
+}  # fmt: skip
+# Whose bridges do not compute what Hugging Face does (transformer-lens 3.9): there is nothing plain to compare with.
+UNLIKE: dict[str, tuple[str, dict[str, Any]]] = {
+    "Cohere": ("CohereConfig", {"num_key_value_heads": 2}),
+    "DeepSeek-V2": (
+        "DeepseekV2Config",
+        _EXPERTS
+        | {
+            "q_lora_rank": None,
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 4,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "first_k_dense_replace": 1,
+        },
+    ),
+}
+
+
+def another(name: str, n_vocab: int) -> Any:
+    import transformers
+
+    kind, changes = (OTHERS | UNLIKE)[name]
+    sizes = {
+        "vocab_size": n_vocab, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2,
+        "eos_token_id": 3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**sizes | changes)
+    return randomised(transformers.AutoModelForCausalLM.from_config(config)).eval()
+
+
+def measured(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor, Any, Any]:
+    """Residuals after the last layer and after an earlier one, completions, and those of scaled models with drafts."""
+    last = sc.collect_residuals(model, PROMPTS, **options).values[-1]
+    earlier = sc.collect_residuals(model, PROMPTS, **options, layers=[1]).values[0]
+    drafts: list[list[int]] = []
+    answers = sc.generate(model, PROMPTS, **options, max_new_tokens=4, token_ids=drafts)
+    drafts = [[*draft[:2], 7] for draft in drafts]
+    try:
+        scaled = generate_scaled(
+            model,
+            PROMPTS,
+            [{0: 1.2}, {1: 0.8, 2: 1.3}],
+            max_new_tokens=4,
+            drafts=drafts,
+            **options,
+        )
+    except ValueError as error:  # a bridge has no hook points inside experts and recurrent layers
+        return last, earlier, answers, str(error)
+    return last, earlier, answers, scaled
+
+
+class TestOtherArchitectures:
+    @pytest.mark.parametrize("template", [TEMPLATE, "none"])
+    @pytest.mark.parametrize("name", list(OTHERS))
+    def test_equal_to_the_plain_way(self, name: str, template: str, tiny_tokenizer: Any) -> None:
+        model = load_model(another(name, len(tiny_tokenizer)), tokenizer=tiny_tokenizer)
+        got = measured(model, template=template)
+        with watched(model):
+            want = measured(model, template=template)
+        torch.testing.assert_close(got[:2], want[:2], atol=2e-4, rtol=1e-4)
+        assert got[2:] == want[2:]
+
+    @pytest.mark.parametrize("name", list(UNLIKE))
+    def test_leaving_positions_out_changes_nothing(
+        self, name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = load_model(another(name, len(tiny_tokenizer)), tokenizer=tiny_tokenizer)
+        got = measured(model, **OPTIONS)
+        monkeypatch.setattr("safecircuits.last_positions._WORTH", 10**9)
+        want = measured(model, **OPTIONS)
+        torch.testing.assert_close(got[:2], want[:2], atol=2e-4, rtol=1e-4)
+        assert got[2:] == want[2:]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"attn_only": True},
+            {"use_hook_mlp_in": True, "use_attn_in": True},
+            {"parallel_attn_mlp": True},
+            {"gated_mlp": True, "normalization_type": "RMS", "final_rms": True},
+            {"gated_mlp": True, "num_experts": 4, "experts_per_token": 2, "normalization_type": "RMS"},
+            {"act_fn": "solu_ln"},
+            {"normalization_type": None},
+            {"normalization_type": "RMS", "use_normalization_before_and_after": True},
+            {"positional_embedding_type": "shortformer"},
+            {"positional_embedding_type": "alibi"},
+            {"use_local_attn": True, "attn_types": ["local", "global", "local"], "window_size": 6},
+        ],
+    )
+    def test_kinds_of_hooked_transformers(self, changes: dict[str, Any], tiny_tokenizer: Any) -> None:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        sizes: dict[str, Any] = {
+            "n_layers": 3, "d_model": 32, "n_ctx": 64, "d_head": 8, "n_heads": 4, "d_mlp": 48,
+            "d_vocab": len(tiny_tokenizer), "act_fn": "silu", "normalization_type": "LN", "seed": 0,
+        }  # fmt: skip
+        positions = {"positional_embedding_type": "rotary", "rotary_dim": 8}
+        model: Any = HookedTransformer(HookedTransformerConfig(**sizes | positions | changes))
+        model.tokenizer = tiny_tokenizer
+        randomised(model.eval())
+        got = measured(model, **OPTIONS)
+        with watched(model):
+            want = measured(model, **OPTIONS)
+        torch.testing.assert_close(got[:2], want[:2], atol=2e-4, rtol=1e-4)
+        assert got[2:] == want[2:]
+
+    def test_a_model_of_attention_alone_has_no_mlp_to_scale(self, tiny_tokenizer: Any) -> None:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        config = HookedTransformerConfig(
+            n_layers=1, d_model=8, n_ctx=64, d_head=8, d_vocab=len(tiny_tokenizer), attn_only=True
+        )
+        model: Any = HookedTransformer(config)
+        with (
+            pytest.raises(ValueError, match="attention alone, so there is no MLP"),
+            sc.scaled(model, (0, 0), 1.1, components="mlp"),
+        ):
+            pass
+
+    def test_a_part_that_the_bridge_has_made_has_no_place(self, tiny_tokenizer: Any) -> None:
+        for name in ("gpt2", "OPT"):
+            hf = family(name, len(tiny_tokenizer)) if name == "gpt2" else another(name, len(tiny_tokenizer))
+            plain = plain_model(load_model(hf, tokenizer=tiny_tokenizer))
+            assert plain is None or plain.model not in plain.per_position(-1)
 
 
 class TestPlainModel:

@@ -15,6 +15,9 @@ from safecircuits.batching import Batch, position_ids
 from safecircuits.last_positions import only_at_last
 from safecircuits.sites import HookedModel, is_bridge
 
+# What a layer that is recurrent (Mamba, linear attention) keeps instead of keys and values, or beside them.
+_STATES = ("conv_states", "recurrent_states")
+
 # Logits held at once where those of many positions are asked for.
 _LOGITS = 2**25
 
@@ -40,6 +43,7 @@ def logits(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab
         attention_mask=batch.attention_mask,
         position_ids=position_ids(batch.attention_mask),
         use_cache=False,
+        **_no_router_loss(_wrapped(model)),
     ).logits
     return answer
 
@@ -70,7 +74,7 @@ class Decoder:
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
         if self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
-        with only_at_last(self.ends, 1):
+        with only_at_last(self.ends, 1, input_ids.shape[1]):
             if self.hf is None:
                 out = self._hooked_logits(self._hooked_states(input_ids, attention_mask)[:, -1])
             else:
@@ -96,7 +100,7 @@ class Decoder:
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
         if self.hf is None:
-            with only_at_last(self.ends, last):
+            with only_at_last(self.ends, last, input_ids.shape[1]):
                 states = self._hooked_states(input_ids, attention_mask)[:, -last:]
             head: Callable[[Tensor], Tensor] = self._hooked_logits
         else:
@@ -109,11 +113,11 @@ class Decoder:
             head = self.hf.get_output_embeddings()
             handle = self.hf.get_output_embeddings().register_forward_pre_hook(keep)
             try:
-                with only_at_last(self.ends, last):
+                with only_at_last(self.ends, last, input_ids.shape[1]):
                     self._hf_pass(self.hf, input_ids, seen, logits_to_keep=last)
             finally:
                 handle.remove()
-            states = kept[0]
+            states = kept[0][:, -last:]
         self.mask = seen
         # A factor or a bound that an architecture puts on its logits does not change which is largest.
         flat = states.flatten(0, 1)
@@ -133,11 +137,13 @@ class Decoder:
         block: nn.Module | None,
         *,
         keep: bool = False,
+        ends: Sequence[nn.Module] = (),
     ) -> None:
         """Feed positions for the sake of hooks alone: nothing after ``block`` runs (None: up to the logits).
 
         Args:
             keep: whether this decoder will be fed further; otherwise no keys and values are kept.
+            ends: parts of the last layer that runs which may run at the last position alone.
         """
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
@@ -145,7 +151,7 @@ class Decoder:
             self.cache = self._empty_cache(len(input_ids))
         elif not keep and self.cache is not None:
             self.cache = _read_only(self.cache)
-        with _ending_after(block):
+        with _ending_after(block), only_at_last(ends, 1, input_ids.shape[1]):
             if self.hf is not None:
                 self._hf_pass(self.hf, input_ids, seen, **({} if block is not None else {"logits_to_keep": 1}))
             else:
@@ -165,11 +171,7 @@ class Decoder:
         chosen.cache = copy.copy(self.cache)
         parts = [copy.copy(part) for part in _parts(self.cache)]
         for layer, part in enumerate(parts):
-            taken = index if by_layer is None else by_layer[layer].to(self.device)
-            for name in _tensor_names(part):
-                rows: Tensor = getattr(part, name)
-                one = rows.shape[0] == 1  # a view will do, as the next step concatenates
-                setattr(part, name, rows.expand(len(taken), *rows.shape[1:]) if one else rows.index_select(0, taken))
+            _take_rows(part, index if by_layer is None else by_layer[layer].to(self.device))
         if hasattr(self.cache, "entries"):
             chosen.cache.entries = parts
             chosen.cache.previous_attention_mask = self.cache.previous_attention_mask[index]
@@ -199,6 +201,7 @@ class Decoder:
             position_ids=position_ids(seen)[:, -input_ids.shape[1] :],
             past_key_values=self.cache,
             use_cache=self.cache is not None,
+            **_no_router_loss(model),
             **options,
         )
 
@@ -215,6 +218,14 @@ class Decoder:
         out: Tensor = model.unembed(normed)[:, -1]
         cap = float(model.cfg.output_logits_soft_cap or 0)
         return cap * torch.tanh(out / cap) if cap > 0 else out
+
+
+def recurrent(model: HookedModel) -> bool:
+    """Whether layers of a bridge hold states in which a token cannot be masked out again."""
+    from transformers import DynamicCache
+
+    layers = DynamicCache(config=_wrapped(model).config).layers
+    return any(hasattr(layer, name) for layer in layers for name in _STATES)
 
 
 class _Reached(Exception):
@@ -245,6 +256,20 @@ def _tensor_names(part: Any) -> tuple[str, str]:
     return ("past_keys", "past_values") if hasattr(part, "past_keys") else ("keys", "values")
 
 
+def _take_rows(part: Any, taken: Int[Tensor, " row"]) -> None:
+    """Leave in a layer's cache the rows that ``taken`` names; a layer that has not run has none."""
+    for name in _tensor_names(part):
+        rows: Tensor | None = getattr(part, name, None)
+        if rows is None:
+            continue
+        one = rows.shape[0] == 1  # a view will do, as the next step concatenates
+        setattr(part, name, rows.expand(len(taken), *rows.shape[1:]) if one else rows.index_select(0, taken))
+    for name in _STATES:  # which the next step changes in place
+        if hasattr(part, name):
+            states: dict[int, Tensor | None] = getattr(part, name)
+            setattr(part, name, {i: s if s is None else s.index_select(0, taken) for i, s in states.items()})
+
+
 def _read_only(cache: Any) -> Any:
     """The same cache for one more pass, in which new keys and values are used and not kept."""
     cache = copy.copy(cache)
@@ -263,6 +288,12 @@ def _joined(layer: Any) -> Any:
         return torch.cat([layer.keys, keys], dim=-2), torch.cat([layer.values, values], dim=-2)
 
     return update
+
+
+def _no_router_loss(model: Any) -> dict[str, bool]:
+    """No loss of a mixture of experts, which a checkpoint may ask for: it is made of every token of a whole batch."""
+    asked = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if asked else {}
 
 
 def _wrapped(model: Any) -> Any:

@@ -245,7 +245,7 @@ def _decode_all(
             answers,
             writer,
             select=lambda alive: select(models[alive]),
-            drop=runner.shares,
+            drop=runner.drops,
         )
         for row, tokens in zip(batch.rows, answers, strict=True):
             written[row] = tokens

@@ -35,9 +35,12 @@ class PlainModel:
         own = dict(self.model.named_modules())
         for layer, block in enumerate(bridge.blocks):
             for name, component in _components(f"blocks.{layer}", block):
-                path = inside.get(id(component), "")
+                path = inside.get(id(component))  # none for parts that the bridge has made itself
                 if path in own:
                     self._modules[name] = own[path]
+        # OPT's MLP has all tokens in one row; the bridge's hook points, not the modules, know which are whose.
+        points = bridge.hook_dict.items()
+        self._flat = {name for name, p in points if "Unflatten" in type(getattr(p, "hook_conversion", None)).__name__}
         self._d_head, self._n_layers = int(bridge.cfg.d_head), int(bridge.cfg.n_layers)
 
     def fits(self, bridge: Any) -> bool:
@@ -80,6 +83,8 @@ class PlainModel:
 
     def _place(self, name: str) -> tuple[nn.Module, str] | None:
         owner, _, point = name.rpartition(".")
+        if name in self._flat:
+            return None
         if point == "hook_resid_post":
             module: nn.Module | None = self._modules.get(owner)
             return None if module is None else (module, "out")

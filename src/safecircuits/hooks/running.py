@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from safecircuits.batching import Batch, common_prefix, each_batch, pad_left, without_prefix
-from safecircuits.forward import Decoder
+from safecircuits.forward import Decoder, recurrent
 from safecircuits.hooks.attach import HookFn, attached, hooks_in_force
 from safecircuits.hooks.plain import PlainModel, plain_model
-from safecircuits.last_positions import only_at_last
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
@@ -49,7 +48,8 @@ class Runner:
             return []
         if self.plain is not None:
             return self.plain.per_position(layer)
-        return [] if is_bridge(self.model) else [self.model.blocks[layer].mlp]
+        mlp = None if is_bridge(self.model) else getattr(self.model.blocks[layer], "mlp", None)
+        return [] if mlp is None else [mlp]
 
     def prefix_length(self, examples: Sequence[Encoded], beyond: int = 0) -> int:
         """Leading tokens to be computed once for all ``examples``; 0 where sharing them would change a result.
@@ -68,7 +68,10 @@ class Runner:
             config = self.model.original_model.config.get_text_config()  # type: ignore[attr-defined]
             kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
             window = getattr(config, "sliding_window", None)
-            if kinds or getattr(config, "alibi", False) or getattr(config, "model_type", "") in ("bloom", "mpt"):
+            if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+                window = config.window_size
+            alibi = getattr(config, "alibi", False) or getattr(config, "model_type", "") in ("bloom", "mpt")
+            if kinds or alibi or recurrent(self.model):
                 return False
         else:
             window = cfg.window_size if cfg.use_local_attn else None
@@ -98,28 +101,35 @@ class Runner:
         """
         # A hook further up, of whoever, must fire too; which layer it is on is not worth finding out.
         block = None if self.foreign else self.block(last_layer)
+        ends = self.ends(last_layer) if last_position else ()
         shared = self.prefix_length(examples)
         prefix: Decoder | None = None
         if shared:
             beginning = pad_left([Encoded(examples[0].ids[:shared], shared)], ())
             before(beginning, len(examples))
             prefix = self.decoder()
-            prefix.feed(beginning.input_ids, beginning.attention_mask, block, keep=True)
+            prefix.feed(beginning.input_ids, beginning.attention_mask, block, keep=True, ends=ends)
             after()
             examples = without_prefix(examples, shared)
 
         def work(batch: Batch) -> None:
             before(batch, 1)
             decoder = self.decoder() if prefix is None else prefix.rows(torch.zeros(len(batch), dtype=torch.long))
-            decoder.feed(batch.input_ids, batch.attention_mask, block)
+            decoder.feed(batch.input_ids, batch.attention_mask, block, ends=ends)
             after()
 
         budget = batch_tokens(self.model, examples, max_tokens, more=shared)
         steps = each_batch(examples, work, budget, beside=shared, tight=True)
         each_done = (1 for n in steps for _ in range(n))
-        with only_at_last(self.ends(last_layer) if last_position else (), 1):
-            for _ in track(each_done, what, total=len(examples), enabled=progress):
-                pass
+        for _ in track(each_done, what, total=len(examples), enabled=progress):
+            pass
+
+    @property
+    def drops(self) -> bool:
+        """Whether a finished prompt may leave its batch."""
+        wrapped = getattr(self.model, "original_model", None)
+        # RecurrentGemma keeps the states of a batch in its modules, where no cache can choose rows.
+        return self.shares and getattr(getattr(wrapped, "config", None), "model_type", "") != "recurrent_gemma"
 
     @property
     def parts(self) -> bool:

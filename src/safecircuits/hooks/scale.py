@@ -202,6 +202,10 @@ def _chosen_components(model: HookedModel, components: ComponentSet) -> tuple[Co
         unknown = [c for c in chosen if c not in COMPONENTS]
         if unknown or not chosen:
             raise ValueError(f"components {list(components)} are not a non-empty choice of {', '.join(COMPONENTS)}")
+    if getattr(model.cfg, "attn_only", False):
+        chosen = tuple(c for c in chosen if c in COMPONENT_SETS["attn"])
+        if not chosen:
+            raise ValueError("this model has attention alone, so there is no MLP to scale")
     if not model.cfg.gated_mlp:
         if chosen == ("gate",):
             raise ValueError(f"{ModelShape.of(model).architecture} has no gate, so there is nothing to scale")
@@ -240,7 +244,7 @@ def _place(model: HookedModel, layer: int, component: Component) -> tuple[str, T
         return f"{block}.hook_{sublayer}_out", None  # on both backends what is added to the residual stream
     if is_bridge(model):
         return f"{block}.{sublayer}.{component}.hook_in", None
-    attn, mlp = model.blocks[layer].attn, model.blocks[layer].mlp
+    attn, mlp = model.blocks[layer].attn, getattr(model.blocks[layer], "mlp", None)
     gated = bool(model.cfg.gated_mlp)
     # A gated MLP of a HookedTransformer adds b_in after the product with the gate, where α has no part in it.
     places: dict[Component, tuple[str, Tensor | None]] = {
@@ -249,7 +253,7 @@ def _place(model: HookedModel, layer: int, component: Component) -> tuple[str, T
         "v": ("attn.hook_v", getattr(attn, "_b_V", attn.b_V)),
         "o": ("attn.hook_z", None),
         "gate": ("mlp.hook_pre", getattr(mlp, "b_gate", None)),
-        "in": ("mlp.hook_pre_linear", None) if gated else ("mlp.hook_pre", mlp.b_in),
+        "in": ("mlp.hook_pre_linear", None) if gated else ("mlp.hook_pre", getattr(mlp, "b_in", None)),
         "out": ("mlp.hook_post", None),
     }
     name, bias = places[component]
