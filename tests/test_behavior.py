@@ -156,6 +156,16 @@ def test_wilson_interval_of_a_known_case() -> None:
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.randoms())
+def test_a_paired_difference_does_not_depend_on_the_order_of_the_prompts(pairs: Any, shuffle: Any) -> None:
+    def interval() -> tuple[float, float, float]:
+        return paired_difference(*(torch.tensor(verdicts) for verdicts in zip(*pairs, strict=True)), draws=50)
+
+    before = interval()
+    shuffle.shuffle(pairs)
+    assert interval() == before
+
+
 def test_intervals_of_differences_and_means() -> None:
     a = torch.tensor([True] * 50 + [False] * 50)
     assert paired_difference(a, a) == (0, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from safecircuits import organism
 from safecircuits.hooks.swap import closing_positions
-from safecircuits.layers.decision import DecisionLayers, DecisionRule, decision_layers
+from safecircuits.layers.decision import DecisionLayers, DecisionRule, _resampled, decision_layers
 from safecircuits.models import load_model
 from safecircuits.organism.words import INVENTED_TOOLS
 from safecircuits.prompts import encode
@@ -148,14 +149,39 @@ def test_the_effect_is_that_of_a_plain_hugging_face_swap(found: DecisionLayers) 
 @settings(max_examples=3, deadline=None)
 @given(st.permutations(range(6)), st.integers(1, 200))
 def test_order_and_batch_size_do_not_matter(planted: Any, order: list[int], max_tokens: int) -> None:
-    """The order decides only which pairs the bootstrap draws together, which moves its interval a little."""
     sets = [organism.prompts(kind, n=6) for kind in ("normal", "malicious")]
     plain = decision_layers(planted, *sets)
-    assert decision_layers(planted, *sets, max_tokens=max_tokens).layers == plain.layers
     moved = [[prompts.prompts[k] for k in order] for prompts in sets]
-    again = decision_layers(planted, *moved, max_tokens=max_tokens)
-    torch.testing.assert_close(again.effect, plain.effect[:, order], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(again.share, plain.share, atol=1e-4, rtol=1e-4)
+    again = decision_layers(planted, *moved)
+    for name in ("share", "low", "high"):
+        assert torch.equal(getattr(again, name), getattr(plain, name))
+    assert torch.equal(again.effect, plain.effect[:, order])
+    assert torch.equal(again.full, plain.full[order])
+    assert torch.equal(again.malicious_refused, plain.malicious_refused[order])
+    assert torch.equal(again.normal_refused, plain.normal_refused[order])
+    assert (again.layers, again.range_shares, again.verdict) == (plain.layers, plain.range_shares, plain.verdict)
+    small = decision_layers(planted, *moved, max_tokens=max_tokens)
+    assert small.layers == plain.layers
+    torch.testing.assert_close(small.share, plain.share, atol=1e-4, rtol=1e-4)
+
+
+@st.composite
+def measured(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Effects by layer and pair, differences by pair, and another order of the pairs."""
+    n = draw(st.integers(2, 7))
+    numbers = st.floats(0.1, 9, allow_nan=False)
+    effect = torch.tensor(draw(st.lists(st.lists(numbers, min_size=n, max_size=n), min_size=3, max_size=3))).double()
+    full = torch.tensor(draw(st.lists(st.sampled_from([4.0, 5.0, 6.5]), min_size=n, max_size=n))).double()
+    return effect, full, draw(st.permutations(range(n)))
+
+
+@settings(deadline=None)
+@given(measured())
+def test_resampling_does_not_see_the_order_of_the_pairs(found: DecisionLayers, case: Any) -> None:
+    effect, full, order = case
+    assert torch.equal(_resampled(effect, full), _resampled(effect[:, order], full[order]))
+    one = replace(found, effect=effect, full=full)
+    assert replace(found, effect=effect[:, order], full=full[order]).range_shares == one.range_shares
 
 
 def test_a_result_survives_the_disk(found: DecisionLayers, tmp_path: Path) -> None:

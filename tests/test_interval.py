@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import safecircuits as sc
 from safecircuits.hooks.collect import Residuals
@@ -17,10 +19,10 @@ from safecircuits.sites import LayerRange
 
 def residuals(values: torch.Tensor, name: str = "p") -> Residuals:
     n_layers, n = values.shape[:2]
-    return Residuals(values, tuple(range(n_layers)), sc.PromptSet(name, tuple(f"{name} {i}" for i in range(n))))
+    return Residuals(values, tuple(range(n_layers)), sc.PromptSet(name, tuple(f"{name} {i:03}" for i in range(n))))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sets() -> tuple[Residuals, Residuals]:
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(4, 30, 12, generator=generator) + 2
@@ -59,6 +61,18 @@ def test_the_interval_holds_the_curve_and_the_onset_is_stable(sets: tuple[Residu
     assert max(shares, key=lambda layers: shares[layers]) == LayerRange(2, 2)
     assert sum(shares.values()) == pytest.approx(1)
     assert gap_interval(*sets, draws=400).equals(got)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(30)), st.permutations(range(25)))
+def test_the_order_of_the_prompts_changes_nothing(
+    sets: tuple[Residuals, Residuals], first: list[int], second: list[int]
+) -> None:
+    moved = [
+        Residuals(r.values[:, order], r.layers, sc.PromptSet("p", [r.prompts.prompts[i] for i in order]))
+        for r, order in zip(sets, (first, second), strict=True)
+    ]
+    assert gap_interval(*moved, draws=20).equals(gap_interval(*sets, draws=20))
 
 
 def test_more_prompts_narrow_it() -> None:

@@ -99,6 +99,18 @@ def test_response_loss_is_hugging_faces_own(
     assert ResponseLoss.load(got.save(tmp_path / "l")).equals(got)
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0.1, 9), st.integers(1, 20)), min_size=2, max_size=12), st.randoms())
+def test_the_order_of_the_responses_does_not_move_the_interval(rows: Any, shuffle: Any) -> None:
+    def interval() -> tuple[float, float]:
+        nats, tokens = zip(*rows, strict=True)
+        return ResponseLoss(torch.tensor(nats, dtype=torch.float64), torch.tensor(tokens), {}).interval
+
+    before = interval()
+    shuffle.shuffle(rows)
+    assert interval() == before
+
+
 def test_hooks_count_and_bad_sets_do_not(tiny_bridge: Any) -> None:
     plain = response_loss(tiny_bridge, HELDOUT)
     with sc.scaled(tiny_bridge, (0, 1), 1.5):

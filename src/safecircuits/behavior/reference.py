@@ -20,7 +20,7 @@ from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel
-from safecircuits.stats import mean_interval
+from safecircuits.stats import canonical_order, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,8 +104,9 @@ class ResponseLoss(Result):
         n = len(self.nats)
         if n < 2:
             return float("nan"), float("nan")
+        order = canonical_order(list(zip(self.nats.tolist(), self.tokens.tolist(), strict=True)))
         picks = np.random.default_rng(0).integers(0, n, (2000, n))
-        drawn = self.nats.numpy()[picks].sum(axis=1) / self.tokens.numpy()[picks].sum(axis=1)
+        drawn = self.nats[order].numpy()[picks].sum(axis=1) / self.tokens[order].numpy()[picks].sum(axis=1)
         low, high = np.quantile(drawn, [0.025, 0.975])
         return float(low), float(high)
 

@@ -25,7 +25,7 @@ from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange
-from safecircuits.stats import paired_difference
+from safecircuits.stats import canonical_order, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,8 +148,11 @@ def decision_layers(
     if size < 2:
         raise ValueError(f"{len(n)} harmless and {len(m)} malicious prompts make {size} pair; at least two are needed")
     n, m = n.take(size), m.take(size)
+    # Pairs run in an order of their own: given in another one, they must not round otherwise.
+    order = canonical_order(list(zip(n, m, strict=True)))
+    sets = [PromptSet(prompts.name, tuple(prompts.prompts[k] for k in order)) for prompts in (n, m)]
     verdicts = []
-    for prompts in (n, m):
+    for prompts in sets:
         answers = generate(model, prompts, max_new_tokens=max_new_tokens, template=template, max_tokens=max_tokens)
         verdicts.append(refused(answers, detector))
     n_layers, rule = int(model.cfg.n_layers), rule or DecisionRule()
@@ -160,11 +163,12 @@ def decision_layers(
         "max_new_tokens": max_new_tokens,
         "template": template,
     }
+    as_given = canonical_order(order)
+    by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance
     if paired_difference(verdicts[1], verdicts[0])[1] <= 0:
         nothing = torch.zeros(n_layers)
-        unmeasured = torch.zeros(n_layers, size), torch.zeros(size)
-        return DecisionLayers(None, nothing, nothing, nothing, *unmeasured, verdicts[1], verdicts[0], rule, provenance)
-    examples = [encode(model.tokenizer, prompts, template=template) for prompts in (n, m)]
+        return DecisionLayers(None, nothing, nothing, nothing, torch.zeros(n_layers, size), torch.zeros(size), *by_pair)
+    examples = [encode(model.tokenizer, prompts, template=template) for prompts in sets]
     positions = closing_positions(model.tokenizer, [*examples[0], *examples[1]], template)
     sides = tuple(Side.of(model, given, positions, max_tokens) for given in examples)
     openings = _openings(
@@ -176,7 +180,7 @@ def decision_layers(
     provenance["positions"] = positions
     provenance |= {name: model.tokenizer.convert_ids_to_tokens(ids) for name, ids in openings.items()}
     layers = rule.range(share.tolist(), low.tolist())
-    return DecisionLayers(layers, share, low, high, effect, full, verdicts[1], verdicts[0], rule, provenance)
+    return DecisionLayers(layers, share, low, high, effect[:, as_given], full[as_given], *by_pair)
 
 
 def _effects(
@@ -213,7 +217,9 @@ def _openings(refusing: Sequence[int], answering: Sequence[int]) -> dict[str, li
 
 
 def _resampled(effect: Float[Tensor, "layer pair"], full: Float[Tensor, " pair"]) -> Float[Tensor, "draw layer"]:
-    """The share of each layer over resampled pairs."""
+    """The share of each layer over resampled pairs, whatever the order in which they are given."""
+    order = canonical_order(torch.cat([full[None], effect]).T.tolist())
+    effect, full = effect[:, order], full[order]
     picks = torch.randint(len(full), (DRAWS, len(full)), generator=torch.Generator().manual_seed(0))
     weights = torch.zeros(DRAWS, len(full), dtype=effect.dtype)
     weights.scatter_add_(1, picks, torch.ones_like(weights))

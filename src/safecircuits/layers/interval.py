@@ -15,6 +15,7 @@ from safecircuits.layers.onset import OnsetRule, find_onset
 from safecircuits.layers.similarity import Formula, degrees, require_pairs, unit_vectors
 from safecircuits.results import Result
 from safecircuits.sites import LayerRange
+from safecircuits.stats import canonical_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,15 +78,15 @@ def resampled_gaps(
 ) -> Float[Tensor, "draw layer"]:
     """The gap curve of each resample, in degrees.
 
-    Which prompts a resample holds depends on ``seed`` and the numbers of prompts alone: two models asked the same
-    prompts get the same resamples, so that their difference, draw by draw, is a paired one.
+    Which prompts a resample holds depends on ``seed`` and the prompts alone, not on their order: two models asked the
+    same prompts get the same resamples, so that their difference, draw by draw, is a paired one.
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
     if formula not in ("paper", "code"):
         raise ValueError(f"formula is 'paper' or 'code', not {formula!r}")
     require_pairs(normal.prompts, malicious.prompts)
-    n, m = unit_vectors(normal.values), unit_vectors(malicious.values)
+    n, m = (unit_vectors(r.values[:, canonical_order(r.prompts.prompts)]) for r in (normal, malicious))
     within, across = n @ n.mT, n @ m.mT
     if formula == "paper":  # the mean of angles; the other is the angle of the mean
         within, across = degrees(within), degrees(across)
