@@ -10,9 +10,12 @@ import torch
 
 from safecircuits.batching import pad_left
 from safecircuits.behavior.evaluate import evaluate
-from safecircuits.behavior.generate import generate
+from safecircuits.behavior.generate import generate, generate_scaled
 from safecircuits.behavior.reference import response_loss
 from safecircuits.forward import logits
+from safecircuits.layers.counting import RefusalCounter
+from safecircuits.layers.grid import scaling_grid
+from safecircuits.layers.localization import localize
 from safecircuits.masks import FreezeMask
 from safecircuits.models import load_model
 from safecircuits.prompts import encode
@@ -121,6 +124,25 @@ def test_as_arms(make_tiny_model: Callable[..., Any]) -> None:
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
     assert prefix_arm().describe() != llama_adapter_arm().describe()
     assert prefix_arm().tokens == PrefixSettings(30)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_needs_hook_points_says_so(make_tiny_model: Callable[..., Any], plain: bool) -> None:
+    model: Any = make_tiny_model("hf" if plain else "bridge")
+    if plain:
+        model.tokenizer = tokenizer()
+    else:
+        model, _ = virtual_tokens(model, TASK, settings=PrefixSettings(2), steps=1, progress=False)
+    kind = type(model).__name__
+    for call in (
+        lambda: generate(model, BAD, token_ids=[]),
+        lambda: generate_scaled(model, BAD, [{0: 1.1}]),
+        lambda: RefusalCounter(model, BAD),
+        lambda: localize(model, BAD, (0, 1)),
+        lambda: scaling_grid(model, BAD, alpha=1.1),
+    ):
+        with pytest.raises(ValueError, match=f"needs a TransformerLens model, not a {kind}, which has no hook points"):
+            call()
 
 
 def test_what_it_cannot_do(tiny_bridge: Any, tiny_hooked: Any) -> None:

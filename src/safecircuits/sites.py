@@ -43,6 +43,15 @@ def is_bridge(model: Any) -> bool:
     return hasattr(model, "original_model")
 
 
+def require_hooked(model: Any, purpose: str) -> None:
+    """Raise a ValueError if ``model`` has no hook points: a plain Hugging Face model, or one with virtual tokens."""
+    if not hasattr(model, "cfg"):
+        raise ValueError(
+            f"{purpose} needs a TransformerLens model, not a {type(model).__name__}, which has no hook points: "
+            "load_model makes one of a Hugging Face model; a model with virtual tokens can be evaluated alone"
+        )
+
+
 def require_unprocessed(model: HookedModel) -> None:
     """Raise a ValueError if the model's weights were processed: norms folded in, writing weights centred."""
     folded = str(getattr(model.cfg, "normalization_type", None) or "").endswith("Pre")

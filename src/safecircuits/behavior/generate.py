@@ -23,7 +23,7 @@ from safecircuits.hooks.scale import ComponentSet, RowScaling
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, require_hooked
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def generate(
         token_ids: a list that gets the tokens of each completion, as ``generate_scaled`` takes for its drafts.
 
     Raises:
-        ValueError: if ``max_new_tokens`` is not positive.
+        ValueError: if ``max_new_tokens`` is not positive; for ``until`` and ``token_ids`` of a model that decodes by
+            itself (one with virtual tokens).
         FloatingPointError: if the logits are not finite, which greedy decoding would hide.
     """
     _check(max_new_tokens)
@@ -100,6 +101,7 @@ def generate(
     if token_ids is None:
         texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens, until=until, progress=progress)
         return Completions(prompts, tuple(text.strip() for text in texts), until.reason if until else None)
+    require_hooked(model, "giving token ids")
     written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
     token_ids += written
     return _completions(prompts, written, writer)
@@ -151,9 +153,11 @@ def generate_scaled(
             They change nothing but the time: as far as a model says the same, it takes one pass instead of a step each.
 
     Raises:
-        ValueError, FloatingPointError: as ``generate`` does; ValueError if there is not one draft a prompt.
+        ValueError, FloatingPointError: as ``generate`` does; ValueError if there is not one draft a prompt, or the
+            model has no hook points.
     """
     _check(max_new_tokens)
+    require_hooked(model, "scaling layers")
     prompts = as_prompt_set(prompts)
     examples = encode(model.tokenizer, prompts, template=template, system=system)
     n = len(prompts)

@@ -21,7 +21,7 @@ from safecircuits.files import write_text
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
-from safecircuits.sites import HookedModel, LayerRange, ModelShape
+from safecircuits.sites import HookedModel, LayerRange, ModelShape, require_hooked
 from safecircuits.stats import paired_difference
 
 FORMAT, VERSION = "safecircuits-sweep", 1
@@ -74,10 +74,13 @@ class RefusalCounter:
         early_stop: end each completion as soon as no further token can change its verdict (``EarlyVerdict``). Counts
             and degenerate shares stay the same; the completions are cut, and another detector cannot judge them.
         resume: a file of JSON lines to which every finished configuration is added, and from which those of an
-            interrupted run are read. The unscaled model runs in any case, and must answer as it did then.
+            interrupted run are read. The unscaled model runs in any case, and must answer as it did then. What an
+            interruption loses are the configurations that were being decoded together, at most five: they share their
+            batches, so that none of them is finished before all are.
 
     Raises:
-        ValueError: if the file was made with other prompts, settings or another model, or is no such file.
+        ValueError: if the file was made with other prompts, settings or another model, or is no such file; for a model
+            without hook points.
         JudgingError: a ValueError, if the detector raises. The completions are in the file by then; the error's
             ``completions`` are those it failed on, and its ``kept["points"]`` the configurations counted before.
     """
@@ -94,6 +97,7 @@ class RefusalCounter:
         early_stop: bool = False,
         resume: str | Path | None = None,
     ) -> None:
+        require_hooked(model, "scaling layers")
         self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
         self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "template": template}
         verdict = EarlyVerdict(detector)

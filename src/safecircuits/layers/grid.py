@@ -13,7 +13,7 @@ from torch import Tensor
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, within_noise
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange
+from safecircuits.sites import HookedModel, LayerRange, require_hooked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +79,7 @@ def scaling_grid(
     """
     if not 0 < alpha < float("inf") or alpha == 1:
         raise ValueError(f"alpha must be positive, finite and not 1, not {alpha}")
+    require_hooked(model, "scaling layers")
     n_layers = int(model.cfg.n_layers)
     longest = n_layers if max_length is None else max_length
     if not 1 <= longest <= n_layers:

@@ -16,7 +16,7 @@ from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepP
 from safecircuits.layers.onset import Onset
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange
+from safecircuits.sites import HookedModel, LayerRange, require_hooked
 from safecircuits.stats import paired_difference
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def localize(
     """
     if start is None:
         raise ValueError("there is no range to start from: the gap curve has no onset, so give start=(first, last)")
+    require_hooked(model, "localizing safety layers")
     n_layers = int(model.cfg.n_layers)
     block = LayerRange.of(start.layers if isinstance(start, Onset) else start, n_layers)
     if reach < 1:
