@@ -68,6 +68,33 @@ def test_one_part_measured_again_leaves_the_others(results: Any, tmp_path: Path)
         results.completed(document("0.1", "2", sorting=2.5), tmp_path)
 
 
+def test_rows_that_cannot_be_written_leave_the_earlier_ones(
+    monkeypatch: pytest.MonkeyPatch, results: Any, tmp_path: Path
+) -> None:
+    from benchmarks.performance import __main__ as command
+    from benchmarks.performance import collection
+    from benchmarks.performance.timing import faster
+
+    written = tmp_path / "rows.json"
+    written.write_text("earlier", encoding="utf-8")
+    monkeypatch.setattr(collection, "rows", lambda quick: [faster("sorting", "by hand", 1.0, 2.5, None, True)])
+    monkeypatch.setattr("sys.argv", ["performance", "--only", "collection", "--json", str(written)])
+    whole = Path.write_text
+
+    def half(path: Path, text: str, **options: Any) -> int:
+        whole(path, text[: len(text) // 2], **options)
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="no space left"):
+            command.main()
+    assert written.read_text(encoding="utf-8") == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+    assert command.main() == 0
+    assert json.loads(written.read_text(encoding="utf-8"))["rows"][0]["operation"] == "sorting"
+
+
 def test_the_page_of_real_scale_is_the_rendering_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.performance import at_scale

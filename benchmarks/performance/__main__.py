@@ -13,6 +13,7 @@ from pathlib import Path
 import benchmarks.performance as package
 from benchmarks.performance.results import completed, describe_machine, table, write_results
 from benchmarks.performance.timing import Row
+from safecircuits.files import write_text
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def main() -> int:
     machine = describe_machine() | {"sizes": "quick" if chosen.quick else "full"}
     document = {"machine": machine, "rows": rows}
     if chosen.json:
-        chosen.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(chosen.json, json.dumps(document, indent=1) + "\n")
     if chosen.write:
         print(*write_results(completed(document) if chosen.only else document), sep="\n")
     return 1 if any(row["equal"] is False for row in rows) else 0
