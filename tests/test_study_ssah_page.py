@@ -242,6 +242,12 @@ class TestVerdict:
         assert removal_verdict(table, row, "malicious_refused", "falls")[0] == falls
         assert removal_verdict(table, row, "malicious_refused", "stays")[0] == stays
 
+    def test_one_draw_cannot_decide_and_says_so(self) -> None:
+        shows, text = removal_verdict(*self.row(0, (20,)), "malicious_refused", "falls")
+        assert shows == "unclear"
+        assert "take 5 (--controls 5)" in text
+        assert "--controls" not in removal_verdict(*self.row(0, (20, 19)), "malicious_refused", "falls")[1]
+
 
 class TestCommand:
     def fails(self, *arguments: str) -> str:

@@ -89,6 +89,8 @@ def ablation(units: Record) -> str:
             listed[-1] += f" (as many random units {_pair(random)})"
     draws = {row["draws"] for row in control.values() if row.get("draws")}
     text = f"Refusal / utility: {'; '.join(listed)}." if listed else ""
+    if draws == {1}:
+        return f"{text} Diamonds: one random draw, which has no spread and cannot decide: take 5 (--controls 5)."
     return text + (f" Diamonds: the mean of {draws.pop()} random draws." if len(draws) == 1 else "")
 
 

@@ -43,6 +43,8 @@ def keeps_refusal(
         if not math.isnan(one.low):
             interval = f"{100 * one.mean:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}]".replace("-", "−")
             text += f" ({interval}, {one.verdict})"
+        else:
+            text += " (one seed has no interval and cannot decide: take 3, --seeds 3)"
         parts.append(f"{text}.")
     if not any(one.at == "matched loss" for one in found):
         parts.append(f"Its losses and those of {reference} never meet.")

@@ -19,7 +19,7 @@ from safecircuits.studies.ssah_training_conclusions import (
     about_freezing,
     about_transfer,
 )
-from safecircuits.units.ablation import Ablation, AblationTable
+from safecircuits.units.ablation import ONE_DRAW, Ablation, AblationTable
 
 CLAIMS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "SCU": (
@@ -128,6 +128,7 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
             f"; {percent(control)} without as many random ones, {len(draws)} draws "
             f"(difference {points(mean, least, beyond)})"
         )
+        text += f"; {ONE_DRAW} (--controls 5)" * (len(draws) == 1)
     if expected == "falls":
         shows = "no" if low > -MARGIN or mean > -MARGIN else "yes" if high < -MARGIN and beyond < 0 else "unclear"
     else:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether chance does the same: take 5"
+"""What is said beside a comparison with a single draw."""
+
+
 @dataclass(frozen=True)
 class Ablation:
     """What a model does without some of its units, and without as many random ones, over several draws."""
