@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.files import write_text
 from safecircuits.organism.batches import Batches
 from safecircuits.organism.recipe import STAGES, Phase, Recipe
 from safecircuits.organism.tokenizer import build_tokenizer
@@ -196,7 +197,7 @@ def build(
             step = (lambda done, of, name=stage: progress(name, done, of)) if progress else None
             folders[stage] = build_stage(stage, root, base, recipe, seed, step)
     if all((root / stage / "metrics.json").exists() for stage in STAGES):
-        (root / "MODEL_CARD.md").write_text(card(root), encoding="utf-8")
+        write_text(root / "MODEL_CARD.md", card(root))
     return folders
 
 
