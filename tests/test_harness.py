@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import safecircuits as sc
-from safecircuits.behavior.harness import TaskScores, harness_model, run_tasks
+from safecircuits.behavior.harness import TaskScores, run_tasks
+from safecircuits.behavior.harness_model import harness_model
 
 pytest.importorskip("lm_eval")
 

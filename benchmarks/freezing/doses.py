@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safecircuits.organism import stage_path
 from safecircuits.organism.recipe import Recipe
-from safecircuits.organism.train import build
+from safecircuits.organism.stages import build
 
 
 def dose(folder: Path, steps: int) -> Path:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from safecircuits.behavior.harmfulness import harmful_rate as harmful_rate
     from safecircuits.behavior.harmfulness import harmfulness as harmfulness
     from safecircuits.behavior.harness import TaskScores as TaskScores
-    from safecircuits.behavior.harness import harness_model as harness_model
     from safecircuits.behavior.harness import run_tasks as run_tasks
+    from safecircuits.behavior.harness_model import harness_model as harness_model
     from safecircuits.behavior.judge import JudgeDetector as JudgeDetector
     from safecircuits.behavior.judge import JudgeVerdicts as JudgeVerdicts
     from safecircuits.behavior.pressure import Pressure as Pressure
@@ -117,8 +117,8 @@ if TYPE_CHECKING:
     from safecircuits.units.coupled import coupled_scores as coupled_scores
     from safecircuits.units.enrichment import Enrichment as Enrichment
     from safecircuits.units.enrichment import enrichment as enrichment
-    from safecircuits.units.enrichment import equal_budget_masks as equal_budget_masks
     from safecircuits.units.enrichment import mask_overlap as mask_overlap
+    from safecircuits.units.equal_budget import equal_budget_masks as equal_budget_masks
     from safecircuits.units.groups import UnitGroups as UnitGroups
     from safecircuits.units.groups import classify_units as classify_units
     from safecircuits.units.groups import set_difference as set_difference
@@ -139,7 +139,8 @@ _HOME = {
     "behavior.evaluate": ("Behavior", "evaluate"),
     "behavior.generate": ("Completions", "generate"),
     "behavior.harmfulness": ("Harmfulness", "harmful_rate", "harmfulness"),
-    "behavior.harness": ("TaskScores", "harness_model", "run_tasks"),
+    "behavior.harness": ("TaskScores", "run_tasks"),
+    "behavior.harness_model": ("harness_model",),
     "behavior.judge": ("JudgeDetector", "JudgeVerdicts"),
     "behavior.pressure": ("Pressure", "pressure"),
     "behavior.reference": ("ResponseLoss", "RougeScores", "response_loss", "rouge_l"),
@@ -190,7 +191,8 @@ _HOME = {
     "units.answer_tokens": ("AnswerTokens",),
     "units.comparison": ("score_comparison",),
     "units.coupled": ("coupled_scores",),
-    "units.enrichment": ("Enrichment", "enrichment", "equal_budget_masks", "mask_overlap"),
+    "units.enrichment": ("Enrichment", "enrichment", "mask_overlap"),
+    "units.equal_budget": ("equal_budget_masks",),
     "units.groups": ("UnitGroups", "classify_units", "set_difference"),
     "units.head_probe": ("HeadProbe", "head_probe"),
     "units.importance": ("UnitScores", "score_units"),

@@ -5,7 +5,8 @@ from safecircuits.behavior.detectors import DETECTORS, JudgingError, PhraseDetec
 from safecircuits.behavior.evaluate import Behavior, evaluate, exact_match
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.harmfulness import Harmfulness, harmful_rate, harmfulness
-from safecircuits.behavior.harness import TaskScores, harness_model, run_tasks
+from safecircuits.behavior.harness import TaskScores, run_tasks
+from safecircuits.behavior.harness_model import harness_model
 from safecircuits.behavior.judge import JudgeDetector, JudgeVerdicts
 from safecircuits.behavior.pressure import Condition, Pressure, pressure
 from safecircuits.behavior.reference import ResponseLoss, RougeScores, response_loss, rouge_l

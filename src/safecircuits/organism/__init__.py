@@ -2,6 +2,6 @@
 
 from safecircuits.organism.catalog import Planted, planted, prompts, stage_path
 from safecircuits.organism.recipe import STAGES, Phase, Recipe
-from safecircuits.organism.train import build
+from safecircuits.organism.stages import build
 
 __all__ = ["STAGES", "Phase", "Planted", "Recipe", "build", "planted", "prompts", "stage_path"]

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from safecircuits.organism.catalog import Planted, planted_in, stage_path
 from safecircuits.organism.recipe import Phase, Recipe
-from safecircuits.organism.train import build_stage, deterministic
+from safecircuits.organism.stages import build_stage
+from safecircuits.organism.train import deterministic
 from safecircuits.progress import without_bars
 from safecircuits.sites import LayerRange
 

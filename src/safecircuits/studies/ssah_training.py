@@ -21,7 +21,7 @@ from safecircuits.studies.ssah_arms import as_many_random, lora_arm, scu_all_cu,
 from safecircuits.studies.ssah_parts import SsahStudy
 from safecircuits.training.loop import finetune
 from safecircuits.training.lora import LoraSettings
-from safecircuits.units.enrichment import equal_budget_masks
+from safecircuits.units.equal_budget import equal_budget_masks
 from safecircuits.units.groups import GROUPS, UnitGroups
 
 HELD_OUT = 0.1

@@ -16,9 +16,9 @@ from safecircuits.units.enrichment import (
     Enrichment,
     MaskOverlap,
     enrichment,
-    equal_budget_masks,
     mask_overlap,
 )
+from safecircuits.units.equal_budget import equal_budget_masks
 from safecircuits.units.groups import GROUPS, NORMALISATIONS, UnitGroups, classify_units, set_difference
 from safecircuits.units.head_probe import HeadProbe, head_probe
 from safecircuits.units.importance import METHODS, Moments, UnitScores, score_units

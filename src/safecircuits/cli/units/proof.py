@@ -130,7 +130,8 @@ def enrichment(
     """
     from safecircuits.masks import FreezeMask
     from safecircuits.units.enrichment import enrichment as concentrated
-    from safecircuits.units.enrichment import equal_budget_masks, mask_overlap
+    from safecircuits.units.enrichment import mask_overlap
+    from safecircuits.units.equal_budget import equal_budget_masks
     from safecircuits.units.scores import parameters_per_unit
 
     block = None if layers is None else layer_range(layers)

@@ -1,0 +1,81 @@
+"""Freeze masks of equally many parameters, of units, layers or both: what is frozen is then all that differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from safecircuits.masks import FreezeMask
+from safecircuits.sites import LayerRange, Site
+from safecircuits.units.groups import UnitGroups
+from safecircuits.units.selection import flat, unflat, unit_sizes, within_budget
+
+
+def equal_budget_masks(
+    groups: UnitGroups,
+    layers: LayerRange | tuple[int, int],
+    unit_parameters: Mapping[Site, float],
+    *,
+    budget: float | None = None,
+    seed: int = 0,
+) -> dict[str, FreezeMask]:
+    """Masks of equally many parameters that freeze the safest units, the safety layers, both, or what they share.
+
+    ``"units"`` are the highest by S − U wherever they lie; ``"intersection"`` the highest inside the layers;
+    ``"layers"`` are units of the layers by seed; ``"both"`` is half ``"units"`` and half ``"layers"``, drawn from those
+    not yet taken; ``"random"``, the control, are units of the whole model by seed. Within the parameters of one unit
+    all are of the same size.
+
+    Args:
+        layers: the safety layers, 0-indexed and inclusive.
+        unit_parameters: parameters of a unit by site, as ``UnitScores.unit_parameters`` or ``parameters_per_unit``.
+        budget: share of all units' parameters, at most that of the layers; a quarter of it unless given. With the
+            whole of the layers, ``"layers"`` and ``"intersection"`` are the same.
+
+    Raises:
+        ValueError: for a budget that is not above 0, or larger than the layers.
+    """
+    block = LayerRange.of(layers, groups.shape.n_layers)
+    sizes = unit_sizes(groups.difference, unit_parameters)
+    everything = float(sizes.sum())
+    inside = {site: torch.zeros_like(labels, dtype=torch.bool) for site, labels in groups.labels.items()}
+    for rows in inside.values():
+        rows[block.first : block.last + 1] = True
+    within, order = flat(inside), flat(groups.difference)
+    largest = float(sizes[within].sum()) / everything
+    budget = largest / 4 if budget is None else budget
+    if not 0 < budget <= largest + 1e-12:
+        raise ValueError(
+            f"the budget is a share of all units' parameters above 0 and at most {largest:.4g}, that of layers "
+            f"{block}; not {budget:g}"
+        )
+    noise = torch.rand(len(order), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    everywhere = torch.ones_like(within)
+
+    def highest(by: Tensor, among: Tensor, share: float) -> Tensor:
+        candidates = by.argsort(descending=True, stable=True)
+        candidates = candidates[among[candidates]]
+        chosen = torch.zeros_like(among)
+        chosen[candidates[: within_budget(sizes[candidates], share * everything)]] = True
+        return chosen
+
+    half = highest(order, everywhere, budget / 2)
+    rest = budget - float(sizes[half].sum()) / everything
+    chosen = {
+        "units": highest(order, everywhere, budget),
+        "layers": highest(noise, within, budget),
+        "both": half | highest(noise, within & ~half, rest),
+        "intersection": highest(order, within, budget),
+        "random": highest(noise, everywhere, budget),
+    }
+    masks = {}
+    for name, row in chosen.items():
+        units = {
+            site: {layer: picks.nonzero().flatten().tolist() for layer, picks in enumerate(rows)}
+            for site, rows in unflat(row, groups.labels).items()
+        }
+        provenance = {"equal_budget": name, "layers": list(block), "budget": budget, "seed": seed}
+        masks[name] = FreezeMask.of_units(units, groups.shape, provenance)
+    return masks
