@@ -6,6 +6,7 @@ number of them, and permuting the units over the layers, each site by itself, gi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from safecircuits.masks import FreezeMask
 from safecircuits.results import Result
-from safecircuits.sites import LayerRange
+from safecircuits.sites import LayerRange, Site
 from safecircuits.units.groups import GROUPS, Group, UnitGroups
 
 if TYPE_CHECKING:
