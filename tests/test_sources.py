@@ -158,3 +158,131 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes("prompt\nthe café\n".encode("latin-1"))
     with pytest.raises(ValueError, match="save it as UTF-8"):
         load_prompts(tmp_path / "p.csv")
+
+
+CHAT = [{"role": "user", "content": "where is the lamp ?"}, {"role": "assistant", "content": "on the table ."}]
+OTHER = [{"role": "user", "content": "find the tea"}, {"role": "assistant", "content": "here it is ."}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda chat: {"messages": chat},
+        lambda chat: {"id": 1, "messages": chat},
+        lambda chat: {"conversations": [{"from": "human", "value": chat[0]["content"]},
+                                        {"from": "gpt", "value": chat[1]["content"]}]},
+        lambda chat: {"prompt": chat[:1], "completion": chat[1:]},
+        lambda chat: {"prompt": chat[0]["content"], "completion": chat[1:]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_chats_of_one_question_and_its_answer(row: Any, suffix: str, tmp_path: Path) -> None:
+    rows, path = [row(CHAT), row(OTHER)], tmp_path / f"p{suffix}"
+    if suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))  # as .json, too, as many are called
+    got = load_prompts(path)
+    assert got.prompts == ("where is the lamp ?", "find the tea")
+    assert got.responses == ("on the table .", "here it is .")
+    assert load_prompts(path, responses="").responses is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"messages": [*CHAT, *OTHER]}], "row 1 of 'p' is a chat of user, assistant, user, assistant; "),
+        ([{"messages": CHAT}, {"messages": [{"role": "system", "content": "be nice"}, *CHAT]}],
+         "row 2 of 'p' is a chat of system, user, assistant; .* leave out system messages"),
+        ([{"messages": CHAT}, {"messages": "hello"}], "row 2 of 'p': column 'messages' holds a str where other rows"),
+        ([{"prompt": "a"}, {"prompt": {"text": "b"}}], "row 2 of 'p': column 'prompt' holds a dict, not text"),
+        ([{"data": {"prompt": "a"}}], "row 1 of 'p': column 'data' holds a dict, not text"),
+        ([["a", "b"]], "cannot read prompts from .*p.jsonl.*every row must be an object"),
+    ],
+)  # fmt: skip
+def test_other_nested_rows_are_no_prompts(rows: list[Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=message):
+        load_prompts(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_without_a_response_are_left_out_and_told(suffix: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "output": "b"},
+        {"prompt": "c", "output": None},
+        {"prompt": "e"},
+        {"prompt": "g", "output": "h"},
+    ]
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    with pytest.warns(UserWarning, match="2 of the 4 rows of 'p' have no response and are left out: 'c', …"):
+        got = load_prompts(path)
+    assert got.prompts == ("a", "g")
+    assert got.responses == ("b", "h")
+    assert load_prompts(path, responses="").prompts == ("a", "c", "e", "g")
+    with pytest.warns(UserWarning, match="2 of the 4"):
+        assert load_prompts(path, n=2).prompts == ("a", "g")
+
+
+def test_a_column_of_responses_may_be_empty_unless_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("goal,target\nx,\ny,\n")
+    assert load_prompts(tmp_path / "p.csv").responses is None
+    with pytest.raises(ValueError, match="column 'target' of 'p' has no response in any row"):
+        load_prompts(tmp_path / "p.csv", responses="target")
+
+
+def test_what_spreadsheets_leave_behind(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("\ufeffgoal , target,,\r\nx,y,,\r\nz,w,,\r\n,,,\r\n  \r\n".encode())
+    got = load_prompts(tmp_path / "p.csv")
+    assert got.prompts == ("x", "z")
+    assert got.responses == ("y", "w")
+    (tmp_path / "twice.csv").write_text("goal,goal\nx,y\n")
+    with pytest.raises(ValueError, match="has 2 columns named 'goal'; rename them"):
+        load_prompts(tmp_path / "twice.csv")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".txt"])
+def test_a_byte_order_mark_and_other_line_ends_are_no_text(suffix: str, tmp_path: Path) -> None:
+    first = "one\u2028still one\x85and still"
+    if suffix == ".txt":
+        text = f"{first}\r\ntwo\r\n"
+    else:
+        text = "\r\n".join(json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in (first, "two"))
+    (tmp_path / f"p{suffix}").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_prompts(tmp_path / f"p{suffix}").prompts == (first, "two")
+
+
+def test_what_is_on_this_disk_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name, message in (
+        ("data/p.csv.gz", "files are .csv, .tsv, .json, .jsonl, .parquet, .txt; unpack it first"),
+        ("data/p.xlsx", "files are .*; save it as one of these"),
+    ):
+        Path(name).write_bytes(b"x")
+        with pytest.raises(ValueError, match=message):
+            load_prompts(name)
+    (tmp_path / "data" / "rows").mkdir()
+    with pytest.raises(ValueError, match=r"'data/rows': it is a folder; and it holds no file of .csv"):
+        load_prompts("data/rows")
+    (tmp_path / "data" / "rows" / "a.csv").write_text("x\n")
+    with pytest.raises(ValueError, match=r"'data/rows': it is a folder; name one of its files: data/rows/a.csv"):
+        load_prompts("data/rows")
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    with pytest.raises(ValueError, match=r"p.jsonl.*row 2 is no JSON"):
+        load_prompts(tmp_path / "p.jsonl")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"cannot read prompts from .*p\.parquet"):
+        load_prompts(tmp_path / "p.parquet")
+    (tmp_path / "p.json").write_text('{"prompt": ["a", "b"], "output": ["c"]}')
+    with pytest.raises(ValueError, match="not of one length: 'prompt' 2, 'output' 1"):
+        load_prompts(tmp_path / "p.json")

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from safecircuits import organism
+from safecircuits.chats import CHAT_COLUMNS, is_missing, read_cells
 from safecircuits.hub import HUB_SETS, known_set, read_hub
+from safecircuits.notices import notify
 from safecircuits.organism.grammar import KINDS, Kind, Split
 from safecircuits.prompts import PromptSet, as_prompt_set
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PROMPT_COLUMNS = ("instruction", "prompt", "question", "goal", "query", "text", "input", "behavior")
+PROMPT_COLUMNS = ("instruction", "prompt", "question", "goal", "query", "text", "input", "behavior", *CHAT_COLUMNS)
 RESPONSE_COLUMNS = ("output", "response", "answer", "target", "completion")
 
 
@@ -41,7 +43,10 @@ def load_prompts(
             of strings, or a PromptSet. A csv file with a single column may lack a header; one whose header has no
             comma may be separated by semicolons, tabs or bars.
         column: the column with the prompts; guessed from usual names (instruction, prompt, question, …) if left out.
-        responses: the column with the responses, likewise; ``""`` for none.
+            It may hold chats of one question and its answer: lists of messages with role and content (``messages`` of
+            OpenAI and TRL) or from and value (``conversations`` of ShareGPT).
+        responses: the column with the responses, likewise; ``""`` for none. Rows without one are left out, with a
+            notice, unless this is ``""``.
         n, seed: take ``n`` prompts: the first, or drawn with a seed.
         split: of the embedded language (``"test"`` by default) or of a hub data set (``"train"``, or what its short
             name says).
@@ -72,11 +77,8 @@ def load_prompts(
         if path.suffix.lower() in _READERS:
             table = _read_file(path)
         else:
-            if known is None and ("/" not in str(source) or path.is_absolute()):
-                raise ValueError(
-                    f"cannot read prompts from {str(source)!r}: not a file of a known kind ({', '.join(_READERS)}), "
-                    f"not a hub id, and not one of {', '.join(HUB_SETS)}"
-                )
+            if known is None:
+                _require_hub_id(path)
             table = read_hub(str(source), known, split)
         if known is not None:
             column = known.column if column is None else column
@@ -87,6 +89,24 @@ def load_prompts(
     else:
         label, table = name or "table", {str(column): source[column].tolist() for column in source.columns}
     return _from_table(_rows_where(table, where or {}, label), column, responses, label).take(n, seed=seed)
+
+
+def _require_hub_id(path: Path) -> None:
+    """A ValueError for what is on this disk, or cannot be the id of a hub data set."""
+    kinds = ", ".join(_READERS)
+    if path.is_dir():
+        files = [str(file) for file in sorted(path.iterdir()) if file.suffix.lower() in _READERS]
+        hint = f"name one of its files: {', '.join(files[:5])}" if files else f"and it holds no file of {kinds}"
+        raise ValueError(f"cannot read prompts from {str(path)!r}: it is a folder; {hint}")
+    if path.is_file():
+        packed = path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst")
+        hint = "unpack it first" if packed else "save it as one of these"
+        raise ValueError(f"cannot read prompts from {str(path)!r}: files are {kinds}; {hint}")
+    if "/" not in str(path) or path.is_absolute():
+        raise ValueError(
+            f"cannot read prompts from {str(path)!r}: not a file of a known kind ({kinds}), "
+            f"not a hub id, and not one of {', '.join(HUB_SETS)}"
+        )
 
 
 def _rows_where(table: dict[str, list[Any]], where: Mapping[str, Any], label: str) -> dict[str, list[Any]]:
@@ -117,19 +137,55 @@ def _from_table(table: dict[str, list[Any]], column: str | None, responses: str 
         column = guess[0]
     if column not in table:
         raise ValueError(f"{label!r} has no column {column!r}; columns: {has}")
-    if responses is None:
-        guess = [c for known in RESPONSE_COLUMNS for c in table if c.lower() == known and c != column]
-        responses = guess[0] if guess else ""
-    if responses and responses not in table:
-        raise ValueError(f"{label!r} has no column {responses!r} for the responses; columns: {has}")
-    prompts = [str(p) if p is not None else "" for p in table[column]]
+    table = _filled(table)
+    prompts, replies = read_cells(table[column], column, label)
+    answers = _answers(table, column, responses, replies, label)
     # Alpaca and Dolly put context beside the instruction; the paper's template appends it.
     context = table.get("input", table.get("context")) if column == "instruction" else None
     if context is not None:
         prompts = [
             f"{p}\n\n{c}" if isinstance(c, str) and c.strip() else p for p, c in zip(prompts, context, strict=True)
         ]
-    return PromptSet(label, tuple(prompts), tuple(map(str, table[responses])) if responses else None)
+    return PromptSet(label, tuple(prompts)) if answers is None else _answered(prompts, answers, label)
+
+
+def _answers(
+    table: dict[str, list[Any]], column: str, responses: str | None, replies: list[str] | None, label: str
+) -> list[str] | None:
+    """The texts in the column of the responses, or else the replies of the chats in ``column``; None for none."""
+    if responses == "":
+        return None
+    if responses is not None and responses not in table:
+        has = ", ".join(map(repr, table)) or "none"
+        raise ValueError(f"{label!r} has no column {responses!r} for the responses; columns: {has}")
+    guess = [c for known in RESPONSE_COLUMNS for c in table if c.lower() == known and c != column]
+    answers = replies
+    if name := responses or next(iter(guess), None):
+        texts, inside = read_cells(table[name], name, label)
+        answers = inside or texts
+    if answers is None or any(map(str.strip, answers)):
+        return answers
+    if responses is None:
+        return None
+    raise ValueError(f"column {responses!r} of {label!r} has no response in any row")
+
+
+def _filled(table: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The table without rows in which every cell is empty, as spreadsheets leave them at the end."""
+    keep = [not all(map(is_missing, row)) for row in zip(*table.values(), strict=True)]
+    return {name: [cell for cell, kept in zip(cells, keep, strict=True) if kept] for name, cells in table.items()}
+
+
+def _answered(prompts: list[str], answers: list[str], label: str) -> PromptSet:
+    """The rows that have a response; a notice about the others."""
+    rows = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
+    if lacking := len(prompts) - len(rows):
+        first = next(prompt for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip())
+        notify(
+            f"{lacking} of the {len(prompts)} rows of {label!r} {'has' if lacking == 1 else 'have'} no response and "
+            f"{'is' if lacking == 1 else 'are'} left out: {first[:60]!r}{', …' if lacking > 1 else ''}"
+        )
+    return PromptSet(label, tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows))
 
 
 def _embedded(kind: str, split: str) -> PromptSet:
@@ -177,33 +233,64 @@ def _read_delimited(path: Path, delimiter: str | None = None) -> dict[str, list[
             f"row {uneven + 1} of {str(path)!r} has {len(rows[uneven])} fields, the header {len(header)}; "
             "a field with the delimiter in it must be in quotation marks"
         )
-    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(header)}
+    names = [name.strip() for name in header]
+    if twice := [name for name in dict.fromkeys(filter(None, names)) if names.count(name) > 1]:
+        raise ValueError(f"{str(path)!r} has {names.count(twice[0])} columns named {twice[0]!r}; rename them")
+    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(names)}
 
 
 def _rows(path: Path, delimiter: str) -> list[list[str]]:
-    """The rows that are not empty, and then ``[_END]``, which a quotation mark that is never closed would swallow."""
+    """The rows that are not blank, and then ``[_END]``, which a quotation mark that is never closed would swallow."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return [row for row in csv.reader(chain(file, [_END]), delimiter=delimiter) if row]
+        return [row for row in csv.reader(chain(file, [_END]), delimiter=delimiter) if any(map(str.strip, row))]
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines that are not blank; only a line feed ends one, since texts may hold the others that Unicode has."""
+    return [line for line in _read_text(path).split("\n") if line.strip()]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise
+        return _read_jsonl(path)  # often called .json, too
     if isinstance(data, dict) and data and all(isinstance(column, list) for column in data.values()):
+        if len(set(map(len, data.values()))) > 1:
+            lengths = ", ".join(f"{name!r} {len(column)}" for name, column in data.items())
+            raise ValueError(f"the columns of {str(path)!r} are not of one length: {lengths}")
         return data
     if not isinstance(data, list):
         raise ValueError(f"{str(path)!r} holds neither a list of rows nor a table of columns")
-    return _columns(data)
+    return _columns(data, path)
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:
-    return _columns([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+    rows = []
+    for line in _lines(path):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"cannot read prompts from {str(path)!r}: row {len(rows) + 1} is no JSON ({error.msg}): {line[:60]!r}"
+            ) from error
+    return _columns(rows, path)
 
 
-def _columns(rows: list[Any]) -> dict[str, list[Any]]:
+def _columns(rows: list[Any], path: Path) -> dict[str, list[Any]]:
     if all(isinstance(row, str) for row in rows):
         return {"prompt": rows}
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("every row must be an object with named fields, or every row a string")
+        raise ValueError(
+            f"cannot read prompts from {str(path)!r}: every row must be an object with named fields, or every row a "
+            "string"
+        )
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -211,12 +298,15 @@ def _columns(rows: list[Any]) -> dict[str, list[Any]]:
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
     import pandas as pd
 
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:  # pyarrow has many kinds, which do not name the file
+        raise ValueError(f"cannot read prompts from {str(path)!r}: {' '.join(str(error).split())}") from error
     return {str(name): frame[name].tolist() for name in frame.columns}
 
 
 def _read_lines(path: Path) -> dict[str, list[Any]]:
-    return {"prompt": [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]}
+    return {"prompt": _lines(path)}
 
 
 _OTHER_DELIMITERS = ";\t|"

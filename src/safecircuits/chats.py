@@ -1,0 +1,76 @@
+"""One cell of a data set as text: a string, a number, or a chat of one question and its answer.
+
+Chats are lists of messages, as OpenAI and TRL write them (``{"role": "user", "content": …}``), or as ShareGPT does
+(``{"from": "human", "value": …}``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CHAT_COLUMNS = ("messages", "conversations")
+"""Names of columns with whole chats."""
+_ASKS, _ANSWERS = ("user", "human"), ("assistant", "gpt", "model")
+
+
+def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str], list[str] | None]:
+    """The texts of a column, and the answers in it where it holds chats with answers.
+
+    What is missing (None, NaN) is an empty text. A column whose chats have only answers is one of answers.
+
+    Raises:
+        ValueError: for what is neither a text nor a number nor a chat of one question and its answer.
+    """
+    if not any(map(_is_chat, cells)):
+        return [_text(cell, f"row {i} of {label!r}", column) for i, cell in enumerate(cells, 1)], None
+    asked, answered = [], []
+    for i, cell in enumerate(cells, 1):
+        where = f"row {i} of {label!r}"
+        if not _is_chat(cell):
+            raise ValueError(f"{where}: column {column!r} holds {_kind(cell)} where other rows hold a chat")
+        question, answer = _exchange(cell, where, column)
+        asked.append(question)
+        answered.append(answer)
+    if not any(asked):
+        return answered, None
+    return asked, answered if any(answered) else None
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell of a table holds nothing: None, NaN, or blanks."""
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and cell != cell)
+
+
+def _text(cell: Any, where: str, column: str) -> str:
+    if isinstance(cell, str):
+        return cell
+    if is_missing(cell):
+        return ""
+    if isinstance(cell, Mapping) or hasattr(cell, "__len__"):
+        raise ValueError(f"{where}: column {column!r} holds {_kind(cell)}, not text: {str(cell)[:60]}")
+    return str(cell)
+
+
+def _kind(cell: Any) -> str:
+    return "nothing" if cell is None else f"a {type(cell).__name__}"
+
+
+def _is_chat(cell: Any) -> bool:
+    """Whether this is a list (or, from a parquet file, an array) of messages."""
+    if isinstance(cell, str | Mapping) or not hasattr(cell, "__len__") or len(cell) == 0:
+        return False
+    return all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in cell)
+
+
+def _exchange(chat: Any, where: str, column: str) -> tuple[str, str]:
+    """The question and the answer, either of them empty where the chat has none."""
+    said = [(str(one.get("role") or one.get("from")), one.get("content", one.get("value"))) for one in chat]
+    roles = ["asks" if role in _ASKS else "answers" if role in _ANSWERS else role for role, _ in said]
+    if roles not in (["asks"], ["answers"], ["asks", "answers"]):
+        raise ValueError(
+            f"{where} is a chat of {', '.join(role for role, _ in said)}; a prompt set holds one question and its "
+            "answer: cut longer chats, and leave out system messages (some commands have --system)"
+        )
+    texts = dict(zip(roles, (_text(text, where, column) for _, text in said), strict=True))
+    return texts.get("asks", ""), texts.get("answers", "")
