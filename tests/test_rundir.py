@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -182,3 +184,39 @@ def test_settings_that_led_nowhere_do_not_keep_the_folder(tmp_path: Path) -> Non
     assert "failed" not in load_run(folder)
     with pytest.raises(ValueError, match="holds a run with other settings"):
         RunDirectory.open(folder, "layers localize", {"start": None})
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    first = RunDirectory.open(tmp_path / "run", "layers gap", {"seed": 0})
+    for seed, replace in ((0, False), (1, False), (1, True)):
+        with pytest.raises(ValueError, match=r"another command is writing to .*run' just now"):
+            RunDirectory.open(tmp_path / "run", "layers gap", {"seed": seed}, replace=replace)
+    first.finish()
+    with pytest.raises(AlreadyComplete):
+        RunDirectory.open(tmp_path / "run", "layers gap", {"seed": 0})
+    abandoned = RunDirectory.open(tmp_path / "other", "layers gap", {"seed": 0})
+    abandoned.table("gap", FRAME)
+    abandoned.abandon(KeyboardInterrupt())
+    assert RunDirectory.open(tmp_path / "other", "layers gap", {"seed": 0}).resumed
+
+
+def test_a_killed_run_leaves_no_lock_and_what_it_left_half_written_is_removed(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from safecircuits.files import replacing, replacing_folder
+from safecircuits.rundir import RunDirectory
+run = RunDirectory.open(sys.argv[1], "layers gap", {"seed": 0})
+with replacing(run.file("mask.safetensors")) as file, replacing_folder(run.folder / "model") as folder:
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "weights").write_text("half")
+    run.work("sweep.jsonl").write_text("kept")
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert len(files(tmp_path)) == 4
+    (tmp_path / ".notes").write_text("mine")
+    run = RunDirectory.open(tmp_path, "layers gap", {"seed": 0})
+    assert run.resumed
+    assert files(tmp_path) == {"run.partial.json", "work/sweep.jsonl", ".notes"}

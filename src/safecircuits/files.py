@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +38,47 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: str | Path) -> None:
+    """Remove what ``replacing`` leaves behind in a process that is killed, in ``folder`` and all that are in it.
+
+    Nobody else may be writing there.
+    """
+    for within, folders, names in os.walk(folder):
+        for name in filter(_PARTIAL.fullmatch, [*folders, *names]):
+            path = Path(within, name)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+
+
+def lock(folder: str | Path) -> Callable[[], None]:
+    """Keep every other caller of this out of ``folder``, in this process and others; call the result to let go.
+
+    A process that is killed lets go by itself. Where the system or its disk has no such locks, nothing is kept out.
+
+    Raises:
+        BlockingIOError: if another caller holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return lambda: None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        os.close(handle)
+        return lambda: None
+    return functools.partial(os.close, handle)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -20,7 +20,8 @@ complete, whatever else it holds. Opening a folder again
 
 - with the same command, arguments and inputs goes on after an interruption, or raises ``AlreadyComplete``;
 - with others is a ValueError that names what differs; ``replace=True`` removes the earlier run first;
-- that holds something else than a run is a ValueError; nothing is ever removed from it.
+- that holds something else than a run is a ValueError; nothing is ever removed from it;
+- in which another run is still being written is a ValueError.
 
 An error before anything was written removes the folder again, so that a misspelt model leaves nothing in the way.
 
@@ -35,13 +36,14 @@ import os
 import shlex
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from safecircuits.files import replacing, write_text
+from safecircuits.files import lock, remove_partials, replacing, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,7 @@ class RunDirectory:
     written: list[Path] = field(default_factory=list)
     """Every path written in this run, in order."""
     _started: float = field(default_factory=time.monotonic)
+    _unlock: Callable[[], Any] = field(default=lambda: None, repr=False)
 
     @classmethod
     def open(
@@ -98,17 +101,36 @@ class RunDirectory:
             replace: remove an earlier run there first, whatever its arguments. Other files are never removed.
 
         Raises:
-            ValueError: if the folder holds other files, or a run that differs (says in what).
+            ValueError: if the folder holds other files, a run that differs (says in what), or one that is going on.
             AlreadyComplete: if it holds this run and nothing is left to do.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"cannot write to {str(folder)!r}: a file of this name is in the way")
         wanted = json.loads(json.dumps({"command": command, "arguments": arguments, "inputs": dict(inputs or {})}))
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            unlock = lock(folder)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another command is writing to {str(folder)!r} just now: wait for it, or give --out another folder"
+            ) from error
+        try:
+            run = cls._opened(folder, wanted, replace=replace)
+        except BaseException:
+            unlock()
+            raise
+        run._unlock = weakref.finalize(run, unlock)
+        return run
+
+    @classmethod
+    def _opened(cls, folder: Path, wanted: dict[str, Any], *, replace: bool) -> RunDirectory:
+        """The run, in a folder that nobody else writes to."""
         earlier = _earlier(folder)
-        if earlier is None and folder.exists() and any(folder.iterdir()):
+        if earlier is None and any(folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds files that are no run of safecircuits; give --out a new folder")
         if earlier is not None and (replace or ("failed" in earlier and _differences(earlier, wanted))):
+            remove_partials(folder)
             _remove(folder, earlier)
             earlier = None
         if earlier is not None:
@@ -121,11 +143,11 @@ class RunDirectory:
                 )
             if "finished" in earlier:
                 raise AlreadyComplete(folder, earlier)
+            remove_partials(folder)
         record = {"format": FORMAT, "version": VERSION, **wanted}
         record["started"] = [*(earlier["started"] if earlier else []), _now()]
-        run = cls(folder, record, resumed=earlier is not None)
         write_text(folder / PARTIAL, _as_json(record))
-        return run
+        return cls(folder, record, resumed=earlier is not None)
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +223,7 @@ class RunDirectory:
         self.record["provenance"] = {key: about[key] for key in ("version", "versions", "python", "seed", "date")}
         path = write_text(self.folder / COMPLETE, _as_json(self.record))
         (self.folder / PARTIAL).unlink(missing_ok=True)
+        self._unlock()
         return path
 
     def abandon(self, error: BaseException | None = None) -> None:
@@ -208,6 +231,12 @@ class RunDirectory:
 
         Bad input is noted in the record: other settings may then take the folder, as these lead nowhere.
         """
+        try:
+            self._tidy(error)
+        finally:
+            self._unlock()
+
+    def _tidy(self, error: BaseException | None) -> None:
         from safecircuits.behavior.detectors import JudgingError  # not bad input: a judge may answer later
 
         parts = [self.folder / name for name in ("work", *PARTS)]
