@@ -419,6 +419,20 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
             FreezeMask.load(path)
 
 
+@pytest.mark.parametrize(
+    ("byte", "message"),
+    [
+        (b"\xff", "is damaged: some of its entries are neither true nor false"),
+        (b"\x00", "contradicts itself: its header"),
+    ],
+)
+def test_edited_entries_are_an_error(byte: bytes, message: str, tmp_path: Path) -> None:
+    path = FreezeMask.layers((0, SHAPE.n_layers - 1), SHAPE).save(tmp_path / "m.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + byte)
+    with pytest.raises(ValueError, match=message):
+        FreezeMask.load(path)
+
+
 def header(**changes: Any) -> dict[str, str]:
     base = {"format": FORMAT, "version": 1, "shape": None, "layers": [], "provenance": {}}
     return {"safecircuits": json.dumps(base | changes)}

@@ -81,4 +81,12 @@ def _assembled(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tens
     found = [tuple(mlp.shape), tuple(attn.shape)]
     if found != expected or {mlp.dtype, attn.dtype} != {torch.bool}:
         raise ValueError(f"{path} contradicts itself: its header asks for {expected}, its tensors are {found}")
-    return FreezeMask(mlp, attn, shape, header.get("provenance") or {})
+    if any(tensor.view(torch.uint8).gt(1).any() for tensor in (mlp, attn)):
+        raise ValueError(f"{path} is damaged: some of its entries are neither true nor false; write it again")
+    mask = FreezeMask(mlp, attn, shape, header.get("provenance") or {})
+    if header.get("layers") != list(mask.whole_layers):
+        raise ValueError(
+            f"{path} contradicts itself: its header names the whole layers {header.get('layers')}, its tensors freeze "
+            f"{list(mask.whole_layers)}; write it again"
+        )
+    return mask
