@@ -68,6 +68,20 @@ def test_phases_and_an_interruption(tmp_path: Path, mask_file: Path, monkeypatch
     assert (cut.losses, cut.frozen_digest) == (whole.losses, whole.frozen_digest)
 
 
+def test_a_model_that_could_not_be_written_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    command = ["finetune", *ALIGNED, *DATA, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patched:
+        patched.setattr("safecircuits.models.save_pretrained", full)
+        assert "No space left on device" in refuse(*command)
+    assert "goes on with the interrupted run" in succeed(*command).stderr
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
+    assert sc.FinetuneRun.load(tmp_path / "run" / "results" / "finetune").settings["resumed_from"] == 3
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
 def test_bad_input_is_one_line(tmp_path: Path, mask_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = ["finetune", *ALIGNED, *DATA, "--out", tmp_path / "x"]
     assert "--eval-every needs something to evaluate" in refuse(*base, "--eval-every", "2")

@@ -117,6 +117,7 @@ def finetune(
     Example: safecircuits finetune --model organism:aligned --data organism:utility --freeze freeze.safetensors
     --epochs 2 --malicious organism:malicious --out runs/finetune
     """
+    from safecircuits.files import write_text
     from safecircuits.masks import FreezeMask
     from safecircuits.models import save_pretrained
     from safecircuits.training.loop import finetune as train
@@ -163,7 +164,8 @@ def finetune(
         checkpoint_every=checkpoint_every,
         log=folder.work("log.jsonl"),
     )
-    folder.work("log.jsonl").rename(folder.file("log.jsonl"))
+    # A copy: should the rest fail, as on a full disk, the same command goes on from the log that stays in work.
+    write_text(folder.file("log.jsonl"), folder.work("log.jsonl").read_text(encoding="utf-8"))
     _write(run, folder, trained)
     if save_model:
         for path in sorted(save_pretrained(model, folder.folder / "model").iterdir()):
