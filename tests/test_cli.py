@@ -24,7 +24,7 @@ from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.layers import counting
 from safecircuits.layers.malicious_check import answered_malicious
 from safecircuits.prompts import PromptSet
-from safecircuits.rundir import load_run
+from safecircuits.rundir import command_line, load_run
 from zoo import backends
 
 COMMANDS = (
@@ -302,7 +302,7 @@ class TestConfig:
             assert message in refuse(*command, tmp_path / name)
         got = run(*command, self.settle(tmp_path, "yaml", {**self.VALUES, "n": "many"}))
         assert got.exit_code == 2
-        assert "Invalid value for '--n'" in got.stderr
+        assert "--n is a number of prompts from 1 on, not 'many'" in got.stderr
         assert not (tmp_path / "run").exists()
 
 
@@ -342,6 +342,37 @@ class TestBadInput:
         assert "gives column 'label' twice" in refuse(*again, "--where", "label=safe", "--where", "label=harm")
         assert "names 'evil', which is no set" in refuse(*again, *both, "--where", "evil:label=harm")
         assert not (tmp_path / "other").exists()
+
+    def test_a_column_is_of_all_sets_or_of_one(self, tmp_path: Path, out: Path) -> None:
+        (tmp_path / "n.csv").write_text("ask,prompt,say\nfind a lamp,x,yes\nmake the tea,y,no\n")
+        (tmp_path / "m.csv").write_text("goal_en,prompt\nkill the man,z\nburn the house,w\n")
+        command = ["layers", "similarity", *ALIGNED, "--normal", tmp_path / "n.csv", "--malicious", tmp_path / "m.csv"]
+        command += ["--draws", "5", "--out", out]
+        succeed(*command, "--column", "ask", "--column", "malicious=goal_en")
+        inputs = load_run(out)["inputs"]
+        assert inputs["normal"]["sha"] == PromptSet("", ("find a lamp", "make the tea")).fingerprint
+        assert inputs["malicious"]["sha"] == PromptSet("", ("kill the man", "burn the house")).fingerprint
+        again = [*command[:-1], tmp_path / "other"]
+        assert "'m' has no column 'ask'" in refuse(*again, "--column", "ask")
+        assert "--column names 'evil', which is no set" in refuse(*again, "--column", "evil=goal_en")
+        assert "both 'ask' and 'x' for every set; name one by SET=VALUE" in refuse(
+            *again, "--column", "ask", "--column", "x"
+        )
+        assert "is given as VALUE or SET=VALUE, not '=x'" in refuse(*again, "--column", "=x")
+        assert "--n is a number of prompts from 1 on, not '0'" in refuse(*again, "--n", "malicious=0")
+        assert not (tmp_path / "other").exists()
+        units = ["units", "classify", *ALIGNED, "--safety", tmp_path / "n.csv", "--utility", "organism:utility"]
+        units += ["--n", "2", "--out", tmp_path / "units"]
+        succeed(*units, "--column", "safety=ask", "--responses", "safety=say")
+        want = PromptSet("", ("find a lamp", "make the tea"), ("yes", "no")).fingerprint
+        assert load_run(tmp_path / "units")["inputs"]["safety"]["sha"] == want
+
+    def test_how_many_of_all_sets_or_of_one(self, tmp_path: Path, out: Path) -> None:
+        command = ["layers", "similarity", *ALIGNED, *SETS, "--draws", "5", "--out", out]
+        succeed(*command, "--n", "4", "--n", "malicious=6")
+        record = load_run(out)
+        assert {name: record["inputs"][name]["n"] for name in ("normal", "malicious")} == {"normal": 4, "malicious": 6}
+        assert "--n 4 --n malicious=6" in command_line(record)
 
     def test_duplicates_are_told_on_stderr(self, tmp_path: Path, out: Path) -> None:
         (tmp_path / "p.txt").write_text("where is the lamp\nmake the tea\nmake the tea\n")
@@ -385,6 +416,24 @@ class TestBadInput:
         far = sc.FreezeMask.layers((2, 30)).save(tmp_path / "far.safetensors")
         assert "reaches layer 30, but the model's layers are 0 to 7" in refuse("mask", "show", far, *ALIGNED)
         assert not out.exists()
+
+    def test_masks_look_at_a_model_in_the_precision_and_on_the_device_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from safecircuits import models
+
+        real, loaded = models.load_model, []
+
+        def load_model(*args: Any, **options: Any) -> Any:
+            loaded.append(real(*args, **options))
+            return loaded[-1]
+
+        monkeypatch.setattr(models, "load_model", load_model)
+        mask, out = sc.FreezeMask.layers((2, 3)).save(tmp_path / "m.safetensors"), tmp_path / "o.safetensors"
+        for command in (["show", mask], ["combine", mask, mask, "--out", out], ["convert", mask, "--out", out]):
+            assert "there is no device 'warp'" in refuse("mask", *command, *ALIGNED, "--device", "warp")
+            succeed("mask", *command, *ALIGNED, "--device", "cpu", "--dtype", "bfloat16")
+            assert next(loaded[-1].parameters()).dtype == torch.bfloat16
 
     def test_missing_options_are_named(self) -> None:
         got = run("layers", "grid", *ALIGNED)

@@ -32,7 +32,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from safecircuits.cli.manners import one_line_errors, quiet
-from safecircuits.cli.options import OutOption, conditions
+from safecircuits.cli.options import (
+    BY_SET,
+    OutOption,
+    as_recorded,
+    by_set,
+    conditions,
+    counts,
+    torch_device,
+    torch_dtype,
+)
 from safecircuits.cli.signature import PROMPTS, SHARED, OwnOptions, option, with_options
 
 if TYPE_CHECKING:
@@ -58,6 +67,8 @@ class Run:
         self.out: Path = shared["out"]
         self.force, self.json = shared["force"], shared["json"]
         self.where = conditions(shared.get("where") or [])
+        self.by_set: dict[str, Any] = {key: by_set(shared.get(key) or [], f"--{key}") for key in BY_SET}
+        self.by_set["n"] = counts(self.by_set["n"])
         self.inputs: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
 
@@ -72,16 +83,19 @@ class Run:
             return None
         from safecircuits.sources import load_prompts
 
-        answers = self.arguments.get("responses") if responses else ""
+        given = {key: self.given(key, name) for key in BY_SET}
         prompts: PromptSet = load_prompts(
             source,
-            column=self.arguments.get("column"),
-            responses=answers,
-            n=self.arguments.get("n"),
+            **given | ({} if responses else {"responses": ""}),
             where=self.where.get("", {}) | self.where.get(name, {}),
         )
         self.inputs[name] = {"source": source, "n": len(prompts), "sha": prompts.fingerprint}
         return prompts
+
+    def given(self, key: str, name: str) -> Any:
+        """What an option of ``BY_SET`` says of the set ``name``, or None."""
+        values = self.by_set[key]
+        return values.get(name, values.get(""))
 
     def begin(self, *models: str) -> RunDirectory:
         """Open the run directory, once all inputs but the models are loaded; a finished run ends the command here.
@@ -92,8 +106,9 @@ class Run:
         from safecircuits.fingerprint import fingerprint_checkpoint
         from safecircuits.rundir import RunDirectory
 
-        if unread := set(self.where) - {"", *self.inputs}:
-            raise ValueError(f"--where names {min(unread)!r}, which is no set of prompts that this run reads")
+        for option, sets in {"where": self.where, **self.by_set}.items():
+            if unread := set(sets) - {"", *self.inputs}:
+                raise ValueError(f"--{option} names {min(unread)!r}, which is no set of prompts that this run reads")
         for source in models or filter(None, (self.source,)):
             self.inputs[f"model {source}"] = fingerprint_checkpoint(source) or source
         self.directory = RunDirectory.open(
@@ -116,24 +131,12 @@ class Run:
     @property
     def torch_dtype(self) -> Any:
         """``--dtype`` as PyTorch's, or None."""
-        import torch
-
-        return None if self.dtype is None else getattr(torch, self.dtype.value)
+        return torch_dtype(self.dtype)
 
     @property
     def torch_device(self) -> Any:
         """``--device``, checked: a ValueError where this machine has no such device."""
-        import torch
-
-        if self.device is None:
-            return None
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-            raise ValueError(f"there is no device {self.device!r} here; there is {', '.join(usable)}") from error
-        return device
+        return torch_device(self.device)
 
     def say(self, text: str) -> None:
         """A finding in words, kept in ``run.json`` and printed at the end."""
@@ -194,6 +197,7 @@ def run_command(
 
             chosen = {key: given.pop(key) for key in shared}
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
+            arguments |= {key: as_recorded(key, arguments[key]) for key in BY_SET if key in arguments}
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             try:
                 with redirect_stdout(sys.stderr):  # what others print is no data

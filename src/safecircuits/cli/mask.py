@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.frame import plain_command
-from safecircuits.cli.options import Backend, BackendOption, JsonOption
+from safecircuits.cli.options import (
+    Backend,
+    BackendOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    torch_device,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     from safecircuits.masks import FreezeMask
@@ -30,7 +39,13 @@ class Operation(StrEnum):
 
 
 @plain_command(app)
-def show(file: FileArgument, model: ForModel = None, json: JsonOption = False) -> None:
+def show(
+    file: FileArgument,
+    model: ForModel = None,
+    json: JsonOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
     """What a mask freezes; with a model, whether it fits and the share of its parameters.
 
     Example: safecircuits mask show runs/localize/freeze.safetensors --model organism:aligned
@@ -38,7 +53,7 @@ def show(file: FileArgument, model: ForModel = None, json: JsonOption = False) -
     from safecircuits.masks import FreezeMask
 
     mask = FreezeMask.load(file)
-    loaded = None if model is None else _load(model, Backend.bridge)
+    loaded = None if model is None else _load(model, Backend.bridge, device, dtype)
     if json:
         from json import dumps
 
@@ -53,6 +68,8 @@ def combine(
     out: Annotated[Path, typer.Option("--out", help="The mask to write.")],
     op: Annotated[Operation, typer.Option("--op", help="Of the masks, from left to right.")] = Operation.union,
     model: ForModel = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """Union, intersection or difference of masks, or the complement of one.
 
@@ -64,7 +81,7 @@ def combine(
 
     masks = [FreezeMask.load(file) for file in files]
     if model is not None:
-        loaded = _load(model, Backend.bridge)
+        loaded = _load(model, Backend.bridge, device, dtype)
         masks = [mask.check(loaded) for mask in masks]
     if op is Operation.complement:
         if len(masks) != 1:
@@ -94,6 +111,8 @@ def convert(
     model: Annotated[str, typer.Option("--model", help="A hub id, a folder, or organism:STAGE.")],
     out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
     backend: BackendOption = Backend.bridge,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
 ) -> None:
     """A mask as plain boolean tensors by parameter name, True where frozen, for any trainer.
 
@@ -107,7 +126,7 @@ def convert(
     from safecircuits.files import replacing
     from safecircuits.masks import FreezeMask
 
-    loaded = _load(model, backend)
+    loaded = _load(model, backend, device, dtype)
     mask = FreezeMask.load(file, loaded)
     masks = {name: tensor.contiguous() for name, tensor in mask.parameter_masks(loaded).items()}
     note = {"format": "safecircuits.parameter_masks", "meaning": "True entries are frozen", "model": model}
@@ -120,12 +139,12 @@ def convert(
     typer.echo(f"wrote {out}", err=True)
 
 
-def _load(source: str, backend: Backend) -> Any:
+def _load(source: str, backend: Backend, device: str | None, dtype: Dtype | None) -> Any:
     from safecircuits.models import load_model
     from safecircuits.progress import without_bars
 
     with without_bars():
-        return load_model(source, backend=backend.value)
+        return load_model(source, backend=backend.value, device=torch_device(device), dtype=torch_dtype(dtype))
 
 
 def _rows(mask: FreezeMask) -> list[dict[str, Any]]:

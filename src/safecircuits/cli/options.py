@@ -101,23 +101,29 @@ MaybeOverRejection = Annotated[
 ]
 MaybeUtility = Annotated[str | None, typer.Option("--utility", help=f"Prompts with known answers. {_SOURCE}")]
 ColumnOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--column",
-        help="Column of the prompts; guessed from usual names (prompt, question, …).",
+        help="Column of the prompts; guessed from usual names (prompt, question, messages, …). SET=COLUMN, as "
+        "malicious=goal, is of one set alone. May be repeated.",
         rich_help_panel=PROMPT_PANEL,
     ),
 ]
 ResponsesOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--responses",
-        help="Column of the known answers; guessed from usual names (answer, …).",
+        help="Column of the known answers; guessed from usual names (answer, …); SET=COLUMN likewise.",
         rich_help_panel=PROMPT_PANEL,
     ),
 ]
 CountOption = Annotated[
-    int | None, typer.Option("--n", help="Take the first N prompts of each set.", min=1, rich_help_panel=PROMPT_PANEL)
+    list[str] | None,
+    typer.Option(
+        "--n",
+        help="Take the first N prompts of each set; SET=N, as malicious=100, of one set alone. May be repeated.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
 ]
 WhereOption = Annotated[
     list[str] | None,
@@ -166,6 +172,28 @@ class Measured:
         raise ValueError("nothing to measure: give --malicious, --over-rejection or --utility")
 
 
+def torch_dtype(chosen: Dtype | None) -> Any:
+    """``--dtype`` as PyTorch's, or None."""
+    import torch
+
+    return None if chosen is None else getattr(torch, chosen.value)
+
+
+def torch_device(name: str | None) -> Any:
+    """``--device``, or None; a ValueError where this machine has no such device."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"there is no device {name!r} here; there is {', '.join(usable)}") from error
+    return device
+
+
 def conditions(texts: list[str]) -> dict[str, dict[str, str]]:
     """``--where`` by set: values by column; those of every set under an empty name."""
     found: dict[str, dict[str, str]] = {}
@@ -179,6 +207,40 @@ def conditions(texts: list[str]) -> dict[str, dict[str, str]]:
             raise ValueError(f"--where gives column {column!r} twice; rows must have one value")
         found[part][column] = value.strip()
     return found
+
+
+BY_SET = ("n", "column", "responses")
+"""Options that are given for every set of prompts, or for one by its name."""
+
+
+def by_set(texts: list[str], option: str) -> dict[str, str]:
+    """``VALUE`` and ``SET=VALUE`` as values by set; that of every set under an empty name."""
+    found: dict[str, str] = {}
+    for text in texts:
+        part, equals, value = text.partition("=")
+        part, value = (part.strip().replace("-", "_"), value.strip()) if equals else ("", text)
+        if equals and not part:
+            raise ValueError(f"{option} is given as VALUE or SET=VALUE, not {text!r}")
+        if part in found:
+            of = f"the set {part!r}" if part else "every set; name one by SET=VALUE"
+            raise ValueError(f"{option} gives both {found[part]!r} and {value!r} for {of}")
+        found[part] = value
+    return found
+
+
+def counts(values: dict[str, str]) -> dict[str, int]:
+    """``--n`` by set as numbers."""
+    for text in values.values():
+        if not text.strip().isdecimal() or int(text) < 1:
+            raise ValueError(f"--n is a number of prompts from 1 on, not {text!r}")
+    return {name: int(text) for name, text in values.items()}
+
+
+def as_recorded(key: str, values: list[str] | None) -> Any:
+    """An option of ``BY_SET`` as a run keeps it: one value that is of every set by itself."""
+    if not values or len(values) > 1 or "=" in values[0]:
+        return values or None
+    return int(values[0]) if key == "n" and values[0].strip().isdecimal() else values[0]
 
 
 def layer_range(text: str) -> LayerRange:
