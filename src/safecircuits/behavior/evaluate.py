@@ -12,6 +12,7 @@ from torch import Tensor
 
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import JudgingError, RefusalDetector, normalise, refused
+from safecircuits.notices import notify
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel
@@ -106,7 +107,7 @@ def evaluate(
         )
 
     if utility is not None:
-        utility.require_responses()
+        notice_long_answers(model, utility, max_new_tokens)
     judged_tokens = refusal_tokens or max_new_tokens
     asked = {
         "malicious": (malicious, judged_tokens),
@@ -115,6 +116,21 @@ def evaluate(
     }
     given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
     return judge(given, detector)
+
+
+def notice_long_answers(model: HookedModel, utility: PromptSet, max_new_tokens: int) -> None:
+    """Tell if known answers are longer than completions may be: those count as wrong, whatever the model says."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return
+    lengths = [len(ids) for ids in tokenizer(list(utility.require_responses()), add_special_tokens=False)["input_ids"]]
+    too_long = sum(length > max_new_tokens for length in lengths)
+    if too_long:
+        notify(
+            f"{too_long} of the {len(lengths)} known answers of {utility.name!r} are longer than a completion may be, "
+            f"so that none can equal them: utility is an exact match within max_new_tokens={max_new_tokens}, and the "
+            f"longest answer has {max(lengths)}"
+        )
 
 
 def judge(answers: Mapping[str, Completions], detector: str | RefusalDetector = "opening") -> Behavior:

@@ -41,7 +41,7 @@ def evaluate(
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate
     """
     from safecircuits.behavior.agreement import agreement
-    from safecircuits.behavior.evaluate import judge
+    from safecircuits.behavior.evaluate import judge, notice_long_answers
     from safecircuits.behavior.refusal import get_detector
 
     get_detector(detector)
@@ -50,6 +50,8 @@ def evaluate(
         sets["utility"].require_responses()
     folder = run.begin()
     model = run.model()
+    if "utility" in sets:
+        notice_long_answers(model, sets["utility"], max_new_tokens)
     options = {"max_new_tokens": max_new_tokens, "template": template, "system": system}
     answers = {name: _answers(folder, model, name, prompts, options) for name, prompts in sets.items()}
     _write(run, folder, judge(answers, detector), detector)

@@ -19,7 +19,7 @@ from safecircuits.cli.options import (
     alpha_option,
     layer_range,
 )
-from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, study_prompts
+from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, split_data, study_prompts
 from safecircuits.cli.study_output import write_report
 
 if TYPE_CHECKING:
@@ -158,11 +158,8 @@ _PAPER_ROWS = {"n_normal": 1000, "n_implicit": 4000, "n_backdoor": 1500}
 def _sizes(data: PromptSet, seed: int) -> dict[str, Any]:
     """``data`` split as ``paper_scenarios`` takes it: in the paper's sizes, or smaller ones in the same proportion."""
     from safecircuits.notices import notify
-    from safecircuits.studies.scenarios import split_off
 
-    if len(data) < 45:
-        raise ValueError(f"--data {data.name!r} has {len(data)} rows; give at least 45, and 4500 for the paper's sizes")
-    rows, held_out = split_off(data, min(500, len(data) // 9), seed=seed)
+    rows, held_out = split_data(data, seed, "4500 for the paper's sizes")
     share = min(1.0, len(rows) / max(_PAPER_ROWS.values()))
     sizes = {name: max(1, int(share * n)) for name, n in _PAPER_ROWS.items()}
     if share < 1:

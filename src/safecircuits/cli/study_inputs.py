@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
+    from safecircuits.prompts import PromptSet
 
 EMBEDDED = "organism:"
 
@@ -33,7 +34,7 @@ def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = 
     from safecircuits import organism
 
     kind, split, n = chosen
-    wanted = run.arguments.get("n")
+    wanted = run.given("n", name)
     found = organism.prompts(kind, split, n=n if wanted is None else min(n, wanted), seed=run.seed)
     run.inputs[name] = {"source": f"{EMBEDDED}{kind}", "split": split, "n": len(found), "sha": found.fingerprint}
     return found
@@ -46,6 +47,19 @@ def require(run: Run, **given: str | None) -> None:
         raise ValueError(
             f"give --{missing[0].replace('_', '-')}: only the embedded models come with prompts of their own"
         )
+
+
+HELD_OUT, LEAST_ROWS = 500, 45
+"""Rows of ``--data`` that measure the task and are not trained on, or a ninth of fewer; and how few rows may be."""
+
+
+def split_data(data: PromptSet, seed: int, enough: str) -> tuple[PromptSet, PromptSet]:
+    """The rows of ``--data`` to train on, and those held out; a ValueError for too few says what is ``enough``."""
+    from safecircuits.studies.scenarios import split_off
+
+    if len(data) < LEAST_ROWS:
+        raise ValueError(f"--data {data.name!r} has {len(data)} rows; give at least {LEAST_ROWS}, and {enough}")
+    return split_off(data, min(HELD_OUT, len(data) // 9), seed=seed)
 
 
 def planted_layers(source: str) -> Any:

@@ -17,7 +17,7 @@ from safecircuits.cli.options import (
     TokensOption,
     layer_range,
 )
-from safecircuits.cli.study_inputs import EMBEDDED, require, study_prompts
+from safecircuits.cli.study_inputs import EMBEDDED, HELD_OUT, require, split_data, study_prompts
 from safecircuits.cli.study_output import write_report
 
 if TYPE_CHECKING:
@@ -240,10 +240,11 @@ def _usable(known: Any, prompts: SsahPrompts) -> dict[str, Cut]:
 
 def _scenarios(run: Run, data: str | None, embedded: bool) -> tuple[Scenario, ...]:
     from safecircuits import organism
-    from safecircuits.studies.scenarios import Scenario, split_off
+    from safecircuits.studies.scenarios import Scenario
 
     if data is not None:
-        rows, held_out = split_off(run.prompts("data", data, responses=True), HELD_OUT, seed=run.seed)
+        given = run.prompts("data", data, responses=True)
+        rows, held_out = split_data(given, run.seed, f"{9 * HELD_OUT} for all of {HELD_OUT} held-out rows")
         return (Scenario(PurePath(data).stem, rows, held_out),)
     if not embedded:
         return ()
@@ -254,10 +255,6 @@ def _scenarios(run: Run, data: str | None, embedded: bool) -> tuple[Scenario, ..
     questions = organism.prompts("utility", "train", n=half // 2, seed=run.seed)
     held_out = organism.prompts("new_task", n=50, seed=run.seed)
     return (Scenario("new facts among ordinary data", facts + ordinary + questions, held_out),)
-
-
-HELD_OUT = 500
-"""Rows of --data that measure the task and are not trained on."""
 
 
 def _embedded_alignment(seed: int) -> dict[str, Any]:
