@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from safecircuits.files import write_text
 from safecircuits.layers.interval import GapInterval
+from safecircuits.masks import FreezeMask
 from safecircuits.rundir import AlreadyComplete, RunDirectory, load_run
 from safecircuits.sites import LayerRange
 
@@ -175,7 +178,7 @@ def test_settings_that_led_nowhere_do_not_keep_the_folder(tmp_path: Path) -> Non
 
     attempt(ValueError, None)
     assert RunDirectory.open(folder, "layers localize", {"start": None}).resumed  # the same goes on
-    attempt(ValueError, None)
+    attempt(FloatingPointError, None)
     attempt(KeyboardInterrupt, "1,2")  # others take its place
     with pytest.raises(ValueError, match="holds an unfinished run with other settings: --start was"):
         RunDirectory.open(folder, "layers localize", {"start": "2,3"})
@@ -184,6 +187,28 @@ def test_settings_that_led_nowhere_do_not_keep_the_folder(tmp_path: Path) -> Non
     assert "failed" not in load_run(folder)
     with pytest.raises(ValueError, match="holds a run with other settings"):
         RunDirectory.open(folder, "layers localize", {"start": None})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"cannot write to .*file/run' \(Not a directory\); give --out a folder"):
+        RunDirectory.open(tmp_path / "file" / "run", "layers gap", {})
+    (tmp_path / "is_a_folder").mkdir()
+    with pytest.raises(OSError, match=r"is_a_folder'$") as caught:
+        write_text(tmp_path / "is_a_folder", "text")
+    assert caught.value.filename == str(tmp_path / "is_a_folder")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        result = a_result().save(tmp_path / "result")
+        mask = FreezeMask.layers((2, 3)).save(tmp_path / "mask.safetensors")
+    finally:
+        os.umask(umask)
+    for path in (mask, *result.iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield partial
+        _let_others_read(partial)
         partial.replace(path)
+    except OSError as error:
+        if error.filename != str(partial):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # by the name that was asked for
     finally:
         partial.unlink(missing_ok=True)
 
@@ -35,9 +40,19 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         yield partial
         if path.exists():
             shutil.rmtree(path)
+        for file in partial.rglob("*"):
+            _let_others_read(file)
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _let_others_read(path: Path) -> None:
+    """Permissions as the user's umask has them: safetensors writes files that their owner alone can read."""
+    if path.is_file():
+        umask = os.umask(0o022)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)
 
 
 def remove_partials(folder: str | Path) -> None:

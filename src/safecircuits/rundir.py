@@ -108,15 +108,20 @@ class RunDirectory:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"cannot write to {str(folder)!r}: a file of this name is in the way")
         wanted = json.loads(json.dumps({"command": command, "arguments": arguments, "inputs": dict(inputs or {})}))
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             unlock = lock(folder)
         except BlockingIOError as error:
             raise ValueError(
                 f"another command is writing to {str(folder)!r} just now: wait for it, or give --out another folder"
             ) from error
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
         try:
             run = cls._opened(folder, wanted, replace=replace)
+        except PermissionError as error:
+            unlock()
+            raise _cannot_write(folder, error) from error
         except BaseException:
             unlock()
             raise
@@ -229,7 +234,8 @@ class RunDirectory:
     def abandon(self, error: BaseException | None = None) -> None:
         """After an error: leave no trace of a run that has nothing yet to go on from, and keep any other.
 
-        Bad input is noted in the record: other settings may then take the folder, as these lead nowhere.
+        Bad input, or numbers that are not finite, are noted in the record: other settings may then take the folder, as
+        these lead nowhere.
         """
         try:
             self._tidy(error)
@@ -241,7 +247,7 @@ class RunDirectory:
 
         parts = [self.folder / name for name in ("work", *PARTS)]
         if self.resumed or self.written or any(path.is_file() for part in parts for path in part.rglob("*")):
-            if isinstance(error, ValueError) and not isinstance(error, JudgingError):
+            if isinstance(error, ValueError | FloatingPointError) and not isinstance(error, JudgingError):
                 write_text(self.folder / PARTIAL, _as_json(self.record | {"failed": str(error)}))
             return
         (self.folder / PARTIAL).unlink(missing_ok=True)
@@ -299,6 +305,10 @@ def command_line(record: Mapping[str, Any]) -> str:
 
 def _one_line(value: Any) -> Any:
     return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+
+
+def _cannot_write(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that can be written to")
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
