@@ -297,6 +297,7 @@ class TestConfig:
             ("c.yaml", "- a", "must hold option names with values, not a list"),
             ("d.json", "{}", "ends in .yaml, .yml or .toml"),
             ("e.yaml", "model: {a: 1}", "must be one value or a list"),
+            ("f.toml", "\ufeffmodell = 1", "did you mean 'model'?"),
         ):
             (tmp_path / name).write_text(text)
             assert message in refuse(*command, tmp_path / name)

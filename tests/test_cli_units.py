@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ import safecircuits as sc
 from commands import refuse, succeed
 from safecircuits.cli import probe as probe_command
 from safecircuits.cli.units import options as units_commands
+from safecircuits.cli.units.options import require_own
 from safecircuits.direction.probe import Baseline, Ended
 from safecircuits.direction.states import Pool
 from safecircuits.direction.variants import Where
@@ -124,7 +126,10 @@ class TestUnits:
         assert table(classified, "groups")["SCU"].tolist() == want.to_frame()["SCU"].tolist()
         mask = sc.FreezeMask.load(classified / "freeze.safetensors", model)
         assert mask == sc.FreezeMask.units(want, "SCU")
-        assert "SCU 2.0" in load_run(classified)["findings"][0]
+        findings = load_run(classified)["findings"]
+        n = int(want.to_frame()["SCU"].sum())
+        assert findings[0] == f"{n} safety-critical units (SCU), {100 * want.shares()['SCU']:.2f} % of all"
+        assert findings[-1].startswith(f"freeze.safetensors: the SCU, {100 * mask.share_of_parameters(model):.2f} %")
 
     def test_classify_with_scu_by_another_score(self, tmp_path: Path) -> None:
         given = ["units", "classify", *ALIGNED, "--safety", "organism:malicious", "--utility", "organism:utility"]
@@ -161,6 +166,14 @@ class TestUnits:
         nowhere = ["units", "ablate", *ALIGNED, "--groups", tmp_path / "no", *measured, "--out", tmp_path / "x"]
         assert "give the --out of safecircuits units classify" in refuse(*nowhere)
         assert "nothing to measure" in refuse("units", "ablate", *ALIGNED, "--groups", classified, "--out", tmp_path)
+        ablation = ["units", "ablate", *ALIGNED, "--groups", tmp_path / "run", *measured, "--out", tmp_path / "x"]
+        assert "holds no classification: give the --out of safecircuits units classify" in refuse(*ablation)
+
+    def test_a_classification_of_another_model_says_which_is_which(self, classified: Path) -> None:
+        groups = sc.UnitGroups.load(classified / "results" / "groups")
+        theirs = replace(groups, shape=replace(groups.shape, d_model=64))
+        with pytest.raises(ValueError, match="in --groups belongs to another model: d_model 64 there, 128 here"):
+            require_own(theirs, sc.load_model("aligned"))
 
     def test_stability(self, tmp_path: Path) -> None:
         command = ["units", "stability", *ALIGNED, *SETS, *SHARES, "--n", str(N), "--subset", "8", "--draws", "2"]

@@ -211,6 +211,10 @@ def test_no_response_token_left_is_one_error(tiny_llama_hf: Any, tiny_tokenizer:
         ({"batches": "sorted"}, "batches is one of random, length, packed, not 'sorted'"),
         ({"mixed_precision": "fp16"}, "mixed_precision is 'no' or 'bf16', not 'fp16'"),
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"lr": 0.0}, r"lr must be above 0, not 0\.0: nothing would be learnt"),
+        ({"lr": float("nan")}, "lr must be above 0, not nan"),
+        ({"max_grad_norm": 0}, "max_grad_norm must be above 0, not 0"),
+        ({"weight_decay": -0.1}, r"weight_decay must be at least 0, not -0\.1"),
         ({"rows": lambda _: [], "steps": 1}, "the 0 examples of step 1 have no token to train on"),
         ({"freeze": FreezeMask.layers((0, 2)), "only": "layers"}, "nothing is left to train"),
     ],
@@ -222,6 +226,13 @@ def test_bad_options_are_refused(changes: dict[str, Any], message: str) -> None:
             p.requires_grad_("layers" in name and "norm" not in name)
     with pytest.raises(ValueError, match=message):
         finetune(model, DATA, tokenizer=build_tiny_tokenizer(), progress=False, **changes)
+
+
+def test_a_warm_up_without_end_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"warmup_steps is 3 and the run has 3 steps: .* never reaches 0\.01"):
+        finetune(
+            build_tiny_llama(), DATA, steps=3, warmup_steps=3, lr=1e-2, tokenizer=build_tiny_tokenizer(), progress=False
+        )
 
 
 # --- a full disk -------------------------------------------------------------------------------------------------

@@ -153,9 +153,10 @@ class TestBadInput:
 
     def test_unknown_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(
-            ValueError, match=r"cannot load 'nobody/nothing': the hub cannot be reached .* is not in the cache"
-        ):
+        message = (
+            r"cannot load 'nobody/nothing': there is no such folder, the hub cannot be reached .* is not in the cache"
+        )
+        with pytest.raises(ValueError, match=message):
             load_model("nobody/nothing")
 
     def test_folder_without_a_checkpoint(self, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ class TestGroups:
         a = sc.score_units(tiny_bridge, DATA)
         with pytest.raises(ValueError, match="were not made the same way"):
             sc.classify_units(a, a.rescore("ifv"), scu=0.1, ucu=0.1, ru=0.1)
-        with pytest.raises(ValueError, match=r"belongs to another model: n_layers 3 there, 1 here"):
+        with pytest.raises(ValueError, match=r"belongs to another model: n_layers 1 there, 3 here"):
             sc.classify_units(a, made_scores([[1, 2]], [[1]]), scu=0.1, ucu=0.1, ru=0.1)
         groups = sc.classify_units(a, a, scu=0.1, ucu=0.1, ru=0.1)
         with pytest.raises(ValueError, match="no group 'SAFE'; there are SCU, UCU, CU, RU"):

@@ -82,8 +82,9 @@ def load_checkpoint(
                 tokenizer = _tokenizer_of(name, **kwargs)
             except Exception as error:
                 raise ValueError(
-                    f"{name!r} has a model but no tokenizer that loads ({_first_line(error)}); "
-                    "pass tokenizer=, such as that of the model it was made from"
+                    f"{name!r} has a model but no tokenizer that loads ({_first_line(error)}); copy tokenizer.json, "
+                    "tokenizer_config.json and what else is of the tokenizer from the model it was made from into the "
+                    "folder, or from Python pass tokenizer="
                 ) from error
     if device_map is None:
         model = _moved(model, device, name)
@@ -198,8 +199,8 @@ def _explained(name: str, revision: str | None, error: Exception) -> ValueError:
         )
     elif caused_by(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         text = (
-            f"the hub cannot be reached and {name!r} is not in the cache; load it once with a connection (and without "
-            f"HF_HUB_OFFLINE), or pass a folder with its files. {_known()}"
+            f"there is no such folder, the hub cannot be reached and {name!r} is not in the cache; load it once with a "
+            f"connection (and without HF_HUB_OFFLINE), or pass a folder with its files. {_known()}"
         )
     elif caused_by(SafetensorError):
         text = f"a weight file of {name!r} in the cache is damaged ({reason}); delete it with `hf cache rm` and reload"

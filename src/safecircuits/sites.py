@@ -91,7 +91,12 @@ class ModelShape:
         return self.d_mlp if site == "mlp" else self.n_heads
 
     def require_same(self, other: ModelShape, what: str) -> None:
-        """Raise a ValueError that names every difference unless ``other`` has this shape."""
+        """Raise a ValueError that names every difference unless ``other`` has this shape.
+
+        Args:
+            other: the shape of what is at hand, "here" in the message.
+            what: has this shape, which is "there".
+        """
         mine, theirs = asdict(self), asdict(other)
         differs = [f"{key} {mine[key]} there, {theirs[key]} here" for key in mine if mine[key] != theirs[key]]
         if differs:

@@ -42,7 +42,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if kind not in (".yaml", ".yml", ".toml"):
         raise ValueError(f"a configuration file ends in .yaml, .yml or .toml, not {path.name!r}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if kind == ".toml":
             return tomllib.loads(text)
         import yaml

@@ -214,7 +214,8 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
     folder.table("summary", pd.DataFrame([summary]), main=True)
     folder.table("losses", trained.to_frame())
     folder.figure("losses", trained.plot(ax=axis((4.2, 2.2))))
-    run.say(f"{trained.steps} steps, training loss {trained.losses[0]:.3f} to {trained.final_loss():.3f} nats a token")
+    steps = f"{trained.steps} step{'s' * (trained.steps > 1)}"
+    run.say(f"{steps}, training loss {trained.losses[0]:.3f} to {trained.final_loss():.3f} nats a token")
     if trained.frozen_bit_identical:
         run.say(f"{trained.n_frozen:,} frozen entries bit-identical, SHA-256 {trained.frozen_digest}")
     if truncated := trained.settings["truncated"]:

@@ -31,8 +31,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_counts(batch_size=self.batch_size, grad_accumulation=self.grad_accumulation, max_length=self.max_length)
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
+        for name, least in (("warmup_steps", self.warmup_steps), ("weight_decay", self.weight_decay)):
+            if not least >= 0:
+                raise ValueError(f"{name} must be at least 0, not {least}")
+        for name, positive in (("lr", self.lr), ("max_grad_norm", self.max_grad_norm)):
+            if positive is not None and not positive > 0:
+                raise ValueError(f"{name} must be above 0, not {positive}: nothing would be learnt")
         _require_one_of("schedule", self.schedule, get_args(Schedule))
         _require_one_of("loss_on", self.loss_on, get_args(LossOn))
         _require_one_of("batches", self.batches, get_args(Batches))

@@ -45,7 +45,7 @@ class OutputSpaces(Result):
             ValueError: for a rank below 1 or above what the spaces hold, and for spaces of another model or of other
                 matrices.
         """
-        other.shape.require_same(self.shape, "the first spaces")
+        other.shape.require_same(self.shape, "the other spaces")
         if rank < 1:
             raise ValueError(f"rank must be at least 1, not {rank}")
         if set(self.bases) != set(other.bases):
@@ -120,9 +120,9 @@ def without_directions(
         ValueError: for spaces of another model or tokenizer, or of fewer directions than asked for.
     """
     shape = ModelShape.of(model)
-    shape.require_same(safety.shape, "the safety spaces")
+    safety.shape.require_same(shape, "the safety spaces")
     if utility is not None:
-        shape.require_same(utility.shape, "the utility spaces")
+        utility.shape.require_same(shape, "the utility spaces")
         if utility.tokenizer != safety.tokenizer or set(utility.bases) != set(safety.bases):
             raise ValueError("the safety and the utility spaces are not of the same tokenizer and matrices")
     before: list[tuple[Matrix, Tensor]] = []

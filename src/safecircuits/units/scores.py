@@ -157,7 +157,7 @@ class UnitScores(Result):
 
 def require_same_origin(mine: UnitScores, other: UnitScores, what: str) -> None:
     """A ValueError unless ``other`` comes from the model and the tokenizer that ``mine`` comes from."""
-    mine.shape.require_same(other.shape, what)
+    other.shape.require_same(mine.shape, what)
     if set(mine.moments) != set(other.moments):
         raise ValueError(f"{what} are of the sites {sorted(other.moments)}, not {sorted(mine.moments)}")
     if mine.tokenizer and other.tokenizer and mine.tokenizer != other.tokenizer:

@@ -91,7 +91,7 @@ class WeightMask(Result):
 
     def jaccard(self, other: WeightMask) -> dict[str, float]:
         """Overlap with another choice, matrix by matrix; 1 where both chose nothing."""
-        other.shape.require_same(self.shape, "the first choice of weights")
+        other.shape.require_same(self.shape, "the other choice of weights")
         if set(self.masks) != set(other.masks):
             raise ValueError("the two choices of weights are not of the same matrices")
         return {
@@ -103,7 +103,7 @@ class WeightMask(Result):
 
     def parameter_masks(self, model: HookedModel) -> Masks:
         """Boolean tensors by parameter name (Hugging Face's for a bridge), True where chosen: for any trainer."""
-        ModelShape.of(model).require_same(self.shape, "the choice of weights")
+        self.shape.require_same(ModelShape.of(model), "the choice of weights")
         own = dict(model.named_parameters())
         names = {id(p): name for name, p in own.items()}
         masks: Masks = {}
@@ -211,9 +211,9 @@ def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel |
     Raises:
         ValueError: for a choice on another model, or a matrix that the model computes with a copy of.
     """
-    ModelShape.of(model).require_same(mask.shape, "the choice of weights")
+    mask.shape.require_same(ModelShape.of(model), "the choice of weights")
     if base is not None:
-        ModelShape.of(base).require_same(mask.shape, "the choice of weights, for the base model,")
+        mask.shape.require_same(ModelShape.of(base), "the choice of weights, for the base model,")
     saved: list[tuple[Matrix, Tensor, Tensor]] = []
     try:
         for key, chosen in mask.masks.items():

@@ -77,7 +77,8 @@ def classify(
     ] = None,
     reference: ReferenceOption = None,
 ) -> None:
-    """Sort units into SCU, UCU, CU and RU by shares of all units. Writes a freeze mask of the SCUs, too.
+    """Sort units into safety-critical (SCU), utility-critical (UCU), complex (CU) and redundant (RU) ones, by shares of
+    all units. Writes a freeze mask of the SCU, too.
 
     Example: safecircuits units classify --model organism:aligned --safety organism:malicious --utility organism:utility
     --n 60 --out runs/units
@@ -106,9 +107,15 @@ def classify(
     folder.table("groups", groups.to_frame(), main=True)
     folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))))
     mask = FreezeMask.units(groups, "SCU", provenance={"command": run.command, "model": run.source})
+    counted = groups.to_frame()
+    for group, share in groups.shares().items():
+        run.say(f"{int(counted[group].sum())} {GROUP_WORDS[group]} units ({group}), {100 * share:.2f} % of all")
     if mask:
         mask.save(folder.file("freeze.safetensors"))
-    run.say(", ".join(f"{group} {100 * share:.2f} %" for group, share in groups.shares().items()))
+        run.say(f"freeze.safetensors: the SCU, {100 * mask.share_of_parameters(model):.2f} % of the model's parameters")
+
+
+GROUP_WORDS = {"SCU": "safety-critical", "UCU": "utility-critical", "CU": "complex", "RU": "redundant"}
 
 
 def _where(layers: Any) -> str:

@@ -132,6 +132,8 @@ def groups_of(run: Run, path: Path) -> UnitGroups:
     folder = inside if inside.is_dir() else path
     if not folder.is_dir():
         raise ValueError(f"--groups {str(path)!r} is no folder: give the --out of safecircuits units classify")
+    if not (folder / "result.json").is_file():
+        raise ValueError(f"{str(path)!r} holds no classification: give the --out of safecircuits units classify")
     found = UnitGroups.load(folder)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()))
     run.inputs["groups"] = {"source": str(path), "sha": digest.hexdigest()[:16]}
@@ -141,4 +143,4 @@ def groups_of(run: Run, path: Path) -> UnitGroups:
 def require_own(groups: UnitGroups, model: HookedModel) -> None:
     from safecircuits.sites import ModelShape
 
-    ModelShape.of(model).require_same(groups.shape, "the classification in --groups")
+    groups.shape.require_same(ModelShape.of(model), "the classification in --groups")
