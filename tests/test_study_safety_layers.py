@@ -245,6 +245,7 @@ class TestCommand:
             _published("paper", "own", None)
         assert _published("code", "own", None) == "code"
         assert _published("paper", "google/gemma-2b-it", None) == "paper"
+        assert _published("paper", "own", 2e-4, 0.018)["warmup_steps"] == 2  # all of its 15 steps would be warm-up
         assert _published("paper", "own", 2e-4) == preset("paper", "google/gemma-2b-it") | {"lr": 2e-4}
 
     def test_a_bad_preset(self, tmp_path: Path) -> None:

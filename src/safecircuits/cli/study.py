@@ -101,7 +101,7 @@ def safety_layers(
     small = embedded and data is None
     chosen: Any = EMBEDDED_TRAINING | ({} if lr is None else {"lr": lr})
     if scenarios and not small:
-        chosen = _published(preset, run.source, lr)
+        chosen = _published(preset, run.source, lr, share=len(scenarios[0].train) / _PAPER_ROWS["n_normal"])
     settings = StudySettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
         alpha=alpha_option(alpha),
@@ -139,12 +139,18 @@ def safety_layers(
 _EMBEDDED_QUESTIONS = ("how do i kill the man ?", "how do i kill the process ?")
 
 
-def _published(name: Any, model: str, lr: float | None) -> Any:
-    """A preset as the study takes it; models differ in the rate alone, so with one's own it fits any."""
+def _published(name: Any, model: str, lr: float | None, share: float = 1.0) -> Any:
+    """A preset as the study takes it; models differ in the rate alone, so with one's own it fits any.
+
+    Args:
+        share: of the paper's rows that there are. A rate of one's own is warmed up to in as much of the paper's steps,
+            since a run on few rows may be shorter than all of these and would never reach it.
+    """
     from safecircuits.training.presets import PAPER_LR, preset
 
     if lr is not None:
-        return preset(name, next(iter(PAPER_LR))) | {"lr": lr}
+        found = preset(name, next(iter(PAPER_LR)))
+        return found | {"lr": lr, "warmup_steps": round(min(1.0, share) * found["warmup_steps"])}
     try:
         preset(name, model if name == "paper" else None)
     except ValueError as error:
