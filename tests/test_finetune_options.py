@@ -229,9 +229,9 @@ def test_bad_options_are_refused(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_warm_up_without_end_is_told() -> None:
-    with pytest.warns(UserWarning, match=r"warmup_steps is 3 and the run has 3 steps: .* never reaches 0\.01"):
+    with pytest.warns(UserWarning, match=r"warmup_steps is 4 and the run has 3 steps: .* never reaches 0\.01"):
         finetune(
-            build_tiny_llama(), DATA, steps=3, warmup_steps=3, lr=1e-2, tokenizer=build_tiny_tokenizer(), progress=False
+            build_tiny_llama(), DATA, steps=3, warmup_steps=4, lr=1e-2, tokenizer=build_tiny_tokenizer(), progress=False
         )
 
 

@@ -147,7 +147,7 @@ def finetune(
     lengths = [len(example) for example in examples] if batches == "length" else None
     order = Order(len(examples), recipe.per_step, seed, lengths)
     plan = stretches(freeze, steps, epochs, order.steps_per_epoch)
-    if warmup_steps >= plan[-1].stop:
+    if warmup_steps > plan[-1].stop:
         steps_in_all = f"warmup_steps is {warmup_steps} and the run has {plan[-1].stop} steps"
         notify(f"{steps_in_all}: the learning rate never reaches {lr:g}")
     began = time.perf_counter()
