@@ -230,6 +230,12 @@ def test_rows_without_a_response_are_left_out_and_told(suffix: str, tmp_path: Pa
         assert load_prompts(path, n=2).prompts == ("a", "g")
 
 
+def test_what_pandas_calls_missing_is_no_text() -> None:
+    frame = pd.DataFrame({"prompt": ["a", "b", "c"], "output": pd.array(["d", pd.NA, "e"], dtype="string")})
+    with pytest.warns(UserWarning, match="1 of the 3 rows of 'table' has no response and is left out: 'b'"):
+        assert load_prompts(frame).responses == ("d", "e")
+
+
 def test_a_column_of_responses_may_be_empty_unless_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("goal,target\nx,\ny,\n")
     assert load_prompts(tmp_path / "p.csv").responses is None

@@ -38,8 +38,10 @@ def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str]
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell of a table holds nothing: None, NaN, or blanks."""
-    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and cell != cell)
+    """Whether a cell of a table holds nothing: None, NaN, pandas' NA, or blanks."""
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and cell != cell)
 
 
 def _text(cell: Any, where: str, column: str) -> str:

@@ -106,9 +106,9 @@ class Run:
         from safecircuits.fingerprint import fingerprint_checkpoint
         from safecircuits.rundir import RunDirectory
 
-        for option, sets in {"where": self.where, **self.by_set}.items():
+        for key, sets in {"where": self.where, **self.by_set}.items():
             if unread := set(sets) - {"", *self.inputs}:
-                raise ValueError(f"--{option} names {min(unread)!r}, which is no set of prompts that this run reads")
+                raise ValueError(f"--{key} names {min(unread)!r}, which is no set of prompts that this run reads")
         for source in models or filter(None, (self.source,)):
             self.inputs[f"model {source}"] = fingerprint_checkpoint(source) or source
         self.directory = RunDirectory.open(
