@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open
+from safetensors.torch import load_file, safe_open, save_file
 from typer.testing import CliRunner
 
 import safecircuits as sc
@@ -219,6 +219,19 @@ class TestMask:
         assert "needs the model: add --model" in refuse("mask", "combine", masks[0], "--op", "complement", "--out", out)
         assert "of one mask, not of 2" in refuse("mask", "combine", *masks, "--op", "complement", "--out", out)
         assert "at least two masks, not 1" in refuse("mask", "combine", masks[0], "--out", out)
+
+    def test_other_files_are_not_replaced(self, masks: tuple[Path, Path], tmp_path: Path) -> None:
+        weights = tmp_path / "model.safetensors"
+        save_file({"w": torch.zeros(2)}, weights, {"format": "pt"})
+        (tmp_path / "notes.txt").write_text("mine")
+        for out in (weights, tmp_path / "notes.txt", tmp_path):
+            before = out.read_bytes() if out.is_file() else None
+            for command in (["combine", *masks], ["convert", masks[1], *ALIGNED]):
+                assert "is there already and is no mask" in refuse("mask", *command, "--out", out)
+            assert before is None or out.read_bytes() == before
+        for _ in range(2):
+            succeed("mask", "convert", masks[1], *ALIGNED, "--out", tmp_path / "parameters.safetensors")
+            succeed("mask", "combine", *masks, "--out", masks[0])
 
     def test_show(self, masks: tuple[Path, Path]) -> None:
         assert succeed("mask", "show", masks[0]).stdout == "whole layers: 2-3\n"

@@ -33,6 +33,14 @@ def test_a_study_says_how_many_rows_it_needs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_embedded_prompts_have_no_columns_to_choose_by(tmp_path: Path) -> None:
+    command = ["study", "ssah", *ALIGNED, "--out", tmp_path / "out"]
+    for option, value in (("--where", "malicious:label=x"), ("--column", "malicious=goal")):
+        line = refuse(*command, option, value)
+        assert f"{option} names 'malicious', which are the embedded model's own prompts and have no columns" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_answers_that_no_completion_can_equal_are_told(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,response\nwhere is the lamp ?,on the table .\nfind it,a b c d e f g\n")
     options = ["--utility", tmp_path / "p.csv", "--out", tmp_path / "out"]

@@ -33,6 +33,11 @@ def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = 
         return run.prompts(name, source, responses=responses)
     from safecircuits import organism
 
+    for option in ("where", "column", "responses"):
+        if name in {"where": run.where, **run.by_set}[option]:
+            raise ValueError(
+                f"--{option} names {name!r}, which are the embedded model's own prompts and have no columns"
+            )
     kind, split, n = chosen
     wanted = run.given("n", name)
     found = organism.prompts(kind, split, n=n if wanted is None else min(n, wanted), seed=run.seed)
