@@ -31,7 +31,13 @@ def test_it_trains_freezes_and_leaves_a_model_for_transformers(tmp_path: Path, m
     assert f"frozen entries bit-identical, SHA-256 {digest}" in said.stdout
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
     assert frozen_digest(after, mask) == digest
-    assert pd.read_csv(tmp_path / "a" / "tables" / "curves.csv")["step"].tolist() == [2, 3]
+    assert pd.read_csv(tmp_path / "a" / "tables" / "curves.csv")["step"].tolist() == [0, 2, 3]
+    rates = [
+        sc.evaluate(model, malicious=sc.load_prompts("organism:malicious", n=12), max_new_tokens=2).rates
+        for model in (before, sc.load_model(tmp_path / "a" / "model"))
+    ]
+    listed = [f"{rate['malicious_refused']:.1%}" for rate in rates]
+    assert f"malicious refused: {listed[0]} before, {listed[1]} after" in said.stdout
     kept = sc.FinetuneRun.load(tmp_path / "a" / "results" / "finetune")
     assert kept.steps == 3
     assert len((tmp_path / "a" / "log.jsonl").read_text().splitlines()) == 5
@@ -93,6 +99,7 @@ def test_bad_input_is_one_line(tmp_path: Path, mask_file: Path, monkeypatch: pyt
     assert "has no responses" in refuse("finetune", *ALIGNED, "--data", questions, "--out", tmp_path / "x")
     other = sc.FreezeMask.layers((0, 40)).save(tmp_path / "other.safetensors")
     assert "reaches layer 40" in refuse(*base, "--freeze", other)
+    assert "reaches layer 40" in refuse(*base, "--freeze", other, "--malicious", "organism:malicious")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "trains in one process" in refuse(*base)
     assert not (tmp_path / "x").exists()

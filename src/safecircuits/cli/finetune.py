@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +115,8 @@ def finetune(
 ) -> None:
     """Fine-tune with a mask in force; frozen weights stay bit-identical. Several --freeze are phases, one by one.
 
+    What --malicious, --over-rejection and --utility name is measured before, after, and with --eval-every in between.
+
     Example: safecircuits finetune --model organism:aligned --data organism:utility --freeze freeze.safetensors
     --epochs 2 --malicious organism:malicious --out runs/finetune
     """
@@ -138,6 +141,9 @@ def finetune(
     folder = run.begin()
     model = run.model()
     options = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template}
+    for mask in masks:
+        mask.check(model)
+    before = _before(folder, model, sets, options)
     trained = train(
         model,
         prompts,
@@ -166,7 +172,7 @@ def finetune(
     )
     # A copy: should the rest fail, as on a full disk, the same command goes on from the log that stays in work.
     write_text(folder.file("log.jsonl"), folder.work("log.jsonl").read_text(encoding="utf-8"))
-    _write(run, folder, trained)
+    _write(run, folder, trained, before)
     if save_model:
         for path in sorted(save_pretrained(model, folder.folder / "model").iterdir()):
             folder.file(f"model/{path.name}")
@@ -187,6 +193,20 @@ def _phases(
     return [Phase(mask, epochs=n) for mask, n in zip(masks, epochs, strict=True)], {}
 
 
+def _before(folder: RunDirectory, model: Any, sets: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
+    """The rates before training, those of an interrupted run if it got so far."""
+    from safecircuits.behavior.evaluate import evaluate
+    from safecircuits.files import write_text
+
+    if not sets:
+        return {}
+    path = folder.work("before.json")
+    if not path.exists():
+        write_text(path, json.dumps(evaluate(model, **sets, **options, progress=True).rates))
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def _curve(sets: dict[str, Any], options: dict[str, Any]) -> Any:
     """A callback with the rates of ``evaluate``."""
     from safecircuits.behavior.evaluate import evaluate
@@ -197,7 +217,7 @@ def _curve(sets: dict[str, Any], options: dict[str, Any]) -> Any:
     return rates
 
 
-def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
+def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[str, float]) -> None:
     import pandas as pd
 
     from safecircuits.report.loss_figure import plot_rates_by_step
@@ -221,7 +241,8 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
     if truncated := trained.settings["truncated"]:
         run.say(f"{truncated} examples cut to {trained.settings['max_length']} tokens")
     if trained.evaluations:
-        folder.table("curves", pd.DataFrame(list(trained.evaluations)))
-        folder.figure("curves", plot_rates_by_step(trained.evaluations, ax=axis((4.2, 2.4))))
-        last = {name: value for name, value in trained.evaluations[-1].items() if name != "step"}
-        run.say("; ".join(f"{name.replace('_', ' ')}: {value:.1%}" for name, value in last.items()))
+        points = ({"step": 0, **before}, *trained.evaluations)
+        folder.table("curves", pd.DataFrame(list(points)))
+        folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))))
+        for name, value in before.items():
+            run.say(f"{name.replace('_', ' ')}: {value:.1%} before, {trained.evaluations[-1][name]:.1%} after")
