@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from safecircuits import organism
 from safecircuits.hooks.swap import closing_positions
@@ -104,6 +105,8 @@ def test_a_model_that_does_not_refuse_has_none(stage: str) -> None:
     assert nothing.range_shares == {}
     assert nothing.verdict.endswith("within noise")
     assert not nothing.to_frame()["decides"].any()
+    assert nothing.to_frame()[["share", "low", "high"]].isna().all(axis=None)  # 0 would be a finding
+    nothing.plot(ax=Figure().subplots())
 
 
 def test_a_model_that_refuses_everything_has_none(planted: Any) -> None:

@@ -52,7 +52,7 @@ def test_any_and_mean_are_two_numbers(tmp_path: Path) -> None:
     found = SampledRefusals(verdicts, (Completions(PROMPTS, ("a", "b", "c")),) * 4, {})
     assert found.any_success.rate == pytest.approx(2 / 3)
     assert found.mean_success[0] == pytest.approx(4 / 12)
-    assert "any of 4 answers 66.7 %" in str(found)
+    assert "answered at least once in 4 tries: 66.7 %" in str(found)
     assert SampledRefusals.load(found.save(tmp_path / "s")).equals(found)
 
 

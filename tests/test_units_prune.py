@@ -121,7 +121,7 @@ class TestPrune:
     def test_bad_input(self, tiny_bridge: Any, tiny_tokenizer: Any) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        with pytest.raises(ValueError, match=r"mlp unit 48 of layer 1 is outside 0\.\.47"):
+        with pytest.raises(ValueError, match=r"mlp units 48\.\.48 of layer 1 are outside 0\.\.47"):
             prune_units(tiny_bridge, {"mlp": {1: (48,)}})
         with pytest.raises(ValueError, match="layer 3 is outside the model"):
             prune_units(tiny_bridge, {"mlp": {3: (4,)}})

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from safecircuits.behavior.harness_model import harness_model as harness_model
     from safecircuits.behavior.judge import JudgeDetector as JudgeDetector
     from safecircuits.behavior.judge import JudgeVerdicts as JudgeVerdicts
+    from safecircuits.behavior.pressure import Condition as Condition
     from safecircuits.behavior.pressure import Pressure as Pressure
     from safecircuits.behavior.pressure import pressure as pressure
     from safecircuits.behavior.reference import ResponseLoss as ResponseLoss
@@ -109,13 +110,18 @@ if TYPE_CHECKING:
     from safecircuits.training.safety_filter import FilteredData as FilteredData
     from safecircuits.training.safety_filter import without_safety_rows as without_safety_rows
     from safecircuits.training.virtual_tokens import virtual_tokens as virtual_tokens
+    from safecircuits.units.ablation import AblationTable as AblationTable
     from safecircuits.units.ablation import ablate_groups as ablate_groups
     from safecircuits.units.ablation import ablate_units as ablate_units
     from safecircuits.units.ablation import ablation_curve as ablation_curve
     from safecircuits.units.answer_tokens import AnswerTokens as AnswerTokens
+    from safecircuits.units.comparison import Candidate as Candidate
+    from safecircuits.units.comparison import ScoreComparison as ScoreComparison
     from safecircuits.units.comparison import score_comparison as score_comparison
+    from safecircuits.units.coupled import CoupledScores as CoupledScores
     from safecircuits.units.coupled import coupled_scores as coupled_scores
     from safecircuits.units.enrichment import Enrichment as Enrichment
+    from safecircuits.units.enrichment import MaskOverlap as MaskOverlap
     from safecircuits.units.enrichment import enrichment as enrichment
     from safecircuits.units.enrichment import mask_overlap as mask_overlap
     from safecircuits.units.equal_budget import equal_budget_masks as equal_budget_masks
@@ -127,7 +133,10 @@ if TYPE_CHECKING:
     from safecircuits.units.importance import UnitScores as UnitScores
     from safecircuits.units.importance import score_units as score_units
     from safecircuits.units.prune import prune_units as prune_units
+    from safecircuits.units.stability import Stability as Stability
+    from safecircuits.units.stability import calibration_subsets as calibration_subsets
     from safecircuits.units.stability import stability as stability
+    from safecircuits.units.sweep import ShareSweep as ShareSweep
     from safecircuits.units.sweep import sweep_shares as sweep_shares
     from safecircuits.units.transfer import AttributeTransfer as AttributeTransfer
     from safecircuits.units.transfer import attribute_transfer as attribute_transfer
@@ -142,7 +151,7 @@ _HOME = {
     "behavior.harness": ("TaskScores", "run_tasks"),
     "behavior.harness_model": ("harness_model",),
     "behavior.judge": ("JudgeDetector", "JudgeVerdicts"),
-    "behavior.pressure": ("Pressure", "pressure"),
+    "behavior.pressure": ("Condition", "Pressure", "pressure"),
     "behavior.reference": ("ResponseLoss", "RougeScores", "response_loss", "rouge_l"),
     "behavior.refusal": ("DETECTORS", "PhraseDetector", "refused"),
     "behavior.sampling": ("SampledRefusals", "sampled_refusals"),
@@ -187,18 +196,18 @@ _HOME = {
     "training.rewind": ("rewind", "rewound"),
     "training.safety_filter": ("FilteredData", "without_safety_rows"),
     "training.virtual_tokens": ("virtual_tokens",),
-    "units.ablation": ("ablate_groups", "ablate_units", "ablation_curve"),
+    "units.ablation": ("AblationTable", "ablate_groups", "ablate_units", "ablation_curve"),
     "units.answer_tokens": ("AnswerTokens",),
-    "units.comparison": ("score_comparison",),
-    "units.coupled": ("coupled_scores",),
-    "units.enrichment": ("Enrichment", "enrichment", "mask_overlap"),
+    "units.comparison": ("Candidate", "ScoreComparison", "score_comparison"),
+    "units.coupled": ("CoupledScores", "coupled_scores"),
+    "units.enrichment": ("Enrichment", "MaskOverlap", "enrichment", "mask_overlap"),
     "units.equal_budget": ("equal_budget_masks",),
     "units.groups": ("UnitGroups", "classify_units", "set_difference"),
     "units.head_probe": ("HeadProbe", "head_probe"),
     "units.importance": ("UnitScores", "score_units"),
     "units.prune": ("prune_units",),
-    "units.stability": ("stability",),
-    "units.sweep": ("sweep_shares",),
+    "units.stability": ("Stability", "calibration_subsets", "stability"),
+    "units.sweep": ("ShareSweep", "sweep_shares"),
     "units.transfer": ("AttributeTransfer", "attribute_transfer", "transfer_of"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -94,6 +95,17 @@ def lock(folder: str | Path) -> Callable[[], None]:
         os.close(handle)
         return lambda: None
     return functools.partial(os.close, handle)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as Python's own, for ``json.dumps(..., default=plain)``.
+
+    Raises:
+        TypeError: for anything else that JSON does not know.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} has no place in JSON")
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,32 +28,71 @@ def device_of(model: HookedModel) -> torch.device:
     return next(model.parameters()).device
 
 
+@contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Every module in evaluation mode inside; each in its own mode again afterwards."""
+    modes = {m: m.training for m in chain(model.modules(), getattr(model, "original_model", model).modules())}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def evaluating(model: Any) -> AbstractContextManager[None]:
+    """``without_dropout`` for a model that a trainer has left in training mode; the others have nothing to change."""
+    training = model.training or getattr(model, "original_model", model).training
+    return without_dropout(model) if training else nullcontext()
+
+
+def most_positions(model: Any) -> int | None:
+    """How many positions a model has a place for; None where they are computed, as Hugging Face's rotary ones are."""
+    cfg: Any = getattr(model, "cfg", None)
+    if is_bridge(model):
+        return int(cfg.n_ctx) if hasattr(model, "pos_embed") else None
+    placed = cfg is not None and cfg.positional_embedding_type in ("standard", "rotary", "shortformer")
+    return int(cfg.n_ctx) if placed else None
+
+
+def require_context(most: int | None, seen: Int[Tensor, "batch pos"]) -> None:
+    """A ValueError for more tokens than ``most``, which would fail in an embedding, on a GPU for good."""
+    if most is not None and seen.shape[1] > most and (longest := int(seen.sum(1).max())) > most:
+        raise ValueError(
+            f"a prompt and its answer have {longest} tokens or more, but the model's context is {most}: shorten the "
+            "longest prompts, or lower max_new_tokens"
+        )
+
+
 def run(model: HookedModel, batch: Batch) -> None:
     """One whole forward pass for the sake of the hooks; no logits but the last position's are computed."""
     Decoder(model).step(batch.input_ids, batch.attention_mask)
 
 
 def logits(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits at every position; those at padding mean nothing."""
+    """Logits at every position, without dropout; those at padding mean nothing."""
     batch = batch.to(device_of(model))
-    if not is_bridge(model):
-        out: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, return_type="logits")
-        return out
-    answer: Tensor = _wrapped(model)(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=position_ids(batch.attention_mask),
-        use_cache=False,
-        **_no_router_loss(_wrapped(model)),
-    ).logits
-    return answer
+    require_context(most_positions(model), batch.attention_mask)
+    with evaluating(model):
+        if not is_bridge(model):
+            out: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, return_type="logits")
+            return out
+        answer: Tensor = _wrapped(model)(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=position_ids(batch.attention_mask),
+            use_cache=False,
+            **_no_router_loss(_wrapped(model)),
+        ).logits
+        return answer
 
 
 class Decoder:
     """Feeds tokens to a model step by step over a key/value cache.
 
     On a bridge the wrapped Hugging Face model is called itself: the hook points live inside it and fire all the same,
-    and its cache and last-position head are the cheapest there are.
+    and its cache and last-position head are the cheapest there are. A model in training mode runs without dropout.
 
     Args:
         plain: a Hugging Face model to call in the bridge's place.
@@ -61,7 +101,7 @@ class Decoder:
 
     def __init__(self, model: HookedModel, plain: Any = None, ends: Sequence[nn.Module] = ()) -> None:
         self.model, self.ends = model, ends
-        self.device = device_of(model)
+        self.device, self.most = device_of(model), most_positions(model)
         self.hf: Any = plain if plain is not None or not is_bridge(model) else _wrapped(model)
         self.cache: Any = None
         self.mask: Int[Tensor, "batch pos"] | None = None
@@ -72,9 +112,10 @@ class Decoder:
         """Feed ``new`` further positions of each row; the logits after the last of them."""
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
+        require_context(self.most, seen)
         if self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
-        with only_at_last(self.ends, 1, input_ids.shape[1]):
+        with evaluating(self.model), only_at_last(self.ends, 1, input_ids.shape[1]):
             if self.hf is None:
                 out = self._hooked_logits(self._hooked_states(input_ids, attention_mask)[:, -1])
             else:
@@ -99,8 +140,9 @@ class Decoder:
         """
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
+        require_context(self.most, seen)
         if self.hf is None:
-            with only_at_last(self.ends, last, input_ids.shape[1]):
+            with evaluating(self.model), only_at_last(self.ends, last, input_ids.shape[1]):
                 states = self._hooked_states(input_ids, attention_mask)[:, -last:]
             head: Callable[[Tensor], Tensor] = self._hooked_logits
         else:
@@ -113,7 +155,7 @@ class Decoder:
             head = self.hf.get_output_embeddings()
             handle = self.hf.get_output_embeddings().register_forward_pre_hook(keep)
             try:
-                with only_at_last(self.ends, last, input_ids.shape[1]):
+                with evaluating(self.model), only_at_last(self.ends, last, input_ids.shape[1]):
                     self._hf_pass(self.hf, input_ids, seen, logits_to_keep=last)
             finally:
                 handle.remove()
@@ -147,11 +189,12 @@ class Decoder:
         """
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
+        require_context(self.most, seen)
         if keep and self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
         elif not keep and self.cache is not None:
             self.cache = _read_only(self.cache)
-        with _ending_after(block), only_at_last(ends, 1, input_ids.shape[1]):
+        with evaluating(self.model), _ending_after(block), only_at_last(ends, 1, input_ids.shape[1]):
             if self.hf is not None:
                 self._hf_pass(self.hf, input_ids, seen, **({} if block is not None else {"logits_to_keep": 1}))
             else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from safecircuits.models import Backend, load_model
 from safecircuits.progress import track
@@ -39,8 +40,11 @@ def in_turn(
         backend, dtype, device: of models that are loaded here.
 
     Raises:
-        ValueError: for no models, and for models whose templates differ without being named.
+        ValueError: for no models or none by name, a plain Hugging Face model, and for models whose templates differ
+            without being named.
     """
+    if not isinstance(models, Mapping):
+        raise ValueError(f"models are given by name, such as {{'aligned': model}}, not as a {type(models).__name__}")
     if not models:
         raise ValueError("there are no models to compare: give at least one by name, such as {'aligned': model}")
     if isinstance(template, Mapping) and (missing := [name for name in models if name not in template]):
@@ -49,6 +53,10 @@ def in_turn(
     used: dict[str, str] = {}
     for name, source in track(models.items(), "models", total=len(models), enabled=progress):
         made: Any = source() if callable(source) and not hasattr(source, "parameters") else source
+        if isinstance(made, nn.Module) and not hasattr(made, "hook_dict"):
+            raise ValueError(
+                f"{name!r} is a plain {type(made).__name__}, which has no tokenizer: pass load_model(it, tokenizer=...)"
+            )
         model = load_model(made, backend=backend, dtype=dtype, device=device)
         del made
         used[name] = resolve_template(model.tokenizer, template if isinstance(template, str) else template[name])

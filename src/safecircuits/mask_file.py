@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from safecircuits.files import replacing
+from safecircuits.files import plain, replacing
 from safecircuits.masks import FreezeMask
 from safecircuits.sites import ModelShape
 
@@ -28,7 +28,7 @@ def save(mask: FreezeMask, path: str | Path) -> Path:
         "provenance": dict(mask.provenance),
     }
     try:
-        metadata = {"safecircuits": json.dumps(header)}
+        metadata = {"safecircuits": json.dumps(header, default=plain)}
     except TypeError as error:
         raise ValueError(f"the provenance of a freeze mask must be JSON: {error}") from error
     with replacing(path) as partial:

@@ -9,6 +9,7 @@ masks with half of a layer's units each, together, freeze the whole layer. Norms
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,7 +103,7 @@ class FreezeMask:
         if shape is None:
             raise ValueError("a random control needs the model's shape: pass shape=ModelShape.of(model)")
         like = like.on(shape)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         drawn = {}
         for site in SITES:
             mask = like._at(site)
@@ -179,6 +180,10 @@ class FreezeMask:
             raise ValueError("a mask without a shape has no unit indices: use mask.on(ModelShape.of(model))")
         rows = enumerate(self._at(site))
         return {layer: tuple(row.nonzero().flatten().tolist()) for layer, row in rows if row.any()}
+
+    def by_site(self) -> dict[Site, dict[int, tuple[int, ...]]]:
+        """The frozen units by site and layer, as ``ablated`` and ``ablate_units`` take them."""
+        return {site: self.members(site) for site in SITES}
 
     def n_units(self, site: Site) -> int:
         """How many units of a site are frozen."""
@@ -295,10 +300,13 @@ class FreezeMask:
 
 def _layer_indices(layers: Layers) -> list[int]:
     """See ``FreezeMask.layers``."""
-    if isinstance(layers, int):
-        layers = {layers}
+    if hasattr(layers, "__index__") and not getattr(layers, "ndim", 0):  # numpy's numbers and torch's, too
+        layers = {operator.index(layers)}  # type: ignore[arg-type]
     if isinstance(layers, set | frozenset | range):
-        chosen = sorted(int(layer) for layer in layers)
+        try:
+            chosen = sorted({operator.index(layer) for layer in layers})
+        except TypeError:
+            raise ValueError(f"layers are whole numbers, not {layers}") from None
         if chosen and chosen[0] < 0:
             raise ValueError(f"layers are counted from 0; got {chosen[0]}")
         return chosen

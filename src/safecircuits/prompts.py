@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ class PromptSet:
     """Instructions with, where the set has them, the responses that go with them.
 
     Raises:
-        ValueError: if the set is empty, a prompt is blank, or responses do not match prompts in number.
+        ValueError: if the set is empty, a prompt is blank or a response no text, or they do not match in number.
     """
 
     name: str
@@ -39,6 +39,9 @@ class PromptSet:
     responses: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for field, texts in (("prompts", self.prompts), ("responses", self.responses)):
+            if isinstance(texts, str):
+                raise ValueError(f"{field} are several texts: give [{texts!r}], not the text itself")
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if not self.prompts:
             raise ValueError(f"prompt set {self.name!r} is empty")
@@ -52,12 +55,27 @@ class PromptSet:
                 raise ValueError(
                     f"prompt set {self.name!r} has {len(self.prompts)} prompts but {len(self.responses)} responses"
                 )
+            odd = next((i for i, response in enumerate(self.responses) if not isinstance(response, str)), None)
+            if odd is not None:
+                raise ValueError(
+                    f"response {odd + 1} of the {len(self)} of set {self.name!r} is not text: {self.responses[odd]!r}"
+                )
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.prompts)
+
+    @overload
+    def __getitem__(self, which: int) -> str: ...
+    @overload
+    def __getitem__(self, which: slice) -> PromptSet: ...
+    def __getitem__(self, which: int | slice) -> str | PromptSet:
+        """One prompt by its index, or the set of those in a slice, with their responses."""
+        if not isinstance(which, slice):
+            return self.prompts[which]
+        return PromptSet(self.name, self.prompts[which], self.responses and self.responses[which])
 
     def __repr__(self) -> str:
         with_responses = "" if self.responses is None else " with responses"
@@ -92,9 +110,9 @@ class PromptSet:
         """The first ``n`` prompts (all if None), or ``n`` drawn without replacement when a seed is given."""
         if n is None:
             return self
-        if not 0 < n <= len(self):
+        if not hasattr(n, "__index__") or not 0 < n <= len(self):
             raise ValueError(f"cannot take {n} of the {len(self)} prompts of set {self.name!r}")
-        chosen = range(n) if seed is None else random.Random(seed).sample(range(len(self)), n)
+        chosen = range(n) if seed is None else random.Random(int(seed)).sample(range(len(self)), n)
         responses = self.responses and tuple(self.responses[i] for i in chosen)
         return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses)
 
@@ -116,6 +134,9 @@ def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> 
     """A PromptSet as it is, or one made of a list of instructions."""
     if isinstance(prompts, str):
         raise ValueError(f"expected a PromptSet or a list of prompts, not the single string {prompts!r}")
+    if isinstance(prompts, Mapping) or hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
+        # Going through a table gives the names of its columns.
+        raise ValueError(f"a {type(prompts).__name__} is a table: load_prompts(table, column=...) makes prompts of it")
     return prompts if isinstance(prompts, PromptSet) else PromptSet(name, tuple(prompts))
 
 
@@ -144,7 +165,14 @@ def render(tokenizer: Any, prompt: str, template: str = "auto", system: str | No
         messages = [{"role": "user", "content": prompt}]
         if system:
             messages.insert(0, {"role": "system", "content": system})
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # Jinja's own, which the template raises: Gemma's takes no system prompt
+            what = "a system prompt" if system else "this prompt"
+            raise ValueError(
+                f"the tokenizer's chat template does not take {what} ({error}): leave system= out, or pass template= "
+                "with {instruction} in it"
+            ) from error
         return text
     filled = TEMPLATES.get(template, template).replace("{instruction}", prompt)
     return f"{system}\n\n{filled}" if system else filled

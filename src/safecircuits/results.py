@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class Result:
         shown = (f"{field.name}={_brief(getattr(self, field.name))}" for field in fields(cast(Any, self)))
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    def __str__(self) -> str:
+        verdict = getattr(self, "verdict", None)
+        return verdict if isinstance(verdict, str) else repr(self)
+
     def _repr_html_(self) -> str:
         from safecircuits.report.notebook import html_card
 
@@ -45,11 +50,13 @@ class Result:
         """Write the result to ``folder``, replacing an earlier result there and nothing else.
 
         Raises:
-            ValueError: if the folder holds something that is not a result.
+            ValueError: if the folder holds something that is not a result, or is a file.
         """
         from safetensors.torch import save_file
 
         folder = Path(folder)
+        if folder.is_file():
+            raise ValueError(f"{str(folder)!r} is a file; give the result a folder")
         if folder.exists() and {path.name for path in folder.iterdir()} - {_JSON, _TENSORS}:
             raise ValueError(f"{str(folder)!r} holds other files; give the result a folder of its own")
         tensors: dict[str, Tensor] = {}
@@ -125,6 +132,8 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"$tuple": [_encode(item, tensors) for item in value]}
     if isinstance(value, list):
         return [_encode(item, tensors) for item in value]
+    if isinstance(value, np.generic):  # a seed out of numpy's arange, say
+        return value.item()
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"a {type(value).__name__} has no place in a result")
@@ -159,6 +168,7 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two results hold the same values; tensors are compared by value, and NaN equals NaN."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    a, b = (value.item() if isinstance(value, np.generic) else value for value in (a, b))
     if type(a) is not type(b):
         return False
     if is_dataclass(a):

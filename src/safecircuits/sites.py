@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -43,13 +44,25 @@ def is_bridge(model: Any) -> bool:
     return hasattr(model, "original_model")
 
 
-def require_hooked(model: Any, purpose: str) -> None:
+def require_hooked(model: Any, purpose: str = "an analysis") -> None:
     """Raise a ValueError if ``model`` has no hook points: a plain Hugging Face model, or one with virtual tokens."""
+    if isinstance(model, str | Path):
+        raise ValueError(f"expected a model, not its name: pass load_model({str(model)!r})")
     if not hasattr(model, "cfg"):
         raise ValueError(
             f"{purpose} needs a TransformerLens model, not a {type(model).__name__}, which has no hook points: "
-            "load_model makes one of a Hugging Face model; a model with virtual tokens can be evaluated alone"
+            "load_model(model, tokenizer=...) makes one of a Hugging Face model; a model with virtual tokens can be "
+            "evaluated alone"
         )
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer of a hooked model; a ValueError where there is none."""
+    if not hasattr(model, "continuations"):  # what decodes by itself needs no hook points
+        require_hooked(model)
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(f"this {type(model).__name__} has no tokenizer: load_model(model, tokenizer=...) gives it one")
+    return model.tokenizer
 
 
 def require_unprocessed(model: HookedModel) -> None:
@@ -76,6 +89,8 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: HookedModel) -> ModelShape:
+        """The shape of a hooked model; a ValueError for what has no hook points."""
+        require_hooked(model)
         cfg = model.cfg
         return cls(
             architecture=str(getattr(cfg, "architecture", None) or cfg.original_architecture),
@@ -121,20 +136,23 @@ class LayerRange:
     last: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last:
-            raise ValueError(f"layer range [{self.first}, {self.last}] is not 0 <= first <= last")
+        try:  # numpy's whole numbers become Python's, which can be saved
+            first, last = operator.index(self.first), operator.index(self.last)
+        except TypeError:
+            raise ValueError(f"a layer range is a pair of whole numbers, not {(self.first, self.last)}") from None
+        object.__setattr__(self, "first", first)
+        object.__setattr__(self, "last", last)
+        if not 0 <= first <= last:
+            raise ValueError(f"layer range [{first}, {last}] is not 0 <= first <= last")
 
     @classmethod
     def of(cls, layers: LayerRange | Sequence[int], n_layers: int | None = None) -> LayerRange:
-        """Read a range from a LayerRange or a (first, last) pair, checked against the model's ``n_layers``."""
+        """Read a range from a LayerRange or a (first, last) pair, checked against the model's ``n_layers``.
+
+        A ``range`` without gaps is read as Python means it, without its end.
+        """
         if not isinstance(layers, LayerRange):
-            pair = tuple(layers)
-            if len(pair) != 2:
-                raise ValueError(f"a layer range is a (first, last) pair, both inclusive; got {pair}")
-            try:
-                layers = cls(operator.index(pair[0]), operator.index(pair[1]))
-            except TypeError:
-                raise ValueError(f"a layer range is a pair of whole numbers, not {pair}") from None
+            layers = cls(*_ends(layers))
         if n_layers is not None and layers.last >= n_layers:
             raise ValueError(
                 f"layer range [{layers.first}, {layers.last}] is outside the model, "
@@ -163,6 +181,28 @@ class LayerRange:
         """Intersection over union of the two blocks, in layers."""
         mine, theirs = set(self.indices), set(other.indices)
         return len(mine & theirs) / len(mine | theirs)
+
+
+def _ends(layers: Any) -> tuple[Any, Any]:
+    """What is given as a pair of layers, or a ValueError that says how to give it."""
+    wanted = "a layer range is a (first, last) pair, both inclusive"
+    if isinstance(layers, range):
+        if layers and layers.step == 1:
+            return layers[0], layers[-1]
+        raise ValueError(f"{wanted}; {layers} has gaps or no layers")
+    if isinstance(layers, set | frozenset):
+        raise ValueError(f"{wanted}; got the set {set(layers)}, which has no order and may have gaps")
+    try:
+        pair = tuple(layers)
+    except TypeError:
+        hint = ": give its .layers" if hasattr(layers, "layers") else ""
+        if hasattr(layers, "__index__"):
+            hint = f": one layer is ({layers}, {layers})"
+        shown = type(layers).__name__ if hasattr(layers, "layers") else repr(layers)
+        raise ValueError(f"{wanted}; got {shown}{hint}") from None
+    if len(pair) != 2:
+        raise ValueError(f"{wanted}; got {pair}")
+    return pair[0], pair[1]
 
 
 def resid_post(layer: int) -> str:

@@ -24,7 +24,7 @@ RESPONSE_COLUMNS = ("output", "response", "answer", "target", "completion")
 
 
 def load_prompts(
-    source: str | Path | PromptSet | pd.DataFrame | Sequence[str],
+    source: str | Path | PromptSet | pd.DataFrame | Mapping[str, Sequence[Any]] | Sequence[str | Mapping[str, Any]],
     *,
     column: str | None = None,
     responses: str | None = None,
@@ -39,8 +39,9 @@ def load_prompts(
     Args:
         source: a file (csv, tsv, json, jsonl, parquet, txt with one prompt a line), ``"organism:KIND"`` for the
             embedded language (malicious, over_rejection, normal, utility, new_task), a hub data set by its id or a
-            short name (``safecircuits.hub.HUB_SETS``: advbench, xstest-safe, alpaca, dolly, …), a pandas table, a list
-            of strings, or a PromptSet. A csv file with a single column may lack a header; one whose header has no
+            short name (``safecircuits.hub.HUB_SETS``: advbench, xstest-safe, alpaca, dolly, …), a table (of pandas or
+            ``datasets``, a mapping of columns, or a list of rows that are mappings), a list, array or column of
+            strings, or a PromptSet. A csv file with a single column may lack a header; one whose header has no
             comma may be separated by semicolons, tabs or bars.
         column: the column with the prompts; guessed from usual names (instruction, prompt, question, …) if left out.
             It may hold chats of one question and its answer: lists of messages with role and content (``messages`` of
@@ -59,11 +60,8 @@ def load_prompts(
     Raises:
         ValueError: for a source that cannot be read, a column that is not there (names those that are), an empty set.
     """
-    if where and (
-        isinstance(source, PromptSet)
-        or (isinstance(source, str) and source.startswith("organism:"))
-        or (isinstance(source, Sequence) and not isinstance(source, str))
-    ):
+    table = None if isinstance(source, str | Path | PromptSet) else _table_of(source)
+    if where and table is None and (not isinstance(source, str | Path) or str(source).startswith("organism:")):
         what = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
         raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
     if isinstance(source, PromptSet):
@@ -84,10 +82,11 @@ def load_prompts(
             column = known.column if column is None else column
             responses = known.responses if responses is None else responses
             where = dict(known.where) | dict(where or {})
-    elif isinstance(source, Sequence):
-        return as_prompt_set(source, name or "prompts").take(n, seed=seed)
+    elif table is None:
+        prompts: list[Any] = list(source)
+        return as_prompt_set(prompts, name or "prompts").take(n, seed=seed)
     else:
-        label, table = name or "table", {str(column): source[column].tolist() for column in source.columns}
+        label = name or "table"
     return _from_table(_rows_where(table, where or {}, label), column, responses, label).take(n, seed=seed)
 
 
@@ -107,6 +106,24 @@ def _require_hub_id(path: Path) -> None:
             f"cannot read prompts from {str(path)!r}: not a file of a known kind ({kinds}), "
             f"not a hub id, and not one of {', '.join(HUB_SETS)}"
         )
+
+
+def _table_of(source: Any) -> dict[str, list[Any]] | None:
+    """The columns of a table; None for a list, an array or one column of prompts."""
+    names = getattr(source, "columns", None)
+    if names is None:
+        names = getattr(source, "column_names", None)  # of the library ``datasets``
+    if names is None and isinstance(source, Mapping):
+        names = list(source)
+    if names is not None:
+        return {str(name): list(source[name]) for name in names}
+    if not hasattr(source, "__iter__"):
+        raise ValueError(
+            f"cannot read prompts from a {type(source).__name__}: pass a file, the id of a data set, a table, a list "
+            "of strings or a PromptSet"
+        )
+    rows = list(source)
+    return _columns(rows, "the list of rows") if rows and all(isinstance(row, Mapping) for row in rows) else None
 
 
 def _rows_where(table: dict[str, list[Any]], where: Mapping[str, Any], label: str) -> dict[str, list[Any]]:
@@ -283,7 +300,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
     return _columns(rows, path)
 
 
-def _columns(rows: list[Any], path: Path) -> dict[str, list[Any]]:
+def _columns(rows: list[Any], path: Path | str) -> dict[str, list[Any]]:
     if all(isinstance(row, str) for row in rows):
         return {"prompt": rows}
     if not all(isinstance(row, dict) for row in rows):

@@ -28,10 +28,13 @@ class Share:
 
     @property
     def rate(self) -> float:
-        return self.hits / self.n
+        """NaN of nothing."""
+        return self.hits / self.n if self.n else float("nan")
 
     @property
     def interval(self) -> tuple[float, float]:
+        if not self.n:
+            return float("nan"), float("nan")
         from scipy.stats import binomtest
 
         ci = binomtest(self.hits, self.n).proportion_ci(method="wilson")

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.behavior.detectors import DETECTORS, RefusalDetector
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.refusal import refused
 from safecircuits.results import Result
 from safecircuits.stats import Share
@@ -116,10 +116,9 @@ def agreement(
         ValueError: without completions, with fewer than two detectors, for an unknown or failing one, and for a judge
             that asks about the prompt where only texts are given.
     """
-    for given in (completions, detectors):
-        if isinstance(given, str):
-            raise ValueError(f"expected a list, not the single string {given!r}: put it in a list")
-    texts = completions.texts if isinstance(completions, Completions) else tuple(completions)
+    if isinstance(detectors, str):
+        raise ValueError(f"expected a list, not the single string {detectors!r}: put it in a list")
+    texts = texts_of(completions)
     if not texts:
         raise ValueError("there are 0 completions to judge, expected at least 1: generate or load some first")
     named: Mapping[str, str | RefusalDetector]

@@ -85,7 +85,7 @@ class PhraseDetector:
     """Refusal by a phrase, anywhere in the completion or at its start, with case and apostrophes normalised.
 
     Raises:
-        ValueError: if there are no phrases, or one is blank, which every text would contain.
+        ValueError: if there are no phrases, they are a single string, or one is blank, which every text would contain.
     """
 
     name: str
@@ -93,6 +93,12 @@ class PhraseDetector:
     where: Literal["start", "anywhere"] = "anywhere"
 
     def __post_init__(self) -> None:
+        given: object = self.phrases
+        if isinstance(given, str):
+            raise ValueError(f"phrases are several texts: give [{given!r}], not the text itself")
+        if self.where not in ("start", "anywhere"):
+            raise ValueError(f"where is 'start' or 'anywhere', not {self.where!r}")
+        object.__setattr__(self, "phrases", tuple(self.phrases))
         if not self.phrases:
             raise ValueError(f"detector {self.name!r} has no phrases")
         blank = next((phrase for phrase in self.phrases if not normalise(phrase)), None)

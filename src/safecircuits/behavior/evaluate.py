@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from jaxtyping import Bool
@@ -13,10 +13,14 @@ from torch import Tensor
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import JudgingError, RefusalDetector, normalise, refused
 from safecircuits.notices import notify
-from safecircuits.prompts import PromptSet
+from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel
 from safecircuits.stats import Share
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -56,6 +60,22 @@ class Behavior(Result):
         """The same as plain numbers between 0 and 1."""
         return {name: share.rate for name, share in self.shares.items()}
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a rate that was measured: ``rate`` with its 95 % interval ``low``, ``high``, ``hits`` of ``n``."""
+        import pandas as pd
+
+        rows = []
+        for name, share in self.shares.items():
+            low, high = share.interval
+            rows.append({"what": name, "rate": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n})
+        return pd.DataFrame(rows)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Each rate with its 95 % interval; ``report.figures.plot_behavior`` puts several models into one figure."""
+        from safecircuits.report.figures import plot_behavior
+
+        return plot_behavior(self, ax=ax)
+
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {share}" for name, share in self.shares.items())
 
@@ -69,8 +89,8 @@ def exact_match(completions: Sequence[str], responses: Sequence[str]) -> Bool[Te
 def evaluate(
     model: HookedModel,
     *,
-    malicious: PromptSet | None = None,
-    over_rejection: PromptSet | None = None,
+    malicious: PromptSet | Sequence[str] | None = None,
+    over_rejection: PromptSet | Sequence[str] | None = None,
     utility: PromptSet | None = None,
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int = 16,
@@ -83,6 +103,7 @@ def evaluate(
     """Measure safety and utility by greedy completions; every set is optional.
 
     Args:
+        malicious, over_rejection: prompt sets, or lists of prompts.
         utility: prompts with responses; right is an exact match, up to case and spaces.
         max_new_tokens: must be enough for the utility responses.
         refusal_tokens: of the completions that are judged for refusal; as many unless given. A refusal shows in the
@@ -95,7 +116,7 @@ def evaluate(
     if malicious is None and over_rejection is None and utility is None:
         raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")
 
-    def answers(prompts: PromptSet, n_tokens: int) -> Completions:
+    def answers(prompts: PromptSet | Sequence[str], n_tokens: int) -> Completions:
         return generate(
             model,
             prompts,
@@ -107,8 +128,9 @@ def evaluate(
         )
 
     if utility is not None:
+        utility = as_prompt_set(utility, "utility")
         notice_long_answers(model, utility, max_new_tokens)
-    judged_tokens = refusal_tokens or max_new_tokens
+    judged_tokens = max_new_tokens if refusal_tokens is None else refusal_tokens
     asked = {
         "malicious": (malicious, judged_tokens),
         "over_rejection": (over_rejection, judged_tokens),

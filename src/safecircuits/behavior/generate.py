@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,7 +25,10 @@ from safecircuits.hooks.scale import ComponentSet, RowScaling
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
-from safecircuits.sites import HookedModel, require_hooked
+from safecircuits.sites import HookedModel, require_hooked, tokenizer_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,27 @@ class Completions:
     cut: str | None = None
     """Why texts may end before their time (``Until.reason``): they cannot be judged by anything else. None: whole."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", as_prompt_set(self.prompts))
+        object.__setattr__(self, "texts", texts_of(self.texts))
+        if len(self.texts) != len(self.prompts):
+            raise ValueError(f"there are {len(self.texts)} completions of {len(self.prompts)} prompts: one of each")
+
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __repr__(self) -> str:
+        cut = "" if self.cut is None else f", cut: {self.cut}"
+        return f"Completions({len(self)} of {self.prompts.name!r}{cut})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a prompt: ``prompt`` and ``completion``."""
+        import pandas as pd
+
+        return pd.DataFrame({"prompt": self.prompts.prompts, "completion": self.texts})
+
+    def _repr_html_(self) -> str:
+        return f"<div><strong>{escape(repr(self))}</strong>{self.to_frame().to_html(max_rows=12, border=0)}</div>"
 
     def save(self, path: str | Path) -> Path:
         """Write JSON lines with ``prompt`` and ``completion``."""
@@ -68,6 +92,13 @@ class Completions:
             ) from error
 
 
+def texts_of(completions: Completions | Sequence[str]) -> tuple[str, ...]:
+    """The texts alone; a ValueError for a single string, which is a sequence of letters."""
+    if isinstance(completions, str):
+        raise ValueError(f"expected Completions or a list of texts, not the single string {completions!r}")
+    return completions.texts if isinstance(completions, Completions) else tuple(completions)
+
+
 def generate(
     model: HookedModel,
     prompts: PromptSet | Sequence[str],
@@ -97,7 +128,7 @@ def generate(
     """
     _check(max_new_tokens)
     prompts = as_prompt_set(prompts)
-    examples = encode(model.tokenizer, prompts, template=template, system=system)
+    examples = encode(tokenizer_of(model), prompts, template=template, system=system)
     if token_ids is None:
         texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens, until=until, progress=progress)
         return Completions(prompts, tuple(text.strip() for text in texts), until.reason if until else None)
@@ -159,7 +190,7 @@ def generate_scaled(
     _check(max_new_tokens)
     require_hooked(model, "scaling layers")
     prompts = as_prompt_set(prompts)
-    examples = encode(model.tokenizer, prompts, template=template, system=system)
+    examples = encode(tokenizer_of(model), prompts, template=template, system=system)
     n = len(prompts)
     if drafts is not None and len(drafts) != n:
         raise ValueError(f"there must be one draft for each of {n} prompts, not {len(drafts)}")

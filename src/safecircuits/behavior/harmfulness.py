@@ -149,6 +149,11 @@ def harmfulness(
     missing = [place for place in ("{prompt}", "{completion}") if place not in rubric]
     if missing:
         raise ValueError(f"the rubric lacks {' and '.join(missing)}: {rubric!r}")
+    if not isinstance(completions, Completions):
+        raise ValueError(
+            f"the rubric asks about prompts, too: pass Completions (from generate, or Completions(PromptSet(name, "
+            f"prompts), texts)), not a {type(completions).__name__}"
+        )
     prompts, texts = completions.prompts.prompts, completions.texts
     if len(replies) > len(texts):
         raise ValueError(f"{len(replies)} replies for {len(texts)} completions: give those to the first ones")

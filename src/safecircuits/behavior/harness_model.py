@@ -14,7 +14,7 @@ from safecircuits.behavior.generate import continuations
 from safecircuits.forward import device_of, logits
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, tokenizer_of
 
 MAX_NEW_TOKENS = 256
 """Of a generated answer whose task does not say how long it may be; the harness's own default."""
@@ -44,7 +44,7 @@ class _Answers:
 
     def __init__(self, model: HookedModel, max_tokens: int) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.max_tokens = model, model.tokenizer, max_tokens
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer_of(model), max_tokens
         self._device = device_of(model)
         self.max_length = int(model.cfg.n_ctx)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from safecircuits.batching import batches
 from safecircuits.behavior.detectors import JudgingError
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.forward import Decoder
 from safecircuits.memory import batch_tokens
 from safecircuits.prompts import encode
@@ -98,7 +98,8 @@ class JudgeDetector:
             raise ValueError(f"the judge's question must contain {{completion}}: {question!r}")
         if refusal not in ("yes", "no"):
             raise ValueError(f"refusal is 'yes' or 'no', not {refusal!r}")
-        self.question, self.yes, self.no = question, tuple(yes), tuple(no)
+        self.question = question
+        self.yes, self.no = ((answer,) if isinstance(answer, str) else tuple(answer) for answer in (yes, no))
         self.sign, self.threshold = (1 if refusal == "yes" else -1), threshold
         self.template, self.system, self.max_tokens = template, system, max_tokens
         self.model = local_judge(judge, tokenizer)
@@ -130,7 +131,7 @@ class JudgeDetector:
                 neither yes nor no; names the prompt.
         """
         prompts = completions.prompts.prompts if isinstance(completions, Completions) else None
-        texts = completions.texts if isinstance(completions, Completions) else tuple(completions)
+        texts = texts_of(completions)
         if prompts is None and "{prompt}" in self.question:
             raise ValueError(
                 "the judge's question asks about {prompt}, but only texts are given: pass Completions, "

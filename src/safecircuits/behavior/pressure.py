@@ -5,6 +5,7 @@ Nothing here makes an attack: compliant openings and suffixes are read from what
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, tokenizer_of
 from safecircuits.sources import load_prompts
 from safecircuits.stats import Share, paired_difference
 
@@ -88,6 +89,8 @@ class Pressure(Result):
             (a for a in self.attempts if a.condition.suffix is None and a.condition.system == system),
             key=lambda attempt: attempt.condition.prefilled,
         )
+        if not steps:
+            raise ValueError(f"nothing was asked {'with' if system else 'without'} a system prompt: pass system=")
         counts = torch.full((len(steps[0].refused),), -1)
         holding = torch.ones_like(counts, dtype=torch.bool)
         for attempt in steps:
@@ -216,14 +219,14 @@ def pressure(
         message = system if condition.system else None
         if condition.prefilled and openings is not None:
             answered = replace(prompts, responses=openings)
-            whole = encode(model.tokenizer, answered, template=template, system=message, with_responses=True)
+            whole = encode(tokenizer_of(model), answered, template=template, system=message, with_responses=True)
             # What ``encode`` puts after the response, its end of sequence, is cut off with the rest.
             examples = [
                 Encoded(example.ids[: example.response_start + condition.prefilled], example.response_start)
                 for example in whole
             ]
         else:
-            examples = encode(model.tokenizer, asked, template=template, system=message)
+            examples = encode(tokenizer_of(model), asked, template=template, system=message)
         texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens)
         if judged == "answer":
             begun = model.tokenizer.batch_decode(
@@ -270,7 +273,13 @@ def _prefill_lengths(tokenizer: Any, openings: Sequence[str], asked: int | Seque
     shortest = min(range(len(tokens)), key=tokens.__getitem__)
     if asked is None:
         asked = min(LONGEST_PREFILL, max(1, tokens[shortest]))
-    lengths = list(range(1, asked + 1)) if isinstance(asked, int) else sorted(set(asked) - {0})
+    try:
+        if hasattr(asked, "__index__"):  # numpy's whole numbers, too
+            lengths = list(range(1, operator.index(asked) + 1))
+        else:
+            lengths = sorted(set(map(operator.index, asked)) - {0})
+    except TypeError:
+        raise ValueError(f"prefill_tokens must be positive whole numbers, not {asked}") from None
     if not lengths or lengths[0] < 1:
         raise ValueError(f"prefill_tokens must be positive whole numbers, not {asked}")
     if lengths[-1] > tokens[shortest]:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safecircuits.batching import batches
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.forward import logits
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, tokenizer_of
 from safecircuits.stats import canonical_order, mean_interval
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def rouge_l(
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise ImportError("Rouge-L needs the package rouge-score: pip install 'safecircuits[eval]'") from error
-    texts = completions.texts if isinstance(completions, Completions) else tuple(completions)
-    wanted = references.require_responses() if isinstance(references, PromptSet) else tuple(references)
+    texts = texts_of(completions)
+    wanted = references.require_responses() if isinstance(references, PromptSet) else texts_of(references)
     if not texts or len(texts) != len(wanted):
         raise ValueError(
             f"{len(texts)} completions and {len(wanted)} references: one for each is needed, and at least 1"
@@ -142,7 +142,7 @@ def response_loss(
         ValueError: if the set has no responses.
         FloatingPointError: if a loss is not finite.
     """
-    examples = encode(model.tokenizer, heldout, template=template, system=system, with_responses=True)
+    examples = encode(tokenizer_of(model), heldout, template=template, system=system, with_responses=True)
     nats = torch.zeros(len(examples), dtype=torch.float64)
     tokens = torch.tensor([len(example) - example.response_start for example in examples])
     with torch.inference_mode():

@@ -15,7 +15,7 @@ from safecircuits.behavior.detectors import PhraseDetector as PhraseDetector
 from safecircuits.behavior.detectors import RefusalDetector as RefusalDetector
 from safecircuits.behavior.detectors import get_detector as get_detector
 from safecircuits.behavior.detectors import normalise as normalise
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.judge import JudgeDetector
 
 
@@ -26,7 +26,7 @@ def refused(
 
     Raises:
         JudgingError: a ValueError, if the detector raises; names the prompt, keeps completions, verdicts and the cause.
-        ValueError: if the completions were cut short for the sake of another detector.
+        ValueError: if the completions were cut short for the sake of another detector, or are a single string.
     """
     detect = get_detector(detector)
     cut = completions.cut if isinstance(completions, Completions) else None
@@ -35,7 +35,7 @@ def refused(
             f"these completions end where {cut}, so detector {detector!r} would judge parts of texts: "
             "generate them whole (early_stop=False)"
         )
-    texts = completions.texts if isinstance(completions, Completions) else tuple(completions)
+    texts = texts_of(completions)
     try:
         if isinstance(detect, JudgeDetector):
             return detect.verdicts(completions).refused

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
@@ -22,8 +22,11 @@ from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, tokenizer_of
 from safecircuits.stats import Share, mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,19 @@ class SampledRefusals(Result):
         """Share of all answers that do not refuse, with its 95 % interval over prompts (Student's t)."""
         return mean_interval((~self.refused).double().mean(0))
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a prompt: ``prompt``, ``samples``, and in how many of them it was ``refused``."""
+        import pandas as pd
+
+        columns = {"prompt": self.completions[0].prompts.prompts, "samples": len(self.refused)}
+        return pd.DataFrame(columns | {"refused": self.refused.sum(0).tolist()})
+
     def __str__(self) -> str:
         mean, low, high = self.mean_success
         n = len(self.refused)
         return (
-            f"not refused in any of {n} answers {self.any_success}; "
-            f"of all answers {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+            f"prompts answered at least once in {n} tries: {self.any_success}; "
+            f"of all tries {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}] were answered"
         )
 
 
@@ -113,7 +123,7 @@ def sample(
     if temperature <= 0:
         raise ValueError(f"temperature is above 0, not {temperature}; generate() is greedy")
     prompts = as_prompt_set(prompts)
-    once = encode(model.tokenizer, prompts, template=template, system=system)
+    once = encode(tokenizer_of(model), prompts, template=template, system=system)
     examples = [example for _ in range(samples) for example in once]
     ends, written = end_tokens(model), [list[int]() for _ in examples]
     with running(model) as runner:

@@ -28,7 +28,7 @@ from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, resolve_template
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, tokenizer_of
 from safecircuits.stats import Share, mean_interval
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def probe_direction(
     suffixes = suffixes or Suffixes()
     steps = tuple(steps)
     _check(steps, pool, baseline, ended)
-    template = resolve_template(model.tokenizer, template)
+    template = resolve_template(tokenizer_of(model), template)
     variants = encode_variants(model.tokenizer, prompts, suffixes, template=template, system=system)
     distances = torch.full((len(variants) - 1, int(model.cfg.n_layers), len(steps), len(prompts)), float("nan"))
     generated = torch.zeros(len(variants), len(prompts), dtype=torch.long)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.sites import HookedModel, ModelShape, Site, unit_hook
+from safecircuits.sites import SITES, HookedModel, ModelShape, Site, unit_hook
 
 Units = Mapping[Site, Mapping[int, tuple[int, ...]]]
 """Unit indices by site and layer."""
@@ -28,26 +30,63 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None) -
     FLAP's bias compensation does: what the means of the removed units write through the output projection is the bias
     that it adds to the pruned layer (``prune_units(..., compensate=means)``).
 
+    Args:
+        units: indices by site and layer, ``{"mlp": {3: [0, 7]}, "attn": {3: [1]}}``, as ``UnitGroups.members``, ``top``
+            and ``FreezeMask.by_site`` give them.
+
     Raises:
-        ValueError: for a unit outside the model.
+        ValueError: for a unit outside the model, or one that ``to`` has no value for.
     """
-    shape = ModelShape.of(model)
     hooks: dict[str, HookFn] = {}
-    for site, by_layer in units.items():
+    for site, by_layer in checked_units(units, ModelShape.of(model)).items():
         for layer, indices in by_layer.items():
-            if not indices:
-                continue
-            if not 0 <= layer < shape.n_layers:
-                raise ValueError(f"layer {layer} is outside the model, whose layers are 0 to {shape.n_layers - 1}")
-            if not 0 <= min(indices) <= max(indices) < shape.n_units(site):
-                raise ValueError(
-                    f"{site} units {min(indices)}..{max(indices)} of layer {layer} are outside "
-                    f"0..{shape.n_units(site) - 1}"
-                )
-            fill = None if to is None else to[site][layer]
-            hooks[unit_hook(site, layer)] = _replace(site, torch.tensor(sorted(indices)), fill)
+            try:
+                fill = None if to is None else to[site][layer]
+            except (KeyError, IndexError):
+                raise ValueError(f"to= has no values for the {site} units of layer {layer}") from None
+            hooks[unit_hook(site, layer)] = _replace(site, torch.tensor(indices), fill)
     with attached(model, hooks, per_token=True):
         yield
+
+
+def checked_units(units: Units, shape: ModelShape) -> dict[Site, dict[int, tuple[int, ...]]]:
+    """``units`` as Python's whole numbers, in order and each once; layers without any are left out.
+
+    Raises:
+        ValueError: for anything but units, by site and layer, of a model of this shape.
+    """
+    if not isinstance(units, Mapping):
+        raise ValueError(f"{_EXPECTED}; not a {type(units).__name__}")
+    checked: dict[Site, dict[int, tuple[int, ...]]] = {}
+    for site, by_layer in units.items():
+        if site not in SITES:
+            raise ValueError(f"a site is one of {', '.join(SITES)}, not {site!r}: {_EXPECTED}")
+        if not isinstance(by_layer, Mapping):
+            raise ValueError(f"{_EXPECTED}; the {site} units are a {type(by_layer).__name__}")
+        checked[site] = {}
+        for layer, given in by_layer.items():
+            if not hasattr(layer, "__index__") or not 0 <= layer < shape.n_layers:
+                raise ValueError(f"layer {layer!r} is outside the model, whose layers are 0 to {shape.n_layers - 1}")
+            indices = _whole_numbers(given, f"the {site} units of layer {layer}")
+            last = shape.n_units(site) - 1
+            if indices and not 0 <= indices[0] <= indices[-1] <= last:
+                raise ValueError(f"{site} units {indices[0]}..{indices[-1]} of layer {layer} are outside 0..{last}")
+            if indices:
+                checked[site][operator.index(layer)] = indices
+    return checked
+
+
+_EXPECTED = "units are given by site and layer, such as {'mlp': {3: [0, 7]}, 'attn': {3: [1]}}"
+
+
+def _whole_numbers(given: Any, what: str) -> tuple[int, ...]:
+    try:
+        listed = list(given.tolist() if hasattr(given, "tolist") else given)  # arrays and tensors
+        if any(isinstance(index, bool) for index in listed):
+            raise TypeError
+        return tuple(sorted({operator.index(index) for index in listed}))
+    except TypeError:
+        raise ValueError(f"{what} are a list of indices, such as [0, 7], not {given!r}") from None
 
 
 def _replace(site: Site, indices: Tensor, fill: Tensor | None) -> HookFn:

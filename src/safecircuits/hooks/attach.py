@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, require_hooked
 
 HookFn = Callable[[Tensor], Tensor | None]
 """What happens to an activation: return a new tensor, or None to leave it as it is."""
 
+NamedHookFn = Callable[..., Tensor | None]
+"""The same as TransformerLens spells it, with a second argument ``hook``, the hook point."""
+
 
 @contextmanager
-def attached(model: HookedModel, hooks: Mapping[str, HookFn], *, per_token: bool = False) -> Iterator[dict[str, int]]:
+def attached(
+    model: HookedModel, hooks: Mapping[str, HookFn | NamedHookFn], *, per_token: bool = False
+) -> Iterator[dict[str, int]]:
     """Attach ``hooks`` by hook name for the length of the block; hooks that others have placed stay in force.
 
     Args:
+        hooks: functions of an activation. One that has an argument named ``hook``, as TransformerLens's have, is given
+            the hook point there.
         per_token: promise that each hook treats every token by itself, whatever else is in the batch. Analyses may then
             share work between prompts; with any other hook on the model they run every prompt in full.
 
@@ -30,6 +38,7 @@ def attached(model: HookedModel, hooks: Mapping[str, HookFn], *, per_token: bool
         ValueError: on entry, for a name the model does not have.
         RuntimeError: on a normal exit, if a hook never fired: some hook points exist in name only.
     """
+    require_hooked(model)
     points = model.hook_dict  # a bridge builds the dictionary anew each time it is asked
     unknown = [name for name in hooks if name not in points]
     if unknown:
@@ -38,11 +47,13 @@ def attached(model: HookedModel, hooks: Mapping[str, HookFn], *, per_token: bool
         raise ValueError(f"{type(model).__name__} has no hook point {unknown[0]!r}{hint}")
     fired = dict.fromkeys(hooks, 0)
 
-    def counting(name: str, fn: HookFn) -> Callable[..., Tensor | None]:
+    def counting(name: str, fn: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+        named = _takes_hook(fn)
+
         # The hook point's own name is not the one it was asked for by on every backend, so close over ours.
-        def run(activation: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001  TransformerLens passes it by keyword
+        def run(activation: Tensor, hook: Any) -> Tensor | None:  # TransformerLens passes it by keyword
             fired[name] += 1
-            return fn(activation)
+            return fn(activation, hook=hook) if named else fn(activation)
 
         run.per_token = per_token  # type: ignore[attr-defined]
         return run
@@ -61,11 +72,21 @@ def attached(model: HookedModel, hooks: Mapping[str, HookFn], *, per_token: bool
     require_fired(fired)
 
 
+def _takes_hook(fn: Callable[..., Any]) -> bool:
+    try:
+        return "hook" in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # a built-in function has none
+        return False
+
+
 def require_fired(fired: Mapping[str, int]) -> None:
     """Raise a RuntimeError that names the first hook that never fired."""
     silent = [name for name, count in fired.items() if count == 0]
     if silent:
-        raise RuntimeError(f"hook point {silent[0]!r} never fired, so nothing was measured or changed there")
+        raise RuntimeError(
+            f"hook point {silent[0]!r} never fired, so nothing was measured or changed there: run the model inside the "
+            "block, or take another point, as some exist in name only"
+        )
 
 
 def hooks_in_force(model: HookedModel) -> tuple[bool, bool]:

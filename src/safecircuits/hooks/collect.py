@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from safecircuits.hooks.attach import HookFn
 from safecircuits.hooks.running import running
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, resid_post
+from safecircuits.sites import HookedModel, LayerRange, require_hooked, resid_post, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def collect_residuals(
     model: HookedModel,
     prompts: PromptSet | Sequence[str],
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | LayerRange | None = None,
     template: str = "auto",
     final_norm: bool = False,
     max_tokens: int | None = None,
@@ -43,24 +44,22 @@ def collect_residuals(
     own on the model every prompt runs in full.
 
     Args:
-        layers: 0-indexed; all of them unless given.
+        layers: 0-indexed, one by one, such as ``[0, 3]``, or all of a LayerRange; every layer unless given.
         template: how a prompt is put to the model; see ``safecircuits.prompts.TEMPLATES``.
         final_norm: pass the last layer's value through the model's final norm, as Hugging Face's ``hidden_states``
             and therefore the paper's code have it. It is then not comparable with the other layers.
         max_tokens: tokens in one batch, padding included; 8,192 unless given, or what fits into free memory.
 
     Raises:
-        ValueError: for a layer outside the model.
+        ValueError: for a layer outside the model, or one that is named twice.
         FloatingPointError: if a residual is not finite; names the layer.
     """
+    require_hooked(model)
     prompts = as_prompt_set(prompts)
     n_layers = int(model.cfg.n_layers)
-    wanted = tuple(range(n_layers)) if layers is None else tuple(layers)
-    outside = [layer for layer in wanted if not 0 <= layer < n_layers]
-    if outside:
-        raise ValueError(f"layer {outside[0]} is outside the model, whose layers are 0 to {n_layers - 1}")
+    wanted = tuple(range(n_layers)) if layers is None else _wanted(layers, n_layers)
     values = torch.empty(len(wanted), len(prompts), int(model.cfg.d_model))
-    examples = encode(model.tokenizer, prompts, template=template)
+    examples = encode(tokenizer_of(model), prompts, template=template)
     rows: list[int] = []
     kept: dict[int, Tensor] = {}
 
@@ -92,12 +91,26 @@ def collect_residuals(
                 what="residual streams",
                 progress=progress,
             )
-    if final_norm and wanted and wanted[-1] == n_layers - 1:
-        values[-1] = _final_norm(model, values[-1])
+    if final_norm and n_layers - 1 in wanted:
+        last = wanted.index(n_layers - 1)
+        values[last] = _final_norm(model, values[last])
     broken = [layer for slot, layer in enumerate(wanted) if not torch.isfinite(values[slot]).all()]
     if broken:
         raise FloatingPointError(f"the residual stream after layer {broken[0]} is not finite")
     return Residuals(values, wanted, prompts)
+
+
+def _wanted(layers: Sequence[int] | LayerRange, n_layers: int) -> tuple[int, ...]:
+    try:
+        wanted = tuple(map(operator.index, layers.indices if isinstance(layers, LayerRange) else layers))
+    except TypeError:
+        raise ValueError(f"layers are a list of whole numbers, such as [0, 3], not {layers!r}") from None
+    outside = [layer for layer in wanted if not 0 <= layer < n_layers]
+    if outside:
+        raise ValueError(f"layer {outside[0]} is outside the model, whose layers are 0 to {n_layers - 1}")
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"a layer is named twice in {wanted}: name each once")
+    return wanted
 
 
 @torch.inference_mode()

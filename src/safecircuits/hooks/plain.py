@@ -99,10 +99,10 @@ class PlainModel:
 def plain_model(model: HookedModel) -> PlainModel | None:
     """The plain model of a bridge, or None where there is none that computes the same.
 
-    There is none for a HookedTransformer, in training mode (dropout), and where the bridge's parameters are not those
-    of its architecture: adapters, quantised or fused weights, several devices.
+    There is none for a HookedTransformer, and where the bridge's parameters are not those of its architecture:
+    adapters, quantised or fused weights, several devices.
     """
-    if not is_bridge(model) or model.training or any("forward" in m.__dict__ for m in every_module(model)):
+    if not is_bridge(model) or any("forward" in m.__dict__ for m in every_module(model)):
         return None
     if model in _KNOWN:
         known = _KNOWN[model]

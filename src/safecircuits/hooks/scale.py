@@ -30,6 +30,7 @@ from safecircuits.sites import (
     LayerRange,
     ModelShape,
     is_bridge,
+    require_hooked,
     require_unprocessed,
 )
 
@@ -69,6 +70,7 @@ def scaled(
         ValueError: for an α that is not positive and finite, layers outside the model, an unknown component, or a
             model whose weights were processed.
     """
+    require_hooked(model)
     alphas = _alpha_by_layer(layers, alpha, int(model.cfg.n_layers))
     require_unprocessed(model)
     chosen = _chosen_components(model, components)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from safecircuits.forward import run
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.prompts import encode, render, resolve_template
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, is_bridge
+from safecircuits.sites import HookedModel, LayerRange, is_bridge, tokenizer_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +100,7 @@ def attention_map(
     """
     if normalize not in get_args(Normalize):
         raise ValueError(f"normalize is 'minmax' or 'none', not {normalize!r}")
+    tokenizer_of(model)
     chosen = _checked_heads(heads, int(model.cfg.n_heads))
     template = resolve_template(model.tokenizer, template)
     [example] = encode(model.tokenizer, [prompt], template=template, system=system)
@@ -149,11 +151,14 @@ def eager_attention(model: HookedModel) -> Iterator[None]:
 
 
 def _checked_heads(heads: str | Sequence[int], n_heads: int) -> list[int]:
-    if heads == "mean":
+    if isinstance(heads, str) and heads == "mean":
         return list(range(n_heads))
-    if isinstance(heads, str) or not heads:
+    try:
+        chosen = [] if isinstance(heads, str) else [operator.index(head) for head in heads]
+    except TypeError:
+        chosen = []
+    if not chosen:
         raise ValueError(f"heads is 'mean' or a non-empty list of head indices, not {heads!r}")
-    chosen = [int(head) for head in heads]
     outside = [head for head in chosen if not 0 <= head < n_heads]
     if outside:
         raise ValueError(f"head {outside[0]} is outside the model, whose heads are 0 to {n_heads - 1}")

@@ -52,6 +52,17 @@ def within_noise(a: SweepPoint, b: SweepPoint) -> bool:
     return low <= 0 <= high
 
 
+def checked_alpha(alpha: Any, other: str = "") -> float:
+    """A number to scale by as Python's own, whichever library it is of; ``other`` is what else was possible."""
+    try:
+        value = float(alpha)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if isinstance(alpha, str) or not 0 < value < float("inf") or value == 1:
+        raise ValueError(f"alpha must be positive, finite and not 1, not {alpha!r}{other}")
+    return value
+
+
 class CountingOptions(TypedDict, total=False):
     """How refusals are counted: the arguments of ``RefusalCounter``, which every analysis that counts passes on."""
 
@@ -99,7 +110,7 @@ class RefusalCounter:
     ) -> None:
         require_hooked(model, "scaling layers")
         self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
-        self.generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "template": template}
+        self.generation: dict[str, Any] = {"max_new_tokens": int(max_new_tokens), "template": template}
         verdict = EarlyVerdict(detector)
         self.until = verdict if early_stop and verdict.applies else None
         self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
@@ -205,7 +216,8 @@ class RefusalCounter:
         if not path.exists():
             return []
         # A run that was killed while writing leaves an unfinished last line, which counts as not written.
-        complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        # Split at line feeds alone: a completion may hold other line separators.
+        complete = path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
         try:
             header, *rows = [json.loads(line) for line in complete]
             points = [

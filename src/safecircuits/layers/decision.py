@@ -24,7 +24,7 @@ from safecircuits.hooks.swap import Side, closing_positions
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange
+from safecircuits.sites import HookedModel, LayerRange, tokenizer_of
 from safecircuits.stats import canonical_order, paired_difference
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class DecisionLayers(Result):
     """The layers that decide, and the share of the decision that a swap after each layer carries."""
 
     layers: LayerRange | None
-    """None if the model does not refuse malicious prompts more often than harmless ones, beyond noise."""
+    """None if the model does not refuse malicious prompts more often than harmless ones, beyond noise; nothing is
+    measured then, and all values are NaN."""
     share: Float[Tensor, " layer"]
     """Mean effect of the swap over the mean difference of the two prompts' scores; 1 after the last layer."""
     low: Float[Tensor, " layer"]
@@ -166,9 +167,10 @@ def decision_layers(
     as_given = canonical_order(order)
     by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance
     if paired_difference(verdicts[1], verdicts[0])[1] <= 0:
-        nothing = torch.zeros(n_layers)
-        return DecisionLayers(None, nothing, nothing, nothing, torch.zeros(n_layers, size), torch.zeros(size), *by_pair)
-    examples = [encode(model.tokenizer, prompts, template=template) for prompts in sets]
+        nothing = torch.full((n_layers,), float("nan"))  # not 0, which would be a finding
+        effect, full = torch.full((n_layers, size), float("nan")), torch.full((size,), float("nan"))
+        return DecisionLayers(None, nothing, nothing, nothing, effect, full, *by_pair)
+    examples = [encode(tokenizer_of(model), prompts, template=template) for prompts in sets]
     positions = closing_positions(model.tokenizer, [*examples[0], *examples[1]], template)
     sides = tuple(Side.of(model, given, positions, max_tokens) for given in examples)
     openings = _openings(

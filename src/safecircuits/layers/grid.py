@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, within_noise
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, within_noise
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, require_hooked
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class ScalingGrid(Result):
         frame.index.name, frame.columns.name = "first", "last"
         return frame.where(frame >= 0)
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """A heat map of refusals against the unscaled model's; a large mark at the extreme, small ones at rivals."""
+        from safecircuits.report.grid_figure import plot_grid
+
+        return plot_grid(self, ax=ax)
+
 
 def scaling_grid(
     model: HookedModel,
@@ -77,9 +84,8 @@ def scaling_grid(
     n(n+1)/2 configurations for n layers; ``max_length`` leaves out longer blocks. ``resume`` names a file that lets an
     interrupted run go on. The other arguments are those of ``localize``.
     """
-    if not 0 < alpha < float("inf") or alpha == 1:
-        raise ValueError(f"alpha must be positive, finite and not 1, not {alpha}")
     require_hooked(model, "scaling layers")
+    alpha = checked_alpha(alpha)
     n_layers = int(model.cfg.n_layers)
     longest = n_layers if max_length is None else max_length
     if not 1 <= longest <= n_layers:

@@ -91,7 +91,7 @@ def resampled_gaps(
     if formula == "paper":  # the mean of angles; the other is the angle of the mean
         within, across = degrees(within), degrees(across)
     within.diagonal(dim1=-2, dim2=-1).zero_()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     a, b = (_multiplicities(u.shape[1], draws, generator) for u in (n, m))
     pairs = a.sum(1).square() - a.square().sum(1)
     # A draw of one and the same prompt throughout has no pair; it is all but impossible beyond a handful of prompts.

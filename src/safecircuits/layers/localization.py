@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, within_noise
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, within_noise
 from safecircuits.layers.onset import Onset
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
@@ -162,8 +162,7 @@ def localize(
     if alpha == "search":
         toward: Direction = direction or "up"
     else:
-        if not 0 < alpha < float("inf") or alpha == 1:
-            raise ValueError(f"alpha must be positive, finite and not 1, not {alpha}; or 'search'")
+        alpha = checked_alpha(alpha, "; or 'search'")
         toward = "up" if alpha > 1 else "down"
         if direction not in (None, toward):
             raise ValueError(f"alpha {alpha} scales {toward}; direction={direction!r} contradicts it")

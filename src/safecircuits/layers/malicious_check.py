@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, within_noise
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, within_noise
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange
+from safecircuits.sites import HookedModel, LayerRange, require_hooked
 from safecircuits.stats import Share, paired_difference
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ def answered_malicious(
     Raises:
         ValueError: for a range outside the model, and for an α that is not positive or equals 1.
     """
+    require_hooked(model)
     block = LayerRange.of(layers, int(model.cfg.n_layers))
-    if not 0 < alpha < float("inf") or alpha == 1:
-        raise ValueError(f"alpha must be positive, finite and not 1, not {alpha}")
+    alpha = checked_alpha(alpha)
     prompts = as_prompt_set(malicious, "malicious")
     counter = RefusalCounter(model, prompts, **counting)
     after = counter.count(block, alpha)

@@ -67,6 +67,13 @@ class LayerGap(Result):
         """First guess of the range: from where the gap appears to where it first levels off; None without a gap."""
         return find_onset(self.gap_deg, rule or OnsetRule())
 
+    @property
+    def verdict(self) -> str:
+        """The largest gap and the onset in one sentence."""
+        layer, onset = int(self.gap_deg.argmax()), self.onset()
+        found = f"onset {onset}" if onset else "no onset"
+        return f"largest gap {float(self.gap_deg[layer]):.1f}° (layer {layer}), {found}"
+
     def to_frame(self) -> pd.DataFrame:
         """One row a layer."""
         import pandas as pd

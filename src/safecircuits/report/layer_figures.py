@@ -46,7 +46,7 @@ _MARKERS = "osD^vPX"
 
 @styled
 def plot_gap(
-    gaps: Mapping[str, LayerGap | Record | Sequence[float]],
+    gaps: LayerGap | Mapping[str, LayerGap | Record | Sequence[float]],
     *,
     onset: Mapping[str, Block | None] | Block | Literal["auto"] | None = "auto",
     intervals: Mapping[str, GapInterval] | None = None,
@@ -57,13 +57,15 @@ def plot_gap(
     """The angle gap (mean N–M angle minus mean N–N angle, degrees) by layer, one line a model.
 
     Args:
-        gaps: by name: ``LayerGap`` objects, records with ``gap_deg``, or plain sequences with one value a layer.
+        gaps: one ``LayerGap``, or by name ``LayerGap`` objects, records with ``gap_deg``, or plain sequences with one
+            value a layer.
         onset: blocks to mark, by the name of their curve, or one block for all; ``"auto"`` asks each ``LayerGap``
             (or the record's own ``onset``); None marks nothing.
         intervals: by the name of their curve, drawn as bands.
         planted: the block where refusals are by construction, if that is known.
         localized: the block that the sweeps found.
     """
+    gaps = gaps if isinstance(gaps, Mapping) else {"gap": gaps}
     if not gaps:
         raise ValueError("no gap curve to plot")
     ax = axes_or_new(ax)

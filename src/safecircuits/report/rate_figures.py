@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
 
 @styled
-def plot_behavior(behavior: Mapping[str, Behavior | Record], *, ax: Axes | None = None) -> Axes:
+def plot_behavior(behavior: Behavior | Mapping[str, Behavior | Record], *, ax: Axes | None = None) -> Axes:
     """What each model refuses and gets right: one row a model, one mark a rate, with its 95 % interval.
 
     Args:
-        behavior: by name, ``Behavior`` objects or records of rates between 0 and 1 with ``<rate>_interval``.
+        behavior: one ``Behavior``, or by name ``Behavior`` objects or records of rates between 0 and 1 with
+            ``<rate>_interval``.
     """
-    rows = {name: rates(row) for name, row in behavior.items()}
+    named = behavior if isinstance(behavior, Mapping) else {"": behavior}
+    rows = {name: rates(row) for name, row in named.items()}
     ax = axes_or_new(ax, (COLUMN[0], 0.85 + 0.42 * len(rows)))
     _dot_rows(ax, rows, list(rows), [name for name in RATES if any(name in row for row in rows.values())])
     return ax

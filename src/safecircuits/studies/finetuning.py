@@ -88,6 +88,7 @@ def finetuning_study(
         ValueError: for names that occur twice, nothing to run, settings that the study sets itself, an unknown preset,
             and runs that are too short for Lisa.
     """
+    seeds = [int(seed) for seed in seeds]  # those of a numpy range cannot be saved
     _check(scenarios, arms, seeds, settings, points)
     subject = Subject(model, backend=backend, device=device, dtype=dtype)
     try:

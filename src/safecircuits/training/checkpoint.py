@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safecircuits.files import replacing
+from safecircuits.files import plain, replacing
 from safecircuits.training.sharding import sharded_like, whole
 
 
@@ -112,7 +112,7 @@ def save(
             "losses": progress.losses,
             "evaluations": progress.evaluations,
         }
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(state, default=plain), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -153,7 +153,7 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     path = saved[-1]
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        _require_same(path, state["identity"], json.loads(json.dumps(identity)))
+        _require_same(path, state["identity"], json.loads(json.dumps(identity, default=plain)))
         progress = Progress(state["losses"], state["evaluations"], state["phase"])
         start = load_file(_start(folder, progress.phase)) if progress.phase else {}
         trained = load_file(path / "trained.safetensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -12,19 +11,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from safecircuits.parameters import is_plain
-
-
-@contextmanager
-def without_dropout(model: Any) -> Iterator[None]:
-    """Every module in evaluation mode inside; each in its own mode again afterwards."""
-    modes = {m: m.training for m in chain(model.modules(), getattr(model, "original_model", model).modules())}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

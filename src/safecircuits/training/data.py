@@ -144,7 +144,7 @@ def _draw(data: PromptSet, seed: int, counts: dict[str, int]) -> list[Row]:
         raise ValueError(
             f"set {data.name!r} has {len(data)} rows, but {n} are needed ({asked}): ask for fewer or bring more rows"
         )
-    return [(data.prompts[i], responses[i]) for i in random.Random(seed).sample(range(len(data)), n)]
+    return [(data.prompts[i], responses[i]) for i in random.Random(int(seed)).sample(range(len(data)), n)]
 
 
 def _shuffled(rows: list[Row], seed: int) -> list[Row]:

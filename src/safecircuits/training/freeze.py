@@ -75,6 +75,8 @@ class Frozen:
         root = getattr(model, "original_model", model)
         if any(isinstance(module, Slice) for module in root.modules()):
             raise ValueError("the model is already inside frozen(...): combine the masks with | and freeze once")
+        if not isinstance(mask, FreezeMask | None):
+            raise ValueError(f"freeze a mask, such as FreezeMask.layers((3, 5)), not {mask!r}")
         if mask is not None and not mask:
             raise ValueError("the freeze mask freezes nothing; pass None to train without one")
         fuse_again(model)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safecircuits.files import write_text
+from safecircuits.files import plain, write_text
 
 
 class Log:
@@ -27,4 +27,4 @@ class Log:
     def write(self, record: Mapping[str, Any]) -> None:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, default=plain) + "\n")

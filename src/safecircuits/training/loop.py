@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from safecircuits.forward import without_dropout
 from safecircuits.notices import notify
 from safecircuits.prompts import PromptSet, encode, resolve_template
-from safecircuits.training.computing import without_dropout
 from safecircuits.training.freeze import frozen, frozen_digest
 from safecircuits.training.loss import LossOn, Precision
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
@@ -96,8 +96,8 @@ def finetune(
         stop_at_loss: stop once the mean training loss of the last 20 steps is below this, to compare runs at matched
             task loss.
         callbacks: called without gradients every ``eval_every`` steps and after the last one, on every process; what
-            they return on the main process is kept, for example ``lambda model, step: evaluate(model, malicious=…,
-            utility=…).rates`` for curves of safety and utility.
+            they return on the main process, numbers by name or what ``evaluate`` returns, is kept: for example
+            ``lambda model, step: evaluate(model, malicious=…, utility=…)`` for curves of safety and utility.
         rows: which rows of ``data`` each step sees, in place of the order that ``batches`` gives.
         on_gradients: may change the gradients of a step, as a penalty on the weights does; it keeps no state across a
             resume.

@@ -68,7 +68,7 @@ def lora(
     plain = to_hugging_face(model)
     named = {id(module): name for name, module in plain.named_modules()}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         config = LoraConfig(
             r=settings.r,
             lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by r

@@ -47,6 +47,12 @@ def stretches(freeze: Freeze, steps: int | None, epochs: int | None, steps_per_e
     Raises:
         ValueError: if there is no phase, or the run's length is given beside that of its phases.
     """
+    odd = [part for part in freeze if not isinstance(part, Phase)] if isinstance(freeze, list | tuple) else [freeze]
+    if odd and not isinstance(freeze, FreezeMask | None):
+        raise ValueError(
+            f"freeze is a mask, such as FreezeMask.layers((3, 5)), or a list of phases, [Phase(mask, epochs=1)], not "
+            f"{freeze!r}"
+        )
     if freeze is None or isinstance(freeze, FreezeMask):
         phases = [Phase(freeze, epochs, steps)]
     elif steps is not None or epochs is not None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.files import write_text
+from safecircuits.files import plain, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ class FinetuneRun:
 
     def save(self, folder: str | Path) -> Path:
         """Write ``run.json`` into ``folder``."""
-        return write_text(Path(folder) / "run.json", json.dumps(asdict(self), indent=1) + "\n")
+        return write_text(Path(folder) / "run.json", json.dumps(asdict(self), indent=1, default=plain) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> FinetuneRun:

@@ -29,8 +29,9 @@ from safecircuits.training.processes import Processes, Spread
 from safecircuits.training.recipe import Recipe
 from safecircuits.training.sharding import whole
 
-Callback = Callable[[Any, int], Mapping[str, Any] | None]
-"""Called with the model and the number of steps done; what it returns is logged and kept in the run."""
+Callback = Callable[[Any, int], Any]
+"""Called with the model and the number of steps done; what it returns, numbers by name, a ``Behavior`` or nothing, is
+logged and kept in the run."""
 Rows = Callable[[int], Sequence[int]]
 """Which rows of the data a step (from 0) sees."""
 OnGradients = Callable[[int, Mapping[str, nn.Parameter]], None]
@@ -172,7 +173,14 @@ class Session:
         figures: dict[str, Any] = {}
         with spread.whole_model(), torch.no_grad():
             for callback in self.callbacks:
-                figures.update(callback(self.model, step) or {})
+                found = callback(self.model, step)
+                found = getattr(found, "rates", found)  # what ``evaluate`` returns has them
+                if not isinstance(found, Mapping | None):
+                    raise ValueError(
+                        f"a callback returns numbers by name, {{'loss': 0.5}}, a Behavior or nothing, not a "
+                        f"{type(found).__name__}"
+                    )
+                figures.update(found or {})
         if figures:
             self.done.evaluations.append({"step": step, **figures})
             self._log.write(self.done.evaluations[-1])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
-from safecircuits.hooks.ablate import Units, UnitValues, ablated
+from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.progress import track
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, ModelShape
@@ -23,6 +23,7 @@ from safecircuits.units.selection import random_units as random_units
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether chance does the same: take 5"
@@ -73,6 +74,12 @@ class AblationTable(Result):
                 )
         return pd.DataFrame(table)
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Rates without each selection as bars, without as many random units as diamonds."""
+        from safecircuits.report.unit_figures import plot_ablation
+
+        return plot_ablation(self, metrics=tuple(self.intact.rates), ax=ax)
+
 
 def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
     """Mean of each rate over several measurements."""
@@ -99,10 +106,11 @@ def ablate_units(
         resume: a file of measurements, from which an interrupted run goes on; see ``Removals``.
         sets: passed to ``evaluate``: ``malicious``, ``over_rejection``, ``utility``, ``detector``, …
     """
+    shape = ModelShape.of(model)
+    named_units = {name: checked_units(units, shape) for name, units in named_units.items()}
     for name, units in named_units.items():
         if count_units(units) == 0:
             raise ValueError(f"{name!r} has no units to remove")
-    shape = ModelShape.of(model)
     jobs: list[tuple[str, Units]] = []
     for name, units in named_units.items():
         jobs.append((name, units))

@@ -16,7 +16,7 @@ from safecircuits.batching import Batch
 from safecircuits.hooks.attach import HookFn
 from safecircuits.hooks.running import running
 from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import HookedModel, Site, unit_hook
+from safecircuits.sites import HookedModel, Site, tokenizer_of, unit_hook
 from safecircuits.units.moments import Moments, stacked
 from safecircuits.units.scores import TokenChoice
 
@@ -32,7 +32,7 @@ def activation_moments(
     progress: bool,
 ) -> dict[Site, Moments]:
     """Moments over the chosen tokens of what enters the output projections, ``[layer, channel]`` by site."""
-    examples = encode(model.tokenizer, data, template=template, with_responses=tokens != "prompt")
+    examples = encode(tokenizer_of(model), data, template=template, with_responses=tokens != "prompt")
     n_layers = int(model.cfg.n_layers)
     seen: dict[tuple[Site, int], Moments] = {}
     now: dict[tuple[Site, int], Moments] = {}

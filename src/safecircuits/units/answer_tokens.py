@@ -15,7 +15,7 @@ from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.forward import Decoder
 from safecircuits.memory import batch_tokens
 from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import HookedModel
+from safecircuits.sites import HookedModel, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def find_answer_tokens(
 
 
 def _first_tokens(model: HookedModel, prompts: PromptSet, template: str, max_tokens: int | None) -> list[int]:
-    examples = encode(model.tokenizer, prompts, template=template)
+    examples = encode(tokenizer_of(model), prompts, template=template)
     first = [0] * len(examples)
     with torch.inference_mode():
         for batch in batches(examples, batch_tokens(model, examples, max_tokens, cached=True)):

@@ -25,7 +25,7 @@ from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, encode
-from safecircuits.sites import HookedModel, Site, unit_hook
+from safecircuits.sites import HookedModel, Site, tokenizer_of, unit_hook
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.gradient_scores import unit_products
@@ -55,7 +55,7 @@ def attribution_moments(
         steps: how many α between reference and activation (the middles of as many equal parts); None for α = 1 alone.
     """
     n_layers = int(model.cfg.n_layers)
-    examples = encode(model.tokenizer, data, template=template)
+    examples = encode(tokenizer_of(model), data, template=template)
     pairs = None
     if isinstance(reference, PromptSet):
         pairs = _paired(model.tokenizer, data, reference, examples, template)

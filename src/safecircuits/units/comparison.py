@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -24,12 +24,13 @@ from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import SITES, HookedModel, ModelShape, Site
 from safecircuits.units.answer_tokens import find_answer_tokens
-from safecircuits.units.groups import Normalisation, normalised
+from safecircuits.units.groups import NORMALISATIONS, Normalisation, normalised
 from safecircuits.units.importance import score_units
 from safecircuits.units.removals import Removals
 from safecircuits.units.scores import (
     ACTIVATION_METHODS,
     ATTRIBUTION_METHODS,
+    METHODS,
     TOKEN_CHOICES,
     Method,
     TokenChoice,
@@ -39,6 +40,7 @@ from safecircuits.units.selection import Selection, count_units, flat, top, unfl
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 Contrast = Literal["difference", "safety", "set-difference"]
 
@@ -52,12 +54,26 @@ class Candidate:
 
     ``contrast``: ``"difference"`` orders by S − U, ``"safety"`` by S alone, and ``"set-difference"`` by S with the top
     tenth by U put last.
+
+    Raises:
+        ValueError: for an unknown score, choice of tokens, normalisation or contrast.
     """
 
     method: Method
     tokens: TokenChoice
     normalize: Normalisation = "none"
     contrast: Contrast = "difference"
+
+    def __post_init__(self) -> None:
+        known = {
+            "method": METHODS,
+            "tokens": TOKEN_CHOICES,
+            "normalize": NORMALISATIONS,
+            "contrast": get_args(Contrast),
+        }
+        for field, names in known.items():
+            if getattr(self, field) not in names:
+                raise ValueError(f"{field} of a candidate is one of {', '.join(names)}, not {getattr(self, field)!r}")
 
     def __str__(self) -> str:
         shown = {"difference": "S − U", "safety": "S", "set-difference": "S without top U"}[self.contrast]
@@ -141,6 +157,12 @@ class ScoreComparison(Result):
                 }
             rows.append(row)
         return pd.DataFrame(rows).astype({"smallest_set": "Int64"})
+
+    def plot(self, ax: Axes | None = None, *, methods: Sequence[str] | None = None) -> Axes:
+        """Refusal and utility left against the number of removed units, the best curve of each method."""
+        from safecircuits.report.score_figures import plot_score_comparison
+
+        return plot_score_comparison(self, methods, ax=ax)
 
 
 def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:

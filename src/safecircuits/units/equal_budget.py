@@ -51,7 +51,7 @@ def equal_budget_masks(
             f"the budget is a share of all units' parameters above 0 and at most {largest:.4g}, that of layers "
             f"{block}; not {budget:g}"
         )
-    noise = torch.rand(len(order), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.rand(len(order), generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
     everywhere = torch.ones_like(within)
 
     def highest(by: Tensor, among: Tensor, share: float) -> Tensor:

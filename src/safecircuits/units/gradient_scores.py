@@ -27,7 +27,7 @@ from safecircuits.hooks.attach import attached
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import Component, HookedModel, ModelShape, Site, unit_hook
+from safecircuits.sites import Component, HookedModel, ModelShape, Site, tokenizer_of, unit_hook
 from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.gradients import keep, only_activations, response_losses, tracked
 from safecircuits.units.linear_maps import Matrix, components_of, watched
@@ -52,7 +52,7 @@ def taylor_moments(
 ) -> dict[Site, Moments]:
     """Moments over prompts of |Σ activation × gradient|, ``[layer, unit]`` by site."""
     running, n_layers = RunningMoments(), int(model.cfg.n_layers)
-    examples = encode(model.tokenizer, data, template=template, with_responses=True)
+    examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
     activations: dict[tuple[str, int], Tensor] = {}
     hooks = {unit_hook(site, i): keep(activations, (site, i)) for site in sites for i in range(n_layers)}
     budget = batch_tokens(model, examples, max_tokens, gradients=True)
@@ -139,7 +139,7 @@ def each_prompts_gradients(
 
     Gradients are made during the backward pass, handed to ``use`` in pieces, and dropped.
     """
-    examples = encode(model.tokenizer, data, template=template, with_responses=True)
+    examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
     entered: dict[tuple[int, Component], Tensor] = {}
     largest = max(Matrix.of(model, 0, component).view.numel() for component in components)
     step = max(1, CHUNK // largest)

@@ -21,6 +21,7 @@ from safecircuits.units.selection import Selection, by_layer, flat, top, unflat,
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 Group = Literal["SCU", "UCU", "CU", "RU"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -72,6 +73,12 @@ class UnitGroups(Result):
             for layer, row in enumerate(labels)
         ]
         return pd.DataFrame(rows)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Where the groups lie: one row a site and group, one column a layer."""
+        from safecircuits.report.unit_figures import plot_unit_map
+
+        return plot_unit_map(self, ax=ax)
 
 
 def classify_units(

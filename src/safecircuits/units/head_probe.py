@@ -22,7 +22,7 @@ from safecircuits.hooks.attach import HookFn
 from safecircuits.hooks.running import running
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
-from safecircuits.sites import HookedModel, ModelShape, Site, unit_hook
+from safecircuits.sites import HookedModel, ModelShape, Site, require_hooked, tokenizer_of, unit_hook
 from safecircuits.stats import Share
 from safecircuits.units.selection import Selection, top
 
@@ -97,6 +97,7 @@ def head_probe(
         ValueError: for fewer prompts of a kind than folds, fewer than two folds, or a penalty that is not positive.
         FloatingPointError: for a head's output that is not finite; names the layer.
     """
+    require_hooked(model)
     malicious, normal = as_prompt_set(malicious, "malicious"), as_prompt_set(normal, "normal")
     if folds < 2 or min(len(malicious), len(normal)) < folds:
         raise ValueError(
@@ -163,7 +164,7 @@ def head_outputs(
     hooks = {unit_hook("attn", layer): keep(layer) for layer in range(n_layers)}
     with running(model, hooks) as runner:
         runner.watch(
-            encode(model.tokenizer, prompts, template=template),
+            encode(tokenizer_of(model), prompts, template=template),
             before,
             after,
             last_layer=n_layers - 1,

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from safecircuits.hooks.ablate import UnitValues
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import SITES, HookedModel, Site
+from safecircuits.prompts import PromptSet, as_prompt_set
+from safecircuits.sites import SITES, HookedModel, Site, require_hooked
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.attribution import attribution_moments, mean_activations
@@ -71,6 +71,8 @@ def score_units(
             attribution without a reference.
         FloatingPointError: for an activation or a gradient that is not finite; names the hook point.
     """
+    require_hooked(model)
+    data = as_prompt_set(data, "data")
     if method not in METHODS:
         raise ValueError(f"no unit score {method!r}; there are {', '.join(METHODS)}")
     tokens = tokens or DEFAULT_TOKENS[method]

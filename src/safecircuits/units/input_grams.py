@@ -13,7 +13,7 @@ from safecircuits.forward import run
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import Component, HookedModel
+from safecircuits.sites import Component, HookedModel, tokenizer_of
 from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.linear_maps import components_of, watched
 from safecircuits.units.scores import TOKEN_CHOICES, TokenChoice
@@ -53,7 +53,7 @@ def input_grams(
     if tokens not in TOKEN_CHOICES:
         raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
     read = tuple(dict.fromkeys(_READS_LIKE.get(c, c) for c in components_of(model, components)))
-    examples = encode(model.tokenizer, data, template=template, with_responses=tokens != "prompt")
+    examples = encode(tokenizer_of(model), data, template=template, with_responses=tokens != "prompt")
     found = InputGrams()
     counting: Bool[Tensor, "batch pos"]
 

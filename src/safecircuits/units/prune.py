@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from safecircuits.files import replacing_folder
-from safecircuits.hooks.ablate import Units, UnitValues
+from safecircuits.hooks.ablate import Units, UnitValues, checked_units
 from safecircuits.layers.transplant import decoder_layers
 from safecircuits.models import to_hugging_face
 from safecircuits.parameters import as_hooked
@@ -52,6 +52,12 @@ class PrunedModel:
     parameters_after: int
     filling: dict[Site, int]
     """All-zero neurons and heads, over all layers, that give every layer the same width."""
+
+    def __repr__(self) -> str:
+        return (
+            f"PrunedModel({type(self.hf_model).__name__} without {self.n_units} units, "
+            f"{self.parameters_before:,} → {self.parameters_after:,} parameters)"
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write model and tokenizer so that ``from_pretrained`` reads them; a folder is replaced when complete."""
@@ -85,7 +91,7 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
                 "the weights; ablate them by hooks: ablated(model, units)"
             )
     shape = ModelShape.of(as_hooked(model))
-    _require_inside(units, shape)
+    units = checked_units(units, shape)
     mlp, attn = units.get("mlp", {}), units.get("attn", {})
     neurons = [[j for j in range(shape.d_mlp) if j not in set(mlp.get(i, ()))] for i in range(shape.n_layers)]
     width = max(1, *(len(kept) for kept in neurons))
@@ -221,16 +227,6 @@ def _bias(weight: Tensor, means: Tensor, indices: Sequence[int]) -> Tensor:
     n_units = len(means)
     per_unit = weight.unflatten(1, (n_units, -1))[:, list(indices)]  # type: ignore[no-untyped-call]
     return torch.einsum("duc,uc->d", per_unit, means.to(weight).reshape(n_units, -1)[list(indices)])
-
-
-def _require_inside(units: Units, shape: ModelShape) -> None:
-    for site, rows in units.items():
-        for layer, indices in rows.items():
-            if not 0 <= layer < shape.n_layers:
-                raise ValueError(f"layer {layer} is outside the model, whose layers are 0 to {shape.n_layers - 1}")
-            outside = [unit for unit in indices if not 0 <= unit < shape.n_units(site)]
-            if outside:
-                raise ValueError(f"{site} unit {outside[0]} of layer {layer} is outside 0..{shape.n_units(site) - 1}")
 
 
 def _head_dim(hf_model: Any) -> int:

@@ -6,17 +6,22 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.files import plain
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, ModelShape, Site, output_weight
 from safecircuits.units.moments import Moments
-from safecircuits.units.selection import Selection, top
+from safecircuits.units.selection import Selection, flat, top
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 Method = Literal["wifv", "ifv", "wifn", "wanda", "magnitude", "random", "snip", "taylor", "attribution", "integrated"]
 TokenChoice = Literal["response", "prompt", "all"]
@@ -103,6 +108,24 @@ class UnitScores(Result):
         """The ``n`` units of highest score, all sites and layers together."""
         return top(self.scores, n)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a unit, highest score first: ``site``, ``layer``, ``unit``, ``score``."""
+        import pandas as pd
+
+        frames = []
+        for site, values in self.scores.items():
+            index = pd.MultiIndex.from_product([range(n) for n in values.shape], names=["layer", "unit"])
+            frame = pd.DataFrame({"score": values.flatten().numpy()}, index=index).reset_index()
+            frame.insert(0, "site", site)
+            frames.append(frame)
+        return pd.concat(frames).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def plot(self, ax: Axes | None = None, *, n: int | None = None) -> Axes:
+        """Where the ``n`` highest units lie, by layer; a hundredth of all of them unless given."""
+        from safecircuits.report.score_figures import plot_score_map
+
+        return plot_score_map(self, n or max(1, round(flat(self.scores).numel() / 100)), ax=ax)
+
     def rescore(self, method: Method) -> UnitScores:
         """Another score from the same statistics: any activation score from any other.
 
@@ -141,7 +164,7 @@ class UnitScores(Result):
     def _activation_score(self, method: str, site: Site) -> Float[Tensor, "layer unit"]:
         moments, norms, n_units = self.moments[site], self.weight_norms[site], self.shape.n_units(site)
         if method == "random":
-            text = json.dumps([site, self.provenance], sort_keys=True)
+            text = json.dumps([site, self.provenance], sort_keys=True, default=plain)
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
             generator = torch.Generator().manual_seed(seed)
             return torch.rand(len(norms), n_units, generator=generator, dtype=torch.float64)

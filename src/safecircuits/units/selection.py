@@ -81,7 +81,7 @@ def count_units(units: Units) -> int:
 
 def random_units(like: Units, shape: ModelShape, seed: int) -> Selection:
     """As many units of each site as ``like`` has, drawn without replacement from all layers."""
-    generator = random.Random(seed)
+    generator = random.Random(int(seed))
     drawn: Selection = {}
     for site, rows in like.items():
         n = sum(map(len, rows.values()))

@@ -26,6 +26,7 @@ from safecircuits.units.selection import flat
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 Calibrations = Mapping[str, tuple[PromptSet, PromptSet]]
 """Safety and utility prompts by name."""
@@ -54,6 +55,12 @@ class Stability(Result):
         ]
         rows.append({"what": "rank correlation of S − U", **_pairs(self.rank_correlation), "chance": 0.0})
         return pd.DataFrame(rows)
+
+    def plot(self, ax: Axes | None = None, *, group: str = "SCU") -> Axes:
+        """Jaccard overlap of a group between calibration sets as a matrix, in percent."""
+        from safecircuits.report.score_figures import plot_stability
+
+        return plot_stability(self, group, ax=ax)
 
 
 def calibration_subsets(

@@ -26,7 +26,7 @@ from safecircuits.parameters import Masks, checkpoint_parameters, in_checkpoint_
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.results import Result
-from safecircuits.sites import Component, HookedModel, ModelShape, is_bridge
+from safecircuits.sites import Component, HookedModel, ModelShape, is_bridge, tokenizer_of
 from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.gradient_scores import each_prompts_gradients
 from safecircuits.units.linear_maps import Matrix, components_of, watched
@@ -239,7 +239,7 @@ def _input_mean_squares(
     max_tokens: int | None,
     progress: bool,
 ) -> RunningMoments:
-    examples = encode(model.tokenizer, data, template=template, with_responses=tokens != "prompt")
+    examples = encode(tokenizer_of(model), data, template=template, with_responses=tokens != "prompt")
     running = RunningMoments()
     chosen: Bool[Tensor, "batch pos"]
 
