@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from safecircuits.faithful import require_faithful
 from safecircuits.files import replacing_folder
 from safecircuits.fused import fuse_again
 from safecircuits.loading import DeviceMap, require_unquantised, require_weights
@@ -53,7 +54,8 @@ def load_model(
 
     Raises:
         ValueError: for a name that cannot be loaded, a checkpoint that lacks something or is quantised, a missing
-            tokenizer, offloaded weights, or a model whose weights were processed (folded norms).
+            tokenizer, offloaded weights, a model whose weights were processed (folded norms), or an architecture whose
+            bridge computes something else than Hugging Face does.
         torch.OutOfMemoryError: before a checkpoint is read, if its weights are larger than the memory that is free.
     """
     if backend not in ("bridge", "hooked"):
@@ -80,6 +82,8 @@ def load_model(
     require_unquantised(hf_model, f"this {type(hf_model).__name__}")
     require_weights(hf_model)
     model: HookedModel = bridge_of(hf_model) if backend == "bridge" else _hooked(hf_model)
+    if backend == "bridge":
+        require_faithful(model, hf_model)
     _give_tokenizer(model, tokenizer)
     return model
 
