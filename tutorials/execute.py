@@ -6,6 +6,7 @@ python tutorials/execute.py 2_*.py      # some
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def executed(source: Path, workdir: Path) -> NotebookNode:
         cell.metadata.pop("execution", None)  # when each cell ran: it would change the file every time
         if "outputs" in cell:  # a progress bar leaves an empty output behind
             cell.outputs = [output for output in cell.outputs if output.get("data") != {}]
+            for output in cell.outputs:  # a warning names the file it comes from
+                if "text" in output:
+                    output.text = output.text.replace(f"{FOLDER.parent}{os.sep}", "")
     return notebook
 
 
