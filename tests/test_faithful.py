@@ -17,7 +17,7 @@ SIZES = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
 }  # fmt: skip
-# Of transformer-lens 3.9 and 4.3.
+# Of transformer-lens 3.9; 4.3 computes what Hugging Face does.
 UNLIKE: dict[str, dict[str, Any]] = {
     "CohereConfig": {"num_key_value_heads": 2},
     "DeepseekV2Config": {
@@ -39,6 +39,9 @@ def build(kind: str, **changes: Any) -> Any:
 @pytest.mark.parametrize("kind", list(UNLIKE))
 def test_a_bridge_that_computes_something_else(kind: str, tiny_tokenizer: Any) -> None:
     hf_model = build(kind, **UNLIKE[kind])
+    if "hooked" not in zoo.backends():
+        sc.load_model(hf_model, tokenizer=tiny_tokenizer)
+        return
     with pytest.raises(ValueError, match=r"bridge of this \w+ForCausalLM that computes something else: on 8 tokens"):
         sc.load_model(hf_model, tokenizer=tiny_tokenizer)
 
@@ -61,8 +64,8 @@ def test_another_scale_of_the_logits_is_seen(tiny_tokenizer: Any) -> None:
     hf_model = build("StableLmConfig", num_key_value_heads=2)
     bridge = bridge_of(hf_model)
     require_faithful(bridge, hf_model)
-    bridge.original_model.lm_head.register_forward_hook(lambda *args: args[-1] * 1.25)
-    with pytest.raises(ValueError, match=r"off by 25%"):
+    bridge.original_model.lm_head.register_forward_hook(lambda *args: args[-1] * 1.02)
+    with pytest.raises(ValueError, match=r"off by 2%"):
         require_faithful(bridge, hf_model)
 
 
