@@ -110,9 +110,7 @@ class Decoder:
         self, input_ids: Int[Tensor, "batch new"], attention_mask: Int[Tensor, "batch new"]
     ) -> Float[Tensor, "batch d_vocab"]:
         """Feed ``new`` further positions of each row; the logits after the last of them."""
-        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
-        seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
-        require_context(self.most, seen)
+        input_ids, attention_mask, seen = self._next(input_ids, attention_mask)
         if self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
         with evaluating(self.model), only_at_last(self.ends, 1, input_ids.shape[1]):
@@ -138,9 +136,7 @@ class Decoder:
 
         Logits are made a few rows at a time: those of all positions may take more memory than the model.
         """
-        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
-        seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
-        require_context(self.most, seen)
+        input_ids, attention_mask, seen = self._next(input_ids, attention_mask)
         if self.hf is None:
             with evaluating(self.model), only_at_last(self.ends, last, input_ids.shape[1]):
                 states = self._hooked_states(input_ids, attention_mask)[:, -last:]
@@ -187,9 +183,7 @@ class Decoder:
             keep: whether this decoder will be fed further; otherwise no keys and values are kept.
             ends: parts of the last layer that runs which may run at the last position alone.
         """
-        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
-        seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
-        require_context(self.most, seen)
+        input_ids, attention_mask, seen = self._next(input_ids, attention_mask)
         if keep and self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
         elif not keep and self.cache is not None:
@@ -221,6 +215,13 @@ class Decoder:
         else:
             chosen.cache.layers = parts
         return chosen
+
+    def _next(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is fed, where the model is, and the mask of all that has been fed then."""
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
+        seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
+        require_context(self.most, seen)
+        return input_ids, attention_mask, seen
 
     def _empty_cache(self, n_rows: int | Sequence[int]) -> Any:
         if self.hf is not None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from safecircuits.masks import FreezeMask
 from safecircuits.sites import LayerRange, Site
 from safecircuits.units.groups import UnitGroups
-from safecircuits.units.selection import flat, unflat, unit_sizes, within_budget
+from safecircuits.units.selection import flat, highest, unflat, unit_sizes
 
 
 def equal_budget_masks(
@@ -54,21 +53,14 @@ def equal_budget_masks(
     noise = torch.rand(len(order), generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
     everywhere = torch.ones_like(within)
 
-    def highest(by: Tensor, among: Tensor, share: float) -> Tensor:
-        candidates = by.argsort(descending=True, stable=True)
-        candidates = candidates[among[candidates]]
-        chosen = torch.zeros_like(among)
-        chosen[candidates[: within_budget(sizes[candidates], share * everything)]] = True
-        return chosen
-
-    half = highest(order, everywhere, budget / 2)
+    half = highest(order, sizes, budget / 2 * everything, everywhere)
     rest = budget - float(sizes[half].sum()) / everything
     chosen = {
-        "units": highest(order, everywhere, budget),
-        "layers": highest(noise, within, budget),
-        "both": half | highest(noise, within & ~half, rest),
-        "intersection": highest(order, within, budget),
-        "random": highest(noise, everywhere, budget),
+        "units": highest(order, sizes, budget * everything, everywhere),
+        "layers": highest(noise, sizes, budget * everything, within),
+        "both": half | highest(noise, sizes, rest * everything, within & ~half),
+        "intersection": highest(order, sizes, budget * everything, within),
+        "random": highest(noise, sizes, budget * everything, everywhere),
     }
     masks = {}
     for name, row in chosen.items():

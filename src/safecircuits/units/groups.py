@@ -17,7 +17,7 @@ from torch import Tensor
 from safecircuits.results import Result
 from safecircuits.sites import ModelShape, Site
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
-from safecircuits.units.selection import Selection, by_layer, flat, top, unflat, unit_sizes, within_budget
+from safecircuits.units.selection import Selection, by_layer, flat, highest, top, unflat, unit_sizes, within_budget
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,18 +195,11 @@ def set_difference(
     sizes = _sizes(safety, share_of)
     all_of_it = float(sizes.sum())
 
-    def top_share(order: Tensor, share: float, among: Tensor) -> Tensor:
-        """The highest of ``order`` that are ``among``, up to a share of everything."""
-        by_score = order.argsort(descending=True, stable=True)
-        by_score = by_score[among[by_score]]
-        mask = torch.zeros_like(among)
-        mask[by_score[: within_budget(sizes[by_score], share * all_of_it)]] = True
-        return mask
-
     s, u = flat(safety.scores), flat(utility.scores)
     everything = torch.ones(len(sizes), dtype=torch.bool)
-    useful = top_share(u, p, everything)
-    safe = top_share(s, q, everything) if q is not None else top_share(s, result or 0.0, ~useful)
+    useful = highest(u, sizes, p * all_of_it, everything)
+    share, among = (q, everything) if q is not None else (result or 0.0, ~useful)
+    safe = highest(s, sizes, share * all_of_it, among)
     labels = torch.full((len(sizes),), GROUPS.index("RU"), dtype=torch.int8)
     labels[safe & useful] = GROUPS.index("CU")
     labels[safe & ~useful] = GROUPS.index("SCU")

@@ -62,6 +62,17 @@ def within_budget(sizes: Float[Tensor, " unit"], budget: float) -> int:
     return int((total - budget).abs().argmin())
 
 
+def highest(
+    scores: Float[Tensor, " unit"], sizes: Float[Tensor, " unit"], budget: float, among: Bool[Tensor, " unit"]
+) -> Bool[Tensor, " unit"]:
+    """Which units score highest ``among`` those given, as many as come nearest to ``budget`` of ``sizes`` together."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[among[order]]
+    chosen = torch.zeros_like(among)
+    chosen[order[: within_budget(sizes[order], budget)]] = True
+    return chosen
+
+
 def unit_sizes(like: Mapping[Site, Tensor], per_unit: Mapping[Site, float]) -> Float[Tensor, " unit"]:
     """The size of each unit in the order of ``flat``, from a size by site.
 
