@@ -158,8 +158,8 @@ def test_what_cannot_be_reported(runs: dict[str, Path], tmp_path: Path) -> None:
     (newer / "run.json").write_text(json.dumps(record))
     result = newer / "results" / "comparison" / "result.json"
     text = result.read_text()
-    result.write_text(text.replace('"version": 1', '"version": 2', 1))
-    assert "version 2; this reads safecircuits-result version 1" in refuse("report", runs["unaligned"], newer)
+    result.write_text(text.replace('"version": 2', '"version": 9', 1))
+    assert "version 9; this reads safecircuits-result version 2" in refuse("report", runs["unaligned"], newer)
     result.write_text(text.replace('"rule"', '"ruler"', 1))
     assert "was saved by another version of safecircuits" in refuse("report", runs["unaligned"], newer)
     assert not (tmp_path / "comparison.html").exists()

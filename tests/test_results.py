@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from dataclasses import replace
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
 import safecircuits as sc
+from safecircuits.result_classes import HOMES, MODULES
 from safecircuits.results import Result
+
+KEPT = Path(__file__).parent / "data" / "results"
 
 PROMPTS = sc.PromptSet("p", ("find a lamp", "make the tea", "fix the road"), ("here it is", "sure", "with wood"))
 
@@ -77,18 +85,82 @@ def test_files_that_are_no_result(results: dict[str, Result], tmp_path: Path) ->
     with pytest.raises(ValueError, match="holds a LayerGap, not a Localization"):
         sc.Localization.load(folder)
     document = json.loads((folder / "result.json").read_text())
-    for kind in ("subprocess:Popen", "safecircuits.models:load_model", "safecircuits.cli:BackendName"):
+    for kind in ("subprocess:Popen", "safecircuits.layers.similarity:LayerGap", "load_model", ["LayerGap"], None):
         document["result"]["$class"] = kind
         (folder / "result.json").write_text(json.dumps(document))
         with pytest.raises(ValueError, match="not a result class of safecircuits"):
             sc.LayerGap.load(folder)
     document["version"] = 99
     (folder / "result.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="version 99; this reads safecircuits-result version 1"):
+    with pytest.raises(ValueError, match="version 99; this reads safecircuits-result version 2"):
         sc.LayerGap.load(folder)
     (folder / "tensors.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="holds no readable result"):
         sc.LayerGap.load(folder)
+
+
+def test_files_of_version_2_load_whatever_was_imported_before() -> None:
+    """Two results as they were saved when a file first named its classes by short names."""
+    code = (
+        "from safecircuits.results import Result\n"
+        f"gap, found = (Result.load({str(KEPT)!r} + '/' + name) for name in ('gap', 'localization'))\n"
+        "print(gap.verdict); print(found.verdict)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    gap, found = sc.LayerGap.load(KEPT / "gap"), sc.Localization.load(KEPT / "localization")
+    assert printed.splitlines() == [*gap.verdict.splitlines(), *found.verdict.splitlines()]
+    assert gap.nn.mean.tolist() == pytest.approx([0.6707, 0.5962, 0.7577], abs=1e-4)
+    assert gap.provenance["normal"] == {"name": "p", "n": 3, "sha": "4e1ab07ab2ff3a19"}
+    assert [point.layers for point in found.upper.points] == [
+        sc.LayerRange(0, 0),
+        sc.LayerRange(0, 1),
+        sc.LayerRange(0, 2),
+    ]
+    assert found.upper.points[0].refused.tolist() == [False, False, False]
+    assert found.baseline.completions.prompts == PROMPTS
+
+
+def test_every_class_of_a_saved_result_is_registered_where_it_lives() -> None:
+    for module in pkgutil.walk_packages(sc.__path__, "safecircuits."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    assert len(MODULES) == sum(map(len, HOMES.values()))  # names are unique
+    assert {kind.__name__: kind.__module__ for kind in _classes_in_files()} == dict(MODULES)
+
+
+def _classes_in_files() -> set[type]:
+    """Every Result class of the package, and every dataclass that a field of one can hold."""
+    found: set[type] = set()
+    left = [kind for kind in _below(Result) if kind.__module__.startswith("safecircuits.")]
+    while left:
+        if (kind := left.pop()) not in found:
+            found.add(kind)
+            hints = get_type_hints(kind)
+            left += [inner for field in fields(kind) for inner in _dataclasses_in(hints[field.name])]
+    return found
+
+
+def _below(kind: type) -> Iterator[type]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _below(one)
+
+
+def _dataclasses_in(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type) and is_dataclass(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _dataclasses_in(part)
+
+
+def test_a_class_that_no_file_could_name_is_not_saved(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class LayerGap(Result):
+        x: int
+
+    with pytest.raises(TypeError, match="LayerGap is not among the classes of which saved results are made"):
+        LayerGap(1).save(tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_result_is_shown_in_a_line(results: dict[str, Result]) -> None:

@@ -1,12 +1,12 @@
 """Results on disk: tensors as safetensors, everything else as JSON, in a folder that is complete or absent.
 
-A result is a frozen dataclass of tensors, numbers, strings, tuples, mappings and other such dataclasses. Nothing is
-pickled: loading a folder from somebody else runs no code of theirs.
+A result is a frozen dataclass of tensors, numbers, strings, tuples, mappings and other such dataclasses, which
+files name by the short names in ``result_classes``. Nothing is pickled, and no module is imported because a file names
+it: loading a folder from somebody else runs no code of theirs.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from safecircuits.files import replacing_folder
+from safecircuits.result_classes import class_named, registered_name
 
 FORMAT = "safecircuits-result"
-VERSION = 1
+VERSION = 2
 _JSON, _TENSORS = "result.json", "tensors.safetensors"
 
 
@@ -51,6 +52,7 @@ class Result:
 
         Raises:
             ValueError: if the folder holds something that is not a result, or is a file.
+            TypeError: if the result, or a value in it, is of a class that a file has no name for.
         """
         from safetensors.torch import save_file
 
@@ -89,7 +91,7 @@ class Result:
             )
         try:
             result = _decode(document["result"], tensors)
-        except (TypeError, KeyError, AttributeError, ModuleNotFoundError) as error:  # fields or classes that are gone
+        except (TypeError, KeyError, AttributeError) as error:  # fields that are gone
             raise ValueError(f"{str(folder)!r} was saved by another version of safecircuits: {error}") from error
         if not isinstance(result, cls):
             raise ValueError(f"{str(folder)!r} holds a {type(result).__name__}, not a {cls.__name__}")
@@ -123,9 +125,9 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value.detach().cpu().contiguous().clone()
         return {"$tensor": key}
     if is_dataclass(value) and not isinstance(value, type):
-        kind = type(value)
+        name = registered_name(type(value))
         parts = {field.name: _encode(getattr(value, field.name), tensors) for field in fields(value)}
-        return {"$class": f"{kind.__module__}:{kind.__qualname__}", "fields": parts}
+        return {"$class": name, "fields": parts}
     if isinstance(value, Mapping):
         return {"$map": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
     if isinstance(value, tuple):
@@ -150,18 +152,8 @@ def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tuple(_decode(item, tensors) for item in node["$tuple"])
     if "$map" in node:
         return {_decode(k, tensors): _decode(v, tensors) for k, v in node["$map"]}
-    kind = _known_class(node["$class"])
+    kind = class_named(node["$class"])
     return kind(**{name: _decode(part, tensors) for name, part in node["fields"].items()})
-
-
-def _known_class(name: str) -> type:
-    """A dataclass of this package by name; anything else in a file is refused, not imported."""
-    module, _, qualname = name.partition(":")
-    if module.split(".")[0] == "safecircuits" and qualname.isidentifier():
-        kind = getattr(importlib.import_module(module), qualname, None)
-        if isinstance(kind, type) and is_dataclass(kind):
-            return cast(type, kind)
-    raise ValueError(f"the result names {name!r}, which is not a result class of safecircuits")
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -35,7 +35,7 @@ from safecircuits.studies.subject import plain_name
 
 @dataclass(frozen=True)
 class StudySubject(Result):
-    """The model of a study. Runs name it by this module, in which it therefore stays."""
+    """The model of a study."""
 
     source: str
     shape: ModelShape
