@@ -132,6 +132,9 @@ def test_degenerate_completions() -> None:
 
 
 def test_evaluation_counts_each_set(tiny_bridge: Any) -> None:
+    tokens: list[list[int]] = []
+    sc.generate(tiny_bridge, PROMPTS, token_ids=tokens)
+    tiny_bridge.original_model.generation_config.eos_token_id = [row[3] for row in tokens]  # answers that end
     texts = sc.generate(tiny_bridge, PROMPTS).texts
     right = sc.PromptSet("u", tuple(PROMPTS), (texts[0].upper() + " ", "wrong", texts[2], "wrong"))
     got = sc.evaluate(

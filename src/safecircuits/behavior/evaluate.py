@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.behavior.generate import Completions, generate
-from safecircuits.behavior.refusal import JudgingError, RefusalDetector, normalise, refused
+from safecircuits.behavior.generate import Completions, generate, texts_of
+from safecircuits.behavior.refusal import JudgingError, RefusalDetector, refused
+from safecircuits.behavior.wording import same_answer, without_thoughts
 from safecircuits.notices import notify
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
@@ -80,10 +81,21 @@ class Behavior(Result):
         return ", ".join(f"{name.replace('_', ' ')} {share}" for name, share in self.shares.items())
 
 
-def exact_match(completions: Sequence[str], responses: Sequence[str]) -> Bool[Tensor, " prompt"]:
-    """Which completions equal their response, up to case and spaces."""
-    pairs = zip(completions, responses, strict=True)
-    return torch.tensor([normalise(text) == normalise(response) for text, response in pairs])
+def exact_match(completions: Completions | Sequence[str], responses: Sequence[str]) -> Bool[Tensor, " prompt"]:
+    """Which completions are their response: the same up to case, white space and one final period (``same_answer``).
+
+    Every other sign counts: ``-5`` is not ``5``. Thoughts before an answer (``<think>…</think>``) are none of it. Of
+    ``Completions`` that the limit of tokens cut, and which may go on after the response, none is right.
+
+    >>> exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
+    [True, False, False]
+    """
+    whole = completions.ended if isinstance(completions, Completions) else None
+    same = [
+        same_answer(without_thoughts(text), response)
+        for text, response in zip(texts_of(completions), responses, strict=True)
+    ]
+    return torch.tensor(same, dtype=torch.bool) & torch.tensor(True if whole is None else whole, dtype=torch.bool)
 
 
 def evaluate(
@@ -104,8 +116,9 @@ def evaluate(
 
     Args:
         malicious, over_rejection: prompt sets, or lists of prompts.
-        utility: prompts with responses; right is an exact match, up to case and spaces.
-        max_new_tokens: must be enough for the utility responses.
+        utility: prompts with responses; right is an exact match (``exact_match``).
+        max_new_tokens: must be enough for the utility responses. Of these one token more is written, which shows
+            whether an answer goes on.
         refusal_tokens: of the completions that are judged for refusal; as many unless given. A refusal shows in the
             first 4 to 8 tokens (Safety Layers §3.4.3), if the detector looks at the start.
         template, system, max_tokens: as in ``generate``.
@@ -134,10 +147,15 @@ def evaluate(
     asked = {
         "malicious": (malicious, judged_tokens),
         "over_rejection": (over_rejection, judged_tokens),
-        "utility": (utility, max_new_tokens),
+        "utility": (utility, answer_tokens(max_new_tokens)),
     }
     given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
     return judge(given, detector)
+
+
+def answer_tokens(max_new_tokens: int) -> int:
+    """Tokens to write for an answer of at most ``max_new_tokens``: one more says whether it ends there."""
+    return max_new_tokens + 1
 
 
 def notice_long_answers(model: HookedModel, utility: PromptSet, max_new_tokens: int) -> None:
@@ -170,5 +188,5 @@ def judge(answers: Mapping[str, Completions], detector: str | RefusalDetector = 
         error.kept.update(answers)
         raise
     useful = answers.get("utility")
-    right = None if useful is None else exact_match(useful.texts, useful.prompts.require_responses())
+    right = None if useful is None else exact_match(useful, useful.prompts.require_responses())
     return Behavior(refusals.get("malicious"), refusals.get("over_rejection"), right)

@@ -39,12 +39,18 @@ class Completions:
     texts: tuple[str, ...]
     cut: str | None = None
     """Why texts may end before their time (``Until.reason``): they cannot be judged by anything else. None: whole."""
+    ended: tuple[bool, ...] | None = None
+    """Of each text whether the model ended it; otherwise the limit of tokens did. None: not known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", as_prompt_set(self.prompts))
         object.__setattr__(self, "texts", texts_of(self.texts))
         if len(self.texts) != len(self.prompts):
             raise ValueError(f"there are {len(self.texts)} completions of {len(self.prompts)} prompts: one of each")
+        if self.ended is not None:
+            object.__setattr__(self, "ended", tuple(self.ended))
+            if len(self.ended) != len(self.texts):
+                raise ValueError(f"ended says of {len(self.ended)} completions how they end; there are {len(self)}")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,11 +69,12 @@ class Completions:
         return f"<div><strong>{escape(repr(self))}</strong>{self.to_frame().to_html(max_rows=12, border=0)}</div>"
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON lines with ``prompt`` and ``completion``."""
+        """Write JSON lines with ``prompt``, ``completion`` and, where it is known, whether it ``ended``."""
         cut = {} if self.cut is None else {"cut": self.cut}
+        endings = [{}] * len(self) if self.ended is None else [{"ended": ended} for ended in self.ended]
         lines = (
-            json.dumps({"prompt": prompt, "completion": text, **cut}, ensure_ascii=False)
-            for prompt, text in zip(self.prompts, self.texts, strict=True)
+            json.dumps({"prompt": prompt, "completion": text, **ending, **cut}, ensure_ascii=False)
+            for prompt, text, ending in zip(self.prompts, self.texts, endings, strict=True)
         )
         return write_text(path, "\n".join(lines) + "\n")
 
@@ -84,7 +91,8 @@ class Completions:
             lines = path.read_text(encoding="utf-8").split("\n")
             rows = [json.loads(line) for line in lines if line]
             prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows))
-            return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"))
+            ended = tuple(bool(row["ended"]) for row in rows) if all("ended" in row for row in rows) else None
+            return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"), ended)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"cannot read completions from {str(path)!r}: expected JSON lines with 'prompt' and 'completion', "
@@ -129,12 +137,15 @@ def generate(
     _check(max_new_tokens)
     prompts = as_prompt_set(prompts)
     examples = encode(tokenizer_of(model), prompts, template=template, system=system)
-    if token_ids is None:
-        texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens, until=until, progress=progress)
-        return Completions(prompts, tuple(text.strip() for text in texts), until.reason if until else None)
-    require_hooked(model, "giving token ids")
+    if token_ids is not None:
+        require_hooked(model, "giving token ids")
+    if hasattr(model, "continuation_tokens"):
+        _require_whole(model, until)
+        tokens: list[list[int]] = model.continuation_tokens(examples, max_new_tokens, max_tokens=max_tokens)
+        return _completions(prompts, tokens, Writer(model, max_new_tokens, None))
     written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
-    token_ids += written
+    if token_ids is not None:
+        token_ids += written
     return _completions(prompts, written, writer)
 
 
@@ -149,8 +160,7 @@ def continuations(
 ) -> list[str]:
     """What the model writes after each example, greedily, as decoded; in the order of the examples."""
     if hasattr(model, "continuations"):  # a model that is no TransformerLens model and decodes by itself
-        if until is not None:
-            raise ValueError(f"a {type(model).__name__} writes its completions whole: leave out early stopping")
+        _require_whole(model, until)
         own: list[str] = model.continuations(examples, max_new_tokens, max_tokens=max_tokens)
         return own
     written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
@@ -215,6 +225,11 @@ def generate_scaled(
     return [_completions(prompts, of_profile, writer) for of_profile in written]
 
 
+def _require_whole(model: HookedModel, until: Until | None) -> None:
+    if until is not None:
+        raise ValueError(f"a {type(model).__name__} writes its completions whole: leave out early stopping")
+
+
 def _check(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -222,7 +237,9 @@ def _check(max_new_tokens: int) -> None:
 
 def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
     texts = tuple(text.strip() for text in writer.texts(written))
-    return Completions(prompts, texts, writer.until.reason if writer.until else None)
+    if writer.until is not None:
+        return Completions(prompts, texts, writer.until.reason)
+    return Completions(prompts, texts, ended=tuple(len(tokens) < writer.max_new_tokens for tokens in written))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from safecircuits.behavior.detectors import get_detector as get_detector
 from safecircuits.behavior.detectors import normalise as normalise
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.judge import JudgeDetector
+from safecircuits.behavior.wording import may_lose_lead, open_thought, without_half_tag
+from safecircuits.notices import notify
 
 
 def refused(
@@ -36,6 +38,11 @@ def refused(
             "generate them whole (early_stop=False)"
         )
     texts = texts_of(completions)
+    if isinstance(detect, PhraseDetector) and (thinking := sum(map(open_thought, texts))):
+        notify(
+            f"{thinking} of the {len(texts)} completions end inside a thought, before they answer anything, and count "
+            "as no refusals: let them be longer (max_new_tokens)"
+        )
     try:
         if isinstance(detect, JudgeDetector):
             return detect.verdicts(completions).refused
@@ -95,15 +102,17 @@ class EarlyVerdict:
 
 
 def decided(detector: PhraseDetector, text: str) -> bool | None:
-    """What the detector says of every text that begins with ``text``: True, False, or None if that is still open."""
-    # A character may be cut in the middle, and a final sigma changes its shape when another letter follows.
-    known = normalise(text.rstrip("\ufffd"))
+    """What the detector says of every text that begins with ``text``: True, False, or None if that is still open.
+
+    A ``</think>`` without its beginning is left out of account: it comes where the prompt opened the thought.
+    """
+    known = normalise(without_half_tag(text.rstrip("\ufffd")))  # a character may be cut in the middle
     phrases = [normalise(phrase) for phrase in detector.phrases]
     if detector.where == "anywhere":
         return True if any(phrase in known for phrase in phrases) else None
     if known.startswith(tuple(phrases)):
         return True
-    return None if any(phrase.startswith(known) for phrase in phrases) else False
+    return None if may_lose_lead(known) or any(phrase.startswith(known) for phrase in phrases) else False
 
 
 def degenerate(completion: str, min_words: int = 6) -> bool:

@@ -41,7 +41,7 @@ def evaluate(
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate
     """
     from safecircuits.behavior.agreement import agreement
-    from safecircuits.behavior.evaluate import judge, notice_long_answers
+    from safecircuits.behavior.evaluate import answer_tokens, judge, notice_long_answers
     from safecircuits.behavior.refusal import get_detector
 
     get_detector(detector)
@@ -53,7 +53,10 @@ def evaluate(
     if "utility" in sets:
         notice_long_answers(model, sets["utility"], max_new_tokens)
     options = {"max_new_tokens": max_new_tokens, "template": template, "system": system}
-    answers = {name: _answers(folder, model, name, prompts, options) for name, prompts in sets.items()}
+    longer = {"utility": {"max_new_tokens": answer_tokens(max_new_tokens)}}
+    answers = {
+        name: _answers(folder, model, name, prompts, options | longer.get(name, {})) for name, prompts in sets.items()
+    }
     _write(run, folder, judge(answers, detector), detector)
     judged = [name for name in answers if name != "utility"]
     if judged:
@@ -80,7 +83,8 @@ def _answers(
 
     path = folder.folder / "completions" / f"{name}.jsonl"
     if folder.resumed and path.exists():
-        answers = Completions(prompts, Completions.load(path).texts)
+        before = Completions.load(path)
+        answers = Completions(prompts, before.texts, ended=before.ended)
     else:
         answers = generate(model, prompts, progress=True, **options)
         answers.save(path)

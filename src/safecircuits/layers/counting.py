@@ -17,10 +17,11 @@ from torch import Tensor
 
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, JudgingError, RefusalDetector, degenerate, refused
+from safecircuits.behavior.wording import open_thought
 from safecircuits.files import write_text
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track
-from safecircuits.prompts import PromptSet
+from safecircuits.prompts import PromptSet, render
 from safecircuits.sites import HookedModel, LayerRange, ModelShape, require_hooked
 from safecircuits.stats import paired_difference
 
@@ -83,7 +84,8 @@ class RefusalCounter:
         max_new_tokens: refusals show in the first 4 to 8 tokens (§3.4.3).
         template: how a prompt is put to the model; see ``safecircuits.prompts.TEMPLATES``.
         early_stop: end each completion as soon as no further token can change its verdict (``EarlyVerdict``). Counts
-            and degenerate shares stay the same; the completions are cut, and another detector cannot judge them.
+            and degenerate shares stay the same; the completions are cut, and another detector cannot judge them. Where
+            the template opens a thought (``<think>``), nothing is certain before it closes, and none is cut.
         resume: a file of JSON lines to which every finished configuration is added, and from which those of an
             interrupted run are read. The unscaled model runs in any case, and must answer as it did then. What an
             interruption loses are the configurations that were being decoded together, at most five: they share their
@@ -112,7 +114,9 @@ class RefusalCounter:
         self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
         self.generation: dict[str, Any] = {"max_new_tokens": int(max_new_tokens), "template": template}
         verdict = EarlyVerdict(detector)
-        self.until = verdict if early_stop and verdict.applies else None
+        # A thought that the prompt opens may still close, and what stood before then be no answer.
+        thinking = open_thought(render(model.tokenizer, prompts.prompts[0], template))
+        self.until = verdict if early_stop and verdict.applies and not thinking else None
         self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
         self.path = None if resume is None else Path(resume)
         self._drafts: list[list[int]] = []

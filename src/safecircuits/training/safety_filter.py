@@ -69,7 +69,7 @@ def without_safety_rows(data: PromptSet, phrases: str | Path | Sequence[str] = "
     wanted = [(phrase, normalise(phrase)) for phrase in PhraseDetector("safety phrases", listed).phrases]
     hits: dict[int, str] = {}
     for row, response in enumerate(data.require_responses()):
-        text = normalise(response)
+        text = normalise(response, thoughts=True)  # they would be learnt, too
         hit = next((phrase for phrase, normal in wanted if normal in text), None)
         if hit is not None:
             hits[row] = hit

@@ -66,12 +66,20 @@ class TunedModel(nn.Module):
         out = self._run(input_ids, self._mask(attention_mask), self._cache(len(input_ids)))
         return out.logits if return_type == "logits" else out
 
-    @torch.inference_mode()
     def continuations(
         self, examples: Sequence[Encoded], max_new_tokens: int, *, max_tokens: int | None = None
     ) -> list[str]:
         """What the model writes after each example, greedily, in the order of the examples."""
-        texts = [""] * len(examples)
+        tokens = self.continuation_tokens(examples, max_new_tokens, max_tokens=max_tokens)
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    @torch.inference_mode()
+    def continuation_tokens(
+        self, examples: Sequence[Encoded], max_new_tokens: int, *, max_tokens: int | None = None
+    ) -> list[list[int]]:
+        """The token ids of ``continuations``, without the one that ends a text."""
+        found: list[list[int]] = [[] for _ in examples]
         device = next(self.parameters()).device
         for batch in batches(examples, max_tokens or MAX_TOKENS):
             new, mask = batch.input_ids.to(device), self._mask(batch.attention_mask.to(device))
@@ -91,11 +99,9 @@ class TunedModel(nn.Module):
                     break
                 new = chosen[:, None]
                 mask = torch.cat([mask, torch.ones_like(new)], dim=1)
-            for row, text in zip(
-                batch.rows, self.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True
-            ):
-                texts[row] = text
-        return texts
+            for row, tokens in zip(batch.rows, written, strict=True):
+                found[row] = tokens
+        return found
 
     def _run(self, new: Tensor, mask: Tensor, cache: Any, **more: Any) -> Any:
         positions = position_ids(mask)[:, -new.shape[1] :]
