@@ -106,6 +106,29 @@ class TestPrune:
         folder = prune_units(model, UNEVEN, compensate=means).save(tmp_path / "small")
         torch.testing.assert_close(outputs(reloaded(folder, model.tokenizer)), want, rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.parametrize("family", ["Olmo2", "Olmo3", "StableLm", "Qwen3", "Gemma3"])
+    def test_heads_that_share_a_norm_are_refused_and_neurons_are_not(self, family: str, tiny_tokenizer: Any) -> None:
+        import transformers
+
+        from conftest import randomised
+
+        coupled = {"StableLm": {"qk_layernorm": True}, "Qwen3": {"head_dim": 8}, "Gemma3": {"head_dim": 8}}
+        settings: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        settings |= {"num_key_value_heads": 2, "vocab_size": len(tiny_tokenizer), **coupled.get(family, {})}
+        config = getattr(transformers, f"{family}{'Text' * (family == 'Gemma3')}Config")(**settings, pad_token_id=0)
+        hf = randomised(transformers.AutoModelForCausalLM.from_config(config)).eval()
+        model = load_model(hf, tokenizer=tiny_tokenizer)
+        selections: dict[str, Units] = {"neurons": {"mlp": {0: (1, 5)}}, "heads": {"attn": {0: (0, 1)}}}
+        for what, units in selections.items():
+            if what == "heads" and family in ("Olmo2", "Olmo3", "StableLm"):
+                with pytest.raises(ValueError, match="computes something else than with them removed by hooks"):
+                    prune_units(model, units)
+                continue
+            with sc.ablated(model, units):
+                want = outputs(model)
+            got = outputs(load_model(prune_units(model, units).hf_model, tokenizer=tiny_tokenizer))
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
     def test_the_embedded_model(self, tmp_path: Any) -> None:
         model = sc.load_model("aligned")
         units: Units = {

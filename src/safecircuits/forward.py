@@ -65,6 +65,30 @@ def require_context(most: int | None, seen: Int[Tensor, "batch pos"]) -> None:
         )
 
 
+def require_known(model: Any, input_ids: Int[Tensor, "batch pos"]) -> None:
+    """A ValueError for a token that the model has no embedding of: an IndexError later, on a GPU one for good.
+
+    Prompts are looked at while they are on the CPU; what a model has chosen itself it knows.
+    """
+    if input_ids.device.type != "cpu" or (largest := int(input_ids.max())) < (rows := n_embeddings(model)):
+        return
+    tokenizer = getattr(model, "tokenizer", None)
+    token = "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(largest)!r})"
+    raise ValueError(
+        f"token {largest}{token} of a prompt or response has no embedding: the model has {rows}, fewer than the "
+        "tokenizer has tokens; use the model's own tokenizer, or give the new tokens embeddings that are trained "
+        "(resize_token_embeddings)"
+    )
+
+
+def n_embeddings(model: Any) -> int:
+    """How many tokens a hooked or plain model can take in."""
+    hf = getattr(model, "original_model", model)
+    if hasattr(hf, "get_input_embeddings"):
+        return len(hf.get_input_embeddings().weight)
+    return int(model.cfg.d_vocab)
+
+
 def run(model: HookedModel, batch: Batch) -> None:
     """One whole forward pass for the sake of the hooks; no logits but the last position's are computed."""
     Decoder(model).step(batch.input_ids, batch.attention_mask)
@@ -72,6 +96,7 @@ def run(model: HookedModel, batch: Batch) -> None:
 
 def logits(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits at every position, without dropout; those at padding mean nothing."""
+    require_known(model, batch.input_ids)
     batch = batch.to(device_of(model))
     require_context(most_positions(model), batch.attention_mask)
     with evaluating(model):
@@ -218,6 +243,7 @@ class Decoder:
 
     def _next(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is fed, where the model is, and the mask of all that has been fed then."""
+        require_known(self.model, input_ids)
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
         require_context(self.most, seen)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from safecircuits.dtypes import torch_dtype
 from safecircuits.fingerprint import STAGE_PREFIX
 from safecircuits.memory import gigabytes, require_room
 from safecircuits.notices import notify
@@ -26,7 +27,7 @@ DeviceMap = str | dict[str, Any]
 
 def load_checkpoint(
     source: str | Path,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     device: str | torch.device | None,
     revision: str | None,
     *,
@@ -56,7 +57,7 @@ def load_checkpoint(
         raise ValueError(f"no model {name!r}; the embedded models are {', '.join(STAGES)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_cpu = device.type == "cpu" if device_map is None else not torch.cuda.is_available()
-    dtype = dtype or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
+    dtype = torch_dtype(dtype) or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
     # A download deserves its progress bars; reading a local file does not.
     quiet = without_bars() if Path(name).is_dir() else nullcontext()
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": False}

@@ -17,6 +17,7 @@ import torch
 
 from safecircuits.batching import MAX_TOKENS
 from safecircuits.decoder_sizes import DecoderSizes
+from safecircuits.dtypes import torch_dtype
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.skeleton import skeleton_of
 
@@ -77,7 +78,7 @@ def estimate_memory(
     task: Task = "residuals",
     max_new_tokens: int = 16,
     max_tokens: int = MAX_TOKENS,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     trained: float = 1.0,
     template: str = "auto",
 ) -> MemoryEstimate:
@@ -104,7 +105,7 @@ def estimate_memory(
         raise ValueError("give either prompts or tokens=(rows, width)")
     if not 0 <= trained <= 1:
         raise ValueError(f"trained is a share between 0 and 1, not {trained}")
-    config, weights, parameters, itemsize = _weights(model, dtype)
+    config, weights, parameters, itemsize = _weights(model, torch_dtype(dtype))
     if prompts is not None:
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:

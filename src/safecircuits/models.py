@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from safecircuits.dtypes import torch_dtype
 from safecircuits.faithful import require_faithful
 from safecircuits.files import replacing_folder
 from safecircuits.fused import fuse_again
@@ -32,7 +33,7 @@ def load_model(
     *,
     backend: Backend = "bridge",
     tokenizer: Any = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
     revision: str | None = None,
@@ -46,7 +47,8 @@ def load_model(
         backend: ``"bridge"`` for a TransformerBridge; ``"hooked"`` for a HookedTransformer (transformer-lens 3.x). A
             ready model keeps its own.
         tokenizer: required with a Hugging Face model object; otherwise replaces the checkpoint's own.
-        dtype: float32 on a CPU and the checkpoint's own on a GPU unless given.
+        dtype: of a checkpoint, such as ``torch.bfloat16`` or ``"bfloat16"``; float32 on a CPU and the checkpoint's own
+            on a GPU unless given. A model object keeps its own.
         device: ``"cuda"`` where there is one unless given.
         device_map: instead of ``device``, spreads a bridge over several: ``"auto"``, or a device by module name, as
             Accelerate takes it. Parts on a GPU and others on the CPU or on disk are refused.
@@ -63,6 +65,11 @@ def load_model(
     if device_map is not None and (backend == "hooked" or not isinstance(source, str | Path)):
         reason = "a HookedTransformer is on one device" if backend == "hooked" else "a model object is where it is"
         raise ValueError(f"device_map= is for loading a checkpoint as a bridge: {reason}")
+    wanted = torch_dtype(dtype)
+    if isinstance(source, nn.Module) and wanted not in (None, found := next(source.parameters()).dtype):
+        raise ValueError(
+            f"dtype={wanted} is for loading a checkpoint: this model object is in {found}; use .to({wanted})"
+        )
     if isinstance(source, nn.Module) and hasattr(source, "hook_dict"):
         ready: HookedModel = _checked_ready_model(source, tokenizer)
         return ready
@@ -72,7 +79,7 @@ def load_model(
             raise ValueError(f"a {type(source).__name__} object comes without a tokenizer: pass tokenizer=")
     elif isinstance(source, str | Path):
         hf_model, tokenizer = load_checkpoint(
-            source, dtype, device, revision, device_map=device_map, tokenizer=tokenizer
+            source, wanted, device, revision, device_map=device_map, tokenizer=tokenizer
         )
     else:
         raise ValueError(
@@ -188,6 +195,7 @@ def bridge_of(hf_model: nn.Module) -> Any:
             "analysis here rests"
         )
     _round_rotated(bridge)
+    _bound_scores(bridge)
     return bridge.eval()
 
 
@@ -231,6 +239,25 @@ def _round_rotated(bridge: Any) -> None:
     for block in bridge.blocks:
         for point in (block.attn.hook_rot_q, block.attn.hook_rot_k):
             point.register_forward_hook(round_again)
+
+
+def _bound_scores(bridge: Any) -> None:
+    """Keep masked attention scores finite in the float32 in which a bridge takes the softmax, whatever its own dtype.
+
+    The mask of a float64 model is that dtype's lowest number, float32's minus infinity: the softmax of a padded
+    position, which sees nothing but masked ones, would be NaN, and through the values NaN for all.
+    """
+    for block in bridge.blocks:
+        point = getattr(getattr(block, "attn", None), "hook_attn_scores", None)
+        if point is not None:
+            point.register_forward_hook(_bounded)
+
+
+def _bounded(module: nn.Module, inputs: Any, scores: Tensor) -> Tensor | None:  # noqa: ARG001
+    return scores.clamp(min=torch.finfo(torch.float32).min) if scores.dtype == torch.float64 else None
+
+
+_bounded.part_of_model = True  # type: ignore[attr-defined]
 
 
 def _hooked(hf_model: nn.Module) -> Any:

@@ -145,7 +145,7 @@ class JudgeDetector:
             replies = self._ask_each(questions)
             says_yes = [self._is_yes(reply) for reply in replies]
             refusals = torch.tensor([yes == (self.sign > 0) for yes in says_yes], dtype=torch.bool)
-            margins = torch.full((len(texts),), float("nan"))
+            margins = torch.full((len(texts),), float("nan"), dtype=torch.float32)
         return JudgeVerdicts(prompts, texts, refusals, margins, tuple(replies), self.question)
 
     def _ask_each(self, questions: Sequence[str]) -> list[str]:
@@ -175,7 +175,7 @@ class JudgeDetector:
 
     def _weigh(self, model: HookedModel, questions: Sequence[str]) -> tuple[Float[Tensor, " prompt"], list[str]]:
         examples = encode(model.tokenizer, questions, template=self.template, system=self.system) if questions else []
-        margins, replies = torch.zeros(len(questions)), [""] * len(questions)
+        margins, replies = torch.zeros(len(questions), dtype=torch.float32), [""] * len(questions)
         with torch.inference_mode():
             budget = batch_tokens(model, examples, self.max_tokens, cached=True)
             for batch in batches(examples, budget):

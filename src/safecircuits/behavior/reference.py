@@ -76,7 +76,10 @@ def rouge_l(
     scorer = RougeScorer(["rougeL"], use_stemmer=stem)
     scores = [scorer.score(reference, text)["rougeL"] for text, reference in zip(texts, wanted, strict=True)]
     return RougeScores(
-        *(torch.tensor([getattr(s, part) for s in scores]) for part in ("precision", "recall", "fmeasure"))
+        *(
+            torch.tensor([getattr(s, part) for s in scores], dtype=torch.float32)
+            for part in ("precision", "recall", "fmeasure")
+        )
     )
 
 

@@ -174,9 +174,9 @@ class Measured:
 
 def torch_dtype(chosen: Dtype | None) -> Any:
     """``--dtype`` as PyTorch's, or None."""
-    import torch
+    from safecircuits.dtypes import torch_dtype as by_name
 
-    return None if chosen is None else getattr(torch, chosen.value)
+    return by_name(chosen)
 
 
 def torch_device(name: str | None) -> Any:

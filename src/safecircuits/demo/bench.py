@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from safecircuits import organism
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.demo.settings import DemoSettings
@@ -57,7 +55,7 @@ class Bench:
         return {
             "backend": s.backend,
             "device": s.device,
-            "dtype": None if s.dtype is None else getattr(torch, s.dtype),
+            "dtype": s.dtype,
         }
 
     def prompts(self, kind: Kind, n: int, split: Split = "test") -> PromptSet:

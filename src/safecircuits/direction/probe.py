@@ -245,7 +245,8 @@ def probe_direction(
     _check(steps, pool, baseline, ended)
     template = resolve_template(tokenizer_of(model), template)
     variants = encode_variants(model.tokenizer, prompts, suffixes, template=template, system=system)
-    distances = torch.full((len(variants) - 1, int(model.cfg.n_layers), len(steps), len(prompts)), float("nan"))
+    size = (len(variants) - 1, int(model.cfg.n_layers), len(steps), len(prompts))
+    distances = torch.full(size, float("nan"), dtype=torch.float32)
     generated = torch.zeros(len(variants), len(prompts), dtype=torch.long)
 
     def work(batch: Batch) -> None:

@@ -25,10 +25,12 @@ UnitValues = Mapping[Site, Mapping[int, Float[Tensor, "..."]]]
 def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None) -> Iterator[None]:
     """Inside the block the given units are removed: their activation is 0, or the value that ``to`` gives for them.
 
-    Zeroing equals removing the unit's rows and columns from the weights. ``to`` is usually the mean over a data set
-    (``UnitScores.mean``), which removes what the unit says about the prompt but not its constant part. That is what
-    FLAP's bias compensation does: what the means of the removed units write through the output projection is the bias
-    that it adds to the pruned layer (``prune_units(..., compensate=means)``).
+    Zeroing equals removing the unit's rows and columns from the weights, unless a norm takes in the queries or keys of
+    all heads (OLMo-2): there the rows count for the other heads' norm, and stay.
+
+    ``to`` is usually the mean over a data set (``UnitScores.mean``), which removes what the unit says about the prompt
+    but not its constant part. That is what FLAP's bias compensation does: what the means of the removed units write
+    through the output projection is the bias that it adds to the pruned layer (``prune_units(..., compensate=means)``).
 
     Args:
         units: indices by site and layer, ``{"mlp": {3: [0, 7]}, "attn": {3: [1]}}``, as ``UnitGroups.members``, ``top``

@@ -97,8 +97,10 @@ def hooks_in_force(model: HookedModel) -> tuple[bool, bool]:
     for module in every_module(model):
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             # TransformerLens's own are the wrappers of the hooks above, and what a bridge wires between its parts;
-            # transformers' own, once hidden states were asked for, only record.
-            if not str(getattr(hook, "__module__", "")).startswith(("transformer_lens.", "transformers.")):
+            # transformers' own, once hidden states were asked for, only record; and a few belong to the model itself.
+            if not getattr(hook, "part_of_model", False) and not str(getattr(hook, "__module__", "")).startswith(
+                ("transformer_lens.", "transformers.")
+            ):
                 functions.append(hook)
     return bool(functions), all(getattr(function, "per_token", False) for function in functions)
 

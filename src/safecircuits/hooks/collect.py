@@ -58,7 +58,7 @@ def collect_residuals(
     prompts = as_prompt_set(prompts)
     n_layers = int(model.cfg.n_layers)
     wanted = tuple(range(n_layers)) if layers is None else _wanted(layers, n_layers)
-    values = torch.empty(len(wanted), len(prompts), int(model.cfg.d_model))
+    values = torch.empty(len(wanted), len(prompts), int(model.cfg.d_model), dtype=torch.float32)
     examples = encode(tokenizer_of(model), prompts, template=template)
     rows: list[int] = []
     kept: dict[int, Tensor] = {}

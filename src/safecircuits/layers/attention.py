@@ -111,7 +111,7 @@ def attention_map(
     if not columns:
         raise ValueError(f"the tokenizer gives the prompt {prompt!r} no token of its own; use another prompt")
     layers = tuple(range(int(model.cfg.n_layers)))
-    values = torch.empty(len(layers), len(columns))
+    values = torch.empty(len(layers), len(columns), dtype=torch.float32)
 
     def keep(layer: int) -> HookFn:
         def store(pattern: Float[Tensor, "batch head query key"]) -> None:

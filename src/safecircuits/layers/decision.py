@@ -167,8 +167,9 @@ def decision_layers(
     as_given = canonical_order(order)
     by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance
     if paired_difference(verdicts[1], verdicts[0])[1] <= 0:
-        nothing = torch.full((n_layers,), float("nan"))  # not 0, which would be a finding
-        effect, full = torch.full((n_layers, size), float("nan")), torch.full((size,), float("nan"))
+        nothing = torch.full((n_layers,), float("nan"), dtype=torch.float32)  # not 0, which would be a finding
+        effect = torch.full((n_layers, size), float("nan"), dtype=torch.float32)
+        full = torch.full((size,), float("nan"), dtype=torch.float32)
         return DecisionLayers(None, nothing, nothing, nothing, effect, full, *by_pair)
     examples = [encode(tokenizer_of(model), prompts, template=template) for prompts in sets]
     positions = closing_positions(model.tokenizer, [*examples[0], *examples[1]], template)

@@ -49,7 +49,7 @@ class Sweep:
     @property
     def spread(self) -> float:
         """Sample standard deviation of the counts, in prompts (ddof 1); 0 for a single point."""
-        counts = torch.tensor([float(point.count) for point in self.points])
+        counts = torch.tensor([float(point.count) for point in self.points], dtype=torch.float32)
         return float(counts.std()) if len(counts) > 1 else 0.0
 
     @property

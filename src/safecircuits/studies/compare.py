@@ -141,7 +141,7 @@ def compare(arm: Sequence[StudyRun], reference: Sequence[StudyRun], at: At) -> C
             return None
         before = pairs[0][0].curve[0]["malicious_refused"]
     differences = [a - b for a, b in kept]
-    mean, low, high = mean_interval(torch.tensor(differences))
+    mean, low, high = mean_interval(torch.tensor(differences, dtype=torch.float32))
     return Comparison(
         scenario=pairs[0][0].scenario,
         arm=pairs[0][0].arm,

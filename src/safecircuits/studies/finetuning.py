@@ -59,7 +59,7 @@ def finetuning_study(
     out: str | Path | None = None,
     backend: Backend = "bridge",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: bool = True,
 ) -> FinetuningStudy:
     """Fine-tune the same model in every arm, scenario and seed, and measure what is left of its refusals.

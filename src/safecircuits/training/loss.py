@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from safecircuits.batching import Batch, position_ids
 from safecircuits.forward import logits as hooked_logits
+from safecircuits.forward import require_known
 from safecircuits.parameters import is_plain
 from safecircuits.sites import is_bridge
 from safecircuits.training.packing import PackedBatch
@@ -56,6 +57,7 @@ def logits(model: Any, batch: Batch | PackedBatch) -> Float[Tensor, "batch pos d
         return hooked_logits(model, batch)
     if not is_plain(model) and not is_bridge(model):
         raise ValueError("a HookedTransformer cannot keep packed examples apart: use batches='length', or a bridge")
+    require_known(model, batch.input_ids)
     batch = batch.to(next(model.parameters()).device)
     mask = None if isinstance(batch, PackedBatch) else batch.attention_mask
     out: Tensor = getattr(model, "original_model", model)(

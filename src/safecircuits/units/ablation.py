@@ -47,7 +47,7 @@ class Ablation:
         """
         if not self.random_controls:
             raise ValueError(f"{self.name!r} was removed without random controls: pass controls=")
-        return mean_interval(torch.tensor([behavior.rates[rate] for behavior in self.random_controls]))
+        return mean_interval(torch.tensor([b.rates[rate] for b in self.random_controls], dtype=torch.float32))
 
 
 @dataclass(frozen=True)

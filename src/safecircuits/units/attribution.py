@@ -68,7 +68,7 @@ def attribution_moments(
             values = {key: _value(reference, key) for key in keys}
         else:
             values = _activations(model, pad_left([pairs[row] for row in batch.rows]), keys)
-        total = dict.fromkeys(keys, torch.zeros(()))
+        total = dict.fromkeys(keys, torch.zeros((), dtype=torch.float64))
         for alpha in alphas:
             for key, rows in _one_pass(model, batch, answers, values, alpha).items():
                 total[key] = total[key] + rows / len(alphas)

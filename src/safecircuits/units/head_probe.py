@@ -157,7 +157,7 @@ def head_outputs(
         if not rows:
             return  # the beginning that all prompts share
         if values is None:
-            values = torch.empty(n_layers, len(prompts), *kept[0].shape[1:])
+            values = torch.empty(n_layers, len(prompts), *kept[0].shape[1:], dtype=torch.float32)
         for layer, last in kept.items():
             values[layer, rows] = last.float().cpu()
 

@@ -24,8 +24,10 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from safecircuits.batching import Batch
 from safecircuits.files import replacing_folder
-from safecircuits.hooks.ablate import Units, UnitValues, checked_units
+from safecircuits.forward import logits, n_embeddings
+from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.layers.transplant import decoder_layers
 from safecircuits.models import to_hugging_face
 from safecircuits.parameters import as_hooked
@@ -36,6 +38,9 @@ from safecircuits.units.selection import Selection, count_units
 _NEURON_ROWS, _NEURON_COLUMNS = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
 _QUERY, _KEY_VALUE, _OUTPUT = "self_attn.q_proj", ("self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
 _LINEARS = (*_NEURON_ROWS, _NEURON_COLUMNS, _QUERY, *_KEY_VALUE, _OUTPUT)
+
+# What the smaller model is compared on, and how far apart rounding may take it, in full and in half precision.
+_TOKENS, _CLOSE, _CLOSE_ROUNDED = 8, 1e-3, 0.1
 
 Slots = Sequence[int | None]
 """For each place in the new matrix the old neuron or head that takes it; None for one that is all zero."""
@@ -79,8 +84,9 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
             ``attention_bias``).
 
     Raises:
-        ValueError: for units outside the model, an architecture without Llama's separate projections, or one without
-            a place for the bias.
+        ValueError: for units outside the model, an architecture without Llama's separate projections, one without a
+            place for the bias, or one whose smaller model computes something else than ``ablated`` does: a norm over
+            the queries of all heads (OLMo-2) is another one without some of them.
     """
     source = to_hugging_face(model)
     layers = decoder_layers(source)
@@ -129,19 +135,45 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
                     if key not in wanted:
                         raise ValueError(f"{type(source).__name__} has no bias at {name!r} that could compensate")
                     state[key] += _bias(_at(layers[i], name).weight, compensate[where][i], indices)  # type: ignore[index]
-    smaller.load_state_dict(state)
+    try:
+        smaller.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the layers of a {type(source).__name__} have parameters that count heads and are no projections, such as "
+            "a norm over all heads' queries, so heads cannot be cut out of its weights; ablate them by hooks: "
+            f"ablated(model, units) ({str(error).strip().splitlines()[-1].strip()})"
+        ) from error
     smaller.generation_config = copy.deepcopy(source.generation_config)
+    smaller.to(next(source.parameters()).device).eval()
+    _require_same_as_ablated(source, smaller, units, compensate)
     filled = sum(places.count(None) for places in (list(slots) for slots in neuron_slots))
     filled_heads = sum(list(places).count(None) for places in queries)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (source, smaller))
     return PrunedModel(
-        smaller.to(next(source.parameters()).device).eval(),
+        smaller,
         getattr(model, "tokenizer", None),
         count_units(units),
         before,
         after,
         {"mlp": filled, "attn": filled_heads},
     )
+
+
+def _require_same_as_ablated(source: Any, smaller: Any, units: Units, means: UnitValues | None) -> None:
+    """A ValueError unless on a few tokens the smaller model gives what the whole one does with the units removed."""
+    ids = torch.arange(_TOKENS, device=next(source.parameters()).device)[None] * 7 % n_embeddings(source)
+    batch = Batch((0,), ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
+    whole = as_hooked(source)
+    with ablated(whole, units, to=means):
+        want = logits(whole, batch).double()
+    apart = float((smaller(input_ids=ids, use_cache=False).logits.double() - want).norm() / want.norm())
+    if not apart <= (_CLOSE if smaller.dtype.itemsize > 2 else _CLOSE_ROUNDED):
+        raise ValueError(
+            f"a {type(source).__name__} without these units in its weights computes something else than with them "
+            f"removed by hooks (the logits of {_TOKENS} tokens are {apart:.0%} apart): a norm over all heads' queries "
+            "or keys, for one, changes with every head that is cut out; ablate them by hooks, ablated(model, units), "
+            "or prune neurons alone"
+        )
 
 
 def lowest_even(

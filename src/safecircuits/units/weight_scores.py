@@ -167,7 +167,7 @@ def score_weights(
         count = means.by_key[str(chosen[0]), 0].count
         factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
     else:
-        factor = {key: torch.ones(()) for key in keys}
+        factor = {key: torch.ones((), dtype=torch.float32) for key in keys}
     scores = {f"{i}.{c}": _sizes(model, base, i, c) * factor[i, c] for i, c in keys}
     broken = [key for key, score in scores.items() if not torch.isfinite(score).all()]
     if broken:
