@@ -37,11 +37,12 @@ DATA = sc.PromptSet(
     ),
 )
 SHAPE = ModelShape("LlamaForCausalLM", 3, 32, 48, 4, 2)
+BEGINNING = 1  # every prompt begins with "<user>"
 
 both = pytest.mark.parametrize("backend", ["bridge", "hooked"])
 
 
-def stored_inputs(hf_model: Any, tokenizer: Any, tokens: str) -> dict[str, np.ndarray]:
+def stored_inputs(hf_model: Any, tokenizer: Any, tokens: str, first: int) -> dict[str, np.ndarray]:
     """What enters each down and output projection, one example at a time, by plain hooks: [token, channel], float64."""
     seen: dict[str, list[np.ndarray]] = {}
     for example in encode(tokenizer, DATA, with_responses=True):
@@ -60,16 +61,16 @@ def stored_inputs(hf_model: Any, tokenizer: Any, tokens: str) -> dict[str, np.nd
             handle.remove()
         start, stop = {
             "response": (example.response_start, None),
-            "prompt": (None, example.response_start),
-            "all": (None, None),
+            "prompt": (first, example.response_start),
+            "all": (first, None),
         }[tokens]
         for key, value in now.items():
             seen.setdefault(key, []).append(value[start:stop])
     return {key: np.concatenate(values) for key, values in seen.items()}
 
 
-def slow_scores(hf_model: Any, tokenizer: Any, tokens: str, method: str) -> dict[str, np.ndarray]:
-    inputs = stored_inputs(hf_model, tokenizer, tokens)
+def slow_scores(hf_model: Any, tokenizer: Any, tokens: str, method: str, first: int) -> dict[str, np.ndarray]:
+    inputs = stored_inputs(hf_model, tokenizer, tokens, first)
     scores: dict[str, list[np.ndarray]] = {"mlp": [], "attn": []}
     for i, layer in enumerate(hf_model.model.layers):
         for site, module in (("mlp", layer.mlp.down_proj), ("attn", layer.self_attn.o_proj)):
@@ -94,10 +95,11 @@ class TestScores:
         self, backend: str, tokens: Any, method: Any, tiny_llama_hf: Any, tiny_tokenizer: Any
     ) -> None:
         model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)
-        got = sc.score_units(model, DATA, method=method, tokens=tokens)
-        want = slow_scores(tiny_llama_hf, tiny_tokenizer, tokens, method)
-        for site in ("mlp", "attn"):
-            np.testing.assert_allclose(got.scores[site].numpy(), want[site], rtol=1e-4, atol=1e-8)
+        for counted in (False, True):
+            got = sc.score_units(model, DATA, method=method, tokens=tokens, count_beginning=counted)
+            want = slow_scores(tiny_llama_hf, tiny_tokenizer, tokens, method, 0 if counted else BEGINNING)
+            for site in ("mlp", "attn"):
+                np.testing.assert_allclose(got.scores[site].numpy(), want[site], rtol=1e-4, atol=1e-8)
 
     def test_batching_and_order_do_not_matter(self, tiny_bridge: Any) -> None:
         want = sc.score_units(tiny_bridge, DATA)

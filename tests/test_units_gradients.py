@@ -33,6 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "integrated": {"reference": NORMAL, "answers": ANSWERS, "steps": 3},
 }
 
+BEGINNING = 1  # every prompt begins with "<user>"
+
 both = pytest.mark.parametrize("backend", ["bridge", "hooked"])
 
 
@@ -93,11 +95,11 @@ def slow_snip(hf_model: Any, tokenizer: Any) -> dict[str, np.ndarray]:
     return {site: values / len(DATA) for site, values in scores.items()}
 
 
-def slow_taylor(hf_model: Any, tokenizer: Any, tokens: str) -> dict[str, np.ndarray]:
+def slow_taylor(hf_model: Any, tokenizer: Any, tokens: str, first: int) -> dict[str, np.ndarray]:
     scores = {"mlp": np.zeros((3, 48)), "attn": np.zeros((3, 4))}
     for example in encode(tokenizer, DATA, with_responses=True):
         start = example.response_start
-        chosen = {"all": slice(None), "prompt": slice(0, start), "response": slice(start, None)}[tokens]
+        chosen = {"all": slice(first, None), "prompt": slice(first, start), "response": slice(start, None)}[tokens]
         for (site, i), (a, g) in with_gradients(hf_model, example.ids, loss_of(example)).items():
             product = (a * g)[chosen].sum(0)
             scores[site][i] += np.abs(product if site == "mlp" else product.reshape(4, 8).sum(1))
@@ -109,16 +111,16 @@ def refuse_minus_comply(out: Any) -> Any:
     return torch.logsumexp(last[list(ANSWERS.refuse)], 0) - torch.logsumexp(last[list(ANSWERS.comply)], 0)
 
 
-def slow_attribution(hf_model: Any, tokenizer: Any) -> dict[str, np.ndarray]:
+def slow_attribution(hf_model: Any, tokenizer: Any, first: int) -> dict[str, np.ndarray]:
     rows: dict[Any, list[np.ndarray]] = {}
     for example in encode(tokenizer, NORMAL):
         for key, (a, _) in with_gradients(hf_model, example.ids, refuse_minus_comply).items():
-            rows.setdefault(key, []).append(a)
+            rows.setdefault(key, []).append(a[first:])
     mean = {key: np.concatenate(values).mean(0) for key, values in rows.items()}
     scores = {"mlp": np.zeros((3, 48)), "attn": np.zeros((3, 4))}
     for example in encode(tokenizer, DATA):
         for (site, i), (a, g) in with_gradients(hf_model, example.ids, refuse_minus_comply).items():
-            product = ((a - mean[site, i]) * g).sum(0)
+            product = ((a - mean[site, i]) * g)[first:].sum(0)
             scores[site][i] += product if site == "mlp" else product.reshape(4, 8).sum(1)
     return {site: values / len(DATA) for site, values in scores.items()}
 
@@ -140,14 +142,16 @@ class TestAgainstOnePromptAtATime:
     @pytest.mark.parametrize("tokens", ["all", "prompt", "response"])
     def test_taylor(self, backend: str, tokens: Any, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
         model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
-        got = sc.score_units(model, DATA, method="taylor", tokens=tokens)
-        close(got, slow_taylor(tiny_llama_hf, tiny_tokenizer, tokens))
+        for counted in (False, True):
+            got = sc.score_units(model, DATA, method="taylor", tokens=tokens, count_beginning=counted)
+            close(got, slow_taylor(tiny_llama_hf, tiny_tokenizer, tokens, 0 if counted else BEGINNING))
 
     @both
     def test_attribution(self, backend: str, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
         model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
-        got = sc.score_units(model, DATA, method="attribution", **OPTIONS["attribution"])
-        close(got, slow_attribution(tiny_llama_hf, tiny_tokenizer))
+        for counted in (False, True):
+            got = sc.score_units(model, DATA, method="attribution", count_beginning=counted, **OPTIONS["attribution"])
+            close(got, slow_attribution(tiny_llama_hf, tiny_tokenizer, 0 if counted else BEGINNING))
 
     def test_other_architectures_agree_between_backends(self, tiny_tokenizer: Any) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM

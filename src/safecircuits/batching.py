@@ -29,12 +29,16 @@ class Batch:
     input_ids: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"]
     is_response: Bool[Tensor, "batch pos"]
+    is_beginning: Bool[Tensor, "batch pos"] | None = None
+    """What every prompt begins with, where that is marked."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.rows, self.input_ids.to(device), self.attention_mask.to(device), self.is_response.to(device))
+        beginning = None if self.is_beginning is None else self.is_beginning.to(device)
+        ids, mask, response = (x.to(device) for x in (self.input_ids, self.attention_mask, self.is_response))
+        return Batch(self.rows, ids, mask, response, beginning)
 
 
 def pad_left(examples: Sequence[Encoded], rows: Sequence[int] | None = None) -> Batch:
@@ -42,13 +46,14 @@ def pad_left(examples: Sequence[Encoded], rows: Sequence[int] | None = None) -> 
     width = max(len(example) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    response = torch.zeros(ids.shape, dtype=torch.bool)
+    response, beginning = (torch.zeros(ids.shape, dtype=torch.bool) for _ in range(2))
     for row, example in enumerate(examples):
         start = width - len(example)
         ids[row, start:] = torch.tensor(example.ids)
         mask[row, start:] = 1
         response[row, start + example.response_start :] = True
-    return Batch(tuple(range(len(examples)) if rows is None else rows), ids, mask, response)
+        beginning[row, start : start + example.beginning] = True
+    return Batch(tuple(range(len(examples)) if rows is None else rows), ids, mask, response, beginning)
 
 
 def batches(examples: Sequence[Encoded], max_tokens: int = MAX_TOKENS) -> Iterator[Batch]:
@@ -100,21 +105,27 @@ def _tight(examples: Sequence[Encoded], rows: Sequence[int]) -> int:
 
 
 def common_prefix(examples: Sequence[Encoded]) -> int:
-    """How many leading tokens all prompts share and are worth a call of their own; every one keeps a token to itself.
+    """How many leading tokens all prompts share, if they are worth a call of their own; see ``shared_tokens``."""
+    shared = shared_tokens(examples)
+    return shared if (len(examples) - 1) * shared >= CALL_TOKENS else 0
 
-    Responses are no part of it.
-    """
+
+def shared_tokens(examples: Sequence[Encoded]) -> int:
+    """How many leading tokens all prompts share; every one keeps a token to itself, and responses are no part of it."""
     first = min(examples, key=len).ids
     longest = min(min(len(example) - 1, example.response_start) for example in examples)
     shared = 0
     while shared < longest and all(example.ids[shared] == first[shared] for example in examples):
         shared += 1
-    return shared if (len(examples) - 1) * shared >= CALL_TOKENS else 0
+    return shared
 
 
 def without_prefix(examples: Sequence[Encoded], n_tokens: int) -> list[Encoded]:
     """The examples without their first ``n_tokens``."""
-    return [Encoded(example.ids[n_tokens:], example.response_start - n_tokens) for example in examples]
+    return [
+        Encoded(example.ids[n_tokens:], example.response_start - n_tokens, max(0, example.beginning - n_tokens))
+        for example in examples
+    ]
 
 
 def position_ids(attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:

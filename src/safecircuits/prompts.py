@@ -184,6 +184,8 @@ class Encoded:
 
     ids: tuple[int, ...]
     response_start: int
+    beginning: int = 0
+    """How many leading tokens do not count in a score, because every prompt begins with them (``beginning.py``)."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -105,7 +105,8 @@ class Runner:
         shared = self.prefix_length(examples)
         prefix: Decoder | None = None
         if shared:
-            beginning = pad_left([Encoded(examples[0].ids[:shared], shared)], ())
+            # Prompts that share a beginning have as much of it marked: what is marked goes by the tokens alone.
+            beginning = pad_left([Encoded(examples[0].ids[:shared], shared, min(examples[0].beginning, shared))], ())
             before(beginning, len(examples))
             prefix = self.decoder()
             prefix.feed(beginning.input_ids, beginning.attention_mask, block, keep=True, ends=ends)

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from safecircuits.batching import Batch
+from safecircuits.beginning import encode_to_score
 from safecircuits.hooks.attach import HookFn
 from safecircuits.hooks.running import running
-from safecircuits.prompts import PromptSet, encode
+from safecircuits.prompts import PromptSet
 from safecircuits.sites import HookedModel, Site, tokenizer_of, unit_hook
 from safecircuits.units.moments import Moments, stacked
 from safecircuits.units.scores import TokenChoice
@@ -30,9 +31,16 @@ def activation_moments(
     template: str,
     max_tokens: int | None,
     progress: bool,
+    count_beginning: bool = False,
 ) -> dict[Site, Moments]:
     """Moments over the chosen tokens of what enters the output projections, ``[layer, channel]`` by site."""
-    examples = encode(tokenizer_of(model), data, template=template, with_responses=tokens != "prompt")
+    examples = encode_to_score(
+        tokenizer_of(model),
+        data,
+        template=template,
+        with_responses=tokens != "prompt",
+        count_beginning=count_beginning,
+    )
     n_layers = int(model.cfg.n_layers)
     seen: dict[tuple[Site, int], Moments] = {}
     now: dict[tuple[Site, int], Moments] = {}
@@ -71,18 +79,29 @@ def activation_moments(
         )
     for layer in range(n_layers):
         for site in sorted(sites):  # attention runs before the MLP
+            if (site, layer) not in seen:
+                raise ValueError(_too_few(data, tokens, 0))
             if not torch.isfinite(seen[site, layer].m2).all():
                 raise FloatingPointError(f"the activations at {unit_hook(site, layer)} are not finite")
     moments = {site: stacked([seen[site, layer] for layer in range(n_layers)]) for site in sites}
     n_tokens = next(iter(moments.values())).count
     if n_tokens < 2:
-        raise ValueError(f"a variance needs at least two {tokens} tokens; {data.name!r} has {n_tokens}")
+        raise ValueError(_too_few(data, tokens, n_tokens))
     return moments
 
 
+def _too_few(data: PromptSet, tokens: TokenChoice, n_tokens: int) -> str:
+    return (
+        f"a variance needs at least two {tokens} tokens; {data.name!r} has {n_tokens} beside what every prompt begins "
+        "with (count_beginning=True counts that too)"
+    )
+
+
 def chosen_positions(batch: Batch, tokens: TokenChoice) -> Bool[Tensor, "batch pos"]:
-    """The positions of the response, of the prompt, or of both; never padding."""
+    """The positions of the response, of the prompt, or of both; never padding, nor a beginning that is marked."""
     real = batch.attention_mask.bool()
+    if batch.is_beginning is not None:
+        real = real & ~batch.is_beginning
     if tokens == "response":
         return batch.is_response
     return real & ~batch.is_response if tokens == "prompt" else real

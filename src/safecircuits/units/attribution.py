@@ -6,8 +6,9 @@ With m the refuse-minus-comply logit difference at the first answer token, a a u
     integrated   Σ_pos mean over α of (a − r) · ∂m/∂a  with every unit at r + α(a − r)
 
 Both are sums over prompt positions and a unit's channels, of one forward and backward pass a batch and α for all layers
-and sites. In the integrated variant all units move together, so that the sum over all units of the model tends to
-m(α = 1) − m(α = 0) as steps are added: nothing is counted twice and nothing left out.
+and sites. Where every prompt begins alike, a unit is what it is in any reference prompt: there r = a, and elsewhere it
+is a mean without the beginning. In the integrated variant all units move together, so that the sum over all units of
+the model tends to m(α = 1) − m(α = 0) as steps are added: nothing is counted twice and nothing left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from safecircuits.batching import Batch, batches, pad_left
+from safecircuits.beginning import encode_to_score
 from safecircuits.forward import device_of, logits, run
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.hooks.attach import HookFn, attached
@@ -26,7 +28,7 @@ from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, encode
 from safecircuits.sites import HookedModel, Site, tokenizer_of, unit_hook
-from safecircuits.units.activation_scores import activation_moments
+from safecircuits.units.activation_scores import activation_moments, chosen_positions
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.gradient_scores import unit_products
 from safecircuits.units.gradients import only_activations, tracked
@@ -46,6 +48,7 @@ def attribution_moments(
     template: str,
     max_tokens: int | None,
     progress: bool,
+    count_beginning: bool = False,
 ) -> dict[Site, Moments]:
     """Moments over prompts of each unit's attribution, ``[layer, unit]`` by site.
 
@@ -55,7 +58,7 @@ def attribution_moments(
         steps: how many α between reference and activation (the middles of as many equal parts); None for α = 1 alone.
     """
     n_layers = int(model.cfg.n_layers)
-    examples = encode(tokenizer_of(model), data, template=template)
+    examples = encode_to_score(tokenizer_of(model), data, template=template, count_beginning=count_beginning)
     pairs = None
     if isinstance(reference, PromptSet):
         pairs = _paired(model.tokenizer, data, reference, examples, template)
@@ -77,13 +80,9 @@ def attribution_moments(
     return {site: running.stack(site, n_layers) for site in sites}
 
 
-def mean_activations(
-    model: HookedModel, data: PromptSet, *, sites: Sequence[Site], template: str, max_tokens: int | None, progress: bool
-) -> dict[Site, dict[int, Tensor]]:
-    """Mean activation of every unit over the prompt tokens of ``data``."""
-    moments = activation_moments(
-        model, data, tokens="prompt", sites=sites, template=template, max_tokens=max_tokens, progress=progress
-    )
+def mean_activations(model: HookedModel, data: PromptSet, **options: Any) -> dict[Site, dict[int, Tensor]]:
+    """Mean activation of every unit over the prompt tokens of ``data``; ``options`` are ``activation_moments``'."""
+    moments = activation_moments(model, data, tokens="prompt", **options)
     return {site: dict(enumerate(m.mean.float())) for site, m in moments.items()}
 
 
@@ -92,11 +91,14 @@ def _one_pass(
 ) -> dict[Key, Tensor]:
     distance: dict[Key, Tensor] = {}
     moved: dict[Key, Tensor] = {}
+    counts = chosen_positions(batch, "prompt")
 
     def move(key: Key) -> HookFn:
         def hook(activation: Tensor) -> Tensor:
             base = reference[key].to(activation)
             base = base.reshape(activation.shape if base.ndim > 2 else activation.shape[2:])
+            here = counts.to(activation.device).reshape(*counts.shape, *(1,) * (activation.ndim - 2))
+            base = torch.where(here, base, activation.detach())
             distance[key] = (activation - base).detach()
             moved[key] = tracked(activation if alpha == 1 else base + alpha * (activation - base))
             return moved[key]
@@ -106,9 +108,9 @@ def _one_pass(
     with only_activations(model), attached(model, {unit_hook(*key): move(key) for key in reference}):
         metric = answers.difference(logits(model, batch)[:, -1]).sum()  # left padding: the last token is at -1
         gradients = torch.autograd.grad(metric, list(moved.values()))
-    real = batch.attention_mask.bool()
     return {
-        key: unit_products(distance[key], gradient, real).cpu() for key, gradient in zip(moved, gradients, strict=True)
+        key: unit_products(distance[key], gradient, counts).cpu()
+        for key, gradient in zip(moved, gradients, strict=True)
     }
 
 

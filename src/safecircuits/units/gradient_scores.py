@@ -5,6 +5,8 @@ With L(x) the mean cross-entropy of a prompt's response tokens:
     SNIP    I = mean over prompts x of  Σ |w · ∂L(x)/∂w|           over the unit's weights w
     Taylor  I = mean over prompts x of  |Σ a · ∂L(x)/∂a|            over positions and the unit's channels a
 
+(Taylor without the positions that every prompt begins with; a weight is there for all positions.)
+
 The absolute value is taken prompt by prompt (as Wei et al. 2024 do, who therefore run one prompt at a time, and all of
 them again for each layer). Here a prompt's own weight gradient is put together from what enters a linear map and the
 gradient at its output, so that prompts share a batch, layers share a pass, and no weight gradient is stored.
@@ -23,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.batching import batches
+from safecircuits.beginning import encode_to_score
 from safecircuits.hooks.attach import attached
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
@@ -49,10 +52,13 @@ def taylor_moments(
     template: str,
     max_tokens: int | None,
     progress: bool,
+    count_beginning: bool = False,
 ) -> dict[Site, Moments]:
     """Moments over prompts of |Σ activation × gradient|, ``[layer, unit]`` by site."""
     running, n_layers = RunningMoments(), int(model.cfg.n_layers)
-    examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
+    examples = encode_to_score(
+        tokenizer_of(model), data, template=template, with_responses=True, count_beginning=count_beginning
+    )
     activations: dict[tuple[str, int], Tensor] = {}
     hooks = {unit_hook(site, i): keep(activations, (site, i)) for site in sites for i in range(n_layers)}
     budget = batch_tokens(model, examples, max_tokens, gradients=True)

@@ -233,6 +233,12 @@ def _require_same_way(safety: UnitScores, utility: UnitScores) -> None:
             f"safety scores ({safety.method}, {safety.tokens} tokens) and utility scores ({utility.method}, "
             f"{utility.tokens} tokens) were not made the same way"
         )
+    counted = [(scores.provenance.get("beginning") or {}).get("counted") for scores in (safety, utility)]
+    if counted[0] != counted[1]:
+        raise ValueError(
+            "one of the two scores counts the positions that every prompt begins with and the other does not: score "
+            "both with the same count_beginning="
+        )
 
 
 def normalised(scores: Float[Tensor, "layer unit"], how: Normalisation) -> Float[Tensor, "layer unit"]:

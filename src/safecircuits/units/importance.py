@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from safecircuits.beginning import beginning_facts
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.sites import SITES, HookedModel, Site, require_hooked
+from safecircuits.sites import SITES, HookedModel, Site, require_hooked, tokenizer_of
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.attribution import attribution_moments, mean_activations
@@ -48,6 +49,7 @@ def score_units(
     seed: int = 0,
     template: str = "auto",
     max_tokens: int | None = None,
+    count_beginning: bool = False,
     progress: bool = False,
 ) -> UnitScores:
     """Score every unit of every layer on ``data`` (prompts with responses), all sites in one streaming pass.
@@ -65,6 +67,11 @@ def score_units(
         seed: of ``"random"``.
         max_tokens: tokens in one batch, padding included; 8,192 unless given, or what fits into free memory. It does
             not change the result.
+        count_beginning: whether the positions that every prompt begins with (template, system prompt, beginning of
+            sequence; the first one in any case) count as well, as in the papers. They say nothing about a prompt, and
+            on a real model, whose first position is an attention sink, they are nearly all of a variance and of a
+            mean; what such a score compares between two sets is their length. Left out unless asked for, of the
+            reference of an attribution too; ``"snip"`` knows no positions.
 
     Raises:
         ValueError: if the data has no responses although they are asked for, or fewer than two tokens count; for
@@ -85,6 +92,9 @@ def score_units(
         raise ValueError(f"{method} scores are over {only} tokens; tokens={tokens!r} has no meaning for them")
     common: dict[str, Any] = {"sites": sites, "template": template, "max_tokens": max_tokens, "progress": progress}
     provenance: dict[str, Any] = {"data": _identity(data), "template": template}
+    if method != "snip":
+        common["count_beginning"] = count_beginning
+        provenance["beginning"] = beginning_facts(tokenizer_of(model), template, count_beginning)
     if method in ACTIVATION_METHODS:
         moments = activation_moments(model, data, tokens=tokens, **common)
         provenance |= {"seed": seed} if method == "random" else {}

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.batching import batches
+from safecircuits.beginning import encode_to_score
 from safecircuits.forward import run
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, encode
+from safecircuits.prompts import PromptSet
 from safecircuits.sites import Component, HookedModel, tokenizer_of
 from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.linear_maps import components_of, watched
@@ -43,6 +44,7 @@ def input_grams(
     max_tokens: int | None,
     progress: bool,
     what: str,
+    count_beginning: bool,
 ) -> InputGrams:
     """Σ x xᵀ of what enters the matrices of every layer, of the dense model, in one streaming pass.
 
@@ -53,7 +55,13 @@ def input_grams(
     if tokens not in TOKEN_CHOICES:
         raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
     read = tuple(dict.fromkeys(_READS_LIKE.get(c, c) for c in components_of(model, components)))
-    examples = encode(tokenizer_of(model), data, template=template, with_responses=tokens != "prompt")
+    examples = encode_to_score(
+        tokenizer_of(model),
+        data,
+        template=template,
+        with_responses=tokens != "prompt",
+        count_beginning=count_beginning,
+    )
     found = InputGrams()
     counting: Bool[Tensor, "batch pos"]
 

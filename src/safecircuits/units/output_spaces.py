@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.beginning import beginning_facts
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
-from safecircuits.sites import Component, HookedModel, ModelShape
+from safecircuits.sites import Component, HookedModel, ModelShape, tokenizer_of
 from safecircuits.units.input_grams import input_grams
 from safecircuits.units.linear_maps import Matrix, components_of
 from safecircuits.units.scores import TokenChoice, tokenizer_fingerprint
@@ -66,6 +67,7 @@ def output_spaces(
     components: Sequence[Component] | None = None,
     template: str = "auto",
     max_tokens: int | None = None,
+    count_beginning: bool = False,
     progress: bool = False,
 ) -> OutputSpaces:
     """The leading ``rank`` directions (all unless given) that each matrix of every layer writes on ``data``.
@@ -84,6 +86,7 @@ def output_spaces(
         max_tokens=max_tokens,
         progress=progress,
         what="output spaces",
+        count_beginning=count_beginning,
     )
     bases, values = {}, {}
     for layer in range(int(model.cfg.n_layers)):
@@ -94,7 +97,11 @@ def output_spaces(
             keep = vectors.shape[1] if rank is None else min(rank, vectors.shape[1])
             bases[f"{layer}.{component}"] = vectors.flip(1)[:, :keep].float().cpu().contiguous()
             values[f"{layer}.{component}"] = energies.flip(0)[:keep].clamp(min=0).sqrt().float().cpu()
-    provenance = {"data": {"name": data.name, "n": len(data), "sha": data.fingerprint}, "template": template}
+    provenance: dict[str, Any] = {
+        "data": {"name": data.name, "n": len(data), "sha": data.fingerprint},
+        "template": template,
+        "beginning": beginning_facts(tokenizer_of(model), template, count_beginning),
+    }
     return OutputSpaces(bases, values, tokens, ModelShape.of(model), tokenizer_fingerprint(model.tokenizer), provenance)
 
 

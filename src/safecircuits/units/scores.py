@@ -104,6 +104,20 @@ class UnitScores(Result):
             means[site] = dict(enumerate(rows))
         return means
 
+    @property
+    def verdict(self) -> str:
+        """Which score of how many units, and which positions counted."""
+        per_token = self.method in ACTIVATION_METHODS
+        over = f"{self.n_tokens:,} {self.tokens + ' tokens' if per_token else 'prompts'}"
+        text = f"{self.method} of {flat(self.scores).numel():,} units over {over}"
+        beginning = self.provenance.get("beginning")
+        if beginning is None:
+            return text
+        first = "first position" if beginning["tokens"] == 1 else f"{beginning['tokens']} first positions"
+        if beginning["counted"]:
+            return f"{text}, among them the {first} that every prompt begins with"
+        return f"{text}, without the {first} that every prompt begins with"
+
     def top(self, n: int) -> Selection:
         """The ``n`` units of highest score, all sites and layers together."""
         return top(self.scores, n)
@@ -151,12 +165,11 @@ class UnitScores(Result):
             raise ValueError(
                 f"cannot merge {self.method} over {self.tokens} tokens with {other.method} over {other.tokens}"
             )
-        for key in ("answers", "reference", "steps"):
+        for key in ("answers", "reference", "steps", "beginning"):
             if self.provenance.get(key) != other.provenance.get(key):
                 raise ValueError(f"cannot merge {self.method} scores whose {key} differ")
-        shared: dict[str, Any] = {
-            key: self.provenance[key] for key in ("answers", "reference", "steps", "seed") if key in self.provenance
-        }
+        kept = ("answers", "reference", "steps", "beginning", "seed")
+        shared: dict[str, Any] = {key: self.provenance[key] for key in kept if key in self.provenance}
         merged: dict[Site, Moments] = {site: m.merge(other.moments[site]) for site, m in self.moments.items()}
         provenance: dict[str, Any] = {"merged": [self.provenance, other.provenance], **shared}
         return replace(self, moments=merged, provenance=provenance).rescore(self.method)

@@ -93,6 +93,7 @@ def sparse_gpt(
         max_tokens=max_tokens,
         progress=progress,
         what="inputs of the matrices",
+        count_beginning=True,  # what the weights that stay must still compute, the attention sink too
     )
     weights, masks = {}, {}
     for key, matrix in track(matrices.items(), "SparseGPT", total=len(matrices), enabled=progress):

@@ -20,11 +20,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.batching import batches
+from safecircuits.beginning import beginning_facts, encode_to_score
 from safecircuits.forward import run
 from safecircuits.memory import batch_tokens
 from safecircuits.parameters import Masks, checkpoint_parameters, in_checkpoint_names
 from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, encode
+from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import Component, HookedModel, ModelShape, is_bridge, tokenizer_of
 from safecircuits.units.activation_scores import chosen_positions
@@ -131,6 +132,7 @@ def score_weights(
     base: HookedModel | None = None,
     template: str = "auto",
     max_tokens: int | None = None,
+    count_beginning: bool = False,
     progress: bool = False,
 ) -> WeightScores:
     """Score every weight of the chosen matrices of every layer.
@@ -141,6 +143,8 @@ def score_weights(
         tokens: for Wanda, whose inputs count. SNIP's loss is the responses' and its gradient runs over all positions.
         components: matrices, all of a layer's unless given.
         max_tokens: as in ``score_units``.
+        count_beginning: for Wanda, whether what every prompt begins with counts too; see ``score_units``. It matters
+            where the prompt's tokens do.
     """
     if method not in get_args(WeightMethod):
         raise ValueError(f"no weight score {method!r}; there are {', '.join(get_args(WeightMethod))}")
@@ -163,7 +167,7 @@ def score_weights(
         )
         factor = {key: sums[key] / count for key in keys}
     elif method == "wanda":
-        means = _input_mean_squares(model, data, chosen, tokens, template, max_tokens, progress)
+        means = _input_mean_squares(model, data, chosen, tokens, template, max_tokens, progress, count_beginning)
         count = means.by_key[str(chosen[0]), 0].count
         factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
     else:
@@ -172,7 +176,12 @@ def score_weights(
     broken = [key for key, score in scores.items() if not torch.isfinite(score).all()]
     if broken:
         raise FloatingPointError(f"the scores of matrix {broken[0]} (layer.matrix) are not finite")
-    provenance = {"data": {"name": data.name, "n": len(data), "sha": data.fingerprint}, "template": template}
+    provenance: dict[str, Any] = {
+        "data": {"name": data.name, "n": len(data), "sha": data.fingerprint},
+        "template": template,
+    }
+    if method == "wanda":
+        provenance["beginning"] = beginning_facts(tokenizer_of(model), template, count_beginning)
     where = "all" if method == "snip" else tokens
     fingerprint = tokenizer_fingerprint(model.tokenizer)
     relative = base is not None
@@ -238,8 +247,15 @@ def _input_mean_squares(
     template: str,
     max_tokens: int | None,
     progress: bool,
+    count_beginning: bool,
 ) -> RunningMoments:
-    examples = encode(tokenizer_of(model), data, template=template, with_responses=tokens != "prompt")
+    examples = encode_to_score(
+        tokenizer_of(model),
+        data,
+        template=template,
+        with_responses=tokens != "prompt",
+        count_beginning=count_beginning,
+    )
     running = RunningMoments()
     chosen: Bool[Tensor, "batch pos"]
 

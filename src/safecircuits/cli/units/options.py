@@ -77,11 +77,20 @@ class Scoring:
         ),
     ] = None
     template: TemplateOption = "auto"
+    count_beginning: Annotated[
+        bool,
+        typer.Option(
+            "--count-beginning",
+            help="Count what every prompt begins with too, as published (template, first position).",
+        ),
+    ] = False
 
     @property
     def options(self) -> dict[str, Any]:
         """As ``score_units`` takes them."""
-        return {"method": self.method, "tokens": self.tokens and self.tokens.value, "template": self.template}
+        tokens = self.tokens and self.tokens.value
+        plain = {"method": self.method, "tokens": tokens, "template": self.template}
+        return plain | {"count_beginning": self.count_beginning}
 
 
 @dataclass(frozen=True)
