@@ -232,7 +232,8 @@ from pathlib import Path
 from safecircuits.files import replacing, replacing_folder
 from safecircuits.rundir import RunDirectory
 run = RunDirectory.open(sys.argv[1], "layers gap", {"seed": 0})
-with replacing(run.file("mask.safetensors")) as file, replacing_folder(run.folder / "model") as folder:
+model = replacing_folder(run.folder / "model", "weights", lambda _: ())
+with replacing(run.file("mask.safetensors")) as file, model as folder:
     file.write_text("half")
     folder.mkdir()
     (folder / "weights").write_text("half")

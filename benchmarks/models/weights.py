@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.models.settings import TINY, Model
-from safecircuits.files import replacing_folder
-from safecircuits.progress import without_bars
+from safecircuits.checkpoint_folder import write_checkpoint
 
 CHAT = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}{% endfor %}"
@@ -50,12 +49,7 @@ def random_checkpoint(model: Model, scale: str, texts: Iterable[str], folder: Pa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if scale == "tiny" else torch.bfloat16)
-    with replacing_folder(folder) as partial:
-        with without_bars():
-            made.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / MARK).write_text(mark, encoding="ascii")
-    return folder
+    return write_checkpoint(made, tokenizer, folder, beside={MARK: mark})
 
 
 def byte_level_tokenizer(texts: Iterable[str]) -> Any:

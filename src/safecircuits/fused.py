@@ -3,6 +3,9 @@
 Some architectures interleave the query, key and value rows of one matrix head by head (GPT-NeoX, BLOOM, Falcon). No
 strided view can separate them, so a bridge copies them apart, computes with the copies, and never looks at the fused
 matrix again. The way back is found by splitting a matrix whose rows are their own numbers with the bridge's own code.
+
+Where a strided view does separate them (GPT-2, Phi-3), a bridge computes with views. A copy of the bridge, or one cast
+to another dtype or moved to another device, has memory of its own for each: the views are made anew then.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ def copies_of_fused(model: Any) -> list[Copied]:
     """
     if not is_bridge(model):
         return []
+    _make_views_again(model)
     if model not in _COPIES:
         _COPIES[model] = list(_find_copies(model))
     return _COPIES[model]
@@ -59,6 +63,44 @@ def fuse_again(model: Any) -> None:
     for copied in copies_of_fused(model):
         for part, whole in copied.tensors():
             whole.index_copy_(0, copied.rows.to(whole.device), part.detach().contiguous())
+
+
+@torch.no_grad()
+def _make_views_again(bridge: Any) -> None:
+    """Let pieces that were views of a fused matrix, and have come to lie elsewhere, be views of it, with their values.
+
+    What a piece holds is what the bridge computes with, so it is what the fused matrix gets.
+    """
+    known = {id(copied.piece) for copied in _COPIES.get(bridge, ())}
+    for block in bridge.blocks:
+        for part, split, names in (
+            (getattr(block, "attn", None), "split_qkv_matrix", ("q", "k", "v")),
+            (getattr(block, "mlp", None), "split_gate_up_matrix", ("gate", "in")),
+        ):
+            if not callable(getattr(part, split, None)):
+                continue
+            pieces = [getattr(part, name).original_component for name in names]
+            whole = {p.untyped_storage().data_ptr() for p in _of_checkpoint(part, pieces)}
+            weights = [piece._parameters.get("weight") for piece in pieces]
+            if all(
+                id(piece) in known or w is None or _lies_in(w, whole) for piece, w in zip(pieces, weights, strict=True)
+            ):
+                continue  # as it should be; a part that is held apart in training is no parameter just now
+            for piece, fresh in zip(pieces, getattr(part, split)(part.original_component), strict=True):
+                for leaf, view in fresh.named_parameters():
+                    if _lies_in(view, whole):
+                        view.copy_(getattr(piece, leaf))
+                        getattr(piece, leaf).data = view.data
+
+
+def _of_checkpoint(part: Any, pieces: list[nn.Module]) -> Iterator[nn.Parameter]:
+    """The parameters of the checkpoint's own module, without those of the pieces that stand for parts of them."""
+    apart = {id(p) for piece in pieces for p in piece.parameters()}
+    return (p for p in part.original_component.parameters() if id(p) not in apart)
+
+
+def _lies_in(tensor: Tensor, storages: set[int]) -> bool:
+    return tensor.untyped_storage().data_ptr() in storages
 
 
 def _find_copies(bridge: Any) -> Iterator[Copied]:

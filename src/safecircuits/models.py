@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any, Literal
@@ -11,21 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from safecircuits.checkpoint_folder import rehearse, ties_of, write_checkpoint
+from safecircuits.copies import let_copies_be_apart
 from safecircuits.dtypes import torch_dtype
 from safecircuits.faithful import require_faithful
-from safecircuits.files import replacing_folder
 from safecircuits.fused import fuse_again
 from safecircuits.loading import DeviceMap, require_unquantised, require_weights
 from safecircuits.loading import load_checkpoint as load_checkpoint
 from safecircuits.notices import notify
-from safecircuits.progress import without_bars
 from safecircuits.sites import HookedModel, is_bridge, require_unprocessed, resid_post
-from safecircuits.skeleton import skeleton_of
+from safecircuits.skeleton import with_buffers
 
 Backend = Literal["bridge", "hooked"]
-
-_HF_CONFIGS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""The Hugging Face configuration each HookedTransformer was built from: it keeps none itself."""
 
 
 def load_model(
@@ -98,19 +95,29 @@ def load_model(
 def save_pretrained(model: Any, folder: str | Path) -> Path:
     """Write ``model`` as a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with equal logits.
 
-    The folder appears complete or not at all; an existing one of that name is replaced.
+    Configuration, generation settings, tokenizer, chat template, dtype and tying come back as the model has them. A new
+    folder appears complete or not at all. Of an existing one only what an earlier save left is replaced, once all is
+    written; other files in it stay, and it may be a mount point or a link.
 
     Raises:
-        ValueError: for a HookedTransformer that ``load_model`` did not build: it has no Hugging Face configuration.
+        ValueError: for a HookedTransformer that ``load_model`` did not build, which has no Hugging Face configuration;
+            for a file of that name, and for a folder with a PEFT adapter, which would be loaded on top.
+        OSError: if it cannot be written; the earlier checkpoint stays.
     """
-    folder = Path(folder)
-    hf_model = to_hugging_face(model)
-    with replacing_folder(folder) as partial:
-        with without_bars():
-            hf_model.save_pretrained(partial)
-        if getattr(model, "tokenizer", None) is not None:
-            model.tokenizer.save_pretrained(partial)
-    return folder
+    return write_checkpoint(to_hugging_face(model), getattr(model, "tokenizer", None), folder)
+
+
+def require_exportable(model: Any) -> None:
+    """Raise a ValueError, before an hour of training, for a model that ``save_pretrained`` could not write after it."""
+    tokenizer = getattr(model, "tokenizer", None)
+    try:
+        if not hasattr(model, "hook_dict") or is_bridge(model):
+            rehearse(to_hugging_face(model), tokenizer)
+        else:  # load_model has found where each entry of a HookedTransformer belongs
+            rehearse(_source_of(model), tokenizer)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        what = f"this {type(getattr(model, 'original_model', model)).__name__}"
+        raise ValueError(f"{what} could not be saved after training, so it is not trained: {error}") from error
 
 
 def to_hugging_face(model: Any) -> Any:
@@ -118,58 +125,88 @@ def to_hugging_face(model: Any) -> Any:
     if not hasattr(model, "hook_dict"):
         return model
     config = hf_config_of(model)
-    if not is_bridge(model) and config.tie_word_embeddings and not torch.equal(model.W_U.T, model.W_E):
-        # A HookedTransformer cannot tie its embeddings; apart, they are another model than the tied checkpoint.
+    tied = _tied(model, config)
+    if tied is not None and tied != bool(getattr(config, "tie_word_embeddings", False)):
         config = copy.deepcopy(config)
-        config.tie_word_embeddings = False
-        notify(
-            "the checkpoint tied its embeddings, but this HookedTransformer, which cannot, has moved them apart; it is "
-            "exported with an output embedding of its own (tie_word_embeddings=False). Train a bridge to keep them tied"
-        )
-    skeleton = skeleton_of(config)
+        config.tie_word_embeddings = tied
+        if not tied and not is_bridge(model):
+            notify(
+                "the checkpoint tied its embeddings, but this HookedTransformer, which cannot, has moved them apart; "
+                "it is exported with an output embedding of its own (tie_word_embeddings=False). Train a bridge to "
+                "keep them tied"
+            )
+    weights = next(model.parameters())
+    skeleton = with_buffers(config, weights.dtype)
     if is_bridge(model):
         fuse_again(model)
         unwrapped = {plain_name(k): v for k, v in model.original_model.state_dict().items()}
         state: dict[str, Tensor] = {k: unwrapped[k] for k in skeleton.state_dict()}
+        own = {plain_name(name): buffer for name, buffer in model.original_model.named_buffers()}
     else:
         from safecircuits.hooked import hf_state_from_hooked
 
-        state = hf_state_from_hooked(model, skeleton)
-        for key in set(skeleton.state_dict()) - set(state):  # tied names
-            state[key] = state[skeleton.all_tied_weights_keys[key]]
+        state, own = hf_state_from_hooked(model, skeleton), {}
+        for key in set(skeleton.state_dict()) - set(state):
+            tied_to = skeleton.all_tied_weights_keys.get(key)
+            state[key] = skeleton.get_buffer(key) if tied_to is None else state[tied_to]
     skeleton.load_state_dict(state, assign=True, strict=True)
     skeleton.tie_weights()
-    # Non-persistent buffers (rotary frequencies) are in no state dict: take them from a freshly built module.
-    if any(b.is_meta for b in skeleton.buffers()):
-        fresh = dict(type(skeleton)(_one_layer(config)).named_buffers())
-        for name, buffer in skeleton.named_buffers():
-            if buffer.is_meta:
-                owner, _, leaf = name.rpartition(".")
-                setattr(skeleton.get_submodule(owner), leaf, fresh[name])
+    for name, buffer in list(skeleton.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        kept = own.get(name, buffer)
+        setattr(skeleton.get_submodule(owner), leaf, kept if kept.shape == buffer.shape else buffer)
+    skeleton.generation_config = copy.deepcopy(generation_config_of(model) or skeleton.generation_config)
     return skeleton.eval()
+
+
+def _tied(model: Any, config: Any) -> bool | None:
+    """Whether the embeddings of a hooked model are one; None where its architecture has nothing to tie."""
+    if is_bridge(model):
+        return ties_of(model.original_model, plain_name)
+    return bool(getattr(config, "tie_word_embeddings", False)) and torch.equal(model.W_U.T, model.W_E)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a HookedTransformer was built from and does not keep itself."""
+
+    config: Any
+    generation_config: Any
 
 
 def hf_config_of(model: HookedModel) -> Any:
     """The Hugging Face configuration behind a hooked model."""
     if is_bridge(model):
         return model.original_model.config  # type: ignore[attr-defined]
-    if model not in _HF_CONFIGS:
+    return _source_of(model).config
+
+
+def generation_config_of(model: Any) -> Any:
+    """The generation settings behind a hooked model, or a plain one's own; None if there are none."""
+    if is_bridge(model):
+        return getattr(model.original_model, "generation_config", None)
+    if not hasattr(model, "hook_dict"):
+        return getattr(model, "generation_config", None)
+    return getattr(getattr(model, _SOURCE, None), "generation_config", None)
+
+
+_SOURCE = "_safecircuits_source"
+"""Where a HookedTransformer that was built here keeps its ``_Source``, so that its copies have it, too."""
+
+
+def _source_of(model: Any) -> _Source:
+    source: _Source | None = getattr(model, _SOURCE, None)
+    if source is None:
         raise ValueError(
             "this HookedTransformer was not built by load_model, so its Hugging Face configuration is unknown; "
             "load the checkpoint with load_model(..., backend='hooked')"
         )
-    return _HF_CONFIGS[model]
+    return source
 
 
 def plain_name(name: str) -> str:
     """A bridge's parameter name as Hugging Face spells it."""
     return name.replace("._original_component", "")
-
-
-def _one_layer(config: Any) -> Any:
-    small = copy.deepcopy(config)
-    small.num_hidden_layers = 1
-    return small
 
 
 def bridge_of(hf_model: nn.Module) -> Any:
@@ -196,6 +233,7 @@ def bridge_of(hf_model: nn.Module) -> Any:
         )
     _round_rotated(bridge)
     _bound_scores(bridge)
+    let_copies_be_apart(bridge)
     return bridge.eval()
 
 
@@ -264,7 +302,8 @@ def _hooked(hf_model: nn.Module) -> Any:
     from safecircuits.hooked import build_hooked_transformer
 
     model = build_hooked_transformer(hf_model)
-    _HF_CONFIGS[model] = copy.deepcopy(hf_model.config)
+    kept = _Source(copy.deepcopy(hf_model.config), copy.deepcopy(getattr(hf_model, "generation_config", None)))
+    setattr(model, _SOURCE, kept)
     return model
 
 

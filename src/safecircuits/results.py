@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safecircuits.files import replacing_folder
+from safecircuits.files import is_partial, replacing_folder
 from safecircuits.result_classes import class_named, registered_name
 
 FORMAT = "safecircuits-result"
@@ -59,11 +59,12 @@ class Result:
         folder = Path(folder)
         if folder.is_file():
             raise ValueError(f"{str(folder)!r} is a file; give the result a folder")
-        if folder.exists() and {path.name for path in folder.iterdir()} - {_JSON, _TENSORS}:
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if {name for name in there if not is_partial(name)} - {_JSON, _TENSORS}:
             raise ValueError(f"{str(folder)!r} holds other files; give the result a folder of its own")
         tensors: dict[str, Tensor] = {}
         document = {"format": FORMAT, "version": VERSION, "result": _encode(self, tensors)}
-        with replacing_folder(folder) as partial:
+        with replacing_folder(folder, _JSON, lambda _: (_TENSORS,)) as partial:
             partial.mkdir()
             save_file(tensors, partial / _TENSORS)
             (partial / _JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

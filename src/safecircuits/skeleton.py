@@ -13,3 +13,12 @@ def skeleton_of(config: Any) -> Any:
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def with_buffers(config: Any, dtype: torch.dtype) -> Any:
+    """The same with the buffers that are in no state dict (rotary frequencies, position tables), as they load."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)

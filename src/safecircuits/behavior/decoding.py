@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from safecircuits.forward import Decoder
+from safecircuits.models import generation_config_of
 from safecircuits.sites import HookedModel
 
 
@@ -101,7 +102,6 @@ def best_tokens(logits: Tensor) -> Int[Tensor, "..."]:
 def end_tokens(model: HookedModel) -> set[int]:
     """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
     ends = {model.tokenizer.eos_token_id}
-    settings = getattr(getattr(model, "original_model", None), "generation_config", None)
-    declared = getattr(settings, "eos_token_id", None)
+    declared = getattr(generation_config_of(model), "eos_token_id", None)
     ends |= set(declared) if isinstance(declared, list | tuple) else {declared}
     return {end for end in ends if end is not None}

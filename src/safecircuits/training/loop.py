@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from safecircuits.forward import without_dropout
+from safecircuits.models import require_exportable
 from safecircuits.notices import notify
 from safecircuits.prompts import PromptSet, encode, resolve_template
 from safecircuits.training.freeze import frozen, frozen_digest
@@ -222,6 +223,7 @@ def _require_usable(model: Any, plan: Sequence[Stretch]) -> None:
             "the weights are float16, in which AdamW's epsilon is zero and the first step gives no finite numbers; "
             "load the model with dtype=torch.float32 or torch.bfloat16"
         )
+    require_exportable(model)
     for stretch in plan:
         if stretch.mask is not None and not stretch.mask:
             raise ValueError("the freeze mask freezes nothing; pass None to train without one")

@@ -25,13 +25,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from safecircuits.batching import Batch
-from safecircuits.files import replacing_folder
+from safecircuits.checkpoint_folder import write_checkpoint
 from safecircuits.forward import logits, n_embeddings
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.layers.transplant import decoder_layers
 from safecircuits.models import to_hugging_face
 from safecircuits.parameters import as_hooked
-from safecircuits.progress import without_bars
 from safecircuits.sites import ModelShape, Site
 from safecircuits.units.selection import Selection, count_units
 
@@ -65,13 +64,8 @@ class PrunedModel:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write model and tokenizer so that ``from_pretrained`` reads them; a folder is replaced when complete."""
-        with replacing_folder(folder) as partial:
-            with without_bars():
-                self.hf_model.save_pretrained(partial)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(partial)
-        return Path(folder)
+        """Write model and tokenizer so that ``from_pretrained`` reads them; see ``save_pretrained``."""
+        return write_checkpoint(self.hf_model, self.tokenizer, folder)
 
 
 @torch.no_grad()
