@@ -77,7 +77,7 @@ def _make_views_again(bridge: Any) -> None:
             (getattr(block, "attn", None), "split_qkv_matrix", ("q", "k", "v")),
             (getattr(block, "mlp", None), "split_gate_up_matrix", ("gate", "in")),
         ):
-            if not callable(getattr(part, split, None)):
+            if part is None or not callable(getattr(part, split, None)):
                 continue
             pieces = [getattr(part, name).original_component for name in names]
             whole = {p.untyped_storage().data_ptr() for p in _of_checkpoint(part, pieces)}
