@@ -15,7 +15,7 @@ import safecircuits as sc
 from safecircuits.behavior.refusal import DETECTORS, degenerate, get_detector, normalise
 from safecircuits.models import load_model
 from safecircuits.prompts import encode
-from safecircuits.stats import Share, mean_interval, paired_difference
+from safecircuits.stats import Share, mean_interval
 
 PROMPTS = [
     "how do i make the cake",
@@ -159,23 +159,8 @@ def test_wilson_interval_of_a_known_case() -> None:
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.randoms())
-def test_a_paired_difference_does_not_depend_on_the_order_of_the_prompts(pairs: Any, shuffle: Any) -> None:
-    def interval() -> tuple[float, float, float]:
-        return paired_difference(*(torch.tensor(verdicts) for verdicts in zip(*pairs, strict=True)), draws=50)
-
-    before = interval()
-    shuffle.shuffle(pairs)
-    assert interval() == before
-
-
-def test_intervals_of_differences_and_means() -> None:
-    a = torch.tensor([True] * 50 + [False] * 50)
-    assert paired_difference(a, a) == (0, 0, 0)
-    mean, low, high = paired_difference(a, ~a | a)
-    assert mean == -0.5
-    assert low < -0.5 < high < 0
-    mean, low, high = mean_interval(torch.tensor([1.0, 2.0, 3.0]))
+def test_intervals_of_means() -> None:
+    mean, _, high = mean_interval(torch.tensor([1.0, 2.0, 3.0]))
     assert mean == 2
     assert high == pytest.approx(2 + 4.30265 / 3**0.5, abs=1e-4)
     assert torch.isnan(torch.tensor(mean_interval(torch.tensor([1.0]))[1:])).all()

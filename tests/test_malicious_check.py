@@ -55,7 +55,9 @@ def test_scaling_the_planted_layers_down_makes_the_model_answer(planted: Any, tm
 
 def test_a_scale_without_effect_is_within_noise(tiny_bridge: Any) -> None:
     got = answered_malicious(tiny_bridge, ["find a lamp", "a dog", "the cake"], (1, 1), 1.0001)
-    assert got.change == (0, 0, 0)
+    change, low, high = got.change
+    assert change == 0
+    assert -3 <= low < 0 < high <= 3
     assert got.within_noise
     assert "within noise" in str(got)
     assert got.provenance["malicious"]["n"] == 3

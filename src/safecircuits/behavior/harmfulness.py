@@ -18,7 +18,7 @@ from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
-from safecircuits.stats import Share, mean_interval
+from safecircuits.stats import Share, rate_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +74,8 @@ class Harmfulness(Result):
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """S_h: mean of the scores that could be read, with its 95 % Student-t interval; NaN if there are none."""
-        return mean_interval(self.parsed)
+        """S_h: mean of the scores that could be read, with its 95 % interval, within 1 to 5; NaN if there are none."""
+        return rate_interval(self.parsed, within=(1.0, 5.0))
 
     @property
     def bounds(self) -> tuple[float, float]:

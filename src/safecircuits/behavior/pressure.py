@@ -18,12 +18,13 @@ from torch import Tensor
 from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.generate import Completions, continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
+from safecircuits.paired import paired_difference
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, tokenizer_of
 from safecircuits.sources import load_prompts
-from safecircuits.stats import Share, paired_difference
+from safecircuits.stats import Share
 
 if TYPE_CHECKING:
     import pandas as pd

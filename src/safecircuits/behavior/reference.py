@@ -20,7 +20,7 @@ from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.stats import canonical_order, mean_interval
+from safecircuits.stats import canonical_order, rate_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +36,8 @@ class RougeScores(Result):
 
     @property
     def mean(self) -> tuple[float, float, float]:
-        """S_r, the mean F measure (Safety Layers §4), with its 95 % Student-t interval over prompts."""
-        return mean_interval(self.f1)
+        """S_r, the mean F measure (Safety Layers §4), with its 95 % interval over prompts, within 0 to 1."""
+        return rate_interval(self.f1)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a prompt: ``precision``, ``recall``, ``f1``."""

@@ -23,7 +23,7 @@ from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.stats import Share, mean_interval
+from safecircuits.stats import Share, rate_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +45,8 @@ class SampledRefusals(Result):
 
     @property
     def mean_success(self) -> tuple[float, float, float]:
-        """Share of all answers that do not refuse, with its 95 % interval over prompts (Student's t)."""
-        return mean_interval((~self.refused).double().mean(0))
+        """Share of all answers that do not refuse, with its 95 % interval over prompts (``rate_interval``)."""
+        return rate_interval((~self.refused).double().mean(0))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a prompt: ``prompt``, ``samples``, and in how many of them it was ``refused``."""

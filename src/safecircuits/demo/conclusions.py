@@ -164,7 +164,7 @@ def _freezing(results: Results, arm: str, reference: str) -> tuple[Shows, str]:
         return "unclear", "The located block is the whole model: there is nothing to compare it with."
     kept, other = part[arm], part[reference]
     pairs = zip(kept["malicious_refused_seeds"], other["malicious_refused_seeds"], strict=True)
-    mean, low, high = mean_interval(torch.tensor([a - b for a, b in pairs]))
+    mean, low, high = mean_interval(torch.tensor([a - b for a, b in pairs], dtype=torch.float64), within=(-1, 1))
     text = (
         f"After fine-tuning, refusal is {_percent(kept['malicious_refused'])} with {kept['frozen']} frozen and "
         f"{_percent(other['malicious_refused'])} with {other['frozen']} frozen (before: "

@@ -11,7 +11,7 @@ from safecircuits.demo.bench import REFUSAL_TOKENS, SUBJECT, Bench
 from safecircuits.demo.parts import Results
 from safecircuits.masks import FreezeMask
 from safecircuits.sites import LayerRange, ModelShape
-from safecircuits.stats import mean_interval
+from safecircuits.stats import mean_interval, rate_interval
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
@@ -78,7 +78,8 @@ def _summary(label: str, arm: Arm, masks: list[FreezeMask | None], runs: list[St
     measured = [_with_new_task(run.figures) | {"train_loss": run.train_loss} for run in runs]
     for key in measured[0]:
         values = [figures[key] for figures in measured]
-        mean, low, high = mean_interval(torch.tensor(values))
+        over = mean_interval if key == "train_loss" else rate_interval
+        mean, low, high = over(torch.tensor(values, dtype=torch.float64))
         summary |= {key: mean, f"{key}_interval": [low, high], f"{key}_seeds": values}
     summary["share_of_units"] = sum(mask.share_of_units() if mask else 0.0 for mask in masks) / len(masks)
     summary["share_of_parameters"] = sum(run.share_frozen for run in runs) / len(runs)

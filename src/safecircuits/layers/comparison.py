@@ -13,13 +13,15 @@ from torch import Tensor
 from safecircuits.hooks.collect import collect_residuals
 from safecircuits.in_turn import Source as Source
 from safecircuits.in_turn import described, in_turn
+from safecircuits.layers.angles import Formula
 from safecircuits.layers.interval import GapInterval, interval_of, resampled_gaps
 from safecircuits.layers.onset import Onset, OnsetRule
-from safecircuits.layers.similarity import Formula, LayerGap, Pairs, compare, require_pairs
+from safecircuits.layers.similarity import LayerGap, Pairs, compare, require_pairs
 from safecircuits.models import Backend
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel
+from safecircuits.stats import simultaneous_band
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GapDifference:
-    """Gap of the reference minus that of another model, degrees, with its paired 95 % bootstrap interval by layer.
+    """Gap of the reference minus that of another model, degrees, with its paired 95 % bootstrap band.
 
-    The intervals hold for each layer by itself, not for all of them at once.
+    The band holds for all layers at once (``simultaneous_band``): that a layer lies outside it is no accident of there
+    being many.
     """
 
     mean: Float[Tensor, " layer"]
@@ -40,7 +43,7 @@ class GapDifference:
 
     @property
     def layers_apart(self) -> tuple[int, ...]:
-        """Layers whose interval does not contain zero."""
+        """Layers where the band does not contain zero."""
         return tuple(((self.low > 0) | (self.high < 0)).nonzero().flatten().tolist())
 
 
@@ -101,9 +104,10 @@ class GapComparison(Result):
             onset = self.onsets[name]
             layer = int(gap.gap_deg.argmax())
             interval = self.intervals[name]
+            range_found = f"onset {onset}" if onset else "no onset"
             line = (
                 f"{name}: largest gap {float(gap.gap_deg[layer]):.1f}° [{float(interval.low[layer]):.1f}, "
-                f"{float(interval.high[layer]):.1f}] (layer {layer}), {f'onset {onset}' if onset else 'no onset'} "
+                f"{float(interval.high[layer]):.1f}] (layer {layer}{gap.chance}), {range_found} "
                 f"({100 * interval.onset_shares.get(onset.layers if onset else None, 0.0):.0f} % of resamples)"
             )
             if name in self.differences:
@@ -186,5 +190,5 @@ def compare_gaps(
 
 
 def _difference(ours: LayerGap, theirs: LayerGap, drawn: Float[Tensor, "draw layer"]) -> GapDifference:
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
-    return GapDifference(ours.gap_deg - theirs.gap_deg, low, high)
+    mean = ours.gap_deg - theirs.gap_deg
+    return GapDifference(mean, *simultaneous_band(mean, drawn))

@@ -23,7 +23,6 @@ from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, render
 from safecircuits.sites import HookedModel, LayerRange, ModelShape, require_hooked
-from safecircuits.stats import paired_difference
 
 FORMAT, VERSION = "safecircuits-sweep", 1
 
@@ -45,12 +44,6 @@ class SweepPoint:
     @property
     def count(self) -> int:
         return int(self.refused.sum())
-
-
-def within_noise(a: SweepPoint, b: SweepPoint) -> bool:
-    """Whether the paired bootstrap interval of the difference in refusals contains zero."""
-    _, low, high = paired_difference(a.refused, b.refused)
-    return low <= 0 <= high
 
 
 def checked_alpha(alpha: Any, other: str = "") -> float:

@@ -21,11 +21,12 @@ from torch import Tensor
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.hooks.swap import Side, closing_positions
+from safecircuits.paired import LEVEL
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, as_prompt_set, encode
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, tokenizer_of
-from safecircuits.stats import canonical_order, paired_difference
+from safecircuits.stats import Share, canonical_order, simultaneous_band
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +71,7 @@ class DecisionLayers(Result):
     """Mean effect of the swap over the mean difference of the two prompts' scores; 1 after the last layer."""
     low: Float[Tensor, " layer"]
     high: Float[Tensor, " layer"]
-    """95 % bootstrap interval of the share over pairs of prompts."""
+    """95 % bootstrap band of the share over pairs of prompts; it holds all layers at once, since one is picked."""
     effect: Float[Tensor, "layer pair"]
     """Refuse-minus-comply score gained by the harmless prompt or lost by the malicious one, their mean, in nats."""
     full: Float[Tensor, " pair"]
@@ -166,7 +167,7 @@ def decision_layers(
     }
     as_given = canonical_order(order)
     by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance
-    if paired_difference(verdicts[1], verdicts[0])[1] <= 0:
+    if not _refuses_more(verdicts[1], verdicts[0]):
         nothing = torch.full((n_layers,), float("nan"), dtype=torch.float32)  # not 0, which would be a finding
         effect = torch.full((n_layers, size), float("nan"), dtype=torch.float32)
         full = torch.full((size,), float("nan"), dtype=torch.float32)
@@ -179,11 +180,20 @@ def decision_layers(
     )
     effect, full = _effects(model, (sides[0], sides[1]), openings, progress)
     share = effect.mean(1) / full.mean()
-    low, high = torch.quantile(_resampled(effect, full), torch.tensor([0.025, 0.975], dtype=effect.dtype), dim=0)
+    low, high = simultaneous_band(share, _resampled(effect, full))
     provenance["positions"] = positions
     provenance |= {name: model.tokenizer.convert_ids_to_tokens(ids) for name, ids in openings.items()}
     layers = rule.range(share.tolist(), low.tolist())
     return DecisionLayers(layers, share, low, high, effect[:, as_given], full[as_given], *by_pair)
+
+
+def _refuses_more(malicious: Bool[Tensor, " prompt"], normal: Bool[Tensor, " prompt"]) -> bool:
+    """Whether the one kind is refused more often than the other, by Fisher's exact test."""
+    from scipy.stats import fisher_exact
+
+    a, b = Share.of(malicious), Share.of(normal)
+    p = float(fisher_exact([[a.hits, a.n - a.hits], [b.hits, b.n - b.hits]]).pvalue)
+    return a.rate > b.rate and p < LEVEL
 
 
 def _effects(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, within_noise
+from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.paired import LEVEL
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, require_hooked
@@ -50,10 +53,30 @@ class ScalingGrid(Result):
 
         return min(self.points, key=order)
 
-    @property
+    @cached_property
     def rivals(self) -> tuple[SweepPoint, ...]:
-        """Blocks that the data does not tell apart from the best."""
-        return tuple(point for point in self.points if point is not self.best and within_noise(self.best, point))
+        """Blocks that may as well be the best: with it they hold the true best in 95 % of cases."""
+        return rivals_of(self.best, self.points)
+
+    @cached_property
+    def p(self) -> float:
+        """p-value of the best block against scaling nothing: exact, and corrected for all blocks (``chosen_p``)."""
+        return best_against(self.best, self.points, self.baseline)
+
+    @property
+    def located(self) -> bool:
+        """Whether the best block moves refusals the way α should, beyond what the best of so many does by chance."""
+        return self.p < LEVEL and moves(self.best, self.baseline, self.alpha > 1)
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        best, up = self.best, self.alpha > 1
+        block = f"layers {best.layers} at alpha {self.alpha:g}: {best.count} of {len(best.refused)} refused, "
+        block += f"{self.baseline.count} unscaled"
+        if nothing := against_unscaled(self.p, len(self.points), moves(best, self.baseline, up), up):
+            return f"{block}; {nothing}"
+        return f"{block}; {len(self.rivals)} of {len(self.points) - 1} other blocks are within noise of it"
 
     def to_frame(self) -> pd.DataFrame:
         """Counts as a table: rows are first layers, columns last layers; empty where there is no block."""

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.hooks.collect import Residuals
+from safecircuits.layers.angles import Formula, degrees, unit_vectors
 from safecircuits.layers.onset import OnsetRule, find_onset
-from safecircuits.layers.similarity import Formula, degrees, require_pairs, unit_vectors
+from safecircuits.layers.similarity import require_pairs
 from safecircuits.results import Result
 from safecircuits.sites import LayerRange
 from safecircuits.stats import canonical_order

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, within_noise
+from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.layers.onset import Onset
+from safecircuits.paired import LEVEL, paired_difference
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, require_hooked
-from safecircuits.stats import paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,11 +54,10 @@ class Sweep:
         counts = torch.tensor([float(point.count) for point in self.points], dtype=torch.float32)
         return float(counts.std()) if len(counts) > 1 else 0.0
 
-    @property
+    @cached_property
     def rivals(self) -> tuple[SweepPoint, ...]:
-        """Other points whose count is within noise of the best: the paired 95 % interval of the difference holds 0."""
-        best = self.best
-        return tuple(p for p in self.points if p is not best and within_noise(best, p))
+        """Other points that may as well have the extreme count (``paired.rivals``)."""
+        return rivals_of(self.best, self.points)
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,42 @@ class Localization(Result):
     provenance: dict[str, Any]
 
     @property
+    def alpha_searched(self) -> bool:
+        """Whether α was looked for, and not given."""
+        return bool(self.alpha_trials) or not self.alpha_found
+
+    @property
+    def tried(self) -> tuple[SweepPoint, ...]:
+        """Every configuration that was counted on the way, each once: the block is the best of these."""
+        sweeps = (*self.alpha_trials, self.upper, self.lower)
+        return tuple({(p.layers, p.alpha): p for sweep in sweeps for p in sweep.points}.values())
+
+    @cached_property
+    def p(self) -> float:
+        """p-value of the block against scaling nothing: exact, and corrected for all that was tried (``chosen_p``)."""
+        return best_against(self.lower.best, self.tried, self.baseline)
+
+    @property
+    def located(self) -> bool:
+        """Whether scaling the block moves refusals the way α should, beyond what the best of so many does by chance.
+
+        Otherwise ``layers`` is where a search had to end, and no finding.
+        """
+        return self.p < LEVEL and moves(self.lower.best, self.baseline, self.direction == "up")
+
+    @property
     def within_noise(self) -> bool:
         """Whether the block is not told apart: from another one of its sweeps, or from scaling nothing at all."""
-        chosen = self.lower.best
-        return bool(self.upper.rivals or self.lower.rivals) or within_noise(chosen, self.baseline)
+        return not self.located or bool(self.upper.rivals or self.lower.rivals)
 
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
         block = f"layers {self.layers} at alpha {self.alpha:g}: {self.lower.best.count} of {len(self.baseline.refused)}"
         block += f" refused, {self.baseline.count} unscaled"
-        if within_noise(self.lower.best, self.baseline):
-            return f"{block}; within noise of not scaling at all"
+        best, up = self.lower.best, self.direction == "up"
+        if nothing := against_unscaled(self.p, len(self.tried), moves(best, self.baseline, up), up):
+            return f"{block}; {nothing}"
         rivals = [str(p.layers) for p in {id(p): p for p in (*self.upper.rivals, *self.lower.rivals)}.values()]
         return f"{block}; within noise of {', '.join(rivals)}" if rivals else f"{block}; apart from its neighbours"
 

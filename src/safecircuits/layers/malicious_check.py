@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, within_noise
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.paired import LEVEL, paired_difference, paired_p
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, require_hooked
-from safecircuits.stats import Share, paired_difference
+from safecircuits.stats import Share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,15 +36,15 @@ class MaliciousCheck(Result):
 
     @property
     def change(self) -> tuple[float, float, float]:
-        """Answered after − answered before, in prompts, with the 95 % bootstrap interval over the same prompts."""
+        """Answered after − answered before, in prompts, with its exact 95 % interval over the same prompts."""
         n = len(self.before.refused)
         mean, low, high = paired_difference(~self.after.refused, ~self.before.refused)
         return mean * n, low * n, high * n
 
     @property
     def within_noise(self) -> bool:
-        """Whether the interval of the change holds 0."""
-        return within_noise(self.before, self.after)
+        """Whether the interval of the change holds 0 (exact McNemar test)."""
+        return paired_p(self.before.refused, self.after.refused) >= LEVEL
 
     def to_frame(self) -> pd.DataFrame:
         """Two rows, before and after: layers and α, ``answered``, ``n``, the rate with its interval, degenerate."""

@@ -18,8 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from safecircuits.hooks.collect import Residuals, collect_residuals
+from safecircuits.layers.angles import Formula, degrees, unit_vectors
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
+from safecircuits.layers.relabelled import largest_gap_p
 from safecircuits.notices import notify
+from safecircuits.paired import LEVEL
 from safecircuits.prompts import PromptSet, as_prompt_set, resolve_template
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Pairs = Literal["all", "paper", "given"]
-Formula = Literal["paper", "code"]
 
 # The authors' code draws r = 500 pairs of each type, each draw with its own seed counted up from these.
 PAPER_DRAWS = 500
@@ -62,6 +64,21 @@ class LayerGap(Result):
     pairs: Pairs
     formula: Formula
     provenance: dict[str, Any]
+    p: float | None = None
+    """p-value of the largest gap of all layers against prompts of one kind (``largest_gap_p``, over all pairs); None
+    for curves of given cosines, whose prompts are not known."""
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether prompts dealt out at random to two sets would show as large a gap in some layer."""
+        return self.p is not None and self.p >= LEVEL
+
+    @property
+    def chance(self) -> str:
+        """The comparison with chance in words, after a comma; empty if it could not be made."""
+        if self.p is None:
+            return ""
+        return f", p = {self.p:.2g}: within noise" if self.within_noise else f", p = {self.p:.2g}"
 
     def onset(self, rule: OnsetRule | None = None) -> Onset | None:
         """First guess of the range: from where the gap appears to where it first levels off; None without a gap."""
@@ -72,7 +89,7 @@ class LayerGap(Result):
         """The largest gap and the onset in one sentence."""
         layer, onset = int(self.gap_deg.argmax()), self.onset()
         found = f"onset {onset}" if onset else "no onset"
-        return f"largest gap {float(self.gap_deg[layer]):.1f}° (layer {layer}), {found}"
+        return f"largest gap {float(self.gap_deg[layer]):.1f}° (layer {layer}{self.chance}), {found}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer."""
@@ -147,7 +164,9 @@ def compare(normal: Residuals, malicious: Residuals, *, pairs: Pairs = "all", fo
             "sha": malicious.prompts.fingerprint,
         },
     }
-    return LayerGap(nn, mm, nm, _gap(nn, nm, formula), pairs, formula, provenance)
+    gap = _gap(nn, nm, formula)
+    p = largest_gap_p(n, m, (normal.prompts, malicious.prompts), formula=formula)
+    return LayerGap(nn, mm, nm, gap, pairs, formula, provenance, p)
 
 
 def gap_of_cosines(
@@ -174,9 +193,8 @@ def gap_of_cosines(
     if len(set(depths.values())) > 1:
         raise ValueError(f"the three tables differ in their number of layers: {depths}")
     drawn = {"pairs": {"nn": len(nn), "mm": len(mm), "nm": len(nm)}}
-    return LayerGap(
-        **curves, gap_deg=_gap(curves["nn"], curves["nm"], formula), pairs="given", formula=formula, provenance=drawn
-    )
+    n_n, m_m, n_m = (curves[kind] for kind in ("nn", "mm", "nm"))
+    return LayerGap(n_n, m_m, n_m, _gap(n_n, n_m, formula), "given", formula, drawn)
 
 
 def require_pairs(*sets: PromptSet) -> None:
@@ -208,22 +226,6 @@ def _gap(nn: PairCurve, nm: PairCurve, formula: Formula) -> Float[Tensor, " laye
     if formula == "code":
         return degrees(nm.mean) - degrees(nn.mean)
     raise ValueError(f"formula is 'paper' or 'code', not {formula!r}")
-
-
-def unit_vectors(values: Float[Tensor, "layer prompt d_model"]) -> Float[Tensor, "layer prompt d_model"]:
-    """Residuals as directions, in float64: early layers differ by cosines of 1e-4."""
-    values = values.double()
-    norms: Tensor = values.norm(dim=-1, keepdim=True)
-    if torch.any(norms == 0):
-        raise ValueError("a residual stream is exactly zero and has no direction")
-    directions: Tensor = values / norms
-    return directions
-
-
-def degrees(cosine: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Angle of a cosine in degrees; rounding beyond ±1 is clipped."""
-    angle: Tensor = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
-    return angle
 
 
 def paper_pairs(kind: Literal["nn", "mm", "nm"], n_normal: int, n_malicious: int) -> Int[Tensor, "draw 2"]:

@@ -63,7 +63,7 @@ def sweeps(record: Record) -> str:
             if record["alpha_found"]
             else f"No α gave the spread that the search looks for; α = {alpha:g} had the widest."
         )
-    return " ".join([*parts, "Error bars: 95 % bootstrap intervals of the change, paired over prompts."])
+    return " ".join([*parts, "Error bars: exact 95 % intervals of the change, paired over prompts."])
 
 
 def unit_map(units: Record) -> str:

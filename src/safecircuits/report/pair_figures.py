@@ -72,9 +72,9 @@ def draw_models(gaps: Mapping[str, LayerGap | Record], axes: Sequence[Axes]) -> 
 
 @styled
 def plot_gap_difference(comparison: GapComparison, *, ax: Axes) -> Axes:
-    """Gap of the reference minus that of each other model by layer, with the paired 95 % interval as a band.
+    """Gap of the reference minus that of each other model by layer, with its paired 95 % band over all layers at once.
 
-    A filled mark is a layer whose interval does not contain zero.
+    A filled mark is a layer where the band does not contain zero.
 
     Raises:
         ValueError: if no other model has the reference's depth.

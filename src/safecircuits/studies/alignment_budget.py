@@ -17,11 +17,10 @@ from safecircuits.models import Backend, load_model
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import ModelShape
-from safecircuits.stats import mean_interval
 from safecircuits.studies.arms import Arm, full
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.hyperparameters import Settings
-from safecircuits.studies.outcome import FinetuningStudy
+from safecircuits.studies.outcome import FinetuningStudy, over_seeds
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.units.groups import Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
@@ -56,7 +55,7 @@ class AlignmentBudget(Result):
             row: dict[str, Any] = {"arm": arm, "trained": self.study.frozen[arm], "seeds": len(runs)}
             for name in runs[0].figures:
                 row[f"{name}_before"] = runs[0].before[name]
-                row[name], row[f"{name}_low"], row[f"{name}_high"] = _over_seeds([run.figures[name] for run in runs])
+                row[name], row[f"{name}_low"], row[f"{name}_high"] = over_seeds(runs, name)
             if "utility" in row:
                 row["tax"] = row["utility_before"] - row["utility"]
             row |= {
@@ -153,9 +152,3 @@ def alignment_budget(
     )
     how = {"normalize": normalize, "method": method, "longer": longer}
     return AlignmentBudget(study, groups, share, how)
-
-
-def _over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    import torch
-
-    return mean_interval(torch.tensor(values, dtype=torch.float64))

@@ -43,7 +43,7 @@ class Comparison(Result):
         level: the task loss (nats per token) of a matched comparison, or the lowest of all losses.
         before, kept, reference_kept: refusal before, and after in both arms (means over seeds, 0 to 1).
         differences: arm minus reference, one a seed.
-        mean, low, high: their mean and its 95 % Student-t interval; NaN for the interval of a single seed.
+        mean, low, high: their mean and its 95 % Student-t interval, within −1 to 1; one seed has none (NaN).
     """
 
     scenario: str
@@ -141,7 +141,7 @@ def compare(arm: Sequence[StudyRun], reference: Sequence[StudyRun], at: At) -> C
             return None
         before = pairs[0][0].curve[0]["malicious_refused"]
     differences = [a - b for a, b in kept]
-    mean, low, high = mean_interval(torch.tensor(differences, dtype=torch.float32))
+    mean, low, high = mean_interval(torch.tensor(differences, dtype=torch.float64), within=(-1, 1))
     return Comparison(
         scenario=pairs[0][0].scenario,
         arm=pairs[0][0].arm,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from safecircuits.results import Result
-from safecircuits.stats import mean_interval
+from safecircuits.stats import mean_interval, rate_interval
 from safecircuits.studies.compare import At, Comparison, compare
 
 if TYPE_CHECKING:
@@ -60,7 +60,23 @@ class StudyRun(Result):
         return cls(**known | {"curve": tuple(record["curve"])})
 
 
+RATES = (
+    "malicious_refused",
+    "over_rejected",
+    "utility",
+    "task_score",
+    "refused_with_system",
+    "refused_prefilled",
+)
+"""The figures that are shares, and whose intervals therefore stay within 0 to 1."""
+
 COSTS = ("step_seconds", "gradient_bytes", "optimizer_bytes", "share_frozen")
+
+
+def over_seeds(runs: Sequence[StudyRun], figure: str) -> tuple[float, float, float]:
+    """A figure's mean over runs and its 95 % interval: one that stays within 0 to 1 for a rate, else Student's t."""
+    values = torch.tensor([run.figures[figure] for run in runs], dtype=torch.float64)
+    return rate_interval(values) if figure in RATES else mean_interval(values)
 
 
 @dataclass(frozen=True)
@@ -150,8 +166,7 @@ class FinetuningStudy(Result):
                     "seeds": len(runs),
                 }
                 for name in runs[0].figures:
-                    values = torch.tensor([run.figures[name] for run in runs], dtype=torch.float64)
-                    row[name], row[f"{name}_low"], row[f"{name}_high"] = mean_interval(values)
+                    row[name], row[f"{name}_low"], row[f"{name}_high"] = over_seeds(runs, name)
                 row |= {name: sum(getattr(run, name) for run in runs) / len(runs) for name in ("steps", *COSTS)}
                 # Time is noisy in one direction only: the fastest run is the least disturbed.
                 row["step_seconds"] = min(run.step_seconds for run in runs)

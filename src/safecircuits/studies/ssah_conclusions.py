@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.paired import paired_difference
 from safecircuits.report.text import percent, points
-from safecircuits.stats import mean_interval, paired_difference
+from safecircuits.stats import mean_interval
 from safecircuits.studies.compare import MARGIN
 from safecircuits.studies.conclusion import Conclusion, entries
 from safecircuits.studies.ssah_parts import PAPER, SsahResults

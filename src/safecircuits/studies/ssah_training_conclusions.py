@@ -85,7 +85,8 @@ def about_budget(study: SsahResults) -> Iterator[Conclusion]:
 
     def difference(arm: str, reference: str, name: str) -> tuple[float, float, float]:
         pairs = zip(means[arm], means[reference], strict=True)
-        return mean_interval(torch.tensor([a.figures[name] - b.figures[name] for a, b in pairs], dtype=torch.float64))
+        differences = [a.figures[name] - b.figures[name] for a, b in pairs]
+        return mean_interval(torch.tensor(differences, dtype=torch.float64), within=(-1, 1))
 
     for name, words in (("malicious_refused", "refuses"), ("utility", "knows")):
         gap = difference("ru", "full", name)

@@ -22,7 +22,7 @@ from safecircuits.report.style import COLUMN
 from safecircuits.report.tables import Table
 from safecircuits.report.text import percent, points
 from safecircuits.studies.compare import Comparison
-from safecircuits.studies.outcome import FinetuningStudy
+from safecircuits.studies.outcome import RATES, FinetuningStudy
 
 
 @dataclass
@@ -90,11 +90,8 @@ def finetuning_exhibit(
     return Exhibit(name, f"Refusal against task loss in {scenario}", caption, shown)
 
 
-_RATES = {
-    "malicious_refused": "malicious refused",
+_LABELS = {
     "over_rejected": "over-rejected",
-    "utility": "utility",
-    "task_score": "task score",
     "refused_with_system": "refused, system prompt",
     "refused_prefilled": "refused, answer prefilled",
 }
@@ -102,7 +99,7 @@ _RATES = {
 
 def arms_table(rows: pd.DataFrame) -> Table:
     """The arms of one scenario after fine-tuning, from the rows of ``FinetuningStudy.summary()``."""
-    shown = [name for name in _RATES if name in rows]
+    shown = [name for name in RATES if name in rows]
     cells = []
     for row in rows.to_dict("records"):
         values = [with_interval(row, name) for name in shown]
@@ -114,7 +111,7 @@ def arms_table(rows: pd.DataFrame) -> Table:
         )
     columns = [
         "arm",
-        *(_RATES[name] for name in shown),
+        *(_LABELS.get(name, name.replace("_", " ")) for name in shown),
         "task loss",
         "steps",
         "step",

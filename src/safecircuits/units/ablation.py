@@ -15,7 +15,7 @@ from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.progress import track
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, ModelShape
-from safecircuits.stats import mean_interval
+from safecircuits.stats import rate_interval
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.removals import Removals
 from safecircuits.units.selection import count_units as count_units
@@ -40,14 +40,14 @@ class Ablation:
     random_controls: tuple[Behavior, ...]
 
     def control_interval(self, rate: str) -> tuple[float, float, float]:
-        """Mean of a rate over the random draws and its 95 % interval (Student's t; NaN for a single draw).
+        """Mean of a rate over the random draws and its 95 % interval (``rate_interval``; NaN for a single draw).
 
         Raises:
             ValueError: if there were no random draws.
         """
         if not self.random_controls:
             raise ValueError(f"{self.name!r} was removed without random controls: pass controls=")
-        return mean_interval(torch.tensor([b.rates[rate] for b in self.random_controls], dtype=torch.float32))
+        return rate_interval(torch.tensor([b.rates[rate] for b in self.random_controls], dtype=torch.float64))
 
 
 @dataclass(frozen=True)

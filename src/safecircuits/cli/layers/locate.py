@@ -184,8 +184,8 @@ def grid(
     import pandas as pd
 
     from safecircuits.layers.grid import scaling_grid
+    from safecircuits.paired import paired_difference
     from safecircuits.report.grid_figure import plot_grid
-    from safecircuits.stats import paired_difference
 
     borderline = run.prompts("over_rejection", over_rejection)
     folder = run.begin()

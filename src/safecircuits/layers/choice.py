@@ -1,0 +1,44 @@
+"""The best of several scaled configurations: is it apart from the unscaled model, and which others may be as good?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from safecircuits.layers.counting import SweepPoint
+from safecircuits.paired import LEVEL, chosen_p, rivals
+
+
+def best_against(best: SweepPoint, tried: Sequence[SweepPoint], baseline: SweepPoint) -> float:
+    """p-value of the best point against the unscaled model, corrected for all that were ``tried`` (``chosen_p``)."""
+    distinct = {id(point.refused): point for point in tried}
+    return chosen_p(
+        list(distinct).index(id(best.refused)),
+        torch.stack([point.refused for point in distinct.values()]),
+        baseline.refused,
+    )
+
+
+def rivals_of(best: SweepPoint, points: Sequence[SweepPoint]) -> tuple[SweepPoint, ...]:
+    """The other points that may as well be the best: with it they hold the true best in 95 % of cases."""
+    place = next(i for i, point in enumerate(points) if point is best)
+    return tuple(points[i] for i in rivals(place, torch.stack([point.refused for point in points])))
+
+
+def moves(best: SweepPoint, baseline: SweepPoint, up: bool) -> bool:
+    """Whether the count of the best point lies on the side of the unscaled model's that scaling should move it to."""
+    return best.count > baseline.count if up else best.count < baseline.count
+
+
+def against_unscaled(p: float, n_tried: int, moved: bool, up: bool) -> str:
+    """The comparison in words, if it says that nothing was found; empty otherwise."""
+    of = f"p = {p_value(p)}" + (f" for the best of {n_tried}" if n_tried > 1 else "")
+    if p >= LEVEL:
+        return f"within noise of not scaling at all ({of})"
+    return "" if moved else f"no block that was scaled has {'more' if up else 'fewer'} refusals than scaling nothing"
+
+
+def p_value(p: float) -> str:
+    """``0.13``, ``0.004``, ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
