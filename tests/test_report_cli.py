@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class TestOne:
         assert command_line(record).replace("'", "&#39;") in page
         largest = pd.read_csv(runs["aligned"] / "tables" / "gap.csv")["gap_deg"].max()
         assert f"<td>{largest:.4g}</td>" in page
-        assert "http" not in page.replace("http://www.w3.org", "")
+        assert not re.search(r"https?:", page)
 
     def test_it_lies_in_the_run_unless_said_otherwise(self, runs: dict[str, Path], tmp_path: Path) -> None:
         copy = shutil.copytree(runs["slow"], tmp_path / "slow")

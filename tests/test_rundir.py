@@ -141,8 +141,10 @@ def test_replacing_removes_the_earlier_run_and_nothing_else(tmp_path: Path) -> N
     (tmp_path / "outside.txt").write_text("mine")
     record["files"] = ["../outside.txt", "notes.txt/../../outside.txt"]
     (folder / "run.json").write_text(json.dumps(record))
-    RunDirectory.open(folder, "third", {}, replace=True)
+    with pytest.raises(ValueError, match="does not lie in"):
+        RunDirectory.open(folder, "third", {}, replace=True)
     assert (tmp_path / "outside.txt").exists()
+    assert files(folder) == {"notes.txt", "run.json"}
 
 
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from safecircuits.files import plain, replacing
 from safecircuits.masks import FreezeMask
+from safecircuits.reading import parse_json
 from safecircuits.sites import ModelShape
 
 FORMAT, VERSION = "safecircuits.FreezeMask", 1
@@ -57,10 +58,10 @@ def load(path: str | Path, model: Any = None) -> FreezeMask:
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
     try:
-        header = json.loads(metadata["safecircuits"])
+        header = parse_json(metadata["safecircuits"])
         if header["format"] != FORMAT:
             raise KeyError(header["format"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is a safetensors file but not a freeze mask") from error
     if header.get("version") != VERSION:
         raise ValueError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from safecircuits.files import is_partial, replacing_folder
+from safecircuits.reading import read_json
 from safecircuits.result_classes import class_named, registered_name
 
 FORMAT = "safecircuits-result"
@@ -81,18 +82,18 @@ class Result:
 
         folder = Path(folder)
         try:
-            document = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+            document = read_json(folder / _JSON)
             tensors = load_file(folder / _TENSORS)
+            found = document.get("format"), document.get("version")
         except Exception as error:  # each library has its own for a missing or damaged file
             raise ValueError(f"{str(folder)!r} holds no readable result: {error}") from error
-        if document.get("format") != FORMAT or document.get("version") != VERSION:
-            raise ValueError(
-                f"{str(folder)!r} is {document.get('format')} version {document.get('version')}; "
-                f"this reads {FORMAT} version {VERSION}"
-            )
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"{str(folder)!r} is {found[0]} version {found[1]}; this reads {FORMAT} version {VERSION}")
         try:
             result = _decode(document["result"], tensors)
-        except (TypeError, KeyError, AttributeError) as error:  # fields that are gone
+        except RecursionError as error:
+            raise ValueError(f"{str(folder)!r} holds no readable result: it is nested too deeply") from error
+        except (TypeError, KeyError, AttributeError, IndexError) as error:  # fields that are gone
             raise ValueError(f"{str(folder)!r} was saved by another version of safecircuits: {error}") from error
         if not isinstance(result, cls):
             raise ValueError(f"{str(folder)!r} holds a {type(result).__name__}, not a {cls.__name__}")

@@ -23,6 +23,8 @@ complete, whatever else it holds. Opening a folder again
 - that holds something else than a run is a ValueError; nothing is ever removed from it;
 - in which another run is still being written is a ValueError.
 
+A name that leads out of the run (``run.table("../x", …)``) is a ValueError, and so is one that its record holds.
+
 An error before anything was written removes the folder again, so that a misspelt model leaves nothing in the way.
 
 ``load_run(DIR)`` reads a complete run.
@@ -32,7 +34,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import shlex
 import shutil
 import time
@@ -44,6 +45,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from safecircuits.files import lock, remove_partials, replacing, write_text
+from safecircuits.reading import inside
+from safecircuits.run_record import COMPLETE, FORMAT, PARTIAL, VERSION, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,8 +57,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Result")
 
-FORMAT, VERSION = "safecircuits-run", 1
-COMPLETE, PARTIAL = "run.json", "run.partial.json"
 REPORT = "report.html"
 PARTS = ("results", "tables", "figures")
 DPI = 200
@@ -131,7 +132,7 @@ class RunDirectory:
     @classmethod
     def _opened(cls, folder: Path, wanted: dict[str, Any], *, replace: bool) -> RunDirectory:
         """The run, in a folder that nobody else writes to."""
-        earlier = _earlier(folder)
+        earlier = read_record(folder)
         if earlier is None and any(folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds files that are no run of safecircuits; give --out a new folder")
         if earlier is not None and (replace or ("failed" in earlier and _differences(earlier, wanted))):
@@ -167,11 +168,11 @@ class RunDirectory:
 
     def result(self, name: str, result: Result) -> Path:
         """Save a result under ``results/name``."""
-        return self._note(result.save(self.folder / "results" / name))
+        return self._note(result.save(self._path("results", name)))
 
     def kept(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
         """The result ``name`` as the interrupted part of this run left it, or else made and saved now."""
-        folder = self.folder / "results" / name
+        folder = self._path("results", name)
         if folder.is_dir():
             self._note(folder)
             return kind.load(folder)
@@ -181,9 +182,10 @@ class RunDirectory:
 
     def table(self, name: str, frame: pd.DataFrame, *, main: bool = False) -> Path:
         """Write ``tables/name.csv``, without the frame's index; ``main`` marks the table that the run is about."""
+        path = self._path("tables", f"{name}.csv")
         if main:
             self.record["main_table"] = f"tables/{name}.csv"
-        return self._note(write_text(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=False)))
+        return self._note(write_text(path, frame.to_csv(index=False)))
 
     def figure(self, name: str, drawn: Figure | Axes) -> list[Path]:
         """Write ``figures/name.svg`` and ``figures/name.png`` (200 dpi) of a figure, or of the figure of an axis."""
@@ -196,7 +198,7 @@ class RunDirectory:
         paths = []
         with rc_context(RC):
             for kind in ("svg", "png"):
-                path = self.folder / "figures" / f"{name}.{kind}"
+                path = self._path("figures", f"{name}.{kind}")
                 with replacing(path) as partial:
                     metadata = {"Date": None} if kind == "svg" else None  # the same figure is the same file
                     figure.savefig(partial, format=kind, dpi=DPI, metadata=metadata)
@@ -205,12 +207,14 @@ class RunDirectory:
 
     def file(self, name: str) -> Path:
         """The path of any other file of the run, such as ``freeze.safetensors``; the caller writes it."""
-        return self._note(self.folder / name)
+        if name in (COMPLETE, PARTIAL):
+            raise ValueError(f"{name!r} is the run's own record; give the file another name")
+        return self._note(self._path("", name))
 
     def work(self, name: str) -> Path:
         """A path for what an interrupted run goes on from; removed when the run is complete."""
         (self.folder / "work").mkdir(parents=True, exist_ok=True)
-        return self.folder / "work" / name
+        return self._path("work", name)
 
     def say(self, text: str) -> None:
         """Add what was found, in words, line by line, to ``run.json``."""
@@ -255,6 +259,10 @@ class RunDirectory:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
+    def _path(self, part: str, name: str) -> Path:
+        """Of a file or folder of the run; a ValueError for a name that leads out of the part it belongs to."""
+        return inside(self.folder / part, name)
+
     def _note(self, path: Path) -> Path:
         if path not in self.written:
             self.written.append(path)
@@ -268,7 +276,7 @@ def load_run(folder: str | Path) -> dict[str, Any]:
         ValueError: if there is no run, or one that was interrupted (says how to go on).
     """
     folder = Path(folder)
-    record = _earlier(folder)
+    record = read_record(folder)
     if record is None:
         raise ValueError(f"{str(folder)!r} holds no run of safecircuits: there is no {COMPLETE} in it")
     if "finished" not in record:
@@ -311,32 +319,13 @@ def _cannot_write(folder: Path, error: OSError) -> ValueError:
     return ValueError(f"cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that can be written to")
 
 
-def _earlier(folder: Path) -> dict[str, Any] | None:
-    """The record of the run in ``folder``, complete or not, if there is one."""
-    for name in (COMPLETE, PARTIAL):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise KeyError(record["format"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} is not the record of a run: {error}") from error
-        if record.get("version") != VERSION:
-            raise ValueError(f"{str(path)!r} has version {record.get('version')}; this reads version {VERSION}")
-        return record
-    return None
-
-
 def _remove(folder: Path, record: Mapping[str, Any]) -> None:
     """Everything a run wrote, and nothing else; its record goes last."""
     for name in ("work", *PARTS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in [*record.get("files", []), REPORT, COMPLETE, PARTIAL]:
-        path = Path(os.path.normpath(folder / name))
-        if path.is_relative_to(os.path.normpath(folder)) and path.is_file():  # the record may be anybody's
-            path.unlink()
+    for name in [*record.get("files", []), REPORT, COMPLETE, PARTIAL]:  # names that lie inside, see run_record
+        if (folder / name).is_file():
+            (folder / name).unlink()
 
 
 def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from safecircuits.hub import HUB_SETS, known_set, read_hub
 from safecircuits.notices import notify
 from safecircuits.organism.grammar import KINDS, Kind, Split
 from safecircuits.prompts import PromptSet, as_prompt_set
+from safecircuits.reading import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,7 +274,7 @@ def _lines(path: Path) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     try:
-        data = json.loads(_read_text(path))
+        data = parse_json(_read_text(path))
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise
@@ -292,7 +293,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
     rows = []
     for line in _lines(path):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"cannot read prompts from {str(path)!r}: row {len(rows) + 1} is no JSON ({error.msg}): {line[:60]!r}"

@@ -25,6 +25,7 @@ from safecircuits.hooks.scale import ComponentSet, RowScaling
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
+from safecircuits.reading import parse_json, read_text
 from safecircuits.sites import HookedModel, require_hooked, tokenizer_of
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class Completions:
         path = Path(path)
         try:
             # Split at line feeds alone: a text may hold other line separators.
-            lines = path.read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line]
+            lines = read_text(path).split("\n")
+            rows = [parse_json(line) for line in lines if line]
             prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows))
             ended = tuple(bool(row["ended"]) for row in rows) if all("ended" in row for row in rows) else None
             return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"), ended)

@@ -9,6 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from safecircuits.reading import require_size
+
+LARGEST_CONFIG = 2**20
+"""Bytes of a configuration file that is read."""
+DEEPEST = 20
+"""Levels of a YAML file; a list of values has four."""
 _NOT_FROM_FILES = {"config", "help"}
 
 
@@ -42,21 +48,37 @@ def _parse(path: Path) -> dict[str, Any]:
     if kind not in (".yaml", ".yml", ".toml"):
         raise ValueError(f"a configuration file ends in .yaml, .yml or .toml, not {path.name!r}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = require_size(path, LARGEST_CONFIG).read_text(encoding="utf-8-sig")
         if kind == ".toml":
             return tomllib.loads(text)
-        import yaml
-
-        found = yaml.safe_load(text)
+        found = _yaml(text)
+    except RecursionError as error:
+        raise ValueError(f"cannot read {str(path)!r}: it is nested too deeply") from error
     except (OSError, ValueError) as error:  # TOML's and Unicode's errors are ValueErrors
         raise ValueError(f"cannot read {str(path)!r}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must hold option names with values, not a {type(found).__name__}")
     return found
+
+
+def _yaml(text: str) -> Any:
+    """The value of a YAML text, without aliases: a few lines of them can stand for more than any memory holds."""
+    import yaml
+
+    depth = 0
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):  # before anything is made of it
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("it has aliases (*name), which options do not need; write the values out")
+            kind = type(token).__name__
+            depth += kind.endswith("StartToken") - kind.endswith("EndToken")
+            if depth > DEEPEST:
+                raise ValueError("it is nested too deeply")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _checked(values: dict[str, Any], ctx: typer.Context, path: Path) -> dict[str, Any]:
@@ -70,8 +92,8 @@ def _checked(values: dict[str, Any], ctx: typer.Context, path: Path) -> dict[str
             options = ", ".join(sorted(n.replace("_", "-") for n in known))
             hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"its options are {options}"
             raise ValueError(f"{str(path)!r}: {ctx.command_path!r} has no option {str(key)!r}; {hint}")
-        if isinstance(value, dict):
-            raise ValueError(f"{str(path)!r}: {key!r} must be one value or a list, not a table")
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value)):
+            raise ValueError(f"{str(path)!r}: {key!r} must be one value or a list of values, not a table")
         several = bool(getattr(known[name], "multiple", False)) or known[name].nargs != 1
         if isinstance(value, list):
             value = [str(item) for item in value]

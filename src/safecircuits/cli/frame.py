@@ -153,16 +153,18 @@ class Run:
         self.show(self.directory.record)
 
     def show(self, record: dict[str, Any]) -> None:
-        """The main table as JSON, or the findings, on stdout."""
+        """The main table as JSON, or the findings, on stdout; both may be of a run that somebody else made."""
+        from safecircuits.reading import inside, printable
+
         if self.json:
             import pandas as pd
 
             table = record.get("main_table")
-            rows = "[]" if table is None else pd.read_csv(self.out / table).to_json(orient="records", indent=1)
+            rows = "[]" if table is None else pd.read_csv(inside(self.out, table)).to_json(orient="records", indent=1)
             typer.echo(rows)
         else:
             for line in record.get("findings", []):
-                typer.echo(line)
+                typer.echo(printable(line))
 
 
 def _listed(paths: list[Path]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,12 +44,11 @@ def report(
 
     Example: safecircuits report runs/gap runs/gap-base --out comparison.html
     """
-    if len(runs) == 1:
-        html, path, data, lines = _one(runs[0], out)
-    else:
-        html, path, data, lines = _several(runs, out)
     from safecircuits.files import write_text
+    from safecircuits.reading import printable
 
+    with _of_others(runs):
+        html, path, data, lines = _one(runs[0], out) if len(runs) == 1 else _several(runs, out)
     write_text(path, html)
     if json:
         from json import dumps
@@ -55,8 +56,20 @@ def report(
         typer.echo(dumps(data, indent=1, ensure_ascii=False))
     else:
         for line in lines:
-            typer.echo(line)
+            typer.echo(printable(line))
     typer.echo(f"wrote {path}", err=True)
+
+
+@contextmanager
+def _of_others(runs: list[Path]) -> Iterator[None]:
+    """One line, too, for files of a run that are readable one by one and are not what safecircuits writes together."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, AssertionError, RecursionError, ArithmeticError) as error:
+        raise ValueError(
+            f"{' or '.join(repr(str(run)) for run in runs)} holds something else than safecircuits writes into a run: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:

@@ -22,6 +22,7 @@ from safecircuits.demo.stations import run_stations
 from safecircuits.files import write_text
 from safecircuits.fingerprint import fingerprint_checkpoint
 from safecircuits.provenance import provenance
+from safecircuits.reading import inside, read_json
 from safecircuits.rundir import AlreadyComplete, RunDirectory
 
 RESULTS = "results.json"
@@ -43,7 +44,7 @@ def run_demo(out: str | Path, settings: DemoSettings | None = None) -> Results:
     try:
         run = RunDirectory.open(out, "demo", asdict(settings), inputs=demo_inputs(settings))
     except AlreadyComplete:
-        results: Results = json.loads((Path(out) / RESULTS).read_text(encoding="utf-8"))
+        results: Results = read_json(inside(out, RESULTS))
         return results
     with run:
         return demo_into(run, settings)
@@ -90,7 +91,7 @@ def saved_page(folder: Path, record: Mapping[str, Any]) -> str:  # noqa: ARG001 
     """The report of a complete run, from its saved results."""
     from safecircuits.report.html import render
 
-    return render(json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+    return render(read_json(inside(folder, RESULTS)))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from safecircuits.files import write_text
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, render
+from safecircuits.reading import parse_json
 from safecircuits.sites import HookedModel, LayerRange, ModelShape, require_hooked
 
 FORMAT, VERSION = "safecircuits-sweep", 1
@@ -216,7 +217,7 @@ class RefusalCounter:
         # Split at line feeds alone: a completion may hold other line separators.
         complete = path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")
         try:
-            header, *rows = [json.loads(line) for line in complete]
+            header, *rows = [parse_json(line) for line in complete]
             points = [
                 (row["layers"] and LayerRange(*row["layers"]), row["alpha"], tuple(row["completions"])) for row in rows
             ]

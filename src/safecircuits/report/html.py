@@ -1,4 +1,8 @@
-"""One HTML file that holds everything: words, figures, tables and style, and asks the network for nothing."""
+"""One HTML file that holds everything: words, figures, tables and style, and asks the network for nothing.
+
+What it shows may come from anybody: strings are escaped, figures sanitised (see svg.py), and a content security policy
+in its head lets a browser run no script and fetch nothing, whatever should get past both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from markupsafe import Markup
 
 from safecircuits.files import write_text
 from safecircuits.report.data import Record
-from safecircuits.report.figures import single_figures
+from safecircuits.report.figures import single_figures, slugs
 from safecircuits.report.sections import Exhibit, Section, sections
 from safecircuits.report.style import styled
 from safecircuits.report.svg import inline_saved, inline_svg
@@ -80,10 +84,11 @@ def page(
         conclusions: what shows and what does not: ``effect``, ``paper``, ``shows`` (yes, no, unclear) and ``text``.
         provenance: how the numbers were made; entries that are mappings become tables.
     """
+    ids = slugs(drawn)
     plates = [
         (
             section,
-            [Plate(e, _inline(drawn[e.figure], e) if e.figure else None) for e in section.exhibits],
+            [Plate(e, _inline(drawn[e.figure], ids[e.figure], e) if e.figure else None) for e in section.exhibits],
         )
         for section in parts
     ]
@@ -100,6 +105,6 @@ def page(
     )
 
 
-def _inline(drawing: Figure | str, exhibit: Exhibit) -> Markup:
-    name, label = str(exhibit.figure), f"{exhibit.label}. {exhibit.caption}"
+def _inline(drawing: Figure | str, name: str, exhibit: Exhibit) -> Markup:
+    label = f"{exhibit.label}. {exhibit.caption}"
     return inline_saved(drawing, name, label) if isinstance(drawing, str) else inline_svg(drawing, name, label)

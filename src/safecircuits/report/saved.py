@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.reading import inside, read_json, read_text, require_size
 from safecircuits.report.tables import Table
 from safecircuits.report.text import plain
 from safecircuits.results import Result
@@ -15,6 +15,9 @@ from safecircuits.rundir import load_run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LARGEST_FIGURE = 2**25
+"""Bytes of a figure that a page takes in."""
 
 ROWS = 200
 """Rows of a table that a page shows; longer ones say where the rest is."""
@@ -50,29 +53,37 @@ class SavedRun:
         main = str(self.record.get("main_table") or "")
         paths = sorted((self.folder / "tables").glob("*.csv"), key=lambda path: (not main.endswith(path.name), path))
         found = {}
-        for path in paths:
+        for path in map(self._own, paths):
             try:
-                found[path.stem] = pd.read_csv(path)
+                found[path.stem] = pd.read_csv(require_size(path))
             except pd.errors.EmptyDataError:
                 continue  # a table without columns has nothing to show
+            except (pd.errors.ParserError, UnicodeDecodeError) as error:
+                raise ValueError(f"{str(path)!r} is not a readable table: {' '.join(str(error).split())}") from error
         return found
 
     def drawings(self) -> dict[str, str]:
         """The text of every SVG figure by name."""
         paths = sorted((self.folder / "figures").glob("*.svg"))
-        return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+        return {path.stem: read_text(self._own(path), LARGEST_FIGURE) for path in paths}
 
     def result(self, name: str) -> Result:
         """A result by name; a ValueError if it is of another version."""
-        return Result.load(self.folder / "results" / name)
+        return Result.load(inside(self.folder / "results", name))
 
     def kinds(self) -> dict[str, str]:
         """Class names of the results, by name."""
         found = {}
         for path in sorted((self.folder / "results").glob("*/result.json")):
-            document = json.loads(path.read_text(encoding="utf-8"))
-            found[path.parent.name] = str(document["result"]["$class"]).rpartition(":")[2]
+            try:
+                found[path.parent.name] = str(read_json(self._own(path))["result"]["$class"])
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{str(path)!r} is not the record of a result") from error
         return found
+
+    def _own(self, path: Path) -> Path:
+        """A file of the run; a ValueError if it is a link to one that is not, as a folder from elsewhere may hold."""
+        return inside(self.folder, path.relative_to(self.folder).as_posix())
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[SavedRun]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from safecircuits.reading import inside
 from safecircuits.results import Result
 
 R = TypeVar("R", bound=Result)
@@ -19,7 +20,7 @@ class Kept:
 
     def must(self, name: str, kind: type[R]) -> R:
         """A part that every study has; a ValueError if it is missing."""
-        return kind.load(self.folder / name)
+        return kind.load(inside(self.folder, name))
 
     def maybe(self, name: str, kind: type[R]) -> R | None:
         """A part that a study may leave out."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.files import plain, write_text
+from safecircuits.reading import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,7 @@ class FinetuneRun:
             ValueError: if the folder holds no such record, or one of another version.
         """
         try:
-            record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+            record = read_json(Path(folder) / "run.json")
             record["losses"], record["evaluations"] = tuple(record["losses"]), tuple(record["evaluations"])
             return cls(**record)
         except (OSError, ValueError, KeyError, TypeError) as error:

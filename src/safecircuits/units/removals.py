@@ -15,6 +15,7 @@ from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.files import write_text
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
 from safecircuits.prompts import PromptSet
+from safecircuits.reading import parse_json
 from safecircuits.sites import SITES, HookedModel, ModelShape, output_weight
 
 FORMAT, VERSION = "safecircuits-removals", 1
@@ -89,7 +90,7 @@ class Removals:
         # A run that was killed while writing leaves an unfinished last line, which counts as not written.
         complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         try:
-            header, *rows = [json.loads(line) for line in complete]
+            header, *rows = [parse_json(line) for line in complete]
             found = {row["units"]: _behavior(row) for row in rows}
             mine = self._header()
             differs = [key for key, value in mine.items() if key != "weights" and header.get(key) != value]
