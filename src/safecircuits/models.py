@@ -16,7 +16,7 @@ from safecircuits.copies import let_copies_be_apart
 from safecircuits.dtypes import torch_dtype
 from safecircuits.faithful import require_faithful
 from safecircuits.fused import fuse_again
-from safecircuits.loading import DeviceMap, require_unquantised, require_weights
+from safecircuits.loading import DeviceMap, forget_packing, require_unquantised, require_weights
 from safecircuits.loading import load_checkpoint as load_checkpoint
 from safecircuits.notices import notify
 from safecircuits.sites import HookedModel, is_bridge, require_unprocessed, resid_post
@@ -39,8 +39,9 @@ def load_model(
 
     Args:
         source: an embedded model's name (``safecircuits.organism.STAGES``, or ``organism:STAGE``), a local Hugging Face
-            folder, a hub id, a Hugging Face model object (which stays as it is and shares its parameters with the
-            result), or a ready ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.
+            folder, a GGUF file or a folder that holds one (its weights are unpacked; extra ``gguf``), a hub id, a
+            Hugging Face model object (which stays as it is and shares its parameters with the result), or a ready
+            ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.
         backend: ``"bridge"`` for a TransformerBridge; ``"hooked"`` for a HookedTransformer (transformer-lens 3.x). A
             ready model keeps its own.
         tokenizer: required with a Hugging Face model object; otherwise replaces the checkpoint's own.
@@ -217,6 +218,7 @@ def bridge_of(hf_model: nn.Module) -> Any:
     # memory and leaves the caller's object as it was.
     shared: dict[int, Any] = {id(t): t for t in (*hf_model.parameters(), *hf_model.buffers())}
     wrapped: Any = copy.deepcopy(hf_model, shared)
+    forget_packing(wrapped)
     _restore_forward(wrapped)
     architecture = type(wrapped).__name__
     wrapped.config.architectures = [architecture]
@@ -303,6 +305,7 @@ def _hooked(hf_model: nn.Module) -> Any:
 
     model = build_hooked_transformer(hf_model)
     kept = _Source(copy.deepcopy(hf_model.config), copy.deepcopy(getattr(hf_model, "generation_config", None)))
+    kept.config.__dict__.pop("quantization_config", None)  # the weights are plain numbers by now
     setattr(model, _SOURCE, kept)
     return model
 
