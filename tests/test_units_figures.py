@@ -53,6 +53,6 @@ def test_score_map_counts_the_highest_by_layer() -> None:
     moments: Any = {site: Moments(9, v, v) for site, v in values.items()}
     shape = ModelShape("LlamaForCausalLM", 2, 8, 3, 1, 1)
     scores = UnitScores(values, moments, values, "wifv", "response", shape, {})
-    ax = plot_score_map(scores, 4, ax=axis())
+    ax = plot_score_map(scores.record(4), ax=axis())
     assert [list(line.get_ydata()) for line in ax.lines] == [[2, 1], [0, 1]]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["MLP", "heads"]

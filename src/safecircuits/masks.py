@@ -213,6 +213,10 @@ class FreezeMask:
             lines.append(f"share of parameters: {100 * mask.share_of_parameters(model):.2f} %")
         return "\n".join(lines)
 
+    def record(self) -> dict[str, list[float]]:
+        """The frozen share of each layer's units, by site."""
+        return {site: self._at(site).float().mean(1).tolist() for site in SITES}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """The frozen share of each layer's MLP neurons and attention heads; a mask of layers alone shows its layers."""
         from safecircuits.report.mask_figure import plot_mask

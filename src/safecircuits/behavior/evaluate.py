@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from jaxtyping import Bool
@@ -71,9 +71,15 @@ class Behavior(Result):
             rows.append({"what": name, "rate": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n})
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """Rates by name, each with its ``<name>_interval``."""
+        shares = self.shares
+        named: dict[str, Any] = {name: share.rate for name, share in shares.items()}
+        return named | {f"{name}_interval": list(share.interval) for name, share in shares.items()}
+
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Each rate with its 95 % interval; ``report.figures.plot_behavior`` puts several models into one figure."""
-        from safecircuits.report.figures import plot_behavior
+        """Each rate with its 95 % interval; ``rate_figures.plot_behavior`` puts several models into one figure."""
+        from safecircuits.report.rate_figures import plot_behavior
 
         return plot_behavior(self, ax=ax)
 

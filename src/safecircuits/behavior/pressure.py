@@ -131,11 +131,26 @@ class Pressure(Result):
             rows.append({**condition, **rates, "change": change, "change_low": low, "change_high": high})
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """Refusal rates with intervals, by system prompt: ``refusal`` by prefilled tokens, and of ``any_suffix``."""
+        asked = [(a.condition, a.refused) for a in self.attempts]
+        systems = list(dict.fromkeys(condition.system for condition, _ in asked))
+        return {
+            "refusal": [
+                {"system": condition.system, "prefilled": condition.prefilled, **_rate(refused)}
+                for condition, refused in asked
+                if condition.suffix is None
+            ],
+            "any_suffix": [
+                {"system": system, **_rate(self.any_suffix(system=system))} for system in systems if self.suffixes
+            ],
+        }
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Refusal rate against the number of prefilled tokens; suffixes beside it."""
         from safecircuits.report.pressure_figure import plot_pressure
 
-        return plot_pressure({"": self}, ax=ax)
+        return plot_pressure(self, ax=ax)
 
     def __str__(self) -> str:
         return "\n".join(f"{attempt.condition}: attack success {attempt.success}" for attempt in self.attempts)
@@ -149,6 +164,11 @@ class Pressure(Result):
             for system in dict.fromkeys(a.condition.system for a in self.attempts):
                 worst = {"system": system, "prefilled": 0, "suffix": "any"}
                 yield worst, self.any_suffix(system=system), float("nan")
+
+
+def _rate(refused: Bool[Tensor, " prompt"]) -> dict[str, Any]:
+    share = Share.of(refused)
+    return {"rate": share.rate, "interval": list(share.interval)}
 
 
 def _row(condition: dict[str, Any], refusals: Bool[Tensor, " prompt"], broken: float) -> dict[str, Any]:

@@ -165,6 +165,13 @@ class DirectionProbe(Result):
                 rows.append(row)
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """Distances by side (suffix, layer and step), and the ``gap`` with its interval by layer for each step."""
+        sides = {side: self.per_suffix(side).numpy() for side in get_args(Side)}
+        gaps = [self.gap(step) for step in self.steps]
+        columns = [{name: getattr(gap, name).numpy() for name in ("mean", "low", "high")} for gap in gaps]
+        return {"steps": self.steps, **sides, "gap": columns}
+
     def plot(self, ax: Axes | None = None, *, layer: int = -1) -> Axes:
         """Distances against generated tokens, at one block."""
         from safecircuits.report.direction_figures import plot_by_token

@@ -67,6 +67,11 @@ class AttentionMap(Result):
         ]
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """``values`` by layer and token as the figure shows them, ``tokens``, ``prompt`` and ``normalize``."""
+        shown = {"values": self.normalised.numpy(), "tokens": self.tokens}
+        return {**shown, "prompt": self.prompt, "normalize": self.normalize}
+
     def plot(self, ax: Axes | None = None, safety_layers: LayerRange | Sequence[int] | None = None) -> Axes:
         """The heat map, with dashed lines at the bounds of ``safety_layers`` (0-indexed, inclusive)."""
         from safecircuits.report.attention_figure import plot_attention

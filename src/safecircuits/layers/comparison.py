@@ -46,6 +46,11 @@ class GapDifference:
         """Layers where the band does not contain zero."""
         return tuple(((self.low > 0) | (self.high < 0)).nonzero().flatten().tolist())
 
+    def record(self) -> dict[str, Any]:
+        """``mean``, ``low`` and ``high`` by layer, degrees, and ``layers_apart``."""
+        curves = {name: getattr(self, name).tolist() for name in ("mean", "low", "high")}
+        return {**curves, "layers_apart": list(self.layers_apart)}
+
 
 @dataclass(frozen=True)
 class GapComparison(Result):
@@ -83,6 +88,17 @@ class GapComparison(Result):
                 frame[label] = float("nan") if difference is None else getattr(difference, column).tolist()
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
+
+    def record(self) -> dict[str, Any]:
+        """By model: ``gaps``, ``intervals``, ``onsets``, and ``differences`` to the ``reference``; and the ``rule``."""
+        return {
+            "reference": self.reference,
+            "gaps": {name: gap.record() for name, gap in self.gaps.items()},
+            "intervals": {name: interval.record() for name, interval in self.intervals.items()},
+            "differences": {name: difference.record() for name, difference in self.differences.items()},
+            "onsets": {name: list(onset.layers) if onset else None for name, onset in self.onsets.items()},
+            "rule": str(self.rule),
+        }
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The gap curves with their intervals, and the onset of each."""

@@ -107,6 +107,12 @@ class DecisionLayers(Result):
         inside = [self.layers is not None and layer in self.layers for layer in range(len(self.share))]
         return pd.DataFrame({"layer": range(len(self.share)), **columns, "decides": inside})
 
+    def record(self) -> dict[str, Any]:
+        """``share``, ``low`` and ``high`` by layer, the rule's ``thresholds``, and the ``layers`` or None."""
+        curves = {name: getattr(self, name).tolist() for name in ("share", "low", "high")}
+        layers = None if self.layers is None else list(self.layers)
+        return {**curves, "thresholds": [self.rule.appear, self.rule.complete], "layers": layers}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """The share by layer with its interval, the rule's thresholds, and the layers that decide."""
         from safecircuits.report.decision_figure import plot_decision

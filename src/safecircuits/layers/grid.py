@@ -86,6 +86,16 @@ class ScalingGrid(Result):
         frame.index.name, frame.columns.name = "first", "last"
         return frame.where(frame >= 0)
 
+    def record(self) -> dict[str, Any]:
+        """``counts`` by first and last layer, ``baseline_refused`` of ``n_prompts``, ``best`` and ``rivals``."""
+        return {
+            "counts": self.counts.numpy(),
+            "baseline_refused": self.baseline.count,
+            "n_prompts": len(self.baseline.refused),
+            "best": list(self.best.layers or ()),
+            "rivals": [list(point.layers or ()) for point in self.rivals],
+        }
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """A heat map of refusals against the unscaled model's; a large mark at the extreme, small ones at rivals."""
         from safecircuits.report.grid_figure import plot_grid

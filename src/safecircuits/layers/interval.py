@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,10 @@ class GapInterval(Result):
         """How often each range is the onset, most frequent first."""
         counts = Counter(self.onsets).most_common()
         return {layers: count / len(self.onsets) for layers, count in counts}
+
+    def record(self) -> dict[str, Any]:
+        """``low`` and ``high`` by layer, degrees."""
+        return {"low": self.low.tolist(), "high": self.high.tolist()}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer."""

@@ -141,9 +141,25 @@ class Localization(Result):
                 )
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """The counts of both sweeps with what they are held against, as in ``results.json``."""
+        rows = self.to_frame().to_dict("records")
+        return {
+            "alpha": self.alpha,
+            "direction": self.direction,
+            "baseline_refused": self.baseline.count,
+            "n_prompts": len(self.baseline.refused),
+            "layers": list(self.layers),
+            "upper": [row for row in rows if row["bound"] == "upper"],
+            "lower": [row for row in rows if row["bound"] == "lower"],
+            "within_noise": self.within_noise,
+            "verdict": self.verdict,
+            "alpha_found": self.alpha_found,
+        }
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Both sweeps: refusals against the moving bound."""
-        from safecircuits.report.figures import plot_sweeps
+        from safecircuits.report.layer_figures import plot_sweeps
 
         return plot_sweeps(self, ax=ax)
 

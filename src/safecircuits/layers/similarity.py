@@ -103,9 +103,19 @@ class LayerGap(Result):
             columns[f"{name}_angle_deg"] = curve.angle_deg.tolist()
         return pd.DataFrame(columns)
 
+    def record(self) -> dict[str, Any]:
+        """``gap_deg``, ``nn_mean``, ``nn_std`` … by layer, and the ``onset`` as (first, last) or None."""
+        onset = self.onset()
+        curves = {
+            f"{kind}_{what}": getattr(getattr(self, kind), what).tolist()
+            for kind in ("nn", "mm", "nm")
+            for what in ("mean", "std")
+        }
+        return {"gap_deg": self.gap_deg.tolist(), "onset": list(onset.layers) if onset else None, **curves}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """The angle-gap curve with the onset range shaded."""
-        from safecircuits.report.figures import plot_gap
+        from safecircuits.report.layer_figures import plot_gap
 
         return plot_gap({"gap": self}, ax=ax)
 

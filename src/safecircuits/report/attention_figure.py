@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from safecircuits.report.data import Block, bounds
+from safecircuits.report.data import Block, Record, Recorded, bounds, record_of
 from safecircuits.report.style import INK, axes_or_new, styled
 from safecircuits.sites import LayerRange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.layers.attention import AttentionMap
-
 
 @styled
-def plot_attention(attention: AttentionMap, *, safety_layers: Block | None = None, ax: Axes | None = None) -> Axes:
+def plot_attention(attention: Recorded | Record, *, safety_layers: Block | None = None, ax: Axes | None = None) -> Axes:
     """Rows are layers, the first on top; columns are the question's tokens; darker red is more attention.
 
     Args:
@@ -29,14 +28,15 @@ def plot_attention(attention: AttentionMap, *, safety_layers: Block | None = Non
     Raises:
         ValueError: if the block lies outside the model.
     """
-    values = attention.normalised
+    record = record_of(attention)
+    values = np.asarray(record["values"])
     n_layers, n_tokens = values.shape
     block = bounds(safety_layers)
     first, last = LayerRange.of(block, n_layers) if block else (0, -1)
     ax = axes_or_new(ax, size=(1.9 + 0.36 * n_tokens, 1.5 + 0.13 * n_layers))
-    relative = attention.normalize == "minmax"
-    image = ax.imshow(values.numpy(), cmap="Reds", aspect="auto", vmin=0.0, vmax=1.0 if relative else None)
-    labels = [token.replace("\n", "\\n") for token in attention.tokens]
+    relative = record["normalize"] == "minmax"
+    image = ax.imshow(values, cmap="Reds", aspect="auto", vmin=0.0, vmax=1.0 if relative else None)
+    labels = [token.replace("\n", "\\n") for token in record["tokens"]]
     ax.set_xticks(range(n_tokens), labels, rotation=45, ha="right", rotation_mode="anchor")
     ax.yaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     ax.tick_params(length=0)
@@ -54,7 +54,7 @@ def plot_attention(attention: AttentionMap, *, safety_layers: Block | None = Non
 
 
 @styled
-def attention_panels(maps: Sequence[AttentionMap], *, safety_layers: Block | None = None) -> Figure:
+def attention_panels(maps: Sequence[Recorded | Record], *, safety_layers: Block | None = None) -> Figure:
     """Heat maps of several prompts side by side, a harmful and a harmless one as in the paper, each under its prompt.
 
     Raises:
@@ -62,10 +62,11 @@ def attention_panels(maps: Sequence[AttentionMap], *, safety_layers: Block | Non
     """
     if not maps:
         raise ValueError("no attention maps to plot")
-    widths = [1.9 + 0.36 * len(found.tokens) for found in maps]
-    height = 1.7 + 0.13 * max(len(found.layers) for found in maps)
+    records = [record_of(found) for found in maps]
+    widths = [1.9 + 0.36 * len(found["tokens"]) for found in records]
+    height = 1.7 + 0.13 * max(len(found["values"]) for found in records)
     figure = Figure(figsize=(sum(widths), height))
-    for ax, found in zip(figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0], maps, strict=True):
+    for ax, found in zip(figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0], records, strict=True):
         plot_attention(found, safety_layers=safety_layers, ax=ax)
-        ax.set_title(found.prompt, loc="left", wrap=True)
+        ax.set_title(found["prompt"], loc="left", wrap=True)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safecircuits.report.data import Block, bounds
+from safecircuits.report.data import Block, Record, Recorded, bounds, record_of
 from safecircuits.report.style import (
     BLUE,
     INK,
@@ -22,28 +22,27 @@ from safecircuits.report.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.layers.decision import DecisionLayers
-
 
 @styled
-def plot_decision(decision: DecisionLayers, *, planted: Block | None = None, ax: Axes | None = None) -> Axes:
+def plot_decision(decision: Recorded | Record, *, planted: Block | None = None, ax: Axes | None = None) -> Axes:
     """The share by layer with its 95 % interval; dotted lines are the rule's two thresholds.
 
     Args:
         planted: the block where refusals are by construction, if that is known.
     """
     ax = axes_or_new(ax)
-    layers = range(len(decision.share))
-    ax.fill_between(layers, decision.low.tolist(), decision.high.tolist(), color=BLUE, alpha=0.18, linewidth=0)
-    ax.plot(layers, decision.share.tolist(), "o-", color=BLUE, markeredgecolor=PAPER)
-    for threshold in (decision.rule.appear, decision.rule.complete):
+    record = record_of(decision)
+    layers = range(len(record["share"]))
+    ax.fill_between(layers, record["low"], record["high"], color=BLUE, alpha=0.18, linewidth=0)
+    ax.plot(layers, record["share"], "o-", color=BLUE, markeredgecolor=PAPER)
+    for threshold in record["thresholds"]:
         ax.axhline(threshold, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
     percent_axis(ax, "y", "decision carried by a swap (%)")
-    layer_axis(ax, len(decision.share))
+    layer_axis(ax, len(layers))
     marks = []
     if known := bounds(planted):
         marks.append(RangeMark("planted", *known, INK, known=True))
-    if found := bounds(decision.layers):
+    if found := bounds(record["layers"]):
         marks.append(RangeMark("decides", *found, ORANGE))
     mark_ranges(ax, marks)
     return ax

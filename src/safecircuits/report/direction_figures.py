@@ -5,19 +5,19 @@ Colour is the model; a solid line is the distance to the benign variant, a dashe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from safecircuits.report.data import Record, Recorded, records_of
 from safecircuits.report.layer_figures import model_colors
 from safecircuits.report.style import INK, MUTED, PAPER, axes_or_new, layer_axis, legend_above, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from safecircuits.direction.probe import DirectionProbe
 
 _SIDES: dict[Any, dict[str, Any]] = {
     "benign": {"linestyle": "-", "marker": "o"},
@@ -26,67 +26,65 @@ _SIDES: dict[Any, dict[str, Any]] = {
 
 
 @styled
-def plot_by_token(probes: Mapping[str, DirectionProbe], *, layer: int = -1, ax: Axes | None = None) -> Axes:
+def plot_by_token(probes: Mapping[str, Recorded | Record], *, layer: int = -1, ax: Axes | None = None) -> Axes:
     """Distance after so many generated tokens at one block; bands span the suffixes of a side."""
-    ax = axes_or_new(ax)
-    steps = sorted({step for probe in probes.values() for step in probe.steps})
-    for name, probe in probes.items():
-        _lines(ax, probe, name, probes, list(probe.steps), lambda values: values[:, layer])
+    ax, records = axes_or_new(ax), records_of(probes)
+    steps = sorted({step for probe in records.values() for step in probe["steps"]})
+    for name, probe in records.items():
+        _lines(ax, probe, name, records, list(probe["steps"]), lambda values: values[:, layer])
     ax.set_xticks(steps)
-    deepest = next(iter(probes.values())).n_layers
-    block = (
-        f"block {layer % deepest}" if len({p.n_layers for p in probes.values()}) == 1 or layer >= 0 else "last block"
-    )
+    depths = [_depth(probe) for probe in records.values()]
+    block = f"block {layer % depths[0]}" if len(set(depths)) == 1 or layer >= 0 else "last block"
     ax.set(xlabel="generated tokens", ylabel=f"cosine distance, {block}")
     ax.grid(True, axis="y")
     ax.set_ylim(bottom=0)
-    _legend(ax, probes)
+    _legend(ax, records)
     return ax
 
 
 @styled
-def plot_by_block(probes: Mapping[str, DirectionProbe], *, step: int | None = None, ax: Axes | None = None) -> Axes:
+def plot_by_block(probes: Mapping[str, Recorded | Record], *, step: int | None = None, ax: Axes | None = None) -> Axes:
     """Distance after each block at one step (the last unless given)."""
-    ax = axes_or_new(ax)
-    for name, probe in probes.items():
-        at = probe.steps.index(step) if step in probe.steps else len(probe.steps) - 1
-        _lines(ax, probe, name, probes, list(range(probe.n_layers)), lambda values, at=at: values[:, :, at])
-    layer_axis(ax, max(probe.n_layers for probe in probes.values()))
-    ax.set(xlabel="block", ylabel=f"cosine distance, {_after(probes, step)}")
+    ax, records = axes_or_new(ax), records_of(probes)
+    for name, probe in records.items():
+        at = probe["steps"].index(step) if step in probe["steps"] else -1
+        _lines(ax, probe, name, records, list(range(_depth(probe))), _at_step(at))
+    layer_axis(ax, max(map(_depth, records.values())))
+    ax.set(xlabel="block", ylabel=f"cosine distance, {_after(records, step)}")
     ax.set_ylim(bottom=0)
-    _legend(ax, probes)
+    _legend(ax, records)
     return ax
 
 
 @styled
 def plot_direction_gap(
-    probes: Mapping[str, DirectionProbe], *, step: int | None = None, absolute: bool = False, ax: Axes | None = None
+    probes: Mapping[str, Recorded | Record], *, step: int | None = None, absolute: bool = False, ax: Axes | None = None
 ) -> Axes:
     """d_malicious − d_benign after each block with 95 % intervals; above zero the model leans to refusing.
 
     Args:
         absolute: without the sign, as the paper draws it; then without intervals.
     """
-    ax = axes_or_new(ax)
-    colors = _colors(probes)
-    for name, probe in probes.items():
-        gap = probe.gap(step)
-        layers = range(probe.n_layers)
+    ax, records = axes_or_new(ax), records_of(probes)
+    colors = model_colors(records)
+    for name, probe in records.items():
+        gap = probe["gap"][_slot(probe, step)]
+        layers = range(_depth(probe))
         if not absolute:
-            ax.fill_between(layers, gap.low.tolist(), gap.high.tolist(), color=colors[name], alpha=0.18, linewidth=0)
-        values = gap.mean.abs() if absolute else gap.mean
-        ax.plot(layers, values.tolist(), "o-", color=colors[name], label=name, markeredgecolor=PAPER)
-    layer_axis(ax, max(probe.n_layers for probe in probes.values()))
+            ax.fill_between(layers, gap["low"], gap["high"], color=colors[name], alpha=0.18, linewidth=0)
+        values = np.abs(gap["mean"]) if absolute else gap["mean"]
+        ax.plot(layers, values, "o-", color=colors[name], label=name, markeredgecolor=PAPER)
+    layer_axis(ax, max(map(_depth, records.values())))
     ax.axhline(0, color=MUTED, linewidth=0.7, zorder=1)
     what = "|d_malicious − d_benign|" if absolute else "d_malicious − d_benign"
-    ax.set(xlabel="block", ylabel=f"{what}, {_after(probes, step)}")
-    if len(probes) > 1:
+    ax.set(xlabel="block", ylabel=f"{what}, {_after(records, step)}")
+    if len(records) > 1:
         legend_above(ax, 3)
     return ax
 
 
 @styled
-def direction_figure(probes: Mapping[str, DirectionProbe], *, layer: int = -1, step: int | None = None) -> Figure:
+def direction_figure(probes: Mapping[str, Recorded | Record], *, layer: int = -1, step: int | None = None) -> Figure:
     """The three views side by side."""
     figure = Figure(figsize=(11.4, 3.2))
     left, middle, right = figure.subplots(1, 3)
@@ -97,19 +95,23 @@ def direction_figure(probes: Mapping[str, DirectionProbe], *, layer: int = -1, s
 
 
 def _lines(
-    ax: Axes, probe: DirectionProbe, name: str, probes: Mapping[str, DirectionProbe], x: list[int], pick: Any
+    ax: Axes, probe: Record, name: str, probes: Mapping[str, Record], x: list[int], pick: Callable[[Any], Any]
 ) -> None:
-    color = _colors(probes)[name]
+    color = model_colors(probes)[name]
     for side, look in _SIDES.items():
-        values = pick(probe.per_suffix(side))  # suffix x
+        values = pick(np.asarray(probe[side]))  # suffix x
         if len(values) > 1:
-            low, high = values.min(0).values.tolist(), values.max(0).values.tolist()
+            low, high = values.min(0), values.max(0)
             ax.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
-        ax.plot(x, values.mean(0).tolist(), color=color, markeredgecolor=PAPER if side == "benign" else color, **look)
+        ax.plot(x, values.mean(0), color=color, markeredgecolor=PAPER if side == "benign" else color, **look)
 
 
-def _legend(ax: Axes, probes: Mapping[str, DirectionProbe]) -> None:
-    colors = _colors(probes)
+def _at_step(at: int) -> Callable[[Any], Any]:
+    return lambda values: values[:, :, at]
+
+
+def _legend(ax: Axes, probes: Mapping[str, Record]) -> None:
+    colors = model_colors(probes)
     named = [name for name in probes if name]
     handles = [Line2D([], [], color=colors[name], linewidth=3, label=name) for name in named]
     handles += [
@@ -118,9 +120,19 @@ def _legend(ax: Axes, probes: Mapping[str, DirectionProbe]) -> None:
     legend_above(ax, max(2, len(named)) if len(named) > 2 else 4, handles=handles)
 
 
-def _colors(probes: Mapping[str, DirectionProbe]) -> dict[str, str]:
-    return model_colors(probes)
+def _depth(probe: Record) -> int:
+    return len(probe["benign"][0])
 
 
-def _after(probes: Mapping[str, DirectionProbe], step: int | None) -> str:
-    return f"{step or next(iter(probes.values())).steps[-1]} tokens"
+def _slot(probe: Record, step: int | None) -> int:
+    """Where a number of generated tokens stands among those that were measured; the last unless given."""
+    if step is None:
+        return len(probe["steps"]) - 1
+    if step not in probe["steps"]:
+        measured = ", ".join(map(str, probe["steps"]))
+        raise ValueError(f"nothing was measured after {step} tokens; there are {measured}")
+    return int(probe["steps"].index(step))
+
+
+def _after(probes: Mapping[str, Record], step: int | None) -> str:
+    return f"{step or next(iter(probes.values()))['steps'][-1]} tokens"

@@ -7,29 +7,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from safecircuits.report.data import Record, Recorded, record_of
 from safecircuits.report.style import INK, PAPER, axes_or_new, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.layers.grid import ScalingGrid
-
 
 @styled
-def plot_grid(grid: ScalingGrid, *, ax: Axes | None = None) -> Axes:
+def plot_grid(grid: Recorded | Record, *, ax: Axes | None = None) -> Axes:
     """Refusals against the unscaled model's, by first (row) and last (column) layer of the scaled block.
 
     Brown is more refusals than unscaled, purple fewer. The large mark is the extreme, the small ones are the blocks
     that are within noise of it.
     """
-    counts = grid.counts.numpy()
-    change = np.where(counts >= 0, counts - grid.baseline.count, np.nan)
+    record = record_of(grid)
+    counts, unscaled = np.asarray(record["counts"]), record["baseline_refused"]
+    change = np.where(counts >= 0, counts - unscaled, np.nan)
     ax = axes_or_new(ax, size=(3.6, 3.0))
     largest = max(float(np.nanmax(np.abs(change))), 1.0)
     image = ax.imshow(change, cmap="PuOr_r", vmin=-largest, vmax=largest, origin="upper")
-    for block, size in ((grid.best, 7.5), *((rival, 3.0) for rival in grid.rivals)):
-        assert block.layers is not None
-        ax.plot(block.layers.last, block.layers.first, "o", color=INK, markersize=size, markerfacecolor=PAPER)
+    for (first, last), size in ((record["best"], 7.5), *((rival, 3.0) for rival in record["rivals"])):
+        ax.plot(last, first, "o", color=INK, markersize=size, markerfacecolor=PAPER)
     ax.set(xlabel="last layer of the block", ylabel="first layer of the block")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=12, integer=True))
@@ -38,5 +37,5 @@ def plot_grid(grid: ScalingGrid, *, ax: Axes | None = None) -> Axes:
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
-    bar.set_label(f"refused, minus {grid.baseline.count} unscaled (of {len(grid.baseline.refused)})")
+    bar.set_label(f"refused, minus {unscaled} unscaled (of {record['n_prompts']})")
     return ax

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.ticker import MaxNLocator
 
-from safecircuits.report.data import Block, Record, bounds, gap_degrees, number, pair_statistics, sweeps
+from safecircuits.report.data import (
+    Block,
+    Record,
+    Recorded,
+    bounds,
+    gap_degrees,
+    number,
+    pair_statistics,
+    record_of,
+)
 from safecircuits.report.style import (
     BLUE,
     GREEN,
@@ -33,10 +42,6 @@ from safecircuits.report.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.layers.interval import GapInterval
-    from safecircuits.layers.localization import Localization
-    from safecircuits.layers.similarity import LayerGap
-
 # As localization does: beyond this share of degenerate completions a model is broken, not more careful.
 MAX_DEGENERATE = 0.10
 
@@ -46,10 +51,10 @@ _MARKERS = "osD^vPX"
 
 @styled
 def plot_gap(
-    gaps: LayerGap | Mapping[str, LayerGap | Record | Sequence[float]],
+    gaps: Recorded | Mapping[str, Recorded | Record | Sequence[float]],
     *,
     onset: Mapping[str, Block | None] | Block | Literal["auto"] | None = "auto",
-    intervals: Mapping[str, GapInterval] | None = None,
+    intervals: Mapping[str, Recorded | Record] | None = None,
     planted: Block | None = None,
     localized: Block | None = None,
     ax: Axes | None = None,
@@ -57,11 +62,11 @@ def plot_gap(
     """The angle gap (mean N–M angle minus mean N–N angle, degrees) by layer, one line a model.
 
     Args:
-        gaps: one ``LayerGap``, or by name ``LayerGap`` objects, records with ``gap_deg``, or plain sequences with one
-            value a layer.
-        onset: blocks to mark, by the name of their curve, or one block for all; ``"auto"`` asks each ``LayerGap``
-            (or the record's own ``onset``); None marks nothing.
-        intervals: by the name of their curve, drawn as bands.
+        gaps: one ``LayerGap``, or by name such results, records with ``gap_deg``, or plain sequences with one value a
+            layer.
+        onset: blocks to mark, by the name of their curve, or one block for all; ``"auto"`` takes the ``onset`` of each
+            record; None marks nothing.
+        intervals: ``low`` and ``high`` of each layer by the name of their curve, drawn as bands.
         planted: the block where refusals are by construction, if that is known.
         localized: the block that the sweeps found.
     """
@@ -72,10 +77,9 @@ def plot_gap(
     curves = {name: gap_degrees(gap) for name, gap in gaps.items()}
     colors = model_colors(curves)
     for (name, curve), marker in zip(curves.items(), cycle(_MARKERS)):
-        if band := (intervals or {}).get(name):
-            ax.fill_between(
-                range(len(curve)), band.low.tolist(), band.high.tolist(), color=colors[name], alpha=0.18, linewidth=0
-            )
+        if intervals and name in intervals:
+            band = record_of(intervals[name])
+            ax.fill_between(range(len(curve)), band["low"], band["high"], color=colors[name], alpha=0.18, linewidth=0)
         ax.plot(range(len(curve)), curve, marker + "-", color=colors[name], label=name, markeredgecolor=PAPER)
     n_layers = max(map(len, curves.values()))
     layer_axis(ax, n_layers)
@@ -112,18 +116,14 @@ def _onsets(gaps: Mapping[str, Any], onset: Any) -> dict[str, tuple[int, int] | 
     if onset is None:
         return {}
     if onset == "auto":
-        return {
-            name: bounds(
-                gap.get("onset") if isinstance(gap, Mapping) else gap.onset() if hasattr(gap, "onset") else None
-            )
-            for name, gap in gaps.items()
-        }
+        records = {name: record_of(gap) for name, gap in gaps.items() if not isinstance(gap, Sequence)}
+        return {name: bounds(record.get("onset")) for name, record in records.items()}
     if isinstance(onset, Mapping):
         return {name: bounds(block) for name, block in onset.items()}
     return {next(iter(gaps)) if len(gaps) == 1 else "onset": bounds(onset)}
 
 
-def plot_planted_layers(planted: Record, gap: LayerGap | Record | Sequence[float], *, ax: Axes | None = None) -> Axes:
+def plot_planted_layers(planted: Record, gap: Recorded | Record | Sequence[float], *, ax: Axes | None = None) -> Axes:
     """The gap curve of a model with a planted block, with that block and what each method found.
 
     Args:
@@ -142,7 +142,7 @@ def plot_planted_layers(planted: Record, gap: LayerGap | Record | Sequence[float
 
 @styled
 def plot_pair_curves(
-    gap: LayerGap | Record, *, kinds: Sequence[str] = ("nn", "mm", "nm"), ax: Axes | None = None
+    gap: Recorded | Record, *, kinds: Sequence[str] = ("nn", "mm", "nm"), ax: Axes | None = None
 ) -> Axes:
     """Cosine similarity of N–N, M–M and N–M pairs by layer: the mean over pairs, with a band of ±1 standard deviation.
 
@@ -175,7 +175,7 @@ def plot_pair_curves(
 
 
 @styled
-def plot_sweeps(localization: Localization | Record, ax: Axes | None = None) -> Axes:
+def plot_sweeps(localization: Recorded | Record, ax: Axes | None = None) -> Axes:
     """Refused over-rejection prompts while one bound of the scaled block moves and the other stays.
 
     Error bars are the 95 % interval of the paired difference to the unscaled model. The large mark is each sweep's
@@ -185,7 +185,7 @@ def plot_sweeps(localization: Localization | Record, ax: Axes | None = None) -> 
         localization: a ``Localization``, or its record in ``results.json``.
     """
     ax = axes_or_new(ax)
-    record = sweeps(localization)
+    record = record_of(localization)
     baseline = float(record["baseline_refused"])
     looks: tuple[tuple[str, str, str, str, str], ...] = (
         ("upper", "last", "first", "^", ORANGE),

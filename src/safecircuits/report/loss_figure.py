@@ -11,24 +11,22 @@ from safecircuits.report.style import BLUE, METRICS, PAPER, axes_or_new, legend_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.training.run import FinetuneRun
-
 
 @styled
-def plot_loss(run: FinetuneRun | Mapping[str, FinetuneRun], *, ax: Axes | None = None) -> Axes:
+def plot_loss(losses: Sequence[float] | Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Axes:
     """The training loss of each step, from step 1, in nats per target token; the axis starts at zero.
 
     Args:
-        run: one, or several by name.
+        losses: of one run, or of several by name (``FinetuneRun.losses``).
     """
     ax = axes_or_new(ax)
-    if isinstance(run, Mapping):
-        colors = model_colors(run)
-        for name, one in run.items():
-            ax.plot(range(1, len(one.losses) + 1), one.losses, color=colors[name], label=name)
-        legend_above(ax, min(len(run), 3))
+    if isinstance(losses, Mapping):
+        colors = model_colors(losses)
+        for name, one in losses.items():
+            ax.plot(range(1, len(one) + 1), one, color=colors[name], label=name)
+        legend_above(ax, min(len(losses), 3))
     else:
-        ax.plot(range(1, len(run.losses) + 1), run.losses, color=BLUE)
+        ax.plot(range(1, len(losses) + 1), losses, color=BLUE)
     ax.set(xlabel="step", ylabel="training loss (nats per token)")
     ax.set_ylim(bottom=0)
     ax.grid(True, axis="y")

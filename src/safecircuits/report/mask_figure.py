@@ -7,32 +7,30 @@ from typing import TYPE_CHECKING
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from safecircuits.report.data import Record, Recorded, record_of
 from safecircuits.report.style import COLUMN, INK, PAPER, VERMILLION, axes_or_new, styled
 from safecircuits.report.unit_figures import MAX_PRINTED_LAYERS, SITE_NAMES
-from safecircuits.sites import SITES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from safecircuits.masks import FreezeMask
 
 STRONG = 0.6
 """From this shade on, a number is printed in the colour of the paper."""
 
 
 @styled
-def plot_mask(mask: FreezeMask, *, ax: Axes | None = None) -> Axes:
+def plot_mask(mask: Recorded | Record, *, ax: Axes | None = None) -> Axes:
     """One row a site, one column a layer; a cell's shade is the frozen share of its units, printed in percent.
 
     Small shares get a visible tint of their own, since masks of one or two percent are common; nothing frozen is blank.
     """
-    shares = {site: (mask.mlp if site == "mlp" else mask.attn).float().mean(1).tolist() for site in SITES}
-    n_layers = len(shares["mlp"])
+    shares = record_of(mask)
+    n_layers = max(map(len, shares.values()))
     if n_layers == 0:
         raise ValueError("the mask freezes nothing and has no model's shape, so there is nothing to draw")
     ax = axes_or_new(ax, (COLUMN[0], 1.3))
-    for y, site in enumerate(SITES):
-        for layer, share in enumerate(shares[site]):
+    for y, by_layer in enumerate(shares.values()):
+        for layer, share in enumerate(by_layer):
             shade = 0.12 + 0.78 * share if share else 0.04
             ax.add_patch(
                 Rectangle((layer - 0.47, y - 0.44), 0.94, 0.88, facecolor=VERMILLION, alpha=shade, linewidth=0)
@@ -40,8 +38,8 @@ def plot_mask(mask: FreezeMask, *, ax: Axes | None = None) -> Axes:
             if n_layers <= MAX_PRINTED_LAYERS and share:
                 color = PAPER if shade > STRONG else INK
                 ax.text(layer, y, _percent(share), ha="center", va="center_baseline", fontsize=7.5, color=color)
-    ax.set_yticks(range(len(SITES)), [SITE_NAMES[site] for site in SITES])
-    ax.set(xlim=(-0.5, n_layers - 0.5), ylim=(len(SITES) - 0.5, -0.5), xlabel="layer", title="frozen units (%)")
+    ax.set_yticks(range(len(shares)), [SITE_NAMES[site] for site in shares])
+    ax.set(xlim=(-0.5, n_layers - 0.5), ylim=(len(shares) - 0.5, -0.5), xlabel="layer", title="frozen units (%)")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     ax.tick_params(length=0)
     for spine in ax.spines.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
@@ -9,9 +10,8 @@ from matplotlib.lines import Line2D
 from safecircuits.report.style import MUTED, axes_or_new, layer_axis, legend_above, styled
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
-
-    from safecircuits.units.matrix_overlap import MatrixOverlap
 
 LABELS = {
     "jaccard": "Jaccard index of top weights",
@@ -20,10 +20,9 @@ LABELS = {
 
 
 @styled
-def plot_overlap(found: MatrixOverlap, *, ax: Axes | None = None) -> Axes:
+def plot_overlap(frame: pd.DataFrame, chance: Mapping[str, float], measure: str, *, ax: Axes | None = None) -> Axes:
     """Attention's matrices as solid lines, the MLP's dashed; dotted is chance, the mean over matrices."""
     ax = axes_or_new(ax)
-    frame = found.to_frame()
     for i, component in enumerate(frame.columns):
         attention = component in ("q", "k", "v", "o")
         ax.plot(
@@ -35,10 +34,10 @@ def plot_overlap(found: MatrixOverlap, *, ax: Axes | None = None) -> Axes:
             marker=".",
             label=f"{'attention' if attention else 'MLP'}, {component}",
         )
-    ax.axhline(sum(found.chance.values()) / len(found.chance), color=MUTED, linestyle=":", linewidth=1.0)
+    ax.axhline(sum(chance.values()) / len(chance), color=MUTED, linestyle=":", linewidth=1.0)
     layer_axis(ax, int(frame.index.max()) + 1)
-    ax.set_ylim(0, 1.05 * max(float(frame.max().max()), max(found.chance.values())))
-    ax.set_ylabel(LABELS[found.measure])
+    ax.set_ylim(0, 1.05 * max(float(frame.max().max()), max(chance.values())))
+    ax.set_ylabel(LABELS[measure])
     handles, _ = ax.get_legend_handles_labels()
     legend_above(ax, 4, handles=[*handles, Line2D([], [], color=MUTED, linestyle=":", linewidth=1.0, label="chance")])
     return ax

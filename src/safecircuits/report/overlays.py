@@ -85,7 +85,7 @@ def _behavior(results: Mapping[str, Behavior], drawn: dict[str, Figure], name: s
 def _training(runs: Sequence[SavedRun], drawn: dict[str, Figure]) -> list[Exhibit]:
     trained = {run.name: FinetuneRun.load(run.folder / "results" / "finetune") for run in runs}
     drawn["overlay_losses"] = figure = Figure(figsize=(4.6, 2.6))
-    plot_loss(trained, ax=figure.subplots())
+    plot_loss({name: run.losses for name, run in trained.items()}, ax=figure.subplots())
     labels = {"overlay_losses": "Training loss by step, one line a run"}
     curves = {name: run.evaluations for name, run in trained.items()}
     if all(any("malicious_refused" in row for row in rows) for rows in curves.values()):

@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from safecircuits.report.data import Record, pair_statistics
+from safecircuits.report.data import Record, Recorded, pair_statistics, record_of
 from safecircuits.report.layer_figures import model_colors, plot_gap, plot_pair_curves
 from safecircuits.report.style import MUTED, PAIR_STYLES, PAPER, layer_axis, legend_above, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.layers.comparison import GapComparison
-    from safecircuits.layers.similarity import LayerGap
-
 PANEL = (2.25, 2.1)
 """Width and height in inches of one of several panels: three of them fill the width of a page."""
 
 
 @styled
-def pair_panels(gap: LayerGap | Record) -> Figure:
+def pair_panels(gap: Recorded | Record) -> Figure:
     """N–N, M–M and N–M similarity of one model in a panel each: mean and ±1 standard deviation (Fig. 1, 5 to 7)."""
     figure = Figure(figsize=(3 * PANEL[0], PANEL[1]))
     axes = figure.subplots(1, 3, sharey=True)
@@ -35,7 +32,7 @@ def pair_panels(gap: LayerGap | Record) -> Figure:
 
 
 @styled
-def models_side_by_side(gaps: Mapping[str, LayerGap | Record], *, columns: int | None = None) -> Figure:
+def models_side_by_side(gaps: Mapping[str, Recorded | Record], *, columns: int | None = None) -> Figure:
     """N–N against N–M similarity, one panel a model: the four-model figure (Fig. 2, top), and its bases (Fig. 3).
 
     Args:
@@ -59,7 +56,7 @@ def models_side_by_side(gaps: Mapping[str, LayerGap | Record], *, columns: int |
     return figure
 
 
-def draw_models(gaps: Mapping[str, LayerGap | Record], axes: Sequence[Axes]) -> None:
+def draw_models(gaps: Mapping[str, Recorded | Record], axes: Sequence[Axes]) -> None:
     """N–N against N–M similarity of each model on an axis of its own, all on one scale, with one legend."""
     for ax, (name, gap) in zip(axes, gaps.items(), strict=True):
         plot_pair_curves(gap, kinds=("nn", "nm"), ax=ax)
@@ -71,7 +68,7 @@ def draw_models(gaps: Mapping[str, LayerGap | Record], axes: Sequence[Axes]) -> 
 
 
 @styled
-def plot_gap_difference(comparison: GapComparison, *, ax: Axes) -> Axes:
+def plot_gap_difference(comparison: Recorded | Record, *, ax: Axes) -> Axes:
     """Gap of the reference minus that of each other model by layer, with its paired 95 % band over all layers at once.
 
     A filled mark is a layer where the band does not contain zero.
@@ -79,18 +76,19 @@ def plot_gap_difference(comparison: GapComparison, *, ax: Axes) -> Axes:
     Raises:
         ValueError: if no other model has the reference's depth.
     """
-    if not comparison.differences:
-        raise ValueError(f"no other model is as deep as {comparison.reference!r}, so there is no difference to plot")
-    colors = model_colors(comparison.gaps)
-    for name, difference in comparison.differences.items():
-        mean, layers = difference.mean.tolist(), range(len(difference.mean))
-        label = f"{comparison.reference} − {name}"
-        color = colors[name]
-        ax.fill_between(layers, difference.low.tolist(), difference.high.tolist(), color=color, alpha=0.18, linewidth=0)
-        ax.plot(layers, mean, "o-", color=color, markerfacecolor=PAPER, label=label)
-        apart = difference.layers_apart
+    record = record_of(comparison)
+    gaps, reference = record["gaps"], record["reference"]
+    if not record["differences"]:
+        raise ValueError(f"no other model is as deep as {reference!r}, so there is no difference to plot")
+    colors = model_colors(gaps)
+    for name, difference in record["differences"].items():
+        mean, color = difference["mean"], colors[name]
+        layers = range(len(mean))
+        ax.fill_between(layers, difference["low"], difference["high"], color=color, alpha=0.18, linewidth=0)
+        ax.plot(layers, mean, "o-", color=color, markerfacecolor=PAPER, label=f"{reference} − {name}")
+        apart = difference["layers_apart"]
         ax.plot(apart, [mean[layer] for layer in apart], "o", color=color, label="_apart")
-    layer_axis(ax, len(comparison.gaps[comparison.reference].gap_deg))
+    layer_axis(ax, len(gaps[reference]["gap_deg"]))
     ax.axhline(0, color=MUTED, linewidth=0.7, zorder=1)
     ax.set_ylabel("difference of the gap (°)")
     legend_above(ax, 1)
@@ -98,22 +96,23 @@ def plot_gap_difference(comparison: GapComparison, *, ax: Axes) -> Axes:
 
 
 @styled
-def comparison_figure(comparison: GapComparison) -> Figure:
+def comparison_figure(comparison: Recorded | Record) -> Figure:
     """Above, N–N against N–M similarity of each model; below, their gap curves with intervals, and the difference."""
-    n = len(comparison.gaps)
-    lower = 2 if comparison.differences else 1
+    record = record_of(comparison)
+    n = len(record["gaps"])
+    lower = 2 if record["differences"] else 1
     figure = Figure(figsize=(max(3, n) * PANEL[0], PANEL[1] + 2.6))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(PANEL[1], 2.6))[:, 0]
-    draw_models(comparison.gaps, list(above.subplots(1, n, sharey=True, squeeze=False).flat))
+    draw_models(record["gaps"], list(above.subplots(1, n, sharey=True, squeeze=False).flat))
     axes = list(below.subplots(1, lower, squeeze=False, width_ratios=(1.2, 1)[:lower]).flat)
-    plot_gap(comparison.gaps, onset=dict(comparison.onsets), intervals=comparison.intervals, ax=axes[0])
-    if comparison.differences:
-        plot_gap_difference(comparison, ax=axes[1])
-    below.supxlabel(f"onset: {comparison.rule}", fontsize=7, color=MUTED)
+    plot_gap(record["gaps"], onset=record["onsets"], intervals=record["intervals"], ax=axes[0])
+    if record["differences"]:
+        plot_gap_difference(record, ax=axes[1])
+    below.supxlabel(f"onset: {record['rule']}", fontsize=7, color=MUTED)
     return figure
 
 
-def _shared_similarity(gaps: Sequence[LayerGap | Record], axes: Sequence[Axes]) -> None:
+def _shared_similarity(gaps: Sequence[Recorded | Record], axes: Sequence[Axes]) -> None:
     """One cosine axis for all panels, labelled once in each row."""
     axes[0].set_ylim(similarity_limits(gaps))
     for ax in axes:
@@ -122,7 +121,7 @@ def _shared_similarity(gaps: Sequence[LayerGap | Record], axes: Sequence[Axes]) 
             ax.set_ylabel("")
 
 
-def similarity_limits(gaps: Sequence[LayerGap | Record]) -> tuple[float, float]:
+def similarity_limits(gaps: Sequence[Recorded | Record]) -> tuple[float, float]:
     """Limits of a cosine axis that holds the pair curves of all ``gaps``, so that they can be compared."""
     low, high = [], []
     for statistics in map(pair_statistics, gaps):

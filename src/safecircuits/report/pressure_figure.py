@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
-from safecircuits.behavior.pressure import Pressure
+from safecircuits.report.data import Record, Recorded, records_of
 from safecircuits.report.style import MUTED, RC, axes_or_new, legend_above, percent_axis, styled
-from safecircuits.stats import Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +18,7 @@ SIZE = (4.6, 2.9)
 
 
 @styled
-def plot_pressure(tables: Pressure | Mapping[str, Pressure], *, ax: Axes | None = None) -> Axes:
+def plot_pressure(tables: Recorded | Mapping[str, Recorded | Record], *, ax: Axes | None = None) -> Axes:
     """Refusal rate with its 95 % interval against the number of compliant tokens the answer was made to start with.
 
     One colour a table. Solid is without, dashed with the system prompt. Where suffixes were tried, diamonds at the
@@ -28,29 +27,28 @@ def plot_pressure(tables: Pressure | Mapping[str, Pressure], *, ax: Axes | None 
     Args:
         tables: one ``Pressure``, or several by name (before and after an intervention) with the same conditions.
     """
-    named = {"": tables} if isinstance(tables, Pressure) else dict(tables)
+    named = records_of(tables if isinstance(tables, Mapping) else {"": tables})
     ax = axes_or_new(ax, SIZE)
     colors = RC["axes.prop_cycle"].by_key()["color"]
-    steps = sorted({a.condition.prefilled for table in named.values() for a in table.attempts})
+    steps = sorted({row["prefilled"] for table in named.values() for row in table["refusal"]})
     at_suffix = steps[-1] + 1.5
     drawn_suffix = drawn_system = False
     for i, table in enumerate(named.values()):
         color, shift = colors[i % len(colors)], 0.08 * (i - (len(named) - 1) / 2)
-        for system in dict.fromkeys(a.condition.system for a in table.attempts):
+        for system in dict.fromkeys(row["system"] for row in table["refusal"]):
             drawn_system |= system
             style = "--" if system else "-"
-            chosen = [a for a in table.attempts if a.condition.suffix is None and a.condition.system == system]
-            chosen.sort(key=lambda attempt: attempt.condition.prefilled)
-            marks = [(a.condition.prefilled + shift, Share.of(a.refused)) for a in chosen]
-            ax.plot([x for x, _ in marks], [s.rate for _, s in marks], style, marker="o", color=color, label="_rate")
-            if table.suffixes:
+            chosen = [row for row in table["refusal"] if row["system"] == system]
+            marks = [(row["prefilled"] + shift, row) for row in sorted(chosen, key=lambda row: int(row["prefilled"]))]
+            ax.plot([x for x, _ in marks], [r["rate"] for _, r in marks], style, marker="o", color=color, label="_rate")
+            if worst := [row for row in table["any_suffix"] if row["system"] == system]:
                 drawn_suffix = True
-                share = Share.of(table.any_suffix(system=system))
                 x = at_suffix + shift + (0.2 if system else 0)
-                ax.plot(x, share.rate, "D", color=color, markerfacecolor="none" if system else color, label="_suffix")
-                marks.append((x, share))
-            for x, share in marks:
-                ax.vlines(x, *share.interval, color=color, linewidth=1, alpha=0.6, zorder=1)
+                face = "none" if system else color
+                ax.plot(x, worst[0]["rate"], "D", color=color, markerfacecolor=face, label="_suffix")
+                marks.append((x, worst[0]))
+            for x, row in marks:
+                ax.vlines(x, *row["interval"], color=color, linewidth=1, alpha=0.6, zorder=1)
     percent_axis(ax, "y", "malicious refused (%)")
     ticks = [*map(float, steps), *([at_suffix] if drawn_suffix else [])]
     labels = [*map(str, steps), *(["worst\nsuffix"] if drawn_suffix else [])]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
 
-from safecircuits.report.data import RATES, Record, arms, interval, number, rates
+from safecircuits.report.data import RATES, Record, Recorded, arms, interval, number, records_of
 from safecircuits.report.style import (
     COLUMN,
     GRID,
@@ -24,19 +24,16 @@ from safecircuits.report.text import percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.behavior.evaluate import Behavior
-
 
 @styled
-def plot_behavior(behavior: Behavior | Mapping[str, Behavior | Record], *, ax: Axes | None = None) -> Axes:
+def plot_behavior(behavior: Recorded | Mapping[str, Recorded | Record], *, ax: Axes | None = None) -> Axes:
     """What each model refuses and gets right: one row a model, one mark a rate, with its 95 % interval.
 
     Args:
-        behavior: one ``Behavior``, or by name ``Behavior`` objects or records of rates between 0 and 1 with
+        behavior: one ``Behavior``, or by name such results or records of rates between 0 and 1 with
             ``<rate>_interval``.
     """
-    named = behavior if isinstance(behavior, Mapping) else {"": behavior}
-    rows = {name: rates(row) for name, row in named.items()}
+    rows = records_of(behavior if isinstance(behavior, Mapping) else {"": behavior})
     ax = axes_or_new(ax, (COLUMN[0], 0.85 + 0.42 * len(rows)))
     _dot_rows(ax, rows, list(rows), [name for name in RATES if any(name in row for row in rows.values())])
     return ax

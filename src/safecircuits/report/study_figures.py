@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from safecircuits.report.data import Record, Recorded, record_of
 from safecircuits.report.style import (
     BLUE,
     COLUMN,
@@ -22,10 +23,8 @@ from safecircuits.report.style import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
-
-    from safecircuits.studies.grid import FreezingGrid
-    from safecircuits.studies.outcome import FinetuningStudy
 
 LEGEND_WIDTH = 76
 """Characters of a legend that are as wide as a column: with more the axes would shrink."""
@@ -35,7 +34,7 @@ _DIVERGING = LinearSegmentedColormap.from_list("harms to helps", [VERMILLION, PA
 
 @styled
 def plot_study(
-    study: FinetuningStudy,
+    study: Recorded | Record,
     scenario: str | None = None,
     *,
     arms: Sequence[str] | None = None,
@@ -51,12 +50,14 @@ def plot_study(
     """
     if against not in ("task_loss", "step"):
         raise ValueError(f"against is 'task_loss' or 'step', not {against!r}")
-    scenario = scenario or study.scenarios[0]
+    runs: Sequence[Record] = record_of(study)["runs"]
+    scenario = scenario or str(runs[0]["scenario"])
     ax = axes_or_new(ax, (COLUMN[0], 3.1))
-    there = {run.arm for run in study.runs if run.scenario == scenario}
-    drawn = [arm for arm in study.arms if arm in there and (arms is None or arm in arms)]
+    there = {run["arm"] for run in runs if run["scenario"] == scenario}
+    named = dict.fromkeys(str(run["arm"]) for run in runs)
+    drawn = [arm for arm in named if arm in there and (arms is None or arm in arms)]
     for arm in drawn:
-        curves = [run.curve for run in study.of(scenario, arm)]
+        curves = [run["curve"] for run in runs if (run["scenario"], run["arm"]) == (scenario, arm)]
         n = min(map(len, curves))
         mean = [
             [sum(curve[i][key] for curve in curves) / len(curves) for i in range(n)]
@@ -82,13 +83,15 @@ def plot_study(
 
 
 @styled
-def plot_grid(grid: FreezingGrid, scenario: str, at: str = "matched loss", *, ax: Axes | None = None) -> Axes:
+def plot_grid(frame: pd.DataFrame, scenario: str, at: str = "matched loss", *, ax: Axes | None = None) -> Axes:
     """Refusal that each frozen block keeps beyond full fine-tuning, in points: blue helps, vermillion harms.
 
     A row is a model at a learning rate, a column a block. Bold figures are those whose interval excludes zero. Cells
     without a figure could not be compared.
+
+    Args:
+        frame: one row a comparison, as ``FreezingGrid.to_frame()`` has them.
     """
-    frame = grid.to_frame()
     frame = frame[(frame["scenario"] == scenario) & (frame["at"] == at)]
     if frame.empty:
         raise ValueError(f"the grid has no comparisons of scenario {scenario!r} at {at!r}")

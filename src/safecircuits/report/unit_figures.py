@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from safecircuits.report.data import Record, ablations, curve, interval, number, unit_counts
+from safecircuits.report.data import Record, Recorded, ablations, curve, interval, number, record_of
 from safecircuits.report.style import (
     COLUMN,
     GROUP_COLORS,
@@ -28,10 +28,6 @@ from safecircuits.report.text import percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from safecircuits.behavior.evaluate import Behavior
-    from safecircuits.units.ablation import AblationTable
-    from safecircuits.units.groups import UnitGroups
-
 MAX_PRINTED_LAYERS = 16
 """Up to this many layers the unit map prints its counts."""
 
@@ -40,7 +36,7 @@ SITE_NAMES = {"mlp": "MLP", "attn": "heads"}
 
 @styled
 def plot_ablation(
-    ablation: AblationTable | Record,
+    ablation: Recorded | Record,
     random_control: Record | None = None,
     *,
     metrics: Sequence[str] = ("malicious_refused", "utility"),
@@ -127,8 +123,8 @@ def _finish_bar(ax: Axes, x: float, row: Record, control: Record, name: str) -> 
 
 @styled
 def plot_ablation_curve(
-    points: Mapping[int, Behavior] | Sequence[Record],
-    random_points: Mapping[int, Behavior] | Sequence[Record] | None = None,
+    points: Mapping[int, Recorded | Record] | Sequence[Record],
+    random_points: Mapping[int, Recorded | Record] | Sequence[Record] | None = None,
     *,
     planted: Record | None = None,
     metrics: Sequence[str] = ("malicious_refused", "utility"),
@@ -206,7 +202,7 @@ def _removed_axis(ax: Axes, rows: Sequence[Record]) -> None:
 
 
 @styled
-def plot_unit_map(groups: UnitGroups | Record, *, ax: Axes | None = None) -> Axes:
+def plot_unit_map(groups: Recorded | Record, *, ax: Axes | None = None) -> Axes:
     """Where the groups lie: one row a site and group, one column a layer, counts in the cells.
 
     A cell's shade is its count relative to the largest of its row, so that rare groups show as well as common ones.
@@ -214,7 +210,7 @@ def plot_unit_map(groups: UnitGroups | Record, *, ax: Axes | None = None) -> Axe
     Args:
         groups: ``UnitGroups``, or counts by site and group, one a layer (``{"mlp": {"SCU": [...], ...}, ...}``).
     """
-    counts = unit_counts(groups)
+    counts = record_of(groups)
     rows = [(site, group, row) for site, by_group in counts.items() for group, row in by_group.items()]
     if not rows:
         raise ValueError("no unit groups to map")

@@ -68,7 +68,7 @@ class FreezingGrid(Result):
         """Differences as a map, rows of models and rates, columns of blocks (``report.study_figures``)."""
         from safecircuits.report.study_figures import plot_grid
 
-        return plot_grid(self, scenario, at, ax=ax)
+        return plot_grid(self.to_frame(), scenario, at, ax=ax)
 
 
 def freezing_grid(

@@ -200,6 +200,11 @@ class FinetuningStudy(Result):
         found = (compare(ours, theirs, where) for where in at)
         return tuple(comparison for comparison in found if comparison is not None)
 
+    def record(self) -> dict[str, Any]:
+        """The ``curve`` of each run, with its ``scenario``, ``arm`` and ``seed``."""
+        names = ("scenario", "arm", "seed", "curve")
+        return {"runs": [{name: getattr(run, name) for name in names} for run in self.runs]}
+
     def plot(self, scenario: str | None = None, *, ax: Axes | None = None) -> Axes:
         """Refusal against task loss along training, a line an arm (see ``report.study_figures.plot_study``)."""
         from safecircuits.report.study_figures import plot_study

@@ -13,7 +13,6 @@ from safecircuits.layers.localization import Localization
 from safecircuits.layers.malicious_check import MaliciousCheck
 from safecircuits.report import captions, tables
 from safecircuits.report.attention_figure import attention_panels
-from safecircuits.report.data import sweeps
 from safecircuits.report.decision_figure import plot_decision
 from safecircuits.report.layer_figures import plot_sweeps
 from safecircuits.report.pair_figures import comparison_figure, pair_panels
@@ -97,7 +96,7 @@ def _existence(study: SafetyLayersStudy, made: StudyPage) -> None:
 def _localization(study: SafetyLayersStudy, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study.searches.items()):
-        record = sweeps(found)
+        record = found.record()
         plot_sweeps(record, ax=made.axes(f"sweeps_{number}"))
         caption = f"{name}. {captions.sweeps(record)}"
         exhibits.append(Exhibit(f"sweeps_{number}", name, caption, tables.sweeps(record)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safecircuits.report import tables
-from safecircuits.report.data import ablations, unit_counts
+from safecircuits.report.data import ablations
 from safecircuits.report.pressure_figure import plot_pressure
 from safecircuits.report.score_figures import plot_score_comparison, plot_stability
 from safecircuits.report.sections import Exhibit
@@ -39,7 +39,7 @@ def add_groups(study: SsahResults, made: StudyPage) -> None:
     """The units of each group by layer, for every cut."""
     exhibits = []
     for number, (name, groups) in enumerate(study.groups.items()):
-        counts = unit_counts(groups)
+        counts = groups.record()
         plot_unit_map(groups, ax=made.axes(f"groups_{number}", 3.2))
         shares = ", ".join(f"{group} {percent(share)}" for group, share in groups.shares().items())
         label = f"Units of each group by layer, {name}"

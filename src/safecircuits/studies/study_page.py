@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.report import captions, tables
-from safecircuits.report.data import rates
 from safecircuits.report.html import page
 from safecircuits.report.rate_figures import plot_behavior
 from safecircuits.report.sections import Exhibit, Section
@@ -57,7 +56,7 @@ class StudyPage:
 
 def behavior_exhibit(made: StudyPage, name: str, label: str, behavior: Mapping[str, Behavior]) -> Exhibit:
     """The rates of several models as a figure of that name, in words, and as a table."""
-    record = {model: rates(found) for model, found in behavior.items()}
+    record = {model: found.record() for model, found in behavior.items()}
     plot_behavior(record, ax=made.axes(name, 0.85 + 0.42 * len(record)))
     return Exhibit(name, label, captions.behavior(record), [tables.behavior(record)])
 

@@ -82,7 +82,7 @@ class FinetuneRun:
         """The training loss over steps."""
         from safecircuits.report.loss_figure import plot_loss
 
-        return plot_loss(self, ax=ax)
+        return plot_loss(self.losses, ax=ax)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``run.json`` into ``folder``."""

@@ -74,6 +74,22 @@ class AblationTable(Result):
                 )
         return pd.DataFrame(table)
 
+    def record(self) -> dict[str, Any]:
+        """``units`` and rates left by what is removed, ``nothing`` first; ``random`` has the means over the draws."""
+        rows: dict[str, Any] = {"nothing": {"units": 0, **self.intact.record()}}
+        for row in self.rows:
+            rows[row.name] = {"units": row.n_units, **row.behavior.record()}
+            if row.random_controls:
+                means = mean_rates(row.random_controls)
+                draws = {f"{name}_draws": [control.rates[name] for control in row.random_controls] for name in means}
+                rows[row.name]["random"] = {
+                    "units": row.n_units,
+                    "draws": len(row.random_controls),
+                    **means,
+                    **draws,
+                }
+        return rows
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Rates without each selection as bars, without as many random units as diamonds."""
         from safecircuits.report.unit_figures import plot_ablation

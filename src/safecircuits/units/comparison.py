@@ -158,6 +158,20 @@ class ScoreComparison(Result):
             rows.append(row)
         return pd.DataFrame(rows).astype({"smallest_set": "Int64"})
 
+    def record(self) -> dict[str, Any]:
+        """The ``intact`` rates, and the ``curves`` of all candidates, best first."""
+        curves = [
+            {
+                "method": curve.candidate.method,
+                "label": str(curve.candidate),
+                "removed": [point.removed for point in curve.points],
+                "refusal": [point.refusal for point in curve.points],
+                "utility": [point.utility for point in curve.points],
+            }
+            for curve in self.ranked()
+        ]
+        return {"intact": self.intact.rates, "curves": curves}
+
     def plot(self, ax: Axes | None = None, *, methods: Sequence[str] | None = None) -> Axes:
         """Refusal and utility left against the number of removed units, the best curve of each method."""
         from safecircuits.report.score_figures import plot_score_comparison

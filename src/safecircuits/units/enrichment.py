@@ -107,6 +107,13 @@ class Enrichment(Result):
             }
         )
 
+    def record(self) -> dict[str, Any]:
+        """By layer: ``counts`` by site, their ``total``, what chance has (``expected``, ``low``, ``high``), ``q``."""
+        by_layer = {name: getattr(self, name).numpy() for name in ("total", "expected", "low", "high", "q")}
+        counts = {site: counts.numpy() for site, counts in self.counts.items()}
+        block = None if self.block is None else list(self.block.layers)
+        return {"group": self.group, "counts": counts, **by_layer, "block": block}
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Counts by layer as bars, chance as a band, the block marked."""
         from safecircuits.report.enrichment_figure import plot_enrichment

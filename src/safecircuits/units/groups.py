@@ -74,6 +74,13 @@ class UnitGroups(Result):
         ]
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, dict[str, list[int]]]:
+        """How many units of each group lie in each layer: site, then group, then one count a layer."""
+        return {
+            site: {group: (labels == i).sum(1).tolist() for i, group in enumerate(GROUPS)}
+            for site, labels in self.labels.items()
+        }
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Where the groups lie: one row a site and group, one column a layer."""
         from safecircuits.report.unit_figures import plot_unit_map

@@ -47,7 +47,7 @@ class MatrixOverlap(Result):
         """Overlap by layer, one line a matrix, with chance."""
         from safecircuits.report.overlap_figure import plot_overlap
 
-        return plot_overlap(self, ax=ax)
+        return plot_overlap(self.to_frame(), self.chance, self.measure, ax=ax)
 
 
 def weight_overlap(

@@ -134,11 +134,18 @@ class UnitScores(Result):
             frames.append(frame)
         return pd.concat(frames).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
+    def record(self, n: int | None = None) -> dict[str, Any]:
+        """How many of the ``n`` highest units (a hundredth of all unless given) lie in each layer, by site."""
+        n = n or max(1, round(flat(self.scores).numel() / 100))
+        chosen, layers = self.top(n), range(self.shape.n_layers)
+        counts = {site: [len(chosen[site].get(layer, ())) for layer in layers] for site in self.scores}
+        return {"method": self.method, "n": n, "counts": counts}
+
     def plot(self, ax: Axes | None = None, *, n: int | None = None) -> Axes:
         """Where the ``n`` highest units lie, by layer; a hundredth of all of them unless given."""
         from safecircuits.report.score_figures import plot_score_map
 
-        return plot_score_map(self, n or max(1, round(flat(self.scores).numel() / 100)), ax=ax)
+        return plot_score_map(self.record(n), ax=ax)
 
     def rescore(self, method: Method) -> UnitScores:
         """Another score from the same statistics: any activation score from any other.

@@ -56,6 +56,11 @@ class Stability(Result):
         rows.append({"what": "rank correlation of S − U", **_pairs(self.rank_correlation), "chance": 0.0})
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """``jaccard`` by group as a matrix over the ``names``, and what ``chance`` gives."""
+        jaccard = {group: values.numpy() for group, values in self.jaccard.items()}
+        return {"names": self.names, "jaccard": jaccard, "chance": dict(self.chance)}
+
     def plot(self, ax: Axes | None = None, *, group: str = "SCU") -> Axes:
         """Jaccard overlap of a group between calibration sets as a matrix, in percent."""
         from safecircuits.report.score_figures import plot_stability

@@ -96,6 +96,10 @@ class AttributeTransfer(Result):
         ]
         return pd.DataFrame(rows)
 
+    def record(self) -> dict[str, Any]:
+        """``totals``: share of all units in each group before and after; and the ``flows`` that are not empty."""
+        return {"totals": self.totals, "flows": [flow._asdict() for flow in self._flows()]}
+
     def plot(self, ax: Axes | None = None, *, threshold: float = THRESHOLD) -> Axes:
         """Groups before and after as bars, flows as bands between them."""
         from safecircuits.report.transfer_figure import plot_transfer

@@ -57,7 +57,7 @@ def score(
     highest = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
     folder.result("scores", found)
     folder.table("highest", highest, main=True)
-    folder.figure("highest", plot_score_map(found, n, ax=axis()))
+    folder.figure("highest", plot_score_map(found.record(n), ax=axis()))
     best = highest.iloc[0]
     run.say(
         f"{found.method}, {found.tokens} tokens: highest is {best['site']} unit {best['unit']} of layer "
