@@ -374,7 +374,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 4": ("Llama4TextConfig", _EXPERTS | _GROUPED | {"intermediate_size_mlp": 48, "attention_chunk_size": 64}),
     "StableLM": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
     "StarCoder2": ("Starcoder2Config", {"num_key_value_heads": 2, "sliding_window": 6}),
-    "MPT": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}),
     "OPT": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "GPT-Neo": (
         "GPTNeoConfig",
@@ -384,10 +383,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         "JambaConfig",
         _EXPERTS | {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 0, "mamba_d_state": 4,
         "use_mamba_kernels": False},
-    ),
-    "RecurrentGemma": (
-        "RecurrentGemmaConfig",
-        {"lru_width": 32, "block_types": ["recurrent", "attention", "attention"], "attention_window_size": 64},
     ),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from safecircuits.batching import Batch, position_ids
+from safecircuits.context import Context
 from safecircuits.last_positions import only_at_last
 from safecircuits.sites import HookedModel, is_bridge
 
@@ -45,24 +47,6 @@ def evaluating(model: Any) -> AbstractContextManager[None]:
     """``without_dropout`` for a model that a trainer has left in training mode; the others have nothing to change."""
     training = model.training or getattr(model, "original_model", model).training
     return without_dropout(model) if training else nullcontext()
-
-
-def most_positions(model: Any) -> int | None:
-    """How many positions a model has a place for; None where they are computed, as Hugging Face's rotary ones are."""
-    cfg: Any = getattr(model, "cfg", None)
-    if is_bridge(model):
-        return int(cfg.n_ctx) if hasattr(model, "pos_embed") else None
-    placed = cfg is not None and cfg.positional_embedding_type in ("standard", "rotary", "shortformer")
-    return int(cfg.n_ctx) if placed else None
-
-
-def require_context(most: int | None, seen: Int[Tensor, "batch pos"]) -> None:
-    """A ValueError for more tokens than ``most``, which would fail in an embedding, on a GPU for good."""
-    if most is not None and seen.shape[1] > most and (longest := int(seen.sum(1).max())) > most:
-        raise ValueError(
-            f"a prompt and its answer have {longest} tokens or more, but the model's context is {most}: shorten the "
-            "longest prompts, or lower max_new_tokens"
-        )
 
 
 def require_known(model: Any, input_ids: Int[Tensor, "batch pos"]) -> None:
@@ -98,8 +82,9 @@ def logits(model: HookedModel, batch: Batch) -> Float[Tensor, "batch pos d_vocab
     """Logits at every position, without dropout; those at padding mean nothing."""
     require_known(model, batch.input_ids)
     batch = batch.to(device_of(model))
-    require_context(most_positions(model), batch.attention_mask)
-    with evaluating(model):
+    context = Context.of(model)
+    context.require(batch.attention_mask)
+    with evaluating(model), context.explaining(batch.attention_mask):
         if not is_bridge(model):
             out: Tensor = model(batch.input_ids, attention_mask=batch.attention_mask, return_type="logits")
             return out
@@ -126,8 +111,12 @@ class Decoder:
 
     def __init__(self, model: HookedModel, plain: Any = None, ends: Sequence[nn.Module] = ()) -> None:
         self.model, self.ends = model, ends
-        self.device, self.most = device_of(model), most_positions(model)
+        self.device, self.context = device_of(model), Context.of(model)
         self.hf: Any = plain if plain is not None or not is_bridge(model) else _wrapped(model)
+        # A model of nothing but states (Mamba) calls its cache otherwise, and takes the mask of what it is fed alone.
+        self._states = (
+            "cache_params" in inspect.signature(type(self.hf).forward).parameters if self.hf is not None else False
+        )
         self.cache: Any = None
         self.mask: Int[Tensor, "batch pos"] | None = None
 
@@ -246,7 +235,7 @@ class Decoder:
         require_known(self.model, input_ids)
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         seen = attention_mask if self.mask is None else torch.cat([self.mask, attention_mask], dim=1)
-        require_context(self.most, seen)
+        self.context.require(seen)
         return input_ids, attention_mask, seen
 
     def _empty_cache(self, n_rows: int | Sequence[int]) -> Any:
@@ -265,15 +254,17 @@ class Decoder:
         return cache
 
     def _hf_pass(self, model: Any, input_ids: Tensor, seen: Tensor, **options: Any) -> Any:
-        return model(
-            input_ids=input_ids,
-            attention_mask=seen,
-            position_ids=position_ids(seen)[:, -input_ids.shape[1] :],
-            past_key_values=self.cache,
-            use_cache=self.cache is not None,
-            **_no_router_loss(model),
-            **options,
-        )
+        new = input_ids.shape[1]
+        with self.context.explaining(seen):
+            return model(
+                input_ids=input_ids,
+                attention_mask=seen[:, -new:] if self._states else seen,
+                position_ids=position_ids(seen)[:, -new:],
+                use_cache=self.cache is not None,
+                **{"cache_params" if self._states else "past_key_values": self.cache},
+                **_no_router_loss(model),
+                **options,
+            )
 
     def _hooked_states(self, input_ids: Tensor, new_mask: Tensor) -> Tensor:
         model: Any = self.model

@@ -17,6 +17,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from safecircuits.hooked_settings import complete, rotate_as_hugging_face
+from safecircuits.loading import first_line
+
 Landing = dict[str, Int[Tensor, "..."]]
 """By HookedTransformer parameter: for each entry the serial number (from 1) of its Hugging Face entry, 0 for none."""
 
@@ -40,6 +43,7 @@ def build_hooked_transformer(hf_model: nn.Module) -> Any:
     cfg = _hooked_config(hf_model)
     state = _converted(cfg, hf_model)
     hooked = HookedTransformer(cfg, move_to_device=False)
+    rotate_as_hugging_face(hooked, hf_model)
     try:
         hooked.load_and_process_state_dict(
             {name: value.detach() for name, value in state.items()},
@@ -144,6 +148,7 @@ def _hooked_config(hf_model: nn.Module) -> Any:
             )
         except (NotImplementedError, KeyError, AttributeError) as error:
             raise ValueError(_without_hooked_transformer(hf_model, loading.OFFICIAL_MODEL_NAMES)) from error
+    complete(cfg, hf_model)
     cfg.tokenizer_name = None  # or HookedTransformer looks for a tokenizer in the deleted folder
     cfg.model_name = Path(str(getattr(hf_config, "_name_or_path", "") or "local")).name
     return cfg
@@ -167,5 +172,13 @@ def _converted(cfg: Any, hf_model: nn.Module) -> dict[str, Tensor]:
     import transformer_lens.loading_from_pretrained as loading
 
     with tempfile.TemporaryDirectory(prefix="hf") as folder, torch.no_grad():
-        state: dict[str, Tensor] = loading.get_pretrained_state_dict(folder, cfg, hf_model=hf_model, dtype=cfg.dtype)
+        try:
+            state: dict[str, Tensor] = loading.get_pretrained_state_dict(
+                folder, cfg, hf_model=hf_model, dtype=cfg.dtype
+            )
+        except (RuntimeError, AttributeError, AssertionError) as error:  # a bias or norm that this checkpoint lacks
+            raise ValueError(
+                f"transformer-lens cannot convert this {type(hf_model).__name__} to a HookedTransformer, which lacks "
+                f"something its converter looks for; use backend='bridge' ({first_line(error)})"
+            ) from error
     return state

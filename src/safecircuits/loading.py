@@ -88,7 +88,7 @@ def load_checkpoint(
                 tokenizer = _tokenizer_of(folder, **kwargs) if packed is None else packed.tokenizer()
             except Exception as error:
                 raise ValueError(
-                    f"{name!r} has a model but no tokenizer that loads ({_first_line(error)}); copy tokenizer.json, "
+                    f"{name!r} has a model but no tokenizer that loads ({first_line(error)}); copy tokenizer.json, "
                     "tokenizer_config.json and what else is of the tokenizer from the model it was made from into the "
                     "folder, or from Python pass tokenizer="
                 ) from error
@@ -197,7 +197,7 @@ def _explained(name: str, revision: str | None, error: Exception) -> ValueError:
 
     if isinstance(error, ValueError) and "is quantised" in str(error):
         return error
-    reason = _first_line(error)
+    reason = first_line(error)
     page = f"https://huggingface.co/{name}"
     causes = tuple(_chain(error))
 
@@ -269,7 +269,7 @@ def _known() -> str:
     return f"The embedded models are {', '.join(STAGES)}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 

@@ -86,9 +86,9 @@ def load_model(
         )
     require_unquantised(hf_model, f"this {type(hf_model).__name__}")
     require_weights(hf_model)
-    model: HookedModel = bridge_of(hf_model) if backend == "bridge" else _hooked(hf_model)
-    if backend == "bridge":
-        require_faithful(model, hf_model)
+    make = bridge_of if backend == "bridge" else _hooked
+    model: HookedModel = make(hf_model)
+    require_faithful(model, hf_model, make)
     _give_tokenizer(model, tokenizer)
     return model
 
@@ -226,8 +226,9 @@ def bridge_of(hf_model: nn.Module) -> Any:
         bridge = build_bridge_from_module(wrapped, architecture, hf_config=wrapped.config)
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"transformer-lens cannot make a bridge of this {architecture}: {error}") from error
+    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        reason = str(error) or f"{type(error).__name__} while its parts were put together"
+        raise ValueError(f"transformer-lens cannot make a bridge of this {architecture}: {reason}") from error
     if resid_post(0) not in bridge.hook_dict:
         raise ValueError(
             f"{architecture} is not a decoder-only language model: its bridge has no {resid_post(0)}, on which every "
@@ -266,10 +267,10 @@ def _has_forward_of_another(module: nn.Module) -> bool:
 def _round_rotated(bridge: Any) -> None:
     """Give rotated queries and keys the model's own precision again, as Hugging Face does for every architecture.
 
-    OLMo-2 rotates in float32; TransformerLens leaves it at that, and cannot multiply such patterns with 16-bit values.
+    OLMo rotates in float32; TransformerLens leaves it at that, and cannot multiply such patterns with 16-bit values.
     """
     dtype = next(bridge.parameters()).dtype
-    if type(bridge.original_model).__name__ != "Olmo2ForCausalLM" or dtype == torch.float32:
+    if not str(bridge.original_model.config.model_type).startswith("olmo") or dtype == torch.float32:
         return
 
     def round_again(module: nn.Module, inputs: Any, rotated: Tensor) -> Tensor:  # noqa: ARG001

@@ -1,10 +1,11 @@
-"""A model's modules without weights."""
+"""A model's modules: without weights, and which of them are its layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def skeleton_of(config: Any) -> Any:
@@ -22,3 +23,19 @@ def with_buffers(config: Any, dtype: torch.dtype) -> Any:
 
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def decoder_layers(hf_model: Any) -> nn.ModuleList:
+    """The decoder layers of any Hugging Face language model, in order.
+
+    They are the list of ``num_hidden_layers`` modules that holds the most parameters: a list of as many experts, say,
+    lies inside one of them.
+
+    Raises:
+        ValueError: if the model has no such list.
+    """
+    n_layers = hf_model.config.get_text_config().num_hidden_layers
+    lists = [m for m in hf_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if not lists:
+        raise ValueError(f"{type(hf_model).__name__} has no list of its {n_layers} layers, so they are not found")
+    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))

@@ -19,6 +19,7 @@ from safecircuits.models import Backend, load_checkpoint, load_model, to_hugging
 from safecircuits.progress import track
 from safecircuits.results import Result
 from safecircuits.sites import LayerRange
+from safecircuits.skeleton import decoder_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,22 +148,6 @@ def transplant_study(
         for name, block in track(ranges.items(), "transplants", total=len(ranges), enabled=progress)
     )
     return TransplantTable(*before, rows)
-
-
-def decoder_layers(hf_model: Any) -> nn.ModuleList:
-    """The decoder layers of any Hugging Face language model, in order.
-
-    They are the list of ``num_hidden_layers`` modules that holds the most parameters: a list of as many experts, say,
-    lies inside one of them.
-
-    Raises:
-        ValueError: if the model has no such list.
-    """
-    n_layers = hf_model.config.get_text_config().num_hidden_layers
-    lists = [m for m in hf_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-    if not lists:
-        raise ValueError(f"{type(hf_model).__name__} has no list of its {n_layers} layers, so none can be transplanted")
-    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))
 
 
 def _chosen(hf_model: Any, block: LayerRange) -> list[nn.Module]:

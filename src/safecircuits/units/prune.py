@@ -28,10 +28,10 @@ from safecircuits.batching import Batch
 from safecircuits.checkpoint_folder import write_checkpoint
 from safecircuits.forward import logits, n_embeddings
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
-from safecircuits.layers.transplant import decoder_layers
 from safecircuits.models import to_hugging_face
 from safecircuits.parameters import as_hooked
 from safecircuits.sites import ModelShape, Site
+from safecircuits.skeleton import decoder_layers
 from safecircuits.units.selection import Selection, count_units
 
 _NEURON_ROWS, _NEURON_COLUMNS = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
