@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from safecircuits.batching import Batch, position_ids
 from safecircuits.context import Context
+from safecircuits.in_use import used_alone
 from safecircuits.last_positions import only_at_last
 from safecircuits.sites import HookedModel, is_bridge
 
@@ -33,20 +34,21 @@ def device_of(model: HookedModel) -> torch.device:
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """Every module in evaluation mode inside; each in its own mode again afterwards."""
-    modes = {m: m.training for m in chain(model.modules(), getattr(model, "original_model", model).modules())}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with used_alone(model):
+        modes = {m: m.training for m in chain(model.modules(), getattr(model, "original_model", model).modules())}
+        for module in modes:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def evaluating(model: Any) -> AbstractContextManager[None]:
     """``without_dropout`` for a model that a trainer has left in training mode; the others have nothing to change."""
     training = model.training or getattr(model, "original_model", model).training
-    return without_dropout(model) if training else nullcontext()
+    return without_dropout(model) if training else used_alone(model)
 
 
 def require_known(model: Any, input_ids: Int[Tensor, "batch pos"]) -> None:

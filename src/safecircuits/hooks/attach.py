@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from safecircuits.in_use import used_alone
 from safecircuits.sites import HookedModel, require_hooked
 
 HookFn = Callable[[Tensor], Tensor | None]
@@ -36,7 +37,8 @@ def attached(
 
     Raises:
         ValueError: on entry, for a name the model does not have.
-        RuntimeError: on a normal exit, if a hook never fired: some hook points exist in name only.
+        RuntimeError: on a normal exit, if a hook never fired: some hook points exist in name only; on entry, while
+            another thread is using the model.
     """
     require_hooked(model)
     points = model.hook_dict  # a bridge builds the dictionary anew each time it is asked
@@ -59,16 +61,17 @@ def attached(
         return run
 
     placed = []
-    try:
-        for name, fn in hooks.items():
-            points[name].add_hook(counting(name, fn))
-            placed.append((points[name], points[name].fwd_hooks[-1]))
-        yield fired
-    finally:
-        for point, handle in placed:
-            handle.hook.remove()
-            if handle in point.fwd_hooks:  # unless the caller has reset the model's hooks
-                point.fwd_hooks.remove(handle)
+    with used_alone(model):
+        try:
+            for name, fn in hooks.items():
+                points[name].add_hook(counting(name, fn))
+                placed.append((points[name], points[name].fwd_hooks[-1]))
+            yield fired
+        finally:
+            for point, handle in placed:
+                handle.hook.remove()
+                if handle in point.fwd_hooks:  # unless the caller has reset the model's hooks
+                    point.fwd_hooks.remove(handle)
     require_fired(fired)
 
 

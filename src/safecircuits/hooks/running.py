@@ -19,6 +19,7 @@ from safecircuits.batching import Batch, common_prefix, each_batch, pad_left, wi
 from safecircuits.forward import Decoder, recurrent
 from safecircuits.hooks.attach import HookFn, attached, hooks_in_force
 from safecircuits.hooks.plain import PlainModel, plain_model
+from safecircuits.in_use import used_alone
 from safecircuits.memory import batch_tokens
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
@@ -155,12 +156,13 @@ def running(model: HookedModel, hooks: Mapping[str, HookFn] | None = None) -> It
         ValueError, RuntimeError: as ``attached`` does.
     """
     hooks = hooks or {}
-    any_hook, per_token = hooks_in_force(model)
-    plain = None if any_hook else plain_model(model)
-    with torch.inference_mode():
-        if plain is not None and plain.has(hooks):
-            with plain.attached(hooks):
-                yield Runner(model, plain, True, False)
-        else:
-            with attached(model, hooks, per_token=True):
-                yield Runner(model, None, per_token, any_hook)
+    with used_alone(model):
+        any_hook, per_token = hooks_in_force(model)
+        plain = None if any_hook else plain_model(model)
+        with torch.inference_mode():
+            if plain is not None and plain.has(hooks):
+                with plain.attached(hooks):
+                    yield Runner(model, plain, True, False)
+            else:
+                with attached(model, hooks, per_token=True):
+                    yield Runner(model, None, per_token, any_hook)

@@ -15,6 +15,7 @@ from torch import Tensor
 from safecircuits.batching import pad_left
 from safecircuits.forward import run
 from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.in_use import used_alone
 from safecircuits.prompts import encode, render, resolve_template
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, is_bridge, tokenizer_of
@@ -141,18 +142,19 @@ def eager_attention(model: HookedModel) -> Iterator[None]:
     Some bridges leave attention to the model they wrap, whose fused kernels (SDPA, flash) never form a pattern. A
     HookedTransformer always forms it and is left alone.
     """
-    modules = model.original_model.modules() if is_bridge(model) else ()  # type: ignore[attr-defined]
-    configs: dict[int, Any] = {
-        id(c): c for m in modules if hasattr(c := getattr(m, "config", None), "_attn_implementation")
-    }
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, implementation in before:  # outer configurations first: setting one sets those inside it
-            config._attn_implementation = implementation
+    with used_alone(model):
+        modules = model.original_model.modules() if is_bridge(model) else ()  # type: ignore[attr-defined]
+        configs: dict[int, Any] = {
+            id(c): c for m in modules if hasattr(c := getattr(m, "config", None), "_attn_implementation")
+        }
+        before = [(config, config._attn_implementation) for config in configs.values()]
+        try:
+            for config, _ in before:
+                config._attn_implementation = "eager"
+            yield
+        finally:
+            for config, implementation in before:  # outer configurations first: setting one sets those inside it
+                config._attn_implementation = implementation
 
 
 def _checked_heads(heads: str | Sequence[int], n_heads: int) -> list[int]:

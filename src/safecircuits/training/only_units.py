@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from safecircuits.in_use import used_alone
 from safecircuits.parameters import live_parameters
 from safecircuits.sites import HookedModel, layer_parameters
 
@@ -15,15 +16,16 @@ def only_units(model: HookedModel) -> Iterator[None]:
 
     A freeze mask names units alone. "Freeze all else" (SSAH §4.3) therefore needs this beside the mask's complement.
     """
-    owned = {id(p) for p in _owned(model)}
-    others = [p for p in live_parameters(model).values() if id(p) not in owned and p.requires_grad]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    with used_alone(model):
+        owned = {id(p) for p in _owned(model)}
+        others = [p for p in live_parameters(model).values() if id(p) not in owned and p.requires_grad]
         for parameter in others:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
 
 
 def _owned(model: HookedModel) -> Iterator[object]:

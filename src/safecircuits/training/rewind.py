@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from safecircuits.fused import fuse_again
+from safecircuits.in_use import used_alone
 from safecircuits.masks import FreezeMask
 from safecircuits.parameters import as_hooked
 
@@ -59,12 +60,13 @@ def rewind(model: Any, before: Any, mask: FreezeMask) -> int:
 @contextmanager
 def rewound(model: Any, before: Any, mask: FreezeMask) -> Iterator[None]:
     """Inside the block the mask's units are as ``before`` has them; afterwards they are bit for bit what they were."""
-    kept = entries_of(model, mask)
-    rewind(model, before, mask)
-    try:
-        yield
-    finally:
-        rewind(model, kept, mask)
+    with used_alone(model):
+        kept = entries_of(model, mask)
+        rewind(model, before, mask)
+        try:
+            yield
+        finally:
+            rewind(model, kept, mask)
 
 
 def _places(hooked: Any, mask: FreezeMask) -> Iterator[tuple[str, Tensor, Tensor]]:

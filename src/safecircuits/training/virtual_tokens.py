@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from safecircuits.batching import MAX_TOKENS, batches, position_ids
 from safecircuits.behavior.generate import end_tokens
+from safecircuits.forward import require_known
 from safecircuits.fused import copies_of_fused
 from safecircuits.models import to_hugging_face
 from safecircuits.prompts import Encoded, PromptSet
@@ -82,6 +83,7 @@ class TunedModel(nn.Module):
         found: list[list[int]] = [[] for _ in examples]
         device = next(self.parameters()).device
         for batch in batches(examples, max_tokens or MAX_TOKENS):
+            require_known(self, batch.input_ids)
             new, mask = batch.input_ids.to(device), self._mask(batch.attention_mask.to(device))
             cache = self._cache(len(new), keep=True)
             written: list[list[int]] = [[] for _ in range(len(new))]
@@ -102,6 +104,11 @@ class TunedModel(nn.Module):
             for row, tokens in zip(batch.rows, written, strict=True):
                 found[row] = tokens
         return found
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the tokens that a tokenizer makes, as Hugging Face's models call it."""
+        embeddings: nn.Module = self.peft.get_base_model().get_input_embeddings()
+        return embeddings
 
     def _run(self, new: Tensor, mask: Tensor, cache: Any, **more: Any) -> Any:
         positions = position_ids(mask)[:, -new.shape[1] :]

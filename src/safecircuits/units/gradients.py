@@ -13,21 +13,23 @@ from torch.nn import functional as F
 from safecircuits.batching import Batch
 from safecircuits.forward import logits
 from safecircuits.hooks.attach import HookFn
+from safecircuits.in_use import used_alone
 from safecircuits.sites import HookedModel
 
 
 @contextmanager
 def only_activations(model: HookedModel) -> Iterator[None]:
     """Inside the block gradients flow through the model but no parameter collects one."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    with used_alone(model):
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
 
 def tracked(activation: Tensor) -> Tensor:

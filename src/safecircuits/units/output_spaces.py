@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.beginning import beginning_facts
+from safecircuits.in_use import used_alone
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import Component, HookedModel, ModelShape, tokenizer_of
@@ -132,24 +133,25 @@ def without_directions(
         utility.shape.require_same(shape, "the utility spaces")
         if utility.tokenizer != safety.tokenizer or set(utility.bases) != set(safety.bases):
             raise ValueError("the safety and the utility spaces are not of the same tokenizer and matrices")
-    before: list[tuple[Matrix, Tensor]] = []
-    try:
-        for key in safety.bases:
-            layer, _, component = key.partition(".")
-            matrix = Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
-            weight = matrix.read().clone()
-            before.append((matrix, weight))
-            chosen = _weakest(safety, key, rank) if bottom else _leading(safety, key, rank)
-            u = chosen.to(weight.device, torch.float64)
-            removed = u @ (u.T @ weight.double())
-            if utility is not None:
-                v = _leading(utility, key, rank if utility_rank is None else utility_rank).to(removed)
-                removed = removed - v @ (v.T @ removed)
-            matrix.write((weight.double() - removed).to(weight.dtype))
-        yield
-    finally:
-        for matrix, weight in before:
-            matrix.write(weight)
+    with used_alone(model):
+        before: list[tuple[Matrix, Tensor]] = []
+        try:
+            for key in safety.bases:
+                layer, _, component = key.partition(".")
+                matrix = Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
+                weight = matrix.read().clone()
+                before.append((matrix, weight))
+                chosen = _weakest(safety, key, rank) if bottom else _leading(safety, key, rank)
+                u = chosen.to(weight.device, torch.float64)
+                removed = u @ (u.T @ weight.double())
+                if utility is not None:
+                    v = _leading(utility, key, rank if utility_rank is None else utility_rank).to(removed)
+                    removed = removed - v @ (v.T @ removed)
+                matrix.write((weight.double() - removed).to(weight.dtype))
+            yield
+        finally:
+            for matrix, weight in before:
+                matrix.write(weight)
 
 
 def _leading(spaces: OutputSpaces, key: str, rank: int) -> Tensor:

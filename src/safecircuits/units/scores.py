@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.files import plain
+from safecircuits.in_use import used_alone
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, ModelShape, Site, output_weight
 from safecircuits.units.moments import Moments
@@ -215,7 +216,8 @@ def model_facts(model: HookedModel, sites: Sequence[Site]) -> dict[str, Any]:
     norms: dict[Site, Tensor] = {}
     sums: dict[Site, Tensor] = {}
     for site in sites:
-        weights = [output_weight(model, site, layer).double() for layer in range(int(model.cfg.n_layers))]
+        with used_alone(model):  # or another thread has changed them for a moment
+            weights = [output_weight(model, site, layer).double() for layer in range(int(model.cfg.n_layers))]
         norms[site] = torch.stack([w.square().sum(-1) for w in weights]).cpu()
         sums[site] = torch.stack([w.abs().sum(-1) for w in weights]).cpu()
     return {

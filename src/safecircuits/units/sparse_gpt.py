@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.in_use import used_alone
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
@@ -170,16 +171,17 @@ def with_sparse_weights(model: HookedModel, sparse: SparseWeights) -> Iterator[N
         ValueError: for matrices of another model.
     """
     ModelShape.of(model).require_same(sparse.removed.shape, "the sparse weights")
-    saved: list[tuple[Matrix, Tensor]] = []
-    try:
-        for key, value in sparse.weights.items():
-            matrix = _of(model, key)
-            saved.append((matrix, matrix.read().clone()))
-            matrix.write(value.to(matrix.view))
-        yield
-    finally:
-        for matrix, before in saved:
-            matrix.write(before)
+    with used_alone(model):
+        saved: list[tuple[Matrix, Tensor]] = []
+        try:
+            for key, value in sparse.weights.items():
+                matrix = _of(model, key)
+                saved.append((matrix, matrix.read().clone()))
+                matrix.write(value.to(matrix.view))
+            yield
+        finally:
+            for matrix, before in saved:
+                matrix.write(before)
 
 
 def _of(model: HookedModel, key: str) -> Matrix:

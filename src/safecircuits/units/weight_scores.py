@@ -22,6 +22,7 @@ from torch import Tensor
 from safecircuits.batching import batches
 from safecircuits.beginning import beginning_facts, encode_to_score
 from safecircuits.forward import run
+from safecircuits.in_use import used_alone
 from safecircuits.memory import batch_tokens
 from safecircuits.parameters import Masks, checkpoint_parameters, in_checkpoint_names
 from safecircuits.progress import track
@@ -172,7 +173,8 @@ def score_weights(
         factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
     else:
         factor = {key: torch.ones((), dtype=torch.float32) for key in keys}
-    scores = {f"{i}.{c}": _sizes(model, base, i, c) * factor[i, c] for i, c in keys}
+    with used_alone(model):
+        scores = {f"{i}.{c}": _sizes(model, base, i, c) * factor[i, c] for i, c in keys}
     broken = [key for key, score in scores.items() if not torch.isfinite(score).all()]
     if broken:
         raise FloatingPointError(f"the scores of matrix {broken[0]} (layer.matrix) are not finite")
@@ -223,20 +225,21 @@ def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel |
     mask.shape.require_same(ModelShape.of(model), "the choice of weights")
     if base is not None:
         mask.shape.require_same(ModelShape.of(base), "the choice of weights, for the base model,")
-    saved: list[tuple[Matrix, Tensor, Tensor]] = []
-    try:
-        for key, chosen in mask.masks.items():
-            matrix = _matrix(model, key)
-            value, where = matrix.read().clone(), chosen.to(matrix.view.device)
-            saved.append((matrix, where, value[where]))
-            value[where] = 0.0 if base is None else _matrix(base, key).read().to(value)[where]
-            matrix.write(value)
-        yield
-    finally:
-        for matrix, where, before in saved:
-            value = matrix.read().clone()
-            value[where] = before
-            matrix.write(value)
+    with used_alone(model):
+        saved: list[tuple[Matrix, Tensor, Tensor]] = []
+        try:
+            for key, chosen in mask.masks.items():
+                matrix = _matrix(model, key)
+                value, where = matrix.read().clone(), chosen.to(matrix.view.device)
+                saved.append((matrix, where, value[where]))
+                value[where] = 0.0 if base is None else _matrix(base, key).read().to(value)[where]
+                matrix.write(value)
+            yield
+        finally:
+            for matrix, where, before in saved:
+                value = matrix.read().clone()
+                value[where] = before
+                matrix.write(value)
 
 
 def _input_mean_squares(
