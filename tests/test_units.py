@@ -228,7 +228,7 @@ class TestGroups:
             mlp, attn = (torch.rand(3, n, generator=generator).tolist() for n in (20, 4))
             return made_scores(mlp, attn)
 
-        groups = sc.classify_units(draw(), draw(), scu=scu, ucu=ucu, ru=ru, normalize=how)
+        groups = sc.classify_units(draw(), draw(), scu=scu, ucu=ucu, ru=ru, normalize=how, share_of="pooled")
         n = 72
         sizes = {g: count_units(groups.members(g)) for g in GROUPS}
         assert sum(sizes.values()) == n

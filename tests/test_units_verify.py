@@ -164,10 +164,10 @@ class TestStability:
     def test_rank_correlation_is_spearmans(self) -> None:
         from scipy.stats import spearmanr
 
-        from safecircuits.units.stability import _ranks
+        from safecircuits.units.selection import mean_ranks
 
         a, b = torch.randint(0, 9, (2, 50), generator=torch.Generator().manual_seed(0)).double()
-        got = torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1]
+        got = torch.corrcoef(torch.stack([mean_ranks(a), mean_ranks(b)]))[0, 1]
         assert float(got) == pytest.approx(spearmanr(a.numpy(), b.numpy()).statistic)
 
     def test_bad_input(self, planted: Any) -> None:

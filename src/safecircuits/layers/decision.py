@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.behavior.generate import generate
+from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.hooks.swap import Side, closing_positions
 from safecircuits.paired import LEVEL
@@ -222,11 +223,7 @@ def _effects(
 
 
 def _openings(refusing: Sequence[int], answering: Sequence[int]) -> dict[str, list[int]]:
-    """Tokens that begin refusals and those that begin answers; one that begins both goes where it is more frequent."""
-    a, b = Counter(refusing), Counter(answering)
-    odds = {token: a[token] / len(refusing) - b[token] / len(answering) for token in a | b}
-    refuse = sorted(token for token, surplus in odds.items() if surplus > 0)
-    comply = sorted(token for token, surplus in odds.items() if surplus < 0)
+    refuse, comply = telling_openings(refusing, answering)
     if not refuse or not comply:
         raise ValueError(
             "refusals and answers begin with the same token, so the first one does not show which it is; "

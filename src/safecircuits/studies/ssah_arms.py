@@ -45,7 +45,10 @@ def scu_top_cu(
     n = round(share * (n_units if of == "all" else n_cu))
     if of not in ("all", "CU") or not 0 <= n <= n_cu:
         raise ValueError(f"a share of {share:g} of {of!r} is {n} units, but there are {n_cu} CU; of is 'all' or 'CU'")
-    mask = FreezeMask.units(groups, "SCU") | FreezeMask.of_units(groups.top(n, "CU", by), groups.shape)
+    # Where shares are of neurons and of heads, so is this one.
+    apart = groups.provenance.get("share_of", "units") == "units"
+    top = groups.top(n, "CU", by, proportionate=apart)
+    mask = FreezeMask.units(groups, "SCU") | FreezeMask.of_units(top, groups.shape)
     first = _within(FreezeMask.units(groups, "SCU", "CU"), layers) if phases else None
     order = {"difference": "S − U", "total": "S + U"}[by]
     words = f"SCU and the {n} CU of highest {order}{_where(layers)}{'; first epoch all CU' if phases else ''}"

@@ -107,6 +107,7 @@ def ablate_units(
     named_units: Mapping[str, Units],
     *,
     controls: int = 3,
+    per_layer: bool = False,
     seed: int = 0,
     to: UnitValues | None = None,
     resume: str | Path | None = None,
@@ -118,6 +119,7 @@ def ablate_units(
     Args:
         named_units: units by name, as ``UnitGroups.members`` or ``top`` give them.
         controls: random draws of equal size beside each selection (as many units of each site, from all layers).
+        per_layer: draw as many of each site in each layer.
         to: replacement values instead of zero; see ``ablated``.
         resume: a file of measurements, from which an interrupted run goes on; see ``Removals``.
         sets: passed to ``evaluate``: ``malicious``, ``over_rejection``, ``utility``, ``detector``, …
@@ -130,7 +132,7 @@ def ablate_units(
     jobs: list[tuple[str, Units]] = []
     for name, units in named_units.items():
         jobs.append((name, units))
-        jobs += [(name, random_units(units, shape, seed + draw)) for draw in range(controls)]
+        jobs += [(name, random_units(units, shape, seed + k, per_layer=per_layer)) for k in range(controls)]
     measured: dict[str, list[Behavior]] = {}
     removals = Removals(model, to=to, resume=resume, **sets)
     for name, units in track(jobs, "ablations", enabled=progress):
@@ -148,6 +150,7 @@ def ablate_groups(
     *,
     names: Sequence[str] = ("SCU", "UCU", "RU"),
     controls: int = 3,
+    per_layer: bool = False,
     seed: int = 0,
     to: UnitValues | None = None,
     resume: str | Path | None = None,
@@ -157,9 +160,8 @@ def ablate_groups(
     """``ablate_units`` for the groups of a classification; an empty group is left out."""
     selections = {name: groups.members(name) for name in names}
     selections = {name: units for name, units in selections.items() if count_units(units)}
-    return ablate_units(
-        model, selections, controls=controls, seed=seed, to=to, resume=resume, progress=progress, **sets
-    )
+    more: dict[str, Any] = {"to": to, "resume": resume, "progress": progress, **sets}
+    return ablate_units(model, selections, controls=controls, per_layer=per_layer, seed=seed, **more)
 
 
 def measure_in(

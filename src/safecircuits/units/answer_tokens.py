@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from safecircuits.batching import batches
 from safecircuits.behavior.generate import generate
+from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.forward import Decoder
 from safecircuits.memory import batch_tokens
@@ -64,18 +64,19 @@ def find_answer_tokens(
 ) -> AnswerTokens:
     """The tokens with which the model opens its refusals of ``malicious`` and its answers to ``normal``.
 
-    A token that opens both (an "I", say) tells nothing and is left out.
+    A token that opens both (an "I", say) is of the side that it opens more often (``telling_openings``); of each
+    side the ``at_most`` most telling ones are taken.
 
     Raises:
         ValueError: if the model refuses nothing malicious, answers nothing normal, or opens both in the same way.
     """
 
-    def openings(prompts: PromptSet, wanted: bool) -> Counter[int]:
+    def openings(prompts: PromptSet, wanted: bool) -> list[int]:
         verdicts = refused(
             generate(model, prompts, max_new_tokens=max_new_tokens, template=template, max_tokens=max_tokens), detector
         )
         first = _first_tokens(model, prompts, template, max_tokens)
-        return Counter(token for token, verdict in zip(first, verdicts.tolist(), strict=True) if verdict is wanted)
+        return [token for token, verdict in zip(first, verdicts.tolist(), strict=True) if verdict is wanted]
 
     refusing, complying = openings(malicious, True), openings(normal, False)
     for found, prompts, what in ((refusing, malicious, "refuses"), (complying, normal, "answers")):
@@ -84,17 +85,13 @@ def find_answer_tokens(
                 f"the model {what} none of {prompts.name!r}, so that the tokens that decide are not "
                 "known: take prompts that it does, or from Python pass answers=AnswerTokens(refuse, comply)"
             )
-    both = set(refusing) & set(complying)
-    refuse, comply = (
-        tuple(token for token, _ in found.most_common() if token not in both)[:at_most]
-        for found in (refusing, complying)
-    )
+    refuse, comply = telling_openings(refusing, complying)
     if not refuse or not comply:
         raise ValueError(
-            f"refusals of {malicious.name!r} and answers to {normal.name!r} open with the same tokens {sorted(both)}: "
-            "pass answers=AnswerTokens(refuse, comply)"
+            f"refusals of {malicious.name!r} and answers to {normal.name!r} open equally often with the same tokens "
+            f"{sorted(set(refusing))}: pass answers=AnswerTokens(refuse, comply)"
         )
-    return AnswerTokens(refuse, comply)
+    return AnswerTokens(tuple(refuse[:at_most]), tuple(comply[:at_most]))
 
 
 def _first_tokens(model: HookedModel, prompts: PromptSet, template: str, max_tokens: int | None) -> list[int]:

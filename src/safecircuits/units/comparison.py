@@ -36,7 +36,7 @@ from safecircuits.units.scores import (
     TokenChoice,
     UnitScores,
 )
-from safecircuits.units.selection import Selection, count_units, flat, top, unflat
+from safecircuits.units.selection import Selection, Shares, by_site, count_units, flat, top, unflat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -323,8 +323,8 @@ class _Scores:
             return {site: values - utility[site] for site, values in safety.items()}
         row, useful = flat(safety), flat(utility)
         last = row.min() - 1 - (row.max() - row.min())
-        demoted = torch.zeros(len(row), dtype=torch.bool)
-        demoted[useful.argsort(descending=True, stable=True)[: len(row) // 10]] = True
+        every = torch.ones(len(row), dtype=torch.bool)
+        demoted = Shares(every.double(), by_site(safety)).highest(useful, 0.1, every)
         return unflat(torch.where(demoted, row - row.max() + last, row), safety)
 
 

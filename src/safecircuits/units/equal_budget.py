@@ -9,7 +9,7 @@ import torch
 from safecircuits.masks import FreezeMask
 from safecircuits.sites import LayerRange, Site
 from safecircuits.units.groups import UnitGroups
-from safecircuits.units.selection import flat, highest, unflat, unit_sizes
+from safecircuits.units.selection import by_site, flat, highest, unflat, unit_sizes
 
 
 def equal_budget_masks(
@@ -24,8 +24,8 @@ def equal_budget_masks(
 
     ``"units"`` are the highest by S − U wherever they lie; ``"intersection"`` the highest inside the layers;
     ``"layers"`` are units of the layers by seed; ``"both"`` is half ``"units"`` and half ``"layers"``, drawn from those
-    not yet taken; ``"random"``, the control, are units of the whole model by seed. Within the parameters of one unit
-    all are of the same size.
+    not yet taken; ``"random"``, the control, are as many neurons and as many heads as ``"units"`` by seed. Within the
+    parameters of one unit all are of the same size.
 
     Args:
         layers: the safety layers, 0-indexed and inclusive.
@@ -55,12 +55,16 @@ def equal_budget_masks(
 
     half = highest(order, sizes, budget / 2 * everything, everywhere)
     rest = budget - float(sizes[half].sum()) / everything
+    safest = highest(order, sizes, budget * everything, everywhere)
+    random = torch.zeros_like(within)
+    for site in by_site(groups.labels):
+        random |= highest(noise, torch.ones_like(sizes), float((safest & site).sum()), site)
     chosen = {
-        "units": highest(order, sizes, budget * everything, everywhere),
+        "units": safest,
         "layers": highest(noise, sizes, budget * everything, within),
         "both": half | highest(noise, sizes, rest * everything, within & ~half),
         "intersection": highest(order, sizes, budget * everything, within),
-        "random": highest(noise, sizes, budget * everything, everywhere),
+        "random": random,
     }
     masks = {}
     for name, row in chosen.items():

@@ -17,7 +17,18 @@ from torch import Tensor
 from safecircuits.results import Result
 from safecircuits.sites import ModelShape, Site
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
-from safecircuits.units.selection import Selection, by_layer, flat, highest, top, unflat, unit_sizes, within_budget
+from safecircuits.units.selection import (
+    Selection,
+    Shares,
+    by_layer,
+    by_site,
+    flat,
+    in_proportion,
+    mean_ranks,
+    top,
+    unflat,
+    unit_sizes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +40,9 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 Normalisation = Literal["none", "zscore", "rank", "layer-mean", "log"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
-ShareOf = Literal["units", "parameters"]
+ShareOf = Literal["units", "parameters", "pooled"]
+"""``"units"``: of the neurons and, apart, of the heads; ``"parameters"`` and ``"pooled"``: of both in one ranking, by
+their parameters or all alike."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +70,28 @@ class UnitGroups(Result):
         labels = torch.cat([labels.flatten() for labels in self.labels.values()])
         return {group: float((labels == i).double().mean()) for i, group in enumerate(GROUPS)}
 
-    def top(self, n: int, group: Group | None = None, by: Literal["difference", "total"] = "difference") -> Selection:
-        """The ``n`` units highest by S − U or S + U, of one group or of all."""
+    def top(
+        self,
+        n: int,
+        group: Group | None = None,
+        by: Literal["difference", "total"] = "difference",
+        *,
+        proportionate: bool = False,
+    ) -> Selection:
+        """The ``n`` units highest by S − U or S + U, of one group or of all.
+
+        Args:
+            proportionate: as large a part of the neurons as of the heads; otherwise both are in one ranking.
+        """
         order = self.difference if by == "difference" else self.total
         among = None if group is None else flat(self.labels) == GROUPS.index(group)
-        return top(order, n, among)
+        if not proportionate:
+            return top(order, n, among)
+        chosen: Selection = {}
+        for site, count in in_proportion(n, order).items():
+            mine = None if group is None else (self.labels[site] == GROUPS.index(group)).flatten()
+            chosen |= top({site: order[site]}, count, mine)
+        return chosen
 
     def to_frame(self) -> pd.DataFrame:
         """Units of each group by site and layer."""
@@ -99,7 +129,7 @@ def classify_units(
     normalize: Normalisation = "none",
     share_of: ShareOf = "units",
 ) -> UnitGroups:
-    """Assign every scored unit to SCU, UCU, RU or CU by shares of all scored units.
+    """Assign every scored unit to SCU, UCU, RU or CU by shares of the neurons and of the heads.
 
     SCU and UCU are cut first, from the two ends of S − U; RU then takes the lowest S + U of the others.
 
@@ -109,10 +139,14 @@ def classify_units(
         scu_by: scores by which SCU are cut instead of S − U, such as ``method="attribution"`` on the safety data: where
             the answer is known, a handful of its highest units carry refusal.
         normalize: what is done to each data set's scores before they are subtracted: ``"none"``; ``"zscore"``,
-            ``"layer-mean"`` (divide by the mean) and ``"rank"`` within each layer and site; ``"log"``. The paper does
-            not say; the ablation curve on a model with planted units is the judge.
-        share_of: whether shares count units, all alike, or their parameters, as FLAP does (a head weighs as many
-            neurons as have its parameters). A group ends where its parameters come nearest to its share.
+            ``"layer-mean"`` (divide by the mean) and ``"rank"`` (equal scores share their mean rank) within each layer
+            and site; ``"log"``. The paper does not say; the ablation curve on a model with planted units is the judge.
+        share_of: what shares are of. ``"units"``: of the neurons and, ranked apart, of the heads, so that a few per
+            cent of units are never a large part of all heads. ``"parameters"``, as FLAP does: neurons and heads in one
+            ranking, a head weighing as many neurons as have its parameters; a group ends where its parameters come
+            nearest to its share. ``"pooled"``: one ranking in which a head counts as one neuron. On a real model of
+            46,080 neurons and 270 heads that took a sixth of all heads for 1.3 % of the units, and as many random
+            units then break it too. Of equal scores the first in order (neurons before heads, lower layers first).
 
     Raises:
         ValueError: for shares outside 0..1 or above 1 together, for scores that do not belong together, and for UCU or
@@ -136,21 +170,16 @@ def classify_units(
     u = {site: normalised(scores, normalize) for site, scores in utility.scores.items()}
     difference = {site: s[site] - u[site] for site in s}
     total = {site: s[site] + u[site] for site in s}
-    flat_difference, flat_total = flat(difference), flat(total)
-    sizes = _sizes(safety, share_of)
-    all_of_it = float(sizes.sum())
-    labels = torch.full((len(sizes),), GROUPS.index("CU"), dtype=torch.int8)
-    by_difference = flat_difference.argsort(descending=True, stable=True)
-    safest_first = by_difference
-    if scu_by is not None:
-        safest_first = flat({site: scu_by.scores[site] for site in s}).argsort(descending=True, stable=True)
-    labels[safest_first[: within_budget(sizes[safest_first], scu * all_of_it)]] = GROUPS.index("SCU")
-    lowest_first = by_difference.flip(0)
-    lowest_first = lowest_first[labels[lowest_first] == GROUPS.index("CU")]
-    labels[lowest_first[: within_budget(sizes[lowest_first], ucu * all_of_it)]] = GROUPS.index("UCU")
-    by_total = flat_total.argsort(stable=True)
-    by_total = by_total[labels[by_total] == GROUPS.index("CU")]
-    labels[by_total[: within_budget(sizes[by_total], ru * all_of_it)]] = GROUPS.index("RU")
+    units = _shares(safety, share_of)
+    safest = flat(difference if scu_by is None else {site: scu_by.scores[site] for site in s})
+    labels = torch.full((len(safest),), GROUPS.index("CU"), dtype=torch.int8)
+    cuts: tuple[tuple[Group, float, Tensor], ...] = (
+        ("SCU", scu, safest),
+        ("UCU", ucu, -flat(difference)),
+        ("RU", ru, -flat(total)),
+    )
+    for group, share, order in cuts:
+        labels[units.highest(order, share, labels == GROUPS.index("CU"))] = GROUPS.index(group)
     provenance = {
         "safety": safety.provenance,
         "utility": utility.provenance,
@@ -199,15 +228,12 @@ def set_difference(
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} is a share between 0 and 1, not {share}")
     _require_same_way(safety, utility)
-    sizes = _sizes(safety, share_of)
-    all_of_it = float(sizes.sum())
-
+    units = _shares(safety, share_of)
     s, u = flat(safety.scores), flat(utility.scores)
-    everything = torch.ones(len(sizes), dtype=torch.bool)
-    useful = highest(u, sizes, p * all_of_it, everything)
-    share, among = (q, everything) if q is not None else (result or 0.0, ~useful)
-    safe = highest(s, sizes, share * all_of_it, among)
-    labels = torch.full((len(sizes),), GROUPS.index("RU"), dtype=torch.int8)
+    everything = torch.ones(len(s), dtype=torch.bool)
+    useful = units.highest(u, p, everything)
+    safe = units.highest(s, q, everything) if q is not None else units.highest(s, result or 0.0, ~useful)
+    labels = torch.full((len(s),), GROUPS.index("RU"), dtype=torch.int8)
     labels[safe & useful] = GROUPS.index("CU")
     labels[safe & ~useful] = GROUPS.index("SCU")
     labels[~safe & useful] = GROUPS.index("UCU")
@@ -226,11 +252,12 @@ def set_difference(
     return UnitGroups(unflat(labels, like), difference, total, safety.shape, provenance)
 
 
-def _sizes(scores: UnitScores, share_of: ShareOf) -> Float[Tensor, " unit"]:
+def _shares(scores: UnitScores, share_of: ShareOf) -> Shares:
     if share_of not in get_args(ShareOf):
-        raise ValueError(f"share_of is 'units' or 'parameters', not {share_of!r}")
+        raise ValueError(f"share_of is 'units', 'parameters' or 'pooled', not {share_of!r}")
     per_unit = scores.unit_parameters if share_of == "parameters" else dict.fromkeys(scores.scores, 1.0)
-    return unit_sizes(scores.scores, per_unit)
+    sizes = unit_sizes(scores.scores, per_unit)
+    return Shares(sizes, by_site(scores.scores) if share_of == "units" else None)
 
 
 def _require_same_way(safety: UnitScores, utility: UnitScores) -> None:
@@ -259,7 +286,7 @@ def normalised(scores: Float[Tensor, "layer unit"], how: Normalisation) -> Float
         mean = scores.mean(-1, keepdim=True)
         return scores / torch.where(mean > 0, mean, 1.0)
     if how == "rank":
-        return scores.argsort(-1).argsort(-1).double() / max(scores.shape[-1] - 1, 1)
+        return torch.stack([mean_ranks(row) - 1 for row in scores]) / max(scores.shape[-1] - 1, 1)
     if how == "log":
         return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
     raise ValueError(f"normalize is none, zscore, rank, layer-mean or log, not {how!r}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,6 +74,62 @@ def highest(
     return chosen
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What a share of units is a share of: of all in one ranking by their sizes, or of each site's in one of its own.
+
+    Attributes:
+        sizes: of each unit, in the order of ``flat``.
+        sites: which units are of each site, for rankings of their own; the units are of one size then.
+    """
+
+    sizes: Float[Tensor, " unit"]
+    sites: tuple[Bool[Tensor, " unit"], ...] | None = None
+
+    def highest(
+        self, scores: Float[Tensor, " unit"], share: float, among: Bool[Tensor, " unit"]
+    ) -> Bool[Tensor, " unit"]:
+        """The highest of ``scores`` among those given, as near to ``share`` of all units as there are units for."""
+        if self.sites is None:
+            return highest(scores, self.sizes, share * float(self.sizes.sum()), among)
+        chosen = torch.zeros_like(among)
+        counts = _dealt(round(share * len(scores)), [int(site.sum()) for site in self.sites])
+        for site, n in zip(self.sites, counts, strict=True):
+            chosen |= highest(scores, torch.ones_like(self.sizes), n, among & site)
+        return chosen
+
+
+def by_site(like: Mapping[Site, Tensor]) -> tuple[Bool[Tensor, " unit"], ...]:
+    """For each site, which units in the order of ``flat`` are of it."""
+    number = flat({site: torch.full(values.shape, i) for i, (site, values) in enumerate(like.items())})
+    return tuple(number == i for i in range(len(like)))
+
+
+def in_proportion(n: int, like: Mapping[Site, Tensor]) -> dict[Site, int]:
+    """``n`` units dealt to sites by their number of units.
+
+    >>> in_proportion(41, {"mlp": torch.zeros(8, 384), "attn": torch.zeros(8, 8)})
+    {'mlp': 40, 'attn': 1}
+    """
+    return dict(zip(like, _dealt(n, [values.numel() for values in like.values()]), strict=True))
+
+
+def _dealt(n: int, sizes: Sequence[int]) -> list[int]:
+    """``n`` in whole parts proportional to ``sizes``; what rounding down leaves goes to the largest remainders."""
+    exact = [n * size / sum(sizes) for size in sizes]
+    parts = [int(value) for value in exact]
+    for i in sorted(range(len(sizes)), key=lambda i: parts[i] - exact[i])[: n - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def mean_ranks(values: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """Ranks from 1 up in float64, equal values sharing their mean rank."""
+    _, place, size = torch.unique(values, return_inverse=True, return_counts=True)
+    ranks: Tensor = (size.cumsum(0) - (size - 1) / 2.0)[place].double()
+    return ranks
+
+
 def unit_sizes(like: Mapping[Site, Tensor], per_unit: Mapping[Site, float]) -> Float[Tensor, " unit"]:
     """The size of each unit in the order of ``flat``, from a size by site.
 
@@ -90,15 +147,23 @@ def count_units(units: Units) -> int:
     return sum(len(indices) for by_layer in units.values() for indices in by_layer.values())
 
 
-def random_units(like: Units, shape: ModelShape, seed: int) -> Selection:
-    """As many units of each site as ``like`` has, drawn without replacement from all layers."""
+def random_units(like: Units, shape: ModelShape, seed: int, *, per_layer: bool = False) -> Selection:
+    """As many units of each site as ``like`` has, drawn without replacement from all layers.
+
+    Args:
+        per_layer: as many of each site in each layer instead, so that chance differs in *which* units alone.
+    """
     generator = random.Random(int(seed))
     drawn: Selection = {}
     for site, rows in like.items():
+        if per_layer:
+            units = range(shape.n_units(site))
+            drawn[site] = {k: tuple(sorted(generator.sample(units, len(rows[k])))) for k in sorted(rows) if rows[k]}
+            continue
         n = sum(map(len, rows.values()))
-        per_layer = shape.n_units(site)
+        in_layer = shape.n_units(site)
         drawn[site] = {}
-        for pick in sorted(generator.sample(range(shape.n_layers * per_layer), n)):
-            layer, unit = divmod(pick, per_layer)
+        for pick in sorted(generator.sample(range(shape.n_layers * in_layer), n)):
+            layer, unit = divmod(pick, in_layer)
             drawn[site][layer] = (*drawn[site].get(layer, ()), unit)
     return drawn

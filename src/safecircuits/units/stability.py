@@ -22,7 +22,7 @@ from safecircuits.sites import HookedModel
 from safecircuits.units.groups import GROUPS, Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 from safecircuits.units.scores import Method
-from safecircuits.units.selection import flat
+from safecircuits.units.selection import flat, mean_ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +126,7 @@ def compare_groups(found: Mapping[str, UnitGroups]) -> Stability:
                 "the same sites"
             )
     labels = [flat(g.labels) for g in groups]
-    ranks = [_ranks(flat(g.difference)) for g in groups]
+    ranks = [mean_ranks(flat(g.difference)) for g in groups]
     n = len(groups)
     jaccard: dict[str, Tensor] = {group: torch.eye(n, dtype=torch.float64) for group in GROUPS}
     correlation = torch.eye(n, dtype=torch.float64)
@@ -139,13 +139,6 @@ def compare_groups(found: Mapping[str, UnitGroups]) -> Stability:
     shares: dict[str, float] = {group: sum(g.shares()[group] for g in groups) / n for group in GROUPS}
     chance = {group: share / (2 - share) for group, share in shares.items()}
     return Stability(names, jaccard, chance, correlation, {"groups": {name: g.provenance for name, g in found.items()}})
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks in float64, equal values sharing their mean rank."""
-    _, place, size = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks: Tensor = (size.cumsum(0) - (size - 1) / 2.0)[place].double()
-    return ranks
 
 
 def _pairs(values: Tensor) -> dict[str, float]:

@@ -60,7 +60,7 @@ def score(
     folder.figure("highest", plot_score_map(found.record(n), ax=axis()))
     best = highest.iloc[0]
     run.say(
-        f"{found.method}, {found.tokens} tokens: highest is {best['site']} unit {best['unit']} of layer "
+        f"{found.verdict}: highest is {best['site']} unit {best['unit']} of layer "
         f"{best['layer']}; half of the {n} highest lie in layers {_where(highest['layer'])}"
     )
 

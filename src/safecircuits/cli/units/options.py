@@ -43,6 +43,7 @@ class ShareOfChoice(StrEnum):
 
     units = "units"
     parameters = "parameters"
+    pooled = "pooled"
 
 
 class GroupChoice(StrEnum):
