@@ -124,9 +124,9 @@ def test_copies_and_cast_models_train_like_the_model_itself(family: str) -> None
 
 
 def test_configuration_and_generation_settings_come_back(model: Any, tmp_path: Path) -> None:
-    source = sc.models.generation_config_of(model)
+    source = sc.bridge.generation_config_of(model)
     source.update(**GENERATION)
-    config = copy.deepcopy(sc.models.hf_config_of(model))
+    config = copy.deepcopy(sc.bridge.hf_config_of(model))
     folder = save_pretrained(model, tmp_path / "m")
     found = GenerationConfig.from_pretrained(folder)
     assert {key: getattr(found, key) for key in GENERATION} == GENERATION

@@ -14,9 +14,9 @@ import safecircuits as sc
 import zoo
 from conftest import build_tiny_llama
 from safecircuits import faithful
+from safecircuits.bridge import bridge_of
 from safecircuits.faithful import difference, require_faithful
 from safecircuits.miniature import TOKENS, miniature_of
-from safecircuits.models import bridge_of
 from safecircuits.notices import Notice
 
 both = pytest.mark.parametrize("backend", zoo.backends())

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.batching import Batch
+from safecircuits.bridge import bridge_of
 from safecircuits.masks import FreezeMask
-from safecircuits.models import bridge_of, load_model, to_hugging_face
+from safecircuits.models import load_model, to_hugging_face
 from safecircuits.sites import ModelShape
 from safecircuits.training import frozen, frozen_digest
 from safecircuits.training.loss import logits

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from conftest import build_tiny_llama, build_tiny_tokenizer, randomised
+from safecircuits.bridge import hf_config_of
 from safecircuits.hooked import hf_state_from_hooked
 from safecircuits.mask_file import FORMAT
 from safecircuits.masks import FreezeMask
-from safecircuits.models import hf_config_of, load_model
+from safecircuits.models import load_model
 from safecircuits.parameters import checkpoint_parameters
 from safecircuits.sites import LayerRange, ModelShape, Site
 from safecircuits.skeleton import skeleton_of

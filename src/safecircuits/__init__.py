@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from safecircuits import organism as organism
     from safecircuits.behavior.agreement import AgreementTable as AgreementTable
     from safecircuits.behavior.agreement import agreement as agreement
-    from safecircuits.behavior.detectors import JudgingError as JudgingError
     from safecircuits.behavior.evaluate import Behavior as Behavior
     from safecircuits.behavior.evaluate import evaluate as evaluate
     from safecircuits.behavior.generate import Completions as Completions
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from safecircuits.direction.probe import DirectionProbe as DirectionProbe
     from safecircuits.direction.probe import probe_direction as probe_direction
     from safecircuits.direction.variants import Suffixes as Suffixes
+    from safecircuits.errors import JudgingError as JudgingError
     from safecircuits.hooks.ablate import ablated as ablated
     from safecircuits.hooks.attach import attached as attached
     from safecircuits.hooks.collect import Residuals as Residuals
@@ -75,7 +77,6 @@ if TYPE_CHECKING:
     from safecircuits.models import load_model as load_model
     from safecircuits.models import save_pretrained as save_pretrained
     from safecircuits.prompts import PromptSet as PromptSet
-    from safecircuits.sites import LayerRange as LayerRange
     from safecircuits.sites import ModelShape as ModelShape
     from safecircuits.sources import load_prompts as load_prompts
     from safecircuits.studies.alignment_budget import AlignmentBudget as AlignmentBudget
@@ -141,10 +142,10 @@ if TYPE_CHECKING:
     from safecircuits.units.transfer import AttributeTransfer as AttributeTransfer
     from safecircuits.units.transfer import attribute_transfer as attribute_transfer
     from safecircuits.units.transfer import transfer_of as transfer_of
+    from safecircuits.vocabulary import LayerRange as LayerRange
 
 _HOME = {
     "behavior.agreement": ("AgreementTable", "agreement"),
-    "behavior.detectors": ("JudgingError",),
     "behavior.evaluate": ("Behavior", "evaluate"),
     "behavior.generate": ("Completions", "generate"),
     "behavior.harmfulness": ("Harmfulness", "harmful_rate", "harmfulness"),
@@ -158,6 +159,7 @@ _HOME = {
     "direction.compare": ("DirectionComparison", "compare_directions"),
     "direction.probe": ("DirectionProbe", "probe_direction"),
     "direction.variants": ("Suffixes",),
+    "errors": ("JudgingError",),
     "hooks.ablate": ("ablated",),
     "hooks.attach": ("attached",),
     "hooks.collect": ("Residuals", "collect_residuals"),
@@ -176,7 +178,7 @@ _HOME = {
     "memory": ("MemoryEstimate", "estimate_memory"),
     "models": ("load_model", "save_pretrained"),
     "prompts": ("PromptSet",),
-    "sites": ("LayerRange", "ModelShape"),
+    "sites": ("ModelShape",),
     "sources": ("load_prompts",),
     "studies.alignment_budget": ("AlignmentBudget", "alignment_budget"),
     "studies.arms": ("Arm", "paper_arms"),
@@ -209,10 +211,10 @@ _HOME = {
     "units.stability": ("Stability", "calibration_subsets", "stability"),
     "units.sweep": ("ShareSweep", "sweep_shares"),
     "units.transfer": ("AttributeTransfer", "attribute_transfer", "transfer_of"),
+    "vocabulary": ("LayerRange",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "organism", *sorted(_MODULE_OF)]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from safecircuits.bridge import forget_packing
 from safecircuits.dtypes import torch_dtype
 from safecircuits.fingerprint import STAGE_PREFIX
 from safecircuits.gguf_file import GgufFile, gguf_in, unpacked
@@ -157,14 +158,6 @@ def require_unquantised(config: Any, what: str) -> None:
         "rounded too (LLM.int8); load the unquantised checkpoint with dtype=torch.bfloat16, over several devices with "
         "device_map='auto' if it is too large for one"
     )
-
-
-def forget_packing(model: Any) -> None:
-    """Take away what calls the weights, which are plain ones now, packed: an export would say so too."""
-    notes = ("quantization_config", "hf_quantizer", "is_quantized", "quantization_method", "_pre_quantization_dtype")
-    for owner in (model, model.config):
-        for name in notes:
-            owner.__dict__.pop(name, None)
 
 
 def require_weights(model: Any) -> None:

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from safecircuits.files import plain, replacing
-from safecircuits.masks import FreezeMask
 from safecircuits.reading import parse_json
 from safecircuits.sites import ModelShape
 
 FORMAT, VERSION = "safecircuits.FreezeMask", 1
 
 
-def save(mask: FreezeMask, path: str | Path) -> Path:
+class StoredMask(NamedTuple):
+    """The parts of a mask: True where frozen, the shape it is for if it has one, and where it comes from."""
+
+    mlp: Bool[Tensor, "layer neuron"]
+    attn: Bool[Tensor, "layer head"]
+    shape: ModelShape | None
+    provenance: Mapping[str, Any]
+
+    @property
+    def whole_layers(self) -> list[int]:
+        """The layers of which every unit is frozen."""
+        layers: list[int] = (self.mlp.all(1) & self.attn.all(1)).nonzero().flatten().tolist()
+        return layers
+
+
+def save(mask: StoredMask, path: str | Path) -> Path:
     """Write ``mask``: tensors ``mlp [layer neuron]`` and ``attn [layer head]``, True where frozen, and the header."""
     from safetensors.torch import save_file
 
@@ -25,7 +42,7 @@ def save(mask: FreezeMask, path: str | Path) -> Path:
         "format": FORMAT,
         "version": VERSION,
         "shape": None if mask.shape is None else asdict(mask.shape),
-        "layers": list(mask.whole_layers),
+        "layers": mask.whole_layers,
         "provenance": dict(mask.provenance),
     }
     try:
@@ -37,12 +54,11 @@ def save(mask: FreezeMask, path: str | Path) -> Path:
     return Path(path)
 
 
-def load(path: str | Path, model: Any = None) -> FreezeMask:
-    """Read a mask and, when a model is given, check that it belongs to it.
+def load(path: str | Path) -> StoredMask:
+    """Read a mask.
 
     Raises:
-        ValueError: if the file is truncated, is no freeze mask, is of a later version, contradicts itself, or belongs
-            to another model.
+        ValueError: if the file is truncated, is no freeze mask, is of a later version, or contradicts itself.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -67,11 +83,10 @@ def load(path: str | Path, model: Any = None) -> FreezeMask:
         raise ValueError(
             f"{path} has format version {header.get('version')}, but this version of safecircuits reads {VERSION}"
         )
-    mask = _assembled(path, header, tensors)
-    return mask if model is None else mask.check(model)
+    return _assembled(path, header, tensors)
 
 
-def _assembled(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> FreezeMask:
+def _assembled(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> StoredMask:
     try:
         shape = None if header["shape"] is None else ModelShape(**header["shape"])
         mlp, attn = tensors["mlp"], tensors["attn"]
@@ -84,10 +99,10 @@ def _assembled(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tens
         raise ValueError(f"{path} contradicts itself: its header asks for {expected}, its tensors are {found}")
     if any(tensor.view(torch.uint8).gt(1).any() for tensor in (mlp, attn)):
         raise ValueError(f"{path} is damaged: some of its entries are neither true nor false; write it again")
-    mask = FreezeMask(mlp, attn, shape, header.get("provenance") or {})
-    if header.get("layers") != list(mask.whole_layers):
+    mask = StoredMask(mlp, attn, shape, header.get("provenance") or {})
+    if header.get("layers") != mask.whole_layers:
         raise ValueError(
             f"{path} contradicts itself: its header names the whole layers {header.get('layers')}, its tensors freeze "
-            f"{list(mask.whole_layers)}; write it again"
+            f"{mask.whole_layers}; write it again"
         )
     return mask

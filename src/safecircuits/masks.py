@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits import mask_file
 from safecircuits.parameters import Masks, as_hooked, checkpoint_parameters, in_checkpoint_names, is_plain
 from safecircuits.sites import SITES, LayerRange, ModelShape, Site, layer_parameters, unit_parameter_masks
 from safecircuits.sites import is_bridge as _is_bridge
@@ -273,16 +274,13 @@ class FreezeMask:
 
     def save(self, path: str | Path) -> Path:
         """Write the mask as safetensors with a JSON header; an existing file is replaced only by a complete one."""
-        from safecircuits.mask_file import save
-
-        return save(self, path)
+        return mask_file.save(mask_file.StoredMask(self.mlp, self.attn, self.shape, self.provenance), path)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None) -> FreezeMask:
         """Read a mask and, when a model is given, check that it belongs to it; a ValueError for anything else."""
-        from safecircuits.mask_file import load
-
-        return load(path, model)
+        mask = cls(*mask_file.load(path))
+        return mask if model is None else mask.check(model)
 
     # -------------------------------------------------------------------------------------------------------------
 

@@ -225,7 +225,7 @@ def gigabytes(n_bytes: int) -> str:
 def _weights(model: Any, dtype: torch.dtype | None) -> tuple[Any, int, int, int]:
     """(configuration, bytes of all weights, number of parameters, bytes of one of them)."""
     if isinstance(model, torch.nn.Module):
-        from safecircuits.models import hf_config_of
+        from safecircuits.bridge import hf_config_of
 
         config = hf_config_of(model) if hasattr(model, "hook_dict") else model.config  # type: ignore[arg-type]
         own = next(model.parameters()).dtype

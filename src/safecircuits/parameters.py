@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from safecircuits.bridge import bridge_of, hf_config_of, plain_name
 from safecircuits.fused import copies_of_fused
-from safecircuits.models import bridge_of, hf_config_of, plain_name
 from safecircuits.sites import is_bridge
 from safecircuits.skeleton import skeleton_of
 

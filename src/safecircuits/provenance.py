@@ -17,7 +17,7 @@ def provenance(
     *, command: str, seed: int | None = None, datasets: Mapping[str, PromptSet] | None = None, **more: Any
 ) -> dict[str, Any]:
     """A block to store beside a result; ``more`` is added as it is."""
-    from safecircuits import __version__
+    from safecircuits.version import __version__
 
     return {
         "command": command,

@@ -35,7 +35,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.layers.similarity": ("LayerGap", "PairCurve"),
     "safecircuits.layers.transplant": ("Transplant", "TransplantTable"),
     "safecircuits.prompts": ("PromptSet",),
-    "safecircuits.sites": ("LayerRange", "ModelShape"),
+    "safecircuits.sites": ("ModelShape",),
     "safecircuits.studies.alignment_budget": ("AlignmentBudget",),
     "safecircuits.studies.compare": ("Comparison",),
     "safecircuits.studies.grid": ("FreezingGrid", "GridCell"),
@@ -58,6 +58,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.sweep": ("ShareSweep", "SweptShare"),
     "safecircuits.units.transfer": ("AttributeTransfer",),
     "safecircuits.units.weight_scores": ("WeightMask", "WeightScores"),
+    "safecircuits.vocabulary": ("LayerRange",),
 }
 """The module of each class. A class of results, or of a field of one, is added here; its name is in files for good."""
 

@@ -247,7 +247,7 @@ class RunDirectory:
             self._unlock()
 
     def _tidy(self, error: BaseException | None) -> None:
-        from safecircuits.behavior.detectors import JudgingError  # not bad input: a judge may answer later
+        from safecircuits.errors import JudgingError  # not bad input: a judge may answer later
 
         parts = [self.folder / name for name in ("work", *PARTS)]
         if self.resumed or self.written or any(path.is_file() for part in parts for path in part.rglob("*")):

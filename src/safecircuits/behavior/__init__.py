@@ -1,7 +1,7 @@
 """What a model does: its completions, whether they refuse, how safe and how useful it is."""
 
 from safecircuits.behavior.agreement import AgreementTable, agreement
-from safecircuits.behavior.detectors import DETECTORS, JudgingError, PhraseDetector, RefusalDetector, get_detector
+from safecircuits.behavior.detectors import DETECTORS, PhraseDetector, RefusalDetector, get_detector
 from safecircuits.behavior.evaluate import Behavior, evaluate, exact_match
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.harmfulness import Harmfulness, harmful_rate, harmfulness
@@ -12,6 +12,7 @@ from safecircuits.behavior.pressure import Condition, Pressure, pressure
 from safecircuits.behavior.reference import ResponseLoss, RougeScores, response_loss, rouge_l
 from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.sampling import SampledRefusals, sample, sampled_refusals
+from safecircuits.errors import JudgingError
 
 __all__ = [
     "DETECTORS",

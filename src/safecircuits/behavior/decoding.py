@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from safecircuits.bridge import generation_config_of
 from safecircuits.forward import Decoder
-from safecircuits.models import generation_config_of
 from safecircuits.sites import HookedModel
 
 

@@ -25,35 +25,18 @@ longer (``max_new_tokens``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from safecircuits.behavior.wording import normalise as normalise
 
 if TYPE_CHECKING:
-    from safecircuits.behavior.generate import Completions
+    pass
 
 RefusalDetector = Callable[[str], bool]
 """Takes a completion and says whether it refuses. A ``JudgeDetector`` is one that reads the prompt as well."""
-
-
-class JudgingError(ValueError):
-    """A detector or a judge failed on one completion; what was generated and judged until then is kept here.
-
-    Attributes:
-        index: of the prompt whose completion could not be judged.
-        judged: what the detector or judge said of the completions before it.
-        completions: those that were being judged, complete; ``save`` them and judge them again.
-        kept: what else the interrupted function had finished, by name.
-    """
-
-    def __init__(self, message: str, index: int, judged: Sequence[Any] = ()) -> None:
-        super().__init__(message)
-        self.index, self.judged = index, tuple(judged)
-        self.completions: Completions | tuple[str, ...] | None = None
-        self.kept: dict[str, Any] = {}
 
 
 _QI_2023 = (

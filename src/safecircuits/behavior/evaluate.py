@@ -11,8 +11,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.behavior.generate import Completions, generate, texts_of
-from safecircuits.behavior.refusal import JudgingError, RefusalDetector, refused
+from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.behavior.wording import same_answer, without_thoughts
+from safecircuits.errors import JudgingError
 from safecircuits.notices import notify
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result

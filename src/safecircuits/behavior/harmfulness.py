@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.judge import TextModel, fill, local_judge
 from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.errors import JudgingError
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from safecircuits.batching import batches
-from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.generate import Completions, texts_of
+from safecircuits.errors import JudgingError
 from safecircuits.forward import Decoder
 from safecircuits.memory import batch_tokens
 from safecircuits.prompts import encode

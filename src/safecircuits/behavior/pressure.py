@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.generate import Completions, continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
+from safecircuits.errors import JudgingError
 from safecircuits.paired import paired_difference
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode

@@ -10,7 +10,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.behavior.detectors import DETECTORS as DETECTORS
-from safecircuits.behavior.detectors import JudgingError as JudgingError
 from safecircuits.behavior.detectors import PhraseDetector as PhraseDetector
 from safecircuits.behavior.detectors import RefusalDetector as RefusalDetector
 from safecircuits.behavior.detectors import get_detector as get_detector
@@ -18,6 +17,7 @@ from safecircuits.behavior.detectors import normalise as normalise
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.judge import JudgeDetector
 from safecircuits.behavior.wording import may_lose_lead, open_thought, without_half_tag
+from safecircuits.errors import JudgingError
 from safecircuits.notices import notify
 
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
-from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.frame import Measured, Run, run_command
 from safecircuits.cli.options import (
     DetectorOption,
-    Measured,
     TemplateOption,
     TokensOption,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from safecircuits.cli.frame import Run
     from safecircuits.sites import LayerRange
 
 RUN_PANEL, PROMPT_PANEL = "Run", "Prompts"
@@ -147,29 +145,6 @@ DetectorOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Length of a completion.", min=1)]
 ComponentsOption = Annotated[ComponentsChoice, typer.Option("--components", help="Which matrices are scaled.")]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The sets on which safety and utility are measured."""
-
-    malicious: MaybeMalicious = None
-    over_rejection: MaybeOverRejection = None
-    utility: MaybeUtility = None
-
-    def read(self, run: Run) -> dict[str, Any]:
-        """Those that were given, by name as ``evaluate`` takes them; of the last one the answers, too."""
-        return {
-            name: run.prompts(name, source, responses=name == "utility")
-            for name, source in vars(self).items()
-            if source is not None
-        }
-
-    def require(self, run: Run) -> dict[str, Any]:
-        """The same; a ValueError if there is none."""
-        if sets := self.read(run):
-            return sets
-        raise ValueError("nothing to measure: give --malicious, --over-rejection or --utility")
 
 
 def torch_dtype(chosen: Dtype | None) -> Any:

@@ -25,7 +25,8 @@ class PlainModel:
     """A bridge's parameters in Hugging Face's own modules, and where the bridge's hook points lie in them."""
 
     def __init__(self, bridge: Any) -> None:
-        from safecircuits.models import plain_name, to_hugging_face
+        from safecircuits.bridge import plain_name
+        from safecircuits.models import to_hugging_face
 
         self.model: Any = to_hugging_face(bridge).to(next(bridge.parameters()).device)
         self._addresses = _addresses(bridge)

@@ -16,8 +16,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
-from safecircuits.behavior.refusal import EarlyVerdict, JudgingError, RefusalDetector, degenerate, refused
+from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate, refused
 from safecircuits.behavior.wording import open_thought
+from safecircuits.errors import JudgingError
 from safecircuits.files import write_text
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track

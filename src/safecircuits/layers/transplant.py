@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
-from safecircuits.behavior.refusal import JudgingError
+from safecircuits.errors import JudgingError
 from safecircuits.models import Backend, load_checkpoint, load_model, to_hugging_face
 from safecircuits.progress import track
 from safecircuits.results import Result

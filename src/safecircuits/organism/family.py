@@ -22,7 +22,7 @@ from safecircuits.organism.recipe import Phase, Recipe
 from safecircuits.organism.stages import build_stage
 from safecircuits.organism.train import deterministic
 from safecircuits.progress import without_bars
-from safecircuits.sites import LayerRange
+from safecircuits.vocabulary import LayerRange
 
 Role = Literal["development", "judged"]
 

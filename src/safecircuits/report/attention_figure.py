@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from safecircuits.report.data import Block, Record, Recorded, bounds, record_of
 from safecircuits.report.style import INK, axes_or_new, styled
-from safecircuits.sites import LayerRange
+from safecircuits.vocabulary import LayerRange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING
 
 from safecircuits.report.text import plain
-
-if TYPE_CHECKING:
-    from safecircuits.results import Result
 
 MAX_ROWS = 24
 """Rows of a longer table that are shown: the first and last halves of them."""
 
 
-def html_card(result: Result) -> str:
+def html_card(result: object) -> str:
     """Class, verdict and table of ``result`` as HTML; all text is escaped."""
     parts = [f"<strong>{escape(type(result).__name__)}</strong>"]
     if isinstance(verdict := getattr(result, "verdict", None), str):

@@ -11,16 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from safecircuits.results import Result
 from safecircuits.stats import mean_interval
-
-if TYPE_CHECKING:
-    from safecircuits.studies.outcome import StudyRun
 
 Verdict = Literal["helps", "harms", "no difference", "unclear"]
 At = Literal["equal steps", "matched loss", "all losses"]
@@ -29,6 +26,23 @@ LOSS_LEVELS = 64
 
 MARGIN = 0.05
 """A difference in refusal below this, five points, counts as none."""
+
+
+class Trained(Protocol):
+    """What is compared: a run by name and seed, its figures before and after, and its curve on the way."""
+
+    @property
+    def scenario(self) -> str: ...
+    @property
+    def arm(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def before(self) -> Mapping[str, float]: ...
+    @property
+    def figures(self) -> Mapping[str, float]: ...
+    @property
+    def curve(self) -> Sequence[Mapping[str, float]]: ...
 
 
 @dataclass(frozen=True)
@@ -112,14 +126,14 @@ def refusal_over_losses(curve: Sequence[Mapping[str, float]], level: float) -> f
     return sum(known) / len(known) if len(known) == len(found) else None
 
 
-def matched_level(runs: Iterable[StudyRun]) -> float | None:
+def matched_level(runs: Iterable[Trained]) -> float | None:
     """The lowest task loss that every run reaches; None if one of them never gets below where it started."""
     runs = list(runs)
     level = max(min(point["task_loss"] for point in run.curve) for run in runs)
     return level if all(level < run.curve[0]["task_loss"] for run in runs) else None
 
 
-def compare(arm: Sequence[StudyRun], reference: Sequence[StudyRun], at: At) -> Comparison | None:
+def compare(arm: Sequence[Trained], reference: Sequence[Trained], at: At) -> Comparison | None:
     """Compare runs of one scenario, paired by seed; None where no seed is in both or the losses cannot be matched."""
     ours, theirs = ({run.seed: run for run in runs} for runs in (arm, reference))
     seeds = sorted(set(ours) & set(theirs))

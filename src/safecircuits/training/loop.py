@@ -14,11 +14,10 @@ from safecircuits.models import require_exportable
 from safecircuits.notices import notify
 from safecircuits.prompts import PromptSet, encode, resolve_template
 from safecircuits.training.freeze import frozen, frozen_digest
-from safecircuits.training.loss import LossOn, Precision
+from safecircuits.training.loss import LossOn, Precision, require_separable
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
 from safecircuits.training.optimizers import make_optimizer as make_optimizer
 from safecircuits.training.order import Batches, Order, truncate
-from safecircuits.training.packing import require_separable
 from safecircuits.training.phases import Freeze, Stretch, frozen_throughout, mask_fingerprint, stretches
 from safecircuits.training.phases import Phase as Phase
 from safecircuits.training.processes import Processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,12 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safecircuits.batching import Batch, position_ids
+from safecircuits.batching import Batch, pad_left, position_ids
 from safecircuits.forward import logits as hooked_logits
 from safecircuits.forward import require_known
 from safecircuits.parameters import is_plain
+from safecircuits.prompts import Encoded
 from safecircuits.sites import is_bridge
-from safecircuits.training.packing import PackedBatch
+from safecircuits.training.packing import PackedBatch, in_rows
 
 LossOn = Literal["response", "all"]
 """Which tokens are targets: the response with its end of sequence, or every token but an example's first."""
@@ -72,3 +74,33 @@ def logits(model: Any, batch: Batch | PackedBatch) -> Float[Tensor, "batch pos d
 def _positions(batch: Batch | PackedBatch) -> Int[Tensor, "batch pos"]:
     """Within each example from 0; padding has 0."""
     return batch.position_ids if isinstance(batch, PackedBatch) else position_ids(batch.attention_mask)
+
+
+@torch.no_grad()
+def require_separable(model: Any, examples: Sequence[Encoded]) -> None:
+    """Raise a ValueError unless this model computes a packed example as it computes it alone.
+
+    Two examples are packed into a row. Other tokens in the first must leave the logits of the second as they are, and
+    those must be what the second has by itself.
+    """
+    second, first = sorted(examples, key=len)[:2] if len(examples) > 1 else (examples[0], examples[0])
+    other = Encoded(tuple(token - 1 if token else 1 for token in first.ids), first.response_start)
+    packed, changed = (
+        _log_probs(logits(model, in_rows([[one, second]])), second, len(first)) for one in (first, other)
+    )
+    alone = _log_probs(logits(model, pad_left([second])), second, 0)
+    exact = packed.dtype in (torch.float32, torch.float64)
+    leaked, moved = float((packed - changed).abs().max()), float((packed - alone).abs().mean())
+    if leaked > (1e-6 if exact else 1e-2) or moved > (1e-3 if exact else 0.1):
+        raise ValueError(
+            f"this {type(model).__name__} does not keep packed examples apart (another example in its row changes a "
+            f"log-probability by {leaked:.2g}, packing itself by {moved:.2g}): use batches='length', which wastes "
+            "little on padding either"
+        )
+
+
+def _log_probs(logits: Float[Tensor, "row pos d_vocab"], example: Encoded, start: int) -> Float[Tensor, " pos"]:
+    """Of the tokens of an example that starts at ``start`` of the first row; in the dtype of the logits."""
+    there = logits[0, start : start + len(example) - 1]
+    chosen = torch.tensor(example.ids[1:], device=there.device)
+    return -F.cross_entropy(there.float(), chosen, reduction="none").to(there.dtype)

@@ -1,0 +1,23 @@
+"""Errors that callers tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class JudgingError(ValueError):
+    """A detector or a judge failed on one completion; what was generated and judged until then is kept here.
+
+    Attributes:
+        index: of the prompt whose completion could not be judged.
+        judged: what the detector or judge said of the completions before it.
+        completions: ``Completions`` (or texts) that were being judged, complete; ``save`` them and judge them again.
+        kept: what else the interrupted function had finished, by name.
+    """
+
+    def __init__(self, message: str, index: int, judged: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.index, self.judged = index, tuple(judged)
+        self.completions: Any = None
+        self.kept: dict[str, Any] = {}
