@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from conftest import build_tiny_llama
 from safecircuits import FreezeCallback
@@ -115,16 +115,81 @@ def test_trainer_resumed_from_another_models_checkpoint_is_refused(tmp_path: Pat
     callback.close()
 
 
-def test_a_callback_freezes_for_one_training(tmp_path: Path) -> None:
-    model = build_tiny_llama()
-    trainer = trainer_of(model, tmp_path, [FreezeCallback(UNITS)])
+def test_a_trainer_that_trains_again_with_its_old_optimizer_is_refused(tmp_path: Path) -> None:
+    callback = FreezeCallback(UNITS)
+    trainer = trainer_of(build_tiny_llama(), tmp_path, [callback])
     trainer.train()
+    assert callback.frozen_digest
     with pytest.raises(ValueError, match="make a new trainer to train again"):
         trainer.train()
-    late = trainer_of(model, tmp_path)
-    late.add_callback(FreezeCallback(UNITS))
-    with pytest.raises(ValueError, match="not to add_callback"):
-        late.train()
+    assert callback.frozen_digest is None, "a digest is of a training that has ended"
+    assert callback.handle is None
+
+
+def replaced(trainer: Trainer, model: Any) -> None:
+    trainer.model = trainer.model_wrapped = model
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "sgd": {"optim": "sgd", "optim_args": "momentum=0.9"},
+    "adafactor-clipping": {"optim": "adafactor", "max_grad_norm": 0.1},
+    "accumulation": {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    "bf16": {"bf16": True},
+}
+
+
+@pytest.mark.parametrize("way", ["model_init", "replaced", "late", "search"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+def test_the_model_that_trains_is_the_one_that_is_frozen(way: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever model a trainer takes in the end, it trains as one does that was frozen from the start."""
+    want, callback = build_tiny_llama(), FreezeCallback(MIXED)
+    trainer_of(want, tmp_path / "want", [FreezeCallback(MIXED)], **settings).train()
+    if way in ("model_init", "search"):
+        trainer = Trainer(
+            model_init=lambda: build_tiny_llama(),  # transformers counts its arguments
+            args=arguments(tmp_path, **settings),
+            train_dataset=ROWS,
+            data_collator=stacked,
+            callbacks=[callback],
+        )
+        if way == "search":  # each trial is a train() of its own, with a model of its own
+            trainer.train()
+    elif way == "replaced":
+        other = build_tiny_llama(seed=1)
+        trainer = trainer_of(other, tmp_path, [callback], **settings)
+        replaced(trainer, build_tiny_llama())
+    else:
+        trainer = trainer_of(build_tiny_llama(), tmp_path, **settings)
+        trainer.add_callback(callback)
+    trainer.train()
+    digest = frozen_digest(build_tiny_llama(), MIXED)
+    assert callback.frozen_digest == digest
+    assert_trained_but_for(trainer.model, MIXED, digest)
+    for name, value in want.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
+    if way == "replaced":
+        for name, value in build_tiny_llama(seed=1).state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), "the model that was replaced is itself again"
+
+
+@pytest.mark.parametrize("when", ["during", "parameters"])
+def test_no_digest_of_a_model_that_was_not_checked(when: str, tmp_path: Path) -> None:
+    model, callback = build_tiny_llama(), FreezeCallback(UNITS)
+
+    class Swap(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1 and when == "during":
+                trainer.callback_handler.model = build_tiny_llama(seed=1)
+            elif state.global_step == 1:
+                kwargs["optimizer"].param_groups[0]["params"].append(torch.nn.Parameter(torch.ones(2)))
+
+    trainer = trainer_of(model, tmp_path, [callback, Swap()], save_strategy="no", lr_scheduler_type="constant")
+    with pytest.raises(RuntimeError, match="another model, or other parameters"):
+        trainer.train()
+    assert callback.frozen_digest is None
+    assert not any(isinstance(module, Slice) for module in model.modules())
 
 
 def test_an_optimizer_from_before_the_freeze_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ masks with half of a layer's units each, together, freeze the whole layer. Norms
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,8 +20,23 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits import mask_file
-from safecircuits.parameters import Masks, as_hooked, checkpoint_parameters, in_checkpoint_names, is_plain
-from safecircuits.sites import SITES, LayerRange, ModelShape, Site, layer_parameters, unit_parameter_masks
+from safecircuits.parameters import (
+    Masks,
+    as_hooked,
+    checkpoint_parameters,
+    in_checkpoint_names,
+    is_plain,
+    live_parameters,
+)
+from safecircuits.sites import (
+    SITES,
+    LayerRange,
+    ModelShape,
+    Site,
+    layer_parameters,
+    unit_parameter_masks,
+    unit_parameters,
+)
 from safecircuits.sites import is_bridge as _is_bridge
 
 if TYPE_CHECKING:
@@ -244,18 +259,24 @@ class FreezeMask:
         Names are Hugging Face's for a plain Hugging Face model and for a bridge, and its own for a HookedTransformer.
 
         Raises:
-            ValueError: for another model's mask.
+            ValueError: for another model's mask, one that comes to no parameter of this model, and units in a layer
+                that has none (a mixture of experts) or whose matrices they do not make up.
         """
         hooked, stored = as_hooked(model), checkpoint_parameters(model)
         masks = self.hooked_masks(hooked)
         if is_plain(model) or _is_bridge(model):
-            return in_checkpoint_names(hooked, masks, stored)
-        return {name: mask for name, mask in masks.items() if name in stored}
+            found = in_checkpoint_names(hooked, masks, stored)
+        else:
+            found = {name: mask for name, mask in masks.items() if name in stored}
+        if self and not any(mask.any() for mask in found.values()):
+            raise ValueError("the freeze mask names units, but not one parameter of this model belongs to them")
+        return found
 
     def hooked_masks(self, model: Any) -> Masks:
         """The same by a hooked model's own names, which on a bridge include both fused and split parameters."""
         mask, masks = self.check(model), {}
         own = dict(model.named_parameters())
+        live = live_parameters(model) if any(mask._in_part()) else {}
         for layer in range(len(mask.mlp)):
             for site in SITES:
                 frozen = mask._at(site)[layer]
@@ -265,8 +286,11 @@ class FreezeMask:
                     sublayer = model.blocks[layer].mlp if site == "mlp" else model.blocks[layer].attn
                     inside = {id(p) for p in sublayer.parameters()}
                     whole = [name for name in layer_parameters(model, layer) if id(own[name]) in inside]
+                    if not whole:
+                        raise ValueError(f"layer {layer} of this model has no {site} parameters that could be frozen")
                     masks.update({name: torch.ones(own[name].shape, dtype=torch.bool) for name in whole})
                 else:
+                    _require_all_reached(model, site, layer, live)
                     masks.update(unit_parameter_masks(model, site, layer, frozen.nonzero().flatten().tolist()))
         return masks
 
@@ -287,6 +311,10 @@ class FreezeMask:
     def _at(self, site: Site) -> Tensor:
         return self.mlp if site == "mlp" else self.attn
 
+    def _in_part(self) -> Iterator[bool]:
+        """Of each layer and site whether some of its units are frozen, but not all."""
+        return (bool(row.any() and not row.all()) for site in SITES for row in self._at(site))
+
     def _combined(self, other: FreezeMask, op: str, rule: Callable[[Tensor, Tensor], Tensor]) -> FreezeMask:
         shape = self.shape or other.shape
         if self.shape is not None and other.shape is not None:
@@ -298,6 +326,20 @@ class FreezeMask:
             a, b = _padded(self, rows), _padded(other, rows)
         origin = {"op": op, "of": [dict(self.provenance), dict(other.provenance)]}
         return _trimmed(FreezeMask(rule(a.mlp, b.mlp), rule(a.attn, b.attn), shape, origin))
+
+
+def _require_all_reached(model: Any, site: Site, layer: int, live: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if a sublayer computes with a matrix that is in no unit: freezing units would not hold it."""
+    sublayer = getattr(model.blocks[layer], site)
+    inside = {id(p) for p in sublayer.parameters()}
+    reached = unit_parameters(model, site, layer)
+    matrices = [name for name in layer_parameters(model, layer) if name in live and id(live[name]) in inside]
+    beyond = [name for name in matrices if live[name].ndim > 1 and name not in reached]
+    if beyond:
+        raise ValueError(
+            f"the {site} units of layer {layer} cannot be frozen one by one: the layer also computes with "
+            f"{beyond[0].replace('._original_component', '')}, which belongs to none of them; freeze the whole layer"
+        )
 
 
 def _layer_indices(layers: Layers) -> list[int]:

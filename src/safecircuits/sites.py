@@ -137,12 +137,39 @@ def unit_hook(site: Site, layer: int) -> str:
     return f"blocks.{layer}.mlp.hook_post" if site == "mlp" else f"blocks.{layer}.attn.hook_z"
 
 
+_NEEDED: dict[Site, tuple[str, ...]] = {"mlp": ("W_in", "W_out"), "attn": ("W_Q", "W_K", "W_V", "W_O")}
+"""Accessors without which a sublayer has no units."""
+
+
+def has_units(model: HookedModel, site: Site, layer: int) -> bool:
+    """Whether a layer has such units: an MLP (not a mixture of experts) with neurons, attention with heads."""
+    sublayer = getattr(model.blocks[layer], site, None)
+    try:
+        return all(getattr(sublayer, accessor, None) is not None for accessor in _NEEDED[site])
+    except (NotImplementedError, RuntimeError, ValueError):  # packed, or of another form than the accessor expects
+        return False
+
+
+def require_units(model: HookedModel, site: Site, layers: Iterable[int]) -> None:
+    """Raise a ValueError for the first of ``layers`` that has no units of this site."""
+    for layer in layers:
+        if not has_units(model, site, layer):
+            sublayer = getattr(model.blocks[layer], site, None)
+            found = "nothing" if sublayer is None else f"a {type(sublayer).__name__}"
+            what = "neurons" if site == "mlp" else "attention heads"
+            raise ValueError(
+                f"layer {layer} of this model has no {what} that could be scored, removed or frozen one by one: it has "
+                f"{found} there (the experts of a mixture are no units); FreezeMask.layers freezes whole layers"
+            )
+
+
 def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "channel d_model"]:
     """Outgoing weights of each input channel of the sublayer's output projection, one row a channel.
 
     Neurons are channels (``channel = d_mlp``); a head owns ``d_head`` consecutive ones (``channel = head d_head``).
     """
     require_unprocessed(model)
+    require_units(model, site, (layer,))
     block = model.blocks[layer]
     if site == "mlp":
         weight: Tensor = block.mlp.W_out
@@ -167,6 +194,30 @@ def _unit_accessors(model: HookedModel, site: Site) -> Iterable[tuple[str, int, 
     return query + [(f"{kv}{name}", 0, True) for name in ("W_K", "b_K", "W_V", "b_V")]
 
 
+def unit_parameters(model: HookedModel, site: Site, layer: int) -> set[str]:
+    """Names in ``named_parameters()`` of all that belongs to the units of one layer."""
+    require_units(model, site, (layer,))
+    return {name for name, *_ in _unit_tensors(model, site, layer)}
+
+
+def _unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
+    """(parameter's name, parameter, view of it, axis that counts units, counted in KV heads?)."""
+    sublayer = getattr(model.blocks[layer], site)
+    named = dict(model.named_parameters())
+    names = {id(p): name for name, p in named.items()}
+    for accessor, axis, counts_kv in _unit_accessors(model, site):
+        view = getattr(sublayer, accessor, None)
+        if view is None:
+            continue  # a bias or a gate; ``require_units`` has looked for what must be there
+        parameter = view if id(view) in names else view._base
+        if parameter is None or id(parameter) not in names:
+            if not view.requires_grad and not torch.any(view != 0):
+                continue  # a zero stand-in for a bias that the model does not have
+            raise ValueError(f"{accessor} of layer {layer} is a copy of its parameter, so it cannot be masked")
+        name = names[id(parameter)]
+        yield name, named[name], view, axis, counts_kv
+
+
 def unit_parameter_masks(
     model: HookedModel, site: Site, layer: int, units: Iterable[int]
 ) -> dict[str, Bool[Tensor, "..."]]:
@@ -180,28 +231,21 @@ def unit_parameter_masks(
         ValueError: if a unit lies outside the layer, or the model's weights were processed.
     """
     require_unprocessed(model)
+    require_units(model, site, (layer,))
     shape = ModelShape.of(model)
     chosen = sorted(set(units))
     if chosen and not 0 <= chosen[0] <= chosen[-1] < shape.n_units(site):
         raise ValueError(f"{site} units {chosen[0]}..{chosen[-1]} are outside 0..{shape.n_units(site) - 1}")
     group = shape.n_heads // shape.n_kv_heads
     kv_heads = [h for h in range(shape.n_kv_heads) if set(range(h * group, (h + 1) * group)) <= set(chosen)]
-    sublayer = model.blocks[layer].mlp if site == "mlp" else model.blocks[layer].attn
-    names = {id(p): name for name, p in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    for accessor, axis, counts_kv in _unit_accessors(model, site):
-        view = getattr(sublayer, accessor, None)
+    for name, parameter, view, axis, counts_kv in _unit_tensors(model, site, layer):
         owned = kv_heads if counts_kv else chosen
-        if view is None or not owned:
+        if not owned:
             continue
-        parameter = view if id(view) in names else view._base
-        if parameter is None or id(parameter) not in names:
-            if not view.requires_grad and not torch.any(view != 0):
-                continue  # a zero stand-in for a bias that the model does not have
-            raise ValueError(f"{accessor} of layer {layer} is a copy of its parameter, so it cannot be masked")
         # A parameter may itself be a strided part of a fused one (Phi-3, GPT-2): its mask gets the same strides.
         empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=torch.bool).zero_()
-        mask = masks.setdefault(names[id(parameter)], empty)
+        mask = masks.setdefault(name, empty)
         # The accessor is a strided view of the parameter; the same strides laid over the mask find the unit's slice.
         offset = view.storage_offset() - parameter.storage_offset()
         window = torch.as_strided(mask, view.shape, view.stride(), offset)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.sites import SITES, HookedModel, ModelShape, Site, unit_hook
+from safecircuits.sites import SITES, HookedModel, ModelShape, Site, require_units, unit_hook
 
 Units = Mapping[Site, Mapping[int, tuple[int, ...]]]
 """Unit indices by site and layer."""
@@ -37,10 +37,11 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None) -
             and ``FreezeMask.by_site`` give them.
 
     Raises:
-        ValueError: for a unit outside the model, or one that ``to`` has no value for.
+        ValueError: for a unit outside the model, a layer without such units, and one that ``to`` has no value for.
     """
     hooks: dict[str, HookFn] = {}
     for site, by_layer in checked_units(units, ModelShape.of(model)).items():
+        require_units(model, site, by_layer)
         for layer, indices in by_layer.items():
             try:
                 fill = None if to is None else to[site][layer]

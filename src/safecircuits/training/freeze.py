@@ -71,7 +71,7 @@ class Frozen:
     """
 
     def __init__(self, model: Any, mask: FreezeMask | None) -> None:
-        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper recompiles by itself
+        model = unwrapped(model)
         root = getattr(model, "original_model", model)
         if any(isinstance(module, Slice) for module in root.modules()):
             raise ValueError("the model is already inside frozen(...): combine the masks with | and freeze once")
@@ -124,6 +124,42 @@ class Frozen:
                 "the optimizer was made before the model was frozen, so it would miss the trainable slices: make it "
                 "inside frozen(...), from handle.trainable_parameters()"
             )
+
+    def is_of(self, model: Any) -> bool:
+        """Whether this is the freeze of ``model``, wrapped or not."""
+        return unwrapped(model) is self._model
+
+    def holds_all_of(self, optimizer: Any) -> bool:
+        """Whether an optimizer moves nothing but what trains here."""
+        mine = {id(p) for p in self.trainable_parameters()}
+        return optimizer is None or all(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+
+    def take_over(self, optimizer: Any) -> None:
+        """Give an optimizer that was made before the freeze, and has not stepped yet, what trains instead.
+
+        Raises:
+            ValueError: for an optimizer that has a state, or is of another model; and in several processes, which
+                average the gradients of the parameters that they were given.
+        """
+        if self.holds_all_of(optimizer):
+            return
+        pieces = {id(self._live[name]): piece.part for name, piece in self._slices.items()}
+        trains = {id(p): p for p in self._trained.values()} | pieces
+        own = {id(p) for p, _ in self._requires_grad}
+        given = [p for group in optimizer.param_groups for p in group["params"]]
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if several and torch.distributed.get_world_size() > 1:
+            raise ValueError(
+                "in several processes the model must be frozen before it is wrapped: give the trainer model= and not "
+                "model_init=, with the FreezeCallback in callbacks="
+            )
+        if any(id(p) not in own for p in given) or any(optimizer.state.get(p) for p in given):
+            raise ValueError(
+                "a FreezeCallback needs an optimizer of the model that trains which has not stepped yet: make a new "
+                "trainer to train again, and resume with model= and not model_init="
+            )
+        for group in optimizer.param_groups:
+            group["params"][:] = [trains[id(p)] for p in group["params"] if id(p) in trains]
 
     def verify(self) -> None:
         """Raise a RuntimeError unless the frozen entries are still those of the entry, bit for bit."""
@@ -178,6 +214,14 @@ class Frozen:
         for name, piece in self._slices.items():
             if self._live[name].numel():
                 self._live[name].copy_(piece.value())
+
+
+def unwrapped(model: Any) -> Any:
+    """A model without the wrappers of torch.compile and of data parallelism, which show its parameters through."""
+    kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while hasattr(model, "_orig_mod") or isinstance(model, kinds):
+        model = getattr(model, "_orig_mod", None) or model.module
+    return model
 
 
 def _alone_in_memory(root: nn.Module) -> set[int]:

@@ -18,12 +18,15 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     """Freeze what ``mask`` names while a trainer trains: ``SFTTrainer(..., callbacks=[FreezeCallback(mask)])``.
 
     The model is frozen as soon as the trainer exists, before it makes its optimizer, and is itself again when
-    ``train()`` ends. Each checkpoint is verified; checkpoints have the model's own parameter names and shapes, so that
+    ``train()`` ends. Where training begins with another model (``model_init``, the trials of a hyperparameter search, a
+    model put in the place of ``trainer.model``), that one is frozen instead, and the optimizer is given what trains of
+    it. Each checkpoint is verified; checkpoints have the model's own parameter names and shapes, so that
     ``from_pretrained`` loads them and ``train(resume_from_checkpoint=...)`` goes on from them.
 
     Attributes:
         handle: what ``frozen`` yields; None before the trainer exists and after training.
-        frozen_digest: SHA-256 (hex) of the frozen entries, once ``train()`` has ended and they were found unchanged.
+        frozen_digest: SHA-256 (hex) of the frozen entries, once ``train()`` has ended and those of the very model that
+            has trained were found unchanged; None until then.
     """
 
     def __init__(self, mask: FreezeMask) -> None:
@@ -34,24 +37,55 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         self.handle = Frozen(model, self.mask)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.handle is None:
-            raise ValueError(
-                "a FreezeCallback freezes for one train() of the trainer that was made with it: pass it in callbacks=, "
-                "not to add_callback, and make a new trainer to train again"
-            )
-        self.handle.check_optimizer(optimizer)
+    def on_train_begin(
+        self,
+        args: Any,  # noqa: ARG002
+        state: Any,  # noqa: ARG002
+        control: Any,  # noqa: ARG002
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        self.frozen_digest = None
+        if self.handle is not None and self.handle.is_of(model):
+            self.handle.check_optimizer(optimizer)
+            return
+        self._let_go()
+        self.handle = Frozen(model, self.mask)
+        try:
+            self.handle.take_over(optimizer)
+        except ValueError:
+            self._let_go()
+            raise
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         if self.handle is not None:
+            self._require_it_trained(model, kwargs.get("optimizer"))
             self.handle.verify()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+        if self.handle is not None:
+            self._require_it_trained(model, kwargs.get("optimizer"))
         self.close()
 
     def close(self) -> None:
         """Make the model itself again; ``train()`` does this at its end, but not when it fails."""
         if self.handle is not None:
-            handle, self.handle = self.handle, None
-            handle.close()
-            self.frozen_digest = handle.frozen_digest
+            self.frozen_digest = self._let_go()
+
+    def _let_go(self) -> str | None:
+        """Close what is frozen, if anything is; its digest."""
+        if self.handle is None:
+            return None
+        handle, self.handle = self.handle, None
+        handle.close()
+        return handle.frozen_digest
+
+    def _require_it_trained(self, model: Any, optimizer: Any) -> None:
+        assert self.handle is not None
+        if not self.handle.is_of(model) or not self.handle.holds_all_of(optimizer):
+            self._let_go()
+            raise RuntimeError(
+                "the trainer has trained another model, or other parameters, than the FreezeCallback froze when "
+                "training began: nothing is known of what moved"
+            )

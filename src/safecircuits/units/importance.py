@@ -15,7 +15,7 @@ from typing import Any
 from safecircuits.beginning import beginning_facts
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.sites import SITES, HookedModel, Site, require_hooked, tokenizer_of
+from safecircuits.sites import SITES, HookedModel, Site, require_hooked, require_units, tokenizer_of
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.attribution import attribution_moments, mean_activations
@@ -74,8 +74,8 @@ def score_units(
             reference of an attribution too; ``"snip"`` knows no positions.
 
     Raises:
-        ValueError: if the data has no responses although they are asked for, or fewer than two tokens count; for
-            attribution without a reference.
+        ValueError: for a layer without such units; if the data has no responses although they are asked for, or fewer
+            than two tokens count; for attribution without a reference.
         FloatingPointError: for an activation or a gradient that is not finite; names the hook point.
     """
     require_hooked(model)
@@ -87,6 +87,8 @@ def score_units(
         raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
     if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
         raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
+    for site in sites:
+        require_units(model, site, range(int(model.cfg.n_layers)))
     only = {"snip": "all", **dict.fromkeys(ATTRIBUTION_METHODS, "prompt")}.get(method, tokens)
     if tokens != only:
         raise ValueError(f"{method} scores are over {only} tokens; tokens={tokens!r} has no meaning for them")

@@ -85,10 +85,10 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
     source = to_hugging_face(model)
     layers = decoder_layers(source)
     for name in _LINEARS:
-        if not isinstance(_at(layers[0], name), nn.Linear):
+        if not all(isinstance(_at(layer, name), nn.Linear) for layer in layers):
             raise ValueError(
-                f"{type(source).__name__} has no linear map {name!r} in its layers, so its units cannot be cut out of "
-                "the weights; ablate them by hooks: ablated(model, units)"
+                f"{type(source).__name__} has no linear map {name!r} in each of its layers, so its units cannot be cut "
+                "out of the weights; ablate them by hooks: ablated(model, units)"
             )
     shape = ModelShape.of(as_hooked(model))
     units = checked_units(units, shape)

@@ -16,7 +16,7 @@ from safecircuits.files import write_text
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
 from safecircuits.prompts import PromptSet
 from safecircuits.reading import parse_json
-from safecircuits.sites import SITES, HookedModel, ModelShape, output_weight
+from safecircuits.sites import SITES, HookedModel, ModelShape, has_units, output_weight
 
 FORMAT, VERSION = "safecircuits-removals", 1
 _SETS = ("malicious", "over_rejection", "utility")
@@ -83,6 +83,7 @@ class Removals:
                 float(output_weight(self.model, site, layer).double().norm())
                 for site in SITES
                 for layer in range(int(self.model.cfg.n_layers))
+                if has_units(self.model, site, layer)
             ],
         }
 
