@@ -24,6 +24,7 @@ from safecircuits.units.ablation import AblationTable
 from safecircuits.units.enrichment import MaskOverlap
 from safecircuits.units.groups import GROUPS, NORMALISATIONS, ShareOf
 from safecircuits.units.scores import TOKEN_CHOICES
+from safecircuits.units.selection import top
 from safecircuits.units.stability import Stability
 
 ALIGNED = ["--model", "organism:aligned"]
@@ -139,7 +140,8 @@ class TestUnits:
         model = sc.load_model("aligned")
         malicious, normal = (sc.load_prompts(f"organism:{kind}", n=6) for kind in ("malicious", "normal"))
         causal = sc.score_units(model, malicious, method="attribution", reference=normal)
-        assert groups.members("SCU") == causal.top(41)
+        neurons, heads = (top({site: causal.scores[site]}, n) for site, n in (("mlp", 40), ("attn", 1)))
+        assert groups.members("SCU") == neurons | heads  # 1.3 % of 3,072 and of 64
         assert groups.provenance["scu_by"]["method"] == "attribution"
         assert "attribution compares with something" in refuse(*given, *few, "--out", tmp_path / "no")
 

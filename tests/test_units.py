@@ -79,7 +79,8 @@ def slow_scores(hf_model: Any, tokenizer: Any, tokens: str, method: str, first: 
             channel = {
                 "wifv": x.var(0, ddof=1) * norms,
                 "ifv": x.var(0, ddof=1),
-                "wifn": np.sqrt((x**2).mean(0)) * np.sqrt(norms),
+                "wifn": np.sqrt((x**2).mean(0)) * np.abs(module.weight.detach().double().numpy()).mean(0),
+                "wrms": np.sqrt((x**2).mean(0)) * np.sqrt(norms),
                 "wanda": np.sqrt((x**2).mean(0)) * np.abs(module.weight.detach().double().numpy()).sum(0),
                 "magnitude": norms,
             }[method]
@@ -90,7 +91,7 @@ def slow_scores(hf_model: Any, tokenizer: Any, tokens: str, method: str, first: 
 class TestScores:
     @both
     @pytest.mark.parametrize("tokens", ["response", "prompt", "all"])
-    @pytest.mark.parametrize("method", ["wifv", "ifv", "wifn", "wanda", "magnitude"])
+    @pytest.mark.parametrize("method", ["wifv", "ifv", "wifn", "wanda", "wrms", "magnitude"])
     def test_equal_the_formula(
         self, backend: str, tokens: Any, method: Any, tiny_llama_hf: Any, tiny_tokenizer: Any
     ) -> None:

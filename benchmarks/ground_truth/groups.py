@@ -25,7 +25,7 @@ SCU, UCU, RU = 0.013, 0.133, 0.148
 NORMALISATIONS: tuple[Normalisation, ...] = ("none", "zscore", "rank", "layer-mean", "log")
 WAYS: tuple[tuple[Method, TokenChoice, Normalisation], ...] = (
     *(("wifv", tokens, how) for tokens in TOKEN_CHOICES for how in NORMALISATIONS),
-    *((method, tokens, "none") for method in ("wifn", "wanda") for tokens in TOKEN_CHOICES),
+    *((method, tokens, "none") for method in ("wrms", "wanda") for tokens in TOKEN_CHOICES),
     ("snip", "all", "none"),
     ("taylor", "all", "none"),
     ("random", "all", "none"),

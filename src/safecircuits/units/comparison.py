@@ -24,7 +24,7 @@ from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import SITES, HookedModel, ModelShape, Site
 from safecircuits.units.answer_tokens import find_answer_tokens
-from safecircuits.units.groups import NORMALISATIONS, Normalisation, normalised
+from safecircuits.units.groups import NORMALISATIONS, Normalisation, normalised_scores
 from safecircuits.units.importance import score_units
 from safecircuits.units.removals import Removals
 from safecircuits.units.scores import (
@@ -189,7 +189,7 @@ def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
     every: tuple[Normalisation, ...] = ("none", "log") if quick else ("none", "zscore", "rank", "layer-mean", "log")
     signed: tuple[Normalisation, ...] = ("none",) if quick else ("none", "zscore", "rank")
     candidates = [Candidate("wifv", tokens, how) for tokens in TOKEN_CHOICES for how in every]
-    others: tuple[Method, ...] = ("ifv", "wifn", "wanda")
+    others: tuple[Method, ...] = ("ifv", "wrms", "wanda")
     for method in others:
         candidates += [Candidate(method, "response", how) for how in every]
         candidates += [Candidate(method, "prompt"), Candidate(method, "all")]
@@ -312,8 +312,7 @@ class _Scores:
 
     def order(self, candidate: Candidate) -> Mapping[Site, Tensor]:
         def ready(which: str) -> dict[Site, Tensor]:
-            scores = self.get(candidate.method, candidate.tokens, which).scores
-            return {site: normalised(values, candidate.normalize) for site, values in scores.items()}
+            return normalised_scores(self.get(candidate.method, candidate.tokens, which), candidate.normalize)
 
         safety = ready("safety")
         if candidate.contrast == "safety":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 Group = Literal["SCU", "UCU", "CU", "RU"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-Normalisation = Literal["none", "zscore", "rank", "layer-mean", "log"]
+Normalisation = Literal["none", "zscore", "rank", "layer-mean", "log", "flap"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
 ShareOf = Literal["units", "parameters", "pooled"]
@@ -140,7 +141,10 @@ def classify_units(
             the answer is known, a handful of its highest units carry refusal.
         normalize: what is done to each data set's scores before they are subtracted: ``"none"``; ``"zscore"``,
             ``"layer-mean"`` (divide by the mean) and ``"rank"`` (equal scores share their mean rank) within each layer
-            and site; ``"log"``. The paper does not say; the ablation curve on a model with planted units is the judge.
+            and site; ``"log"``; ``"flap"``, FLAP's own: neurons' scores and the squares of heads' channels are z-scored
+            within each layer, and a head's mean over its channels taken (with ``"zscore"`` a head's channels are summed
+            first and nothing is squared, which is another order altogether). The paper does not say; the ablation
+            curve on a model with planted units is the judge.
         share_of: what shares are of. ``"units"``: of the neurons and, ranked apart, of the heads, so that a few per
             cent of units are never a large part of all heads. ``"parameters"``, as FLAP does: neurons and heads in one
             ranking, a head weighing as many neurons as have its parameters; a group ends where its parameters come
@@ -166,8 +170,7 @@ def classify_units(
         )
     if scu_by is not None:
         require_same_origin(safety, scu_by, "the scores that SCU are cut by")
-    s = {site: normalised(scores, normalize) for site, scores in safety.scores.items()}
-    u = {site: normalised(scores, normalize) for site, scores in utility.scores.items()}
+    s, u = (normalised_scores(scores, normalize) for scores in (safety, utility))
     difference = {site: s[site] - u[site] for site in s}
     total = {site: s[site] + u[site] for site in s}
     units = _shares(safety, share_of)
@@ -275,8 +278,26 @@ def _require_same_way(safety: UnitScores, utility: UnitScores) -> None:
         )
 
 
+def normalised_scores(scores: UnitScores, how: Normalisation) -> dict[Site, Float[Tensor, "layer unit"]]:
+    """Scores made comparable across layers; see ``classify_units``.
+
+    Raises:
+        ValueError: for an unknown way, and for ``"flap"`` with scores that are not of channels.
+    """
+    if how != "flap":
+        return {site: normalised(values, how) for site, values in scores.scores.items()}
+    found: dict[Site, Tensor] = {}
+    for site in scores.scores:
+        channels = scores.channel_scores(site)
+        found[site] = normalised(channels if site == "mlp" else channels.square(), "zscore")
+    if "attn" in found:
+        n_heads = scores.shape.n_heads
+        found["attn"] = reduce(found["attn"], "layer (head width) -> layer head", "mean", head=n_heads)
+    return found
+
+
 def normalised(scores: Float[Tensor, "layer unit"], how: Normalisation) -> Float[Tensor, "layer unit"]:
-    """Scores of one site made comparable across layers; see ``classify_units``."""
+    """Scores of one site made comparable across layers, all ways but FLAP's; see ``classify_units``."""
     if how == "none":
         return scores
     if how == "zscore":
@@ -289,4 +310,4 @@ def normalised(scores: Float[Tensor, "layer unit"], how: Normalisation) -> Float
         return torch.stack([mean_ranks(row) - 1 for row in scores]) / max(scores.shape[-1] - 1, 1)
     if how == "log":
         return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-    raise ValueError(f"normalize is none, zscore, rank, layer-mean or log, not {how!r}")
+    raise ValueError(f"normalize is one of {', '.join(NORMALISATIONS)}, not {how!r}")

@@ -2,8 +2,10 @@
 
     WIFV:  I_j = Var_n(x_{n,j}) · ‖W_{:,j}‖²     (SSAH §4.1, FLAP)
 
-where x is what enters the sublayer's output projection and W that projection. A head owns d_head channels and scores
-their sum: the fluctuation that its removal takes out of the residual stream. The other scores: ``METHODS``.
+where x is what enters the sublayer's output projection and W that projection: of a neuron, the fluctuation that its
+removal takes out of the residual stream. A head owns d_head channels and scores their sum. That is less than, or more
+than, what its removal takes out, tr(W Σ Wᵀ) with Σ the covariance of its channels: the sum is Σ's diagonal alone. The
+other scores: ``METHODS``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,15 +24,18 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Method = Literal["wifv", "ifv", "wifn", "wanda", "magnitude", "random", "snip", "taylor", "attribution", "integrated"]
+Method = Literal[
+    "wifv", "ifv", "wifn", "wanda", "wrms", "magnitude", "random", "snip", "taylor", "attribution", "integrated"
+]
 TokenChoice = Literal["response", "prompt", "all"]
 TOKEN_CHOICES: tuple[TokenChoice, ...] = get_args(TokenChoice)
 
 ACTIVATION_METHODS: dict[str, str] = {
     "wifv": "variance × squared norm of the outgoing weights",
     "ifv": "variance",
-    "wifn": "root mean square activation × norm of the outgoing weights",
+    "wifn": "root mean square activation × mean of the outgoing weights' absolute values (FLAP's WIFN)",
     "wanda": "root mean square activation × sum of the outgoing weights' absolute values",
+    "wrms": "root mean square activation × norm of the outgoing weights",
     "magnitude": "squared norm of the outgoing weights (needs no data, so it is the same on every set)",
     "random": "uniform noise, drawn by seed and data set: the control",
 }
@@ -182,21 +185,36 @@ class UnitScores(Result):
         provenance: dict[str, Any] = {"merged": [self.provenance, other.provenance], **shared}
         return replace(self, moments=merged, provenance=provenance).rescore(self.method)
 
+    def channel_scores(self, site: Site) -> Float[Tensor, "layer channel"]:
+        """The score of each channel of what enters the output projection: a head's ``d_head`` before they are summed.
+
+        Raises:
+            ValueError: for scores that are not made of activations and weights channel by channel.
+        """
+        if self.method not in ACTIVATION_METHODS or self.method == "random":
+            raise ValueError(f"{self.method} scores are of whole units, not of channels: score by wifv, ifv or wifn")
+        return self._channel_score(self.method, site)
+
     def _activation_score(self, method: str, site: Site) -> Float[Tensor, "layer unit"]:
-        moments, norms, n_units = self.moments[site], self.weight_norms[site], self.shape.n_units(site)
+        n_layers, n_units = len(self.weight_norms[site]), self.shape.n_units(site)
         if method == "random":
             text = json.dumps([site, self.provenance], sort_keys=True, default=plain)
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
             generator = torch.Generator().manual_seed(seed)
-            return torch.rand(len(norms), n_units, generator=generator, dtype=torch.float64)
-        channel = {
+            return torch.rand(n_layers, n_units, generator=generator, dtype=torch.float64)
+        return reduce(self._channel_score(method, site), "layer (unit width) -> layer unit", "sum", unit=n_units)
+
+    def _channel_score(self, method: str, site: Site) -> Float[Tensor, "layer channel"]:
+        moments, norms = self.moments[site], self.weight_norms[site]
+        scores: dict[str, Callable[[], Tensor]] = {
             "wifv": lambda: moments.variance * norms,
             "ifv": lambda: moments.variance,
-            "wifn": lambda: (moments.mean_square * norms).sqrt(),
+            "wifn": lambda: moments.mean_square.sqrt() * self.weight_sums[site] / self.shape.d_model,
             "wanda": lambda: moments.mean_square.sqrt() * self.weight_sums[site],
+            "wrms": lambda: (moments.mean_square * norms).sqrt(),
             "magnitude": lambda: norms,
-        }[method]()
-        return reduce(channel, "layer (unit width) -> layer unit", "sum", unit=n_units)
+        }
+        return scores[method]()
 
 
 def require_same_origin(mine: UnitScores, other: UnitScores, what: str) -> None:

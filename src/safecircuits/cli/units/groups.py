@@ -96,7 +96,7 @@ def classify(
     model = run.model()
     causal = None
     if scu_by is not None:
-        by = Scoring(method=scu_by, template=scoring.template)
+        by = Scoring(method=scu_by, template=scoring.template, count_beginning=scoring.count_beginning)
         causal = scores_of(run, model, {"safety": sets["safety"]}, other, by)["safety"]
     scores = scores_of(run, model, sets, other, scoring)
     pair = scores["safety"], scores["utility"]

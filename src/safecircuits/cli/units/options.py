@@ -36,6 +36,7 @@ class NormalizeChoice(StrEnum):
     rank = "rank"
     layer_mean = "layer-mean"
     log = "log"
+    flap = "flap"
 
 
 class ShareOfChoice(StrEnum):
@@ -69,7 +70,8 @@ class Scoring:
     """How units are scored."""
 
     method: Annotated[
-        str, typer.Option("--method", help="wifv, ifv, wifn, wanda, magnitude, random, snip, taylor, attribution, …")
+        str,
+        typer.Option("--method", help="wifv, ifv, wifn, wanda, wrms, magnitude, random, snip, taylor, …"),
     ] = "wifv"
     tokens: Annotated[
         TokensChoice | None,
