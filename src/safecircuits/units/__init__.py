@@ -23,7 +23,12 @@ from safecircuits.units.groups import GROUPS, NORMALISATIONS, UnitGroups, classi
 from safecircuits.units.head_probe import HeadProbe, head_probe
 from safecircuits.units.importance import METHODS, Moments, UnitScores, score_units
 from safecircuits.units.matrix_overlap import MatrixOverlap, space_overlap, weight_overlap
-from safecircuits.units.output_spaces import OutputSpaces, output_spaces, without_directions
+from safecircuits.units.output_spaces import (
+    OutputSpaces,
+    output_spaces,
+    without_directions,
+    without_directions_in_turn,
+)
 from safecircuits.units.prune import PrunedModel, lowest_even, prune_units
 from safecircuits.units.sparse_gpt import SparseWeights, sparse_gpt, with_sparse_weights
 from safecircuits.units.stability import Stability, calibration_subsets, compare_groups, stability
@@ -98,5 +103,6 @@ __all__ = [
     "weight_set_difference",
     "with_sparse_weights",
     "without_directions",
+    "without_directions_in_turn",
     "without_weights",
 ]

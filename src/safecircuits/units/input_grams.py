@@ -45,8 +45,9 @@ def input_grams(
     progress: bool,
     what: str,
     count_beginning: bool,
+    layers: Sequence[int] | None = None,
 ) -> InputGrams:
-    """Σ x xᵀ of what enters the matrices of every layer, of the dense model, in one streaming pass.
+    """Σ x xᵀ of what enters the matrices of every layer, or of some, of the model as it is, in one streaming pass.
 
     Raises:
         ValueError: for an unknown matrix, or data without responses where they are asked for.
@@ -73,7 +74,7 @@ def input_grams(
         key = (layer, component)
         found.sums[key] = found.sums[key] + gram if key in found.sums else gram
 
-    with torch.inference_mode(), watched(model, read, inputs=look):
+    with torch.inference_mode(), watched(model, read, inputs=look, layers=layers):
         for batch in track(list(batches(examples, batch_tokens(model, examples, max_tokens))), what, enabled=progress):
             counting = chosen_positions(batch, tokens)
             found.count += int(counting.sum())

@@ -85,12 +85,21 @@ Seen = Callable[[int, Component, Tensor], Tensor | None]
 
 @contextmanager
 def watched(
-    model: HookedModel, components: Sequence[Component], *, inputs: Seen | None = None, outputs: Seen | None = None
+    model: HookedModel,
+    components: Sequence[Component],
+    *,
+    inputs: Seen | None = None,
+    outputs: Seen | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Inside the block ``inputs`` sees what enters each linear map of every layer and ``outputs`` what leaves it."""
+    """Inside the block ``inputs`` sees what enters each linear map and ``outputs`` what leaves it, in every layer.
+
+    Args:
+        layers: in these layers alone.
+    """
     hooks: dict[str, list[HookFn]] = {}
     with ExitStack() as stack:
-        for layer in range(int(model.cfg.n_layers)):
+        for layer in range(int(model.cfg.n_layers)) if layers is None else layers:
             for component in components:
                 for way, seen in (("in", inputs), ("out", outputs)):
                     if seen is None:

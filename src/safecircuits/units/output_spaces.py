@@ -4,6 +4,11 @@ For a matrix W and its inputs X on a data set, the leading left singular vectors
 Π = UUᵀ projects on them. Wei et al. 2024 take (I − Π^u) Π^s W out of W: what it writes on the safety data outside of
 what it writes on the utility data. U are here the eigenvectors of W (XXᵀ) Wᵀ, whose middle is summed while the data
 streams by: exact, and without storing an activation.
+
+Their code goes through the layers in turn: X of a layer is what the layers below write once they have been changed, and
+U come from a randomised SVD of as many iterations as are asked for (20), which has not converged where singular values
+are close. ``without_directions`` takes all matrices of the model as it is, so that one pass serves any rank;
+``without_directions_in_turn`` goes as they do, with exact U.
 """
 
 from __future__ import annotations
@@ -19,12 +24,16 @@ from torch import Tensor
 
 from safecircuits.beginning import beginning_facts
 from safecircuits.in_use import used_alone
+from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import Component, HookedModel, ModelShape, tokenizer_of
 from safecircuits.units.input_grams import input_grams
 from safecircuits.units.linear_maps import Matrix, components_of
 from safecircuits.units.scores import TokenChoice, tokenizer_fingerprint
+
+_NOTHING = 1e-5
+"""A direction is not written at all where its singular value is less than this part of the largest one."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,15 @@ def output_spaces(
     template: str = "auto",
     max_tokens: int | None = None,
     count_beginning: bool = False,
+    layers: Sequence[int] | None = None,
     progress: bool = False,
 ) -> OutputSpaces:
     """The leading ``rank`` directions (all unless given) that each matrix of every layer writes on ``data``.
+
+    Args:
+        count_beginning: whether what every prompt begins with counts too; see ``score_units``. It matters where the
+            prompt's tokens do.
+        layers: of these layers alone (0-indexed).
 
     Raises:
         ValueError: for an unknown matrix, or data without responses where they are asked for.
@@ -88,9 +103,10 @@ def output_spaces(
         progress=progress,
         what="output spaces",
         count_beginning=count_beginning,
+        layers=layers,
     )
     bases, values = {}, {}
-    for layer in range(int(model.cfg.n_layers)):
+    for layer in range(int(model.cfg.n_layers)) if layers is None else layers:
         for component in chosen:
             weight = Matrix.of(model, layer, component).read().double()
             gram = grams.of(layer, component).clone()
@@ -125,7 +141,8 @@ def without_directions(
             safety directions go.
 
     Raises:
-        ValueError: for spaces of another model or tokenizer, or of fewer directions than asked for.
+        ValueError: for spaces of another model or tokenizer, and for more directions than they hold or than the data
+            has (a matrix cannot write more directions than it was given inputs).
     """
     shape = ModelShape.of(model)
     safety.shape.require_same(shape, "the safety spaces")
@@ -133,31 +150,90 @@ def without_directions(
         utility.shape.require_same(shape, "the utility spaces")
         if utility.tokenizer != safety.tokenizer or set(utility.bases) != set(safety.bases):
             raise ValueError("the safety and the utility spaces are not of the same tokenizer and matrices")
+    ranks = (rank, rank if utility_rank is None else utility_rank)
+    with _put_back(model) as before:
+        _take_out(model, safety, utility, ranks, bottom, before)
+        yield
+
+
+@contextmanager
+def without_directions_in_turn(
+    model: HookedModel,
+    safety: PromptSet,
+    utility: PromptSet | None = None,
+    *,
+    rank: int,
+    utility_rank: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Iterator[None]:
+    """Inside the block the model lacks safety directions as Wei et al. take them out: layer by layer.
+
+    The directions of a layer are of what it is fed by layers that have been changed already; the matrices of one layer
+    are taken together. It costs a pass over the data for each layer.
+
+    Args:
+        safety, utility: prompts with responses; without ``utility`` all of the safety directions go.
+        rank, utility_rank: as in ``without_directions``.
+        options: as in ``output_spaces``: ``tokens``, ``components``, ``template``, …
+
+    Raises:
+        ValueError: for more directions than the data has, or data without responses where they are asked for.
+    """
+    ranks = (rank, rank if utility_rank is None else utility_rank)
+    with _put_back(model) as before:
+        for layer in track(range(int(model.cfg.n_layers)), "ActSVD", enabled=progress):
+            of_safety = output_spaces(model, safety, layers=(layer,), **options)
+            of_utility = None if utility is None else output_spaces(model, utility, layers=(layer,), **options)
+            _take_out(model, of_safety, of_utility, ranks, False, before)
+        yield
+
+
+@contextmanager
+def _put_back(model: HookedModel) -> Iterator[list[tuple[Matrix, Tensor]]]:
+    """Afterwards each matrix in the list is what it was."""
+    before: list[tuple[Matrix, Tensor]] = []
     with used_alone(model):
-        before: list[tuple[Matrix, Tensor]] = []
         try:
-            for key in safety.bases:
-                layer, _, component = key.partition(".")
-                matrix = Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
-                weight = matrix.read().clone()
-                before.append((matrix, weight))
-                chosen = _weakest(safety, key, rank) if bottom else _leading(safety, key, rank)
-                u = chosen.to(weight.device, torch.float64)
-                removed = u @ (u.T @ weight.double())
-                if utility is not None:
-                    v = _leading(utility, key, rank if utility_rank is None else utility_rank).to(removed)
-                    removed = removed - v @ (v.T @ removed)
-                matrix.write((weight.double() - removed).to(weight.dtype))
-            yield
+            yield before
         finally:
             for matrix, weight in before:
                 matrix.write(weight)
 
 
+def _take_out(
+    model: HookedModel,
+    safety: OutputSpaces,
+    utility: OutputSpaces | None,
+    ranks: tuple[int, int],
+    bottom: bool,
+    before: list[tuple[Matrix, Tensor]],
+) -> None:
+    """Change the matrices that the spaces are of; each with what it was goes to ``before``."""
+    for key in safety.bases:
+        layer, _, component = key.partition(".")
+        matrix = Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
+        weight = matrix.read().clone()
+        chosen = _weakest(safety, key, ranks[0]) if bottom else _leading(safety, key, ranks[0])
+        u = chosen.to(weight.device, torch.float64)
+        removed = u @ (u.T @ weight.double())
+        if utility is not None:
+            v = _leading(utility, key, ranks[1]).to(removed)
+            removed = removed - v @ (v.T @ removed)
+        before.append((matrix, weight))
+        matrix.write((weight.double() - removed).to(weight.dtype))
+
+
 def _leading(spaces: OutputSpaces, key: str, rank: int) -> Tensor:
-    basis = spaces.bases[key]
+    basis, values = spaces.bases[key], spaces.singular_values[key]
     if rank < 0 or basis.shape[1] < min(rank, basis.shape[0]):
         raise ValueError(f"the spaces hold {basis.shape[1]} directions of matrix {key}, not {rank}")
+    written = int((values > _NOTHING * values[:1]).sum())
+    if written < rank < basis.shape[0]:
+        raise ValueError(
+            f"on this data matrix {key} writes {written} directions, so {rank} of them would be arbitrary beyond "
+            f"those: give more prompts, or a rank of at most {written}"
+        )
     return basis[:, :rank]
 
 
