@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from safecircuits.studies.scenarios import Scenario as Scenario
     from safecircuits.studies.scenarios import paper_scenarios as paper_scenarios
     from safecircuits.studies.ssah_arms import ssah_arms as ssah_arms
+    from safecircuits.templates import Template as Template
     from safecircuits.training.data import backdoor_attack as backdoor_attack
     from safecircuits.training.data import harmful_mix as harmful_mix
     from safecircuits.training.data import identity_shift as identity_shift
@@ -187,6 +188,7 @@ _HOME = {
     "studies.outcome": ("FinetuningStudy",),
     "studies.scenarios": ("Scenario", "paper_scenarios"),
     "studies.ssah_arms": ("ssah_arms",),
+    "templates": ("Template",),
     "training.data": ("backdoor_attack", "harmful_mix", "identity_shift", "implicit_attack", "normal_data"),
     "training.freeze": ("frozen",),
     "training.integrations": ("FreezeCallback",),

@@ -6,6 +6,9 @@ Chats are lists of messages, as OpenAI and TRL write them (``{"role": "user", "c
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +25,7 @@ def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str]
     Raises:
         ValueError: for what is neither a text nor a number nor a chat of one question and its answer.
     """
+    cells = _parsed(cells, column, label)
     if not any(map(_is_chat, cells)):
         return [_text(cell, f"row {i} of {label!r}", column) for i, cell in enumerate(cells, 1)], None
     asked, answered = [], []
@@ -35,6 +39,35 @@ def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str]
     if not any(asked):
         return answered, None
     return asked, answered if any(answered) else None
+
+
+_STRINGIFIED = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+
+
+def _parsed(cells: Sequence[Any], column: str, label: str) -> Sequence[Any]:
+    """The cells, chats of them where they are written as text, as csv files have them: as JSON or as Python does."""
+    filled = [cell for cell in cells if not is_missing(cell)]
+    chats = [cell for cell in filled if isinstance(cell, str) and _STRINGIFIED.match(cell)]
+    if not chats or (len(chats) < len(filled) and column.strip().lower() not in CHAT_COLUMNS):
+        return cells
+    return [
+        _chat_in(cell, f"row {i} of {label!r}: column {column!r}") if isinstance(cell, str) and cell.strip() else cell
+        for i, cell in enumerate(cells, 1)
+    ]
+
+
+def _chat_in(text: str, where: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            chat = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if _is_chat(chat):
+            return chat
+    raise ValueError(
+        f"{where} holds a chat as text that cannot be read: {text[:60]!r}; save the data as jsonl or parquet, which "
+        "keep chats as they are"
+    )
 
 
 def is_missing(cell: Any) -> bool:

@@ -11,19 +11,13 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
+from safecircuits.templates import TEMPLATES as TEMPLATES
+from safecircuits.templates import Chat, Template, fill, shared_beginning, without_ends
+from safecircuits.templates import render as render
+from safecircuits.templates import resolve_template as resolve_template
+
 if TYPE_CHECKING:
     import pandas as pd
-
-TEMPLATES = {
-    "alpaca": (
-        "Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Response:\n"
-    ),
-    "alpaca-short": "### Instruction:\n{instruction}\n\n### Response:\n",
-    "none": "{instruction}",
-}
-"""Templates by name; ``"chat"`` is the tokenizer's own, and any other string with ``{instruction}`` is one itself."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,12 @@ class PromptSet:
         for field, texts in (("prompts", self.prompts), ("responses", self.responses)):
             if isinstance(texts, str):
                 raise ValueError(f"{field} are several texts: give [{texts!r}], not the text itself")
+            for i, text in enumerate(texts or (), 1):
+                if isinstance(text, str) and _has_lone_surrogate(text):
+                    raise ValueError(
+                        f"{field.removesuffix('s')} {i} of set {self.name!r} holds half a character (a lone "
+                        f"surrogate), which no tokenizer reads: {text[:60]!r}; write the data as UTF-8"
+                    )
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if not self.prompts:
             raise ValueError(f"prompt set {self.name!r} is empty")
@@ -130,6 +130,10 @@ class PromptSet:
         return self.responses
 
 
+def _has_lone_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> PromptSet:
     """A PromptSet as it is, or one made of a list of instructions."""
     if isinstance(prompts, str):
@@ -138,44 +142,6 @@ def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> 
         # Going through a table gives the names of its columns.
         raise ValueError(f"a {type(prompts).__name__} is a table: load_prompts(table, column=...) makes prompts of it")
     return prompts if isinstance(prompts, PromptSet) else PromptSet(name, tuple(prompts))
-
-
-def resolve_template(tokenizer: Any, template: str = "auto") -> str:
-    """The template's name or text, checked: ``"auto"`` is the chat template where there is one, else ``"alpaca"``."""
-    has_chat = getattr(tokenizer, "chat_template", None) is not None
-    if template == "auto":
-        return "chat" if has_chat else "alpaca"
-    if template == "chat" and not has_chat:
-        raise ValueError("the tokenizer has no chat template; use template='alpaca' or a string with {instruction}")
-    if template != "chat" and template not in TEMPLATES and "{instruction}" not in template:
-        raise ValueError(
-            f"template {template!r} is neither 'auto', 'chat', {', '.join(map(repr, TEMPLATES))} "
-            "nor a string that contains {instruction}"
-        )
-    return template
-
-
-def render(tokenizer: Any, prompt: str, template: str = "auto", system: str | None = None) -> str:
-    """The text that is put to the model, up to the point where its answer starts.
-
-    A system prompt goes where the chat template wants it, and in front of the other templates.
-    """
-    template = resolve_template(tokenizer, template)
-    if template == "chat":
-        messages = [{"role": "user", "content": prompt}]
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-        try:
-            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # Jinja's own, which the template raises: Gemma's takes no system prompt
-            what = "a system prompt" if system else "this prompt"
-            raise ValueError(
-                f"the tokenizer's chat template does not take {what} ({error}): leave system= out, or pass template= "
-                "with {instruction} in it"
-            ) from error
-        return text
-    filled = TEMPLATES.get(template, template).replace("{instruction}", prompt)
-    return f"{system}\n\n{filled}" if system else filled
 
 
 @dataclass(frozen=True)
@@ -199,26 +165,65 @@ def encode(
     system: str | None = None,
     with_responses: bool = False,
 ) -> list[Encoded]:
-    """Tokenize prompts in a template and, on request, their responses, each closed by the end-of-sequence token.
+    """Tokenize prompts in a template and, on request, their responses, each closed as the template closes it.
 
-    A chat template writes its own special tokens; with the others the tokenizer adds its beginning of sequence. The
-    response is tokenized apart from the prompt, so that the boundary falls between tokens.
+    With a chat template, ids are those of ``apply_chat_template``, of both turns where there is a response, its end of
+    turn and what the template writes after that among them; the response starts where the ids of the prompt alone end.
+    Where the template closes an answer by nothing, the tokenizer's end of sequence does.
+    With the others the tokenizer adds its beginning of sequence, the response is tokenized apart from the prompt, and
+    closed by the tokenizer's end of sequence. Neither token is written twice where texts have it.
+
+    Args:
+        template: a name, a text with ``{instruction}``, or a ``Template``.
+        system: a system prompt; ``""`` is none, also where a chat template writes one of its own.
+
+    Raises:
+        ValueError: for a prompt or a response without tokens, and where a chat template takes no system prompt, leaves
+            part of a response out, or writes a prompt otherwise once it is answered.
     """
     prompts = as_prompt_set(prompts)
-    template = resolve_template(tokenizer, template)
-    texts = [render(tokenizer, prompt, template, system) for prompt in prompts]
-    prompt_ids = tokenizer(texts, add_special_tokens=template != "chat")["input_ids"]
-    if template != "chat" and tokenizer.eos_token_id is not None:
-        # Some tokenizers close every text with an end of sequence; a prompt must stay open.
-        prompt_ids = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in prompt_ids]
+    resolved = resolve_template(tokenizer, Template.of(template, system))
+    chat = Chat(tokenizer, resolved) if resolved.name == "chat" else None
+    texts = [chat.asked(prompt) if chat else fill(resolved, prompt) for prompt in prompts]
+    prompt_ids = _ids(tokenizer, texts) if chat else _opened(tokenizer, texts)
     empty = next((i for i, ids in enumerate(prompt_ids) if not ids), None)
     if empty is not None:
         raise ValueError(f"prompt {empty} of set {prompts.name!r} has no tokens: {prompts.prompts[empty]!r}")
     if not with_responses:
         return [Encoded(tuple(ids), len(ids)) for ids in prompt_ids]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answer_ids = tokenizer(list(prompts.require_responses()), add_special_tokens=False)["input_ids"]
+    eos = tokenizer.eos_token
+    ends = chat.ends if chat else (eos,) if eos else ()
+    responses = [without_ends(response, ends) for response in prompts.require_responses()]
+    answer_ids = _ids(tokenizer, responses)
     silent = next((i for i, ids in enumerate(answer_ids) if not ids), None)
     if silent is not None:
         raise ValueError(f"response {silent} of set {prompts.name!r} has no tokens; every prompt needs a response")
+    if chat:
+        whole = _ids(tokenizer, [chat.answered(p, r) for p, r in zip(prompts, responses, strict=True)])
+        return [Encoded(tuple(ids), shared_beginning(ids, asked)) for ids, asked in zip(whole, prompt_ids, strict=True)]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return [Encoded((*p, *a, *end), len(p)) for p, a in zip(prompt_ids, answer_ids, strict=True)]
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The texts as they are: whatever is special in them is spelled."""
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _opened(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The texts with the tokenizer's beginning, once, and without an end of sequence that it is which adds it."""
+    added: list[list[int]] = tokenizer(list(texts))["input_ids"]
+    spelled = _ids(tokenizer, texts)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    opened = []
+    for ids, own in zip(added, spelled, strict=True):
+        if bos is not None and own[:1] == [bos]:
+            ids = ids[max(0, _leading(ids, bos) - _leading(own, bos)) :]
+        more = 0 if eos is None else _leading(ids[::-1], eos) - _leading(own[::-1], eos)
+        opened.append(ids[: len(ids) - more] if more > 0 else ids)
+    return opened
+
+
+def _leading(ids: Sequence[int], token: int) -> int:
+    return next((i for i, one in enumerate(ids) if one != token), len(ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,14 @@ def read_text(path: str | Path, most: int = LARGEST) -> str:
         raise ValueError(f"{str(path)!r} is not UTF-8: {error}") from error
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text; a JSONDecodeError also for one that is nested too deeply for Python to read."""
+def parse_json(text: str, objects: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text; a JSONDecodeError also for one that is nested too deeply for Python to read.
+
+    Args:
+        objects: makes the value of an object from its names and values; a dict unless given.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=objects)
     except RecursionError as error:
         raise json.JSONDecodeError("nested too deeply", text, 0) from error
 

@@ -163,6 +163,8 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
     a, b = (value.item() if isinstance(value, np.generic) else value for value in (a, b))
+    if isinstance(a, str) and isinstance(b, str):  # a Template is loaded as the text that names it
+        return str(a) == str(b)
     if type(a) is not type(b):
         return False
     if is_dataclass(a):

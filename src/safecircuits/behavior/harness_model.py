@@ -15,6 +15,7 @@ from safecircuits.forward import device_of, logits
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded
 from safecircuits.sites import HookedModel, tokenizer_of
+from safecircuits.templates import chat_text
 
 MAX_NEW_TOKENS = 256
 """Of a generated answer whose task does not say how long it may be; the harness's own default."""
@@ -70,13 +71,12 @@ class _Answers:
         return ids[:-1] if closed else ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        text: str = self.tokenizer.apply_chat_template(
+        return chat_text(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
-        return text
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any

@@ -193,7 +193,7 @@ def pressure(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> Pressure:
-    """Ask malicious prompts plainly and under pressure; with a system prompt given, everything with and without it.
+    """Ask malicious prompts plainly and under pressure; with a system prompt given, everything with and without one.
 
     Call it before and after an intervention, or inside ``with scaled(...)`` or ``ablated(...)``, and put both side by
     side with ``before.compare(after)``.
@@ -237,7 +237,7 @@ def pressure(
     attempts: list[Attempt] = []
     for condition in track(conditions, "conditions", enabled=progress):
         asked = prompts if condition.suffix is None else _with_suffix(prompts, tails[condition.suffix])
-        message = system if condition.system else None
+        message = system if condition.system or system is None else ""
         if condition.prefilled and openings is not None:
             answered = replace(prompts, responses=openings)
             whole = encode(tokenizer_of(model), answered, template=template, system=message, with_responses=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -32,7 +32,6 @@ def evaluate(
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
     template: TemplateOption = "auto",
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
 ) -> None:
     """Refusal of harmful prompts, over-rejection of harmless ones, exact answers; and all refusal detectors compared.
 
@@ -51,7 +50,7 @@ def evaluate(
     model = run.model()
     if "utility" in sets:
         notice_long_answers(model, sets["utility"], max_new_tokens)
-    options = {"max_new_tokens": max_new_tokens, "template": template, "system": system}
+    options = {"max_new_tokens": max_new_tokens, "template": template}
     longer = {"utility": {"max_new_tokens": answer_tokens(max_new_tokens)}}
     answers = {
         name: _answers(folder, model, name, prompts, options | longer.get(name, {})) for name, prompts in sets.items()

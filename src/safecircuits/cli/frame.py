@@ -46,7 +46,7 @@ from safecircuits.cli.options import (
     torch_device,
     torch_dtype,
 )
-from safecircuits.cli.signature import PROMPTS, SHARED, OwnOptions, option, with_options
+from safecircuits.cli.signature import PROMPTS, SHARED, TEMPLATE, OwnOptions, option, with_options
 
 if TYPE_CHECKING:
     from safecircuits.prompts import PromptSet
@@ -220,13 +220,18 @@ def run_command(
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = OwnOptions(function, skip=1)
+        names = {one.name for one in own.listed}
+        beside = {key: kind for key, kind in TEMPLATE.items() if "template" in names and key not in names}
 
         def body(ctx: typer.Context, **given: Any) -> None:
             from safecircuits.rundir import AlreadyComplete
+            from safecircuits.templates import Template
 
-            chosen = {key: given.pop(key) for key in shared}
+            chosen = {key: given.pop(key) for key in (*shared, *beside)}
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
             arguments |= {key: as_recorded(key, arguments[key]) for key in BY_SET if key in arguments}
+            if beside:
+                given["template"] = Template(given["template"], **{key: chosen[key] for key in beside})
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             try:
                 with redirect_stdout(sys.stderr):  # what others print is no data
@@ -241,7 +246,8 @@ def run_command(
             else:
                 run.close()
 
-        app.command(name)(_framed(function, body, [*own.listed, *(option(key, *kind) for key, kind in shared.items())]))
+        common = [option(key, *kind) for key, kind in {**shared, **beside}.items()]
+        app.command(name)(_framed(function, body, [*own.listed, *common]))
         return function
 
     return register

@@ -103,7 +103,7 @@ ColumnOption = Annotated[
     typer.Option(
         "--column",
         help="Column of the prompts; guessed from usual names (prompt, question, messages, …). SET=COLUMN, as "
-        "malicious=goal, is of one set alone. May be repeated.",
+        "malicious=goal, is of one set alone; =COLUMN of all, where the name has a = in it. May be repeated.",
         rich_help_panel=PROMPT_PANEL,
     ),
 ]
@@ -127,14 +127,30 @@ WhereOption = Annotated[
     list[str] | None,
     typer.Option(
         "--where",
-        help="COLUMN=VALUE: keep these rows of each set; SET:COLUMN=VALUE, as normal:label=safe, of one set alone. "
-        "May be repeated.",
+        help="COLUMN=VALUE: keep these rows of each set; SET:COLUMN=VALUE, as normal:label=safe, of one set alone; "
+        ":COLUMN=VALUE, where the name has a colon in it. May be repeated.",
         rich_help_panel=PROMPT_PANEL,
     ),
 ]
 TemplateOption = Annotated[
     str,
     typer.Option("--template", help="auto, chat, alpaca, alpaca-short, none, or a text with {instruction}."),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        help="A system prompt; '' for none, also where the chat template has one.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
+]
+DateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--date",
+        help="YYYY-MM-DD: today, to chat templates that write the date; always the same unless given.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
 ]
 DetectorOption = Annotated[
     str,
@@ -174,7 +190,7 @@ def conditions(texts: list[str]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         place, equals, value = text.partition("=")
-        part, colon, column = place.partition(":")
+        part, colon, column = place.partition(":")  # with nothing before it the column itself has one
         part, column = (part.strip().replace("-", "_"), column.strip()) if colon else ("", place.strip())
         if not (equals and column):
             raise ValueError(f"--where is given as COLUMN=VALUE or SET:COLUMN=VALUE, not {text!r}")
@@ -194,8 +210,8 @@ def by_set(texts: list[str], option: str) -> dict[str, str]:
     for text in texts:
         part, equals, value = text.partition("=")
         part, value = (part.strip().replace("-", "_"), value.strip()) if equals else ("", text)
-        if equals and not part:
-            raise ValueError(f"{option} is given as VALUE or SET=VALUE, not {text!r}")
+        if equals and not (part or value):
+            raise ValueError(f"{option} is given as VALUE, SET=VALUE or =VALUE, not {text!r}")
         if part in found:
             of = f"the set {part!r}" if part else "every set; name one by SET=VALUE"
             raise ValueError(f"{option} gives both {found[part]!r} and {value!r} for {of}")

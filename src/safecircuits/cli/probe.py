@@ -73,7 +73,6 @@ def probe(
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
     template: TemplateOption = "auto",
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
 ) -> None:
     """Which opening moves the hidden states less, a refusing or a complying one, by generated token and block?
 
@@ -106,7 +105,6 @@ def probe(
         detector=detector,
         max_new_tokens=max_new_tokens,
         template=template,
-        system=system,
         progress=True,
     )
     folder.result("probe", found)

@@ -15,6 +15,7 @@ from safecircuits.cli.options import (
     BackendOption,
     ColumnOption,
     CountOption,
+    DateOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
@@ -23,6 +24,7 @@ from safecircuits.cli.options import (
     OutOption,
     ResponsesOption,
     SeedOption,
+    SystemOption,
     WhereOption,
 )
 
@@ -47,6 +49,9 @@ PROMPTS: Mapping[str, tuple[Any, Any]] = {
     "where": (WhereOption, None),
 }
 """Of those that runs on prompts have, too."""
+
+TEMPLATE: Mapping[str, tuple[Any, Any]] = {"system": (SystemOption, None), "date": (DateOption, None)}
+"""Of those that go with ``--template``, for every command that has it."""
 
 
 class OwnOptions:

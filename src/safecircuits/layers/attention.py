@@ -16,9 +16,10 @@ from safecircuits.batching import pad_left
 from safecircuits.forward import run
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.in_use import used_alone
-from safecircuits.prompts import encode, render, resolve_template
+from safecircuits.prompts import Encoded, encode, render, resolve_template
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, LayerRange, is_bridge, tokenizer_of
+from safecircuits.templates import Template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,10 +109,10 @@ def attention_map(
         raise ValueError(f"normalize is 'minmax' or 'none', not {normalize!r}")
     tokenizer_of(model)
     chosen = _checked_heads(heads, int(model.cfg.n_heads))
-    template = resolve_template(model.tokenizer, template)
-    [example] = encode(model.tokenizer, [prompt], template=template, system=system)
-    text, offsets = _with_offsets(model.tokenizer, prompt, template, system)
-    first, end = _question_span(model.tokenizer, text, prompt, template, system)
+    asked = resolve_template(model.tokenizer, Template.of(template, system))
+    [example] = encode(model.tokenizer, [prompt], template=asked)
+    text, offsets = _with_offsets(model.tokenizer, prompt, asked, example)
+    first, end = _question_span(model.tokenizer, text, prompt, asked)
     # A tokenizer may join an edge of the question with what stands beside it; such a token counts as the question's.
     columns = [i for i, (a, b) in enumerate(offsets[: len(example)]) if a < b and a < end and b > first]
     if not columns:
@@ -132,7 +133,7 @@ def attention_map(
     if broken:
         raise FloatingPointError(f"the attention of layer {broken[0]} is not finite")
     tokens = tuple(text[a:b].strip() or text[a:b] for a, b in (offsets[i] for i in columns))
-    return AttentionMap(values, tokens, layers, prompt, template, normalize)
+    return AttentionMap(values, tokens, layers, prompt, asked, normalize)
 
 
 @contextmanager
@@ -173,7 +174,7 @@ def _checked_heads(heads: str | Sequence[int], n_heads: int) -> list[int]:
 
 
 def _with_offsets(
-    tokenizer: Any, prompt: str, template: str, system: str | None
+    tokenizer: Any, prompt: str, template: Template, example: Encoded
 ) -> tuple[str, Sequence[tuple[int, int]]]:
     """The text put to the model, and the (start, end) characters of each of its tokens as ``encode`` makes them."""
     if not getattr(tokenizer, "is_fast", False):
@@ -181,19 +182,21 @@ def _with_offsets(
             f"{type(tokenizer).__name__} gives no character offsets, by which the question's tokens are found; "
             "load the fast tokenizer of this model"
         )
-    text = render(tokenizer, prompt, template, system)
-    coded = tokenizer(text, add_special_tokens=template != "chat", return_offsets_mapping=True)
-    return text, coded["offset_mapping"]
+    text = render(tokenizer, prompt, template)
+    coded = tokenizer(text, add_special_tokens=template.name != "chat", return_offsets_mapping=True)
+    # A beginning of sequence that the text spells is not the tokenizer's to add.
+    twice = 0 if tuple(coded["input_ids"][: len(example)]) == example.ids else 1
+    return text, coded["offset_mapping"][twice:]
 
 
-def _question_span(tokenizer: Any, text: str, prompt: str, template: str, system: str | None) -> tuple[int, int]:
+def _question_span(tokenizer: Any, text: str, prompt: str, template: Template) -> tuple[int, int]:
     """Where the question stands in ``text``: first character and one past the last, surrounding spaces left out.
 
     The same words may stand in the system prompt or the template too, so a search of the text would not do: the place
     is where a stand-in lands when it is rendered instead of the prompt.
     """
     question = prompt.strip()
-    slot = render(tokenizer, _STAND_IN, template, system).find(_STAND_IN)
+    slot = render(tokenizer, _STAND_IN, template).find(_STAND_IN)
     first = text.find(question, slot) if slot >= 0 else -1
     if first < 0 or text[slot:first].strip():
         raise ValueError(

@@ -59,6 +59,10 @@ def checked_alpha(alpha: Any, other: str = "") -> float:
     return value
 
 
+_Line = tuple[LayerRange | None, float, tuple[str, ...], tuple[bool, ...] | None]
+"""Of a sweep file: scaled layers, α, completions, and of each whether the model ended it."""
+
+
 class CountingOptions(TypedDict, total=False):
     """How refusals are counted: the arguments of ``RefusalCounter``, which every analysis that counts passes on."""
 
@@ -117,8 +121,8 @@ class RefusalCounter:
         self._drafts: list[list[int]] = []
         answers = generate(model, prompts, **self.generation, until=self.until, token_ids=self._drafts)
         before = [] if self.path is None else self._read(self.path, answers)
-        for layers, alpha, texts in before:
-            self._judge(layers, alpha, Completions(prompts, texts, answers.cut))
+        for layers, alpha, texts, ended in before:
+            self._judge(layers, alpha, Completions(prompts, texts, answers.cut, ended))
         if not before:
             self._write(None, 1.0, answers)
             self._judge(None, 1.0, answers)
@@ -207,11 +211,17 @@ class RefusalCounter:
             return
         if layers is None:
             write_text(self.path, json.dumps(self._header()) + "\n")
-        line = {"layers": list(layers) if layers else None, "alpha": alpha, "completions": answers.texts}
+        line: dict[str, Any] = {
+            "layers": list(layers) if layers else None,
+            "alpha": alpha,
+            "completions": answers.texts,
+        }
+        if answers.ended is not None:
+            line["ended"] = answers.ended
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _read(self, path: Path, unscaled: Completions) -> list[tuple[LayerRange | None, float, tuple[str, ...]]]:
+    def _read(self, path: Path, unscaled: Completions) -> list[_Line]:
         if not path.exists():
             return []
         # A run that was killed while writing leaves an unfinished last line, which counts as not written.
@@ -220,7 +230,13 @@ class RefusalCounter:
         try:
             header, *rows = [parse_json(line) for line in complete]
             points = [
-                (row["layers"] and LayerRange(*row["layers"]), row["alpha"], tuple(row["completions"])) for row in rows
+                (
+                    row["layers"] and LayerRange(*row["layers"]),
+                    row["alpha"],
+                    tuple(row["completions"]),
+                    tuple(row["ended"]) if "ended" in row else None,
+                )
+                for row in rows
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is not a file of sweep results: {error}") from error

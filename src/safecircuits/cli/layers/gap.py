@@ -88,7 +88,6 @@ def heatmap(
         str | None, typer.Option("--safety-layers", help="FIRST,LAST to mark by dashed lines.")
     ] = None,
     template: TemplateOption = "alpaca-short",
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Probabilities, not each layer from its least to its most.")
     ] = False,
@@ -107,7 +106,7 @@ def heatmap(
     folder = run.begin()
     model = run.model()
     normalize: Any = "none" if raw else "minmax"
-    maps = [attention_map(model, text, template=template, system=system, normalize=normalize) for text in prompt]
+    maps = [attention_map(model, text, template=template, normalize=normalize) for text in prompt]
     frames = []
     for number, found in enumerate(maps, 1):
         folder.result(f"attention_{number}", found)
