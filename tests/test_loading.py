@@ -122,6 +122,14 @@ class TestFolders:
                 lambda f: edit_weights(f, lambda state: state.pop("model.layers.1.mlp.up_proj.weight")),
                 r"lacks 1 of the model's parameters, for example 'model\.layers\.1\.mlp\.up_proj\.weight'",
             ),
+            (
+                lambda f: edit_config(f, num_hidden_layers=2),
+                r"has 9 parameters that its configuration has no place for, for example 'model\.layers\.2\.\S+'",
+            ),
+            (
+                lambda f: edit_weights(f, lambda s: s.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})),
+                r"has 1 parameters .* 'model\.layers\.0\.self_attn\.q_proj\.bias'",
+            ),
             (lambda f: edit_config(f, hidden_size=40), "size mismatch|ignore_mismatched_sizes"),
             (
                 lambda f: [p.unlink() for p in f.glob("tokenizer*")],
@@ -137,6 +145,8 @@ class TestFolders:
             "unknown",
             "t5",
             "missing",
+            "more-layers",
+            "more-biases",
             "shape",
             "tokenizer",
         ],
@@ -146,6 +156,11 @@ class TestFolders:
         with pytest.raises(ValueError, match=message) as raised:
             load_model(folder)
         assert "\n" not in str(raised.value)
+
+    def test_what_older_checkpoints_hold_of_what_is_computed(self, folder: Path) -> None:
+        spare = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+        edit_weights(folder, lambda state: state.update(spare))
+        assert load_model(folder).cfg.n_layers == 3
 
     def test_a_missing_shard(self, tmp_path: Path) -> None:
         build_tiny_llama().save_pretrained(tmp_path / "m", max_shard_size="20KB")

@@ -7,6 +7,7 @@ checkpoint loads whole or not at all, and the error says what to do.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +26,9 @@ from safecircuits.organism import STAGES, stage_path
 from safecircuits.progress import without_bars
 
 DeviceMap = str | dict[str, Any]
+
+# What older checkpoints hold of what is computed: causal masks and rotary frequencies.
+_BUFFERS = re.compile(r"(masked_bias|inv_freq|\battn\.bias|\battention\.bias)$")
 
 
 def load_checkpoint(
@@ -83,6 +87,13 @@ def load_checkpoint(
             raise ValueError(
                 f"the checkpoint {name!r} lacks {len(lacking)} of the model's parameters, for example {lacking[0]!r}, "
                 "which would be filled with random numbers; get the complete checkpoint"
+            )
+        if spare := sorted(key for key in report["unexpected_keys"] if not _BUFFERS.search(key)):
+            raise ValueError(
+                f"the checkpoint {name!r} has {len(spare)} parameters that its configuration has no place for, for "
+                f"example {spare[0]!r}, and would be another model without them; correct its config.json (such as "
+                "num_hidden_layers). If they are no part of the language model, load it with AutoModelForCausalLM and "
+                "pass the model object with tokenizer="
             )
         if tokenizer is None:
             try:
