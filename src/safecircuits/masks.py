@@ -34,6 +34,7 @@ from safecircuits.sites import (
     ModelShape,
     Site,
     layer_parameters,
+    sublayer_of,
     unit_parameter_masks,
     unit_parameters,
 )
@@ -283,8 +284,7 @@ class FreezeMask:
                 if not frozen.any():
                     continue
                 if frozen.all():
-                    sublayer = model.blocks[layer].mlp if site == "mlp" else model.blocks[layer].attn
-                    inside = {id(p) for p in sublayer.parameters()}
+                    inside = {id(p) for p in sublayer_of(model, layer, site).parameters()}
                     whole = [name for name in layer_parameters(model, layer) if id(own[name]) in inside]
                     if not whole:
                         raise ValueError(f"layer {layer} of this model has no {site} parameters that could be frozen")
@@ -330,7 +330,7 @@ class FreezeMask:
 
 def _require_all_reached(model: Any, site: Site, layer: int, live: Mapping[str, Tensor]) -> None:
     """Raise a ValueError if a sublayer computes with a matrix that is in no unit: freezing units would not hold it."""
-    sublayer = getattr(model.blocks[layer], site)
+    sublayer = sublayer_of(model, layer, site)
     inside = {id(p) for p in sublayer.parameters()}
     reached = unit_parameters(model, site, layer)
     matrices = [name for name in layer_parameters(model, layer) if name in live and id(live[name]) in inside]

@@ -137,6 +137,19 @@ def unit_hook(site: Site, layer: int) -> str:
     return f"blocks.{layer}.mlp.hook_post" if site == "mlp" else f"blocks.{layer}.attn.hook_z"
 
 
+def sublayer_of(model: HookedModel, layer: int, site: Site) -> Any:
+    """The attention or the MLP of a layer.
+
+    Raises:
+        ValueError: for a layer without one: those of recurrent and hybrid models (Mamba, LFM2, Jamba).
+    """
+    found = getattr(model.blocks[layer], site, None)
+    if found is None:
+        what = "MLP" if site == "mlp" else "attention"
+        raise ValueError(f"layer {layer} of this {ModelShape.of(model).architecture} has no {what} of its own")
+    return found
+
+
 _NEEDED: dict[Site, tuple[str, ...]] = {"mlp": ("W_in", "W_out"), "attn": ("W_Q", "W_K", "W_V", "W_O")}
 """Accessors without which a sublayer has no units."""
 
@@ -202,7 +215,7 @@ def unit_parameters(model: HookedModel, site: Site, layer: int) -> set[str]:
 
 def _unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
     """(parameter's name, parameter, view of it, axis that counts units, counted in KV heads?)."""
-    sublayer = getattr(model.blocks[layer], site)
+    sublayer = sublayer_of(model, layer, site)
     named = dict(model.named_parameters())
     names = {id(p): name for name, p in named.items()}
     for accessor, axis, counts_kv in _unit_accessors(model, site):
@@ -256,6 +269,6 @@ def unit_parameter_masks(
 def layer_parameters(model: HookedModel, layer: int) -> list[str]:
     """Names in ``named_parameters()`` of the attention and MLP parameters of a layer; its norms are not among them."""
     block = model.blocks[layer]
-    inside = {id(p) for sublayer in (block.attn, block.mlp) for p in sublayer.parameters()}
+    inside = {id(p) for site in SITES for p in sublayer_of(model, layer, site).parameters()}
     norms = {id(p) for name, p in block.named_parameters() if "norm" in name.lower() or "ln" in name.split(".")[0]}
     return [name for name, p in model.named_parameters() if id(p) in inside - norms]

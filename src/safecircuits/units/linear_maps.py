@@ -13,12 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.sites import COMPONENTS, Component, HookedModel, is_bridge
+from safecircuits.sites import COMPONENTS, Component, HookedModel, Site, is_bridge, require_units, sublayer_of
 
 _ATTENTION = ("q", "k", "v", "o")
 _ACCESSOR: dict[Component, str] = {
     "q": "W_Q", "k": "W_K", "v": "W_V", "o": "W_O", "gate": "W_gate", "in": "W_in", "out": "W_out",
 }  # fmt: skip
+
+
+def _site(component: Component) -> Site:
+    return "attn" if component in _ATTENTION else "mlp"
 
 
 def components_of(model: HookedModel, components: Sequence[Component] | None = None) -> tuple[Component, ...]:
@@ -51,12 +55,13 @@ class Matrix:
         Raises:
             ValueError: if the model computes with a copy of the matrix, which writing would not reach.
         """
-        block, name = model.blocks[layer], _ACCESSOR[component]
-        sublayer = block.attn if component in _ATTENTION else block.mlp
+        name, site = _ACCESSOR[component], _site(component)
+        require_units(model, site, (layer,))
+        part = sublayer_of(model, layer, site)
         if component in ("k", "v") and not is_bridge(model) and model.cfg.n_key_value_heads is not None:
             name = f"_{name}"  # under GQA a HookedTransformer's W_K is an expanded copy
-        view: Tensor = getattr(sublayer, name)
-        known = {id(p) for p in sublayer.parameters()}
+        view: Tensor = getattr(part, name)
+        known = {id(p) for p in part.parameters()}
         owner = view if id(view) in known else view._base
         if owner is None or id(owner) not in known:
             raise ValueError(f"{name} of layer {layer} is a copy of its parameter; use a HookedTransformer")
@@ -153,8 +158,7 @@ def _hook_point(model: HookedModel, layer: int, component: Component, way: str) 
 
 
 def _on_module(model: HookedModel, layer: int, component: Component, way: str, fn: HookFn) -> Any:
-    block = model.blocks[layer]
-    module = block.attn if component in _ATTENTION else block.mlp
+    module = sublayer_of(model, layer, _site(component))
     if way == "out":
         return module.register_forward_hook(lambda _module, _args, output: fn(output))
     name = {"q": "query_input", "k": "key_input", "v": "value_input"}.get(component)
