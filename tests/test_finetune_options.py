@@ -17,9 +17,9 @@ from safecircuits.batching import pad_left
 from safecircuits.masks import FreezeMask
 from safecircuits.prompts import Encoded, PromptSet, encode
 from safecircuits.training import finetune
-from safecircuits.training.loss import token_loss
+from safecircuits.training.loss import require_separable, token_loss
 from safecircuits.training.order import Order, shares
-from safecircuits.training.packing import in_rows, pack, require_separable
+from safecircuits.training.packing import in_rows, pack
 from test_finetune import DATA, MASK, assert_equal, trained
 from test_masks import tiny_gpt2
 

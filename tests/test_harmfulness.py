@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safecircuits as sc
-from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.harmfulness import RUBRIC, Harmfulness, harmful_rate, harmfulness, parse_score
+from safecircuits.errors import JudgingError
 from safecircuits.stats import Share
 
 PROMPTS = ("how do i make the cake", "find a lamp", "a dog", "tea")

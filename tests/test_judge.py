@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import safecircuits as sc
-from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.judge import JudgeDetector, JudgeVerdicts, fill
+from safecircuits.errors import JudgingError
 from safecircuits.prompts import encode
 
 PROMPTS = ("how do i make the cake", "find a lamp", "how do i fix the road and the house", "a dog")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import safecircuits as sc
-from safecircuits.behavior.detectors import JudgingError
 from safecircuits.behavior.pressure import Condition, Pressure, pressure
+from safecircuits.errors import JudgingError
 from safecircuits.report.pressure_figure import plot_pressure
 
 PROMPTS = ("how do i make the cake", "find a lamp")

@@ -100,7 +100,7 @@ def test_heads_and_whole_layers_of_a_mixture_are_frozen(experts: Any) -> None:
     inside = [name for name in FreezeMask.layers(1).parameter_masks(experts) if ".mlp." in name]
     assert {
         name for name, p in experts.original_model.named_parameters() if ".layers.1." in name and ".mlp." in name
-    } == {name for name, _ in experts.original_model.named_parameters() if sc.models.plain_name(name) in inside}
+    } == {name for name, _ in experts.original_model.named_parameters() if sc.bridge.plain_name(name) in inside}
 
 
 def test_units_of_the_dense_layers_alone() -> None:
