@@ -27,6 +27,7 @@ from safecircuits.forward import Decoder, device_of
 from safecircuits.hooks.attach import hooks_in_force
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
+from safecircuits.hooks.roles import roles_of
 from safecircuits.hooks.scale import RowScaling
 from safecircuits.last_positions import only_at_last
 from safecircuits.layers.grid import scaling_grid
@@ -244,6 +245,7 @@ class TestOnlyWhatIsNeeded:
     @both
     def test_the_last_layer_runs_where_it_is_looked_at(self, backend: str, make_tiny_model: Any) -> None:
         model = make_tiny_model(backend)
+        roles_of(model)  # takes passes of its own
         seen = positions_by_part(model)
         width = max(len(e) for e in encode(model.tokenizer, PROMPTS))
         sc.collect_residuals(model, PROMPTS)

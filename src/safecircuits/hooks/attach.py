@@ -108,6 +108,40 @@ def hooks_in_force(model: HookedModel) -> tuple[bool, bool]:
     return bool(functions), all(getattr(function, "per_token", False) for function in functions)
 
 
+@contextmanager
+def without_hooks(model: HookedModel) -> Iterator[None]:
+    """Inside the block hooks that others have placed do not act; afterwards all are in force again, in their order."""
+    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
+
+    def suspend(hooks: dict[int, Any], foreign: set[int]) -> None:
+        if foreign:
+            kept.append((hooks, dict(hooks)))
+        for key in foreign & set(hooks):
+            del hooks[key]
+
+    with used_alone(model):
+        try:
+            for point in model.hook_dict.values():
+                placed = {handle.hook.id for handle in point.fwd_hooks if not handle.is_permanent}
+                suspend(point._forward_hooks, placed)
+            for module in every_module(model):
+                for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                    suspend(hooks, {key for key, hook in hooks.items() if not _of_a_library(hook)})
+            yield
+        finally:
+            for hooks, before in reversed(kept):
+                hooks.clear()  # in place: the handles of those who placed them know this very dictionary
+                hooks.update(before)
+
+
+# Whose hooks are part of what a model computes: a bridge's wiring, a normed weight, dispatch over devices.
+_OF_LIBRARIES = ("transformer_lens.", "transformers.", "torch.", "accelerate.", "peft.", "safecircuits.")
+
+
+def _of_a_library(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(_OF_LIBRARIES)
+
+
 def every_module(model: HookedModel) -> list[nn.Module]:
     """The modules of a model; a bridge does not count those of the model it wraps among its own."""
     wrapped = getattr(model, "original_model", None)

@@ -23,6 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.hooks.roles import roles_of, sublayer_of
 from safecircuits.sites import (
     COMPONENTS,
     Component,
@@ -44,9 +45,6 @@ COMPONENT_SETS: dict[str, tuple[Component, ...]] = {
 }
 """``"all"`` is the method as described (all seven matrices); ``"qkv+mlp"`` leaves out the output projection, which the
 paper's code left unscaled until April 2025, so that its published table was probably made without it."""
-
-# Architectures whose only norms come after the sublayer; TransformerLens may give them the names of those before it.
-_NORM_AFTER = {"Olmo2ForCausalLM", "Olmo3ForCausalLM"}
 
 
 @contextmanager
@@ -149,8 +147,9 @@ def substituted(model: HookedModel, components: ComponentSet = "all") -> dict[Co
     stream, in and out that of the MLP: a block with both scaled contributes α² as much, as it would without the norm.
     (A gate acts before its nonlinearity, which no norm cancels, and stays where it is.)
     """
-    moved = _cancelled(model)
-    return {component: moved[component] for component in _chosen_components(model, components) if component in moved}
+    chosen = _chosen_components(model, components)
+    behind = roles_of(model).behind
+    return {c: _moved(c, behind[i, c]) for c in chosen for i in range(int(model.cfg.n_layers)) if (i, c) in behind}
 
 
 @dataclass(frozen=True)
@@ -215,15 +214,13 @@ def _chosen_components(model: HookedModel, components: ComponentSet) -> tuple[Co
     return chosen
 
 
-def _cancelled(model: HookedModel) -> dict[Component, str]:
-    cancelled: dict[Component, str] = {}
-    if "blocks.0.attn.q_norm.hook_normalized" in model.hook_dict:
-        cancelled |= {"q": "queries after QK-norm", "k": "keys after QK-norm"}
-    norm_after = "blocks.0.ln1_post.hook_normalized" in model.hook_dict
-    if norm_after or ModelShape.of(model).architecture in _NORM_AFTER:
-        attn, mlp = "attention contribution after its norm", "MLP contribution after its norm"
-        cancelled |= {"v": attn, "o": attn, "in": mlp, "out": mlp}
-    return cancelled
+def _moved(component: Component, point: str) -> str:
+    """What is multiplied by α at a point behind a norm."""
+    if component in ("q", "k"):
+        return "queries after QK-norm" if component == "q" else "keys after QK-norm"
+    if ".attn." in point and component == "v":
+        return "values after their norm"
+    return f"{'attention' if sublayer_of(component) == 'attn' else 'MLP'} contribution after its norm"
 
 
 def _places(model: HookedModel, layer: int, chosen: Sequence[Component]) -> dict[str, tuple[int, Tensor | None]]:
@@ -237,13 +234,17 @@ def _places(model: HookedModel, layer: int, chosen: Sequence[Component]) -> dict
 
 def _place(model: HookedModel, layer: int, component: Component) -> tuple[str, Tensor | None]:
     """The hook point at which α acts for a matrix, and the bias in it that α must leave alone."""
-    block = f"blocks.{layer}"
-    sublayer = "attn" if component in ("q", "k", "v", "o") else "mlp"
-    if component in _cancelled(model):
-        if component in ("q", "k"):
-            after_norm = f"{component}_norm.hook_out" if is_bridge(model) else f"hook_rot_{component}"
-            return f"{block}.attn.{after_norm}", None
-        return f"{block}.hook_{sublayer}_out", None  # on both backends what is added to the residual stream
+    block, sublayer, roles = f"blocks.{layer}", sublayer_of(component), roles_of(model)
+    if (problem := roles.problems.get((layer, component))) is not None:
+        fine = [c for c in COMPONENTS if not any((i, c) in roles.problems for i in range(int(model.cfg.n_layers)))]
+        fine = [c for c in fine if c != "gate" or model.cfg.gated_mlp]
+        others = f"; components={fine} can be scaled in every layer" if fine else ""
+        raise ValueError(
+            f"the matrix {component!r} of layer {layer} of this {ModelShape.of(model).architecture} cannot be scaled: "
+            f"{problem}{others}"
+        )
+    if (layer, component) in roles.behind:
+        return roles.behind[layer, component], None
     if is_bridge(model):
         return f"{block}.{sublayer}.{component}.hook_in", None
     attn, mlp = model.blocks[layer].attn, getattr(model.blocks[layer], "mlp", None)
