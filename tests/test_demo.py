@@ -90,7 +90,7 @@ def test_results_have_what_is_promised(runs: dict[str, tuple[Path, dict[str, Any
     shares = {arm: results["finetune"][arm]["share_of_units"] for arm in ("none", "scu_cu", "random")}
     assert shares["random"] == pytest.approx(shares["scu_cu"])
     assert shares["none"] == 0 < shares["scu_cu"]
-    assert {entry["shows"] for entry in results["conclusions"]} <= {"yes", "no", "unclear"}
+    assert {entry["shows"] for entry in results["conclusions"]} <= {"yes", "no", "unclear", "inconclusive"}
     assert results["provenance"]["datasets"]
 
 
@@ -130,6 +130,9 @@ class TestConclusions:
         return entry["shows"]
 
     def test_gap(self, results: dict[str, Any]) -> None:
+        results["behavior"]["base"]["malicious_refused"] = 0.0
+        results["behavior"]["aligned"]["malicious_refused"] = 1.0
+        results["similarity"]["aligned"]["within_noise"] = False
         results["similarity"]["base"]["gap_deg"] = [0.1, 0.2]
         results["similarity"]["aligned"]["gap_deg"] = [0.1, 30.0]
         assert self.verdict(results, "Alignment opens") == "yes"
@@ -147,20 +150,21 @@ class TestConclusions:
     def test_freezing(self, kept: list[float], other: list[float], shows: str, results: dict[str, Any]) -> None:
         results["finetune"]["before"]["malicious_refused"] = 1.0
         results["finetune"]["safety_layers"]["malicious_refused_seeds"] = kept
-        results["finetune"]["none"]["malicious_refused_seeds"] = other
+        results["finetune"]["none"] |= {"malicious_refused_seeds": other, "malicious_refused": sum(other) / 3}
         assert self.verdict(results, "Freezing the safety layers") == shows
 
     def test_nothing_to_prevent_is_no_evidence_against_freezing(self, results: dict[str, Any]) -> None:
         results["finetune"]["before"]["malicious_refused"] = 1.0
         for arm in ("none", "safety_layers"):
             results["finetune"][arm] |= {"malicious_refused": 1.0, "malicious_refused_seeds": [1.0, 1.0, 1.0]}
-        assert self.verdict(results, "Freezing the safety layers") == "unclear"
+        assert self.verdict(results, "Freezing the safety layers") == "inconclusive"
 
-    def test_a_comparison_without_its_other_half_is_unclear(self, results: dict[str, Any]) -> None:
-        results["finetune"]["random_layers"]["size_matched"] = False
+    def test_a_comparison_without_its_other_half_does_not_show(self, results: dict[str, Any]) -> None:
+        results["finetune"]["before"]["malicious_refused"] = 1.0
+        results["finetune"]["random_layers"] |= {"size_matched": False, "malicious_refused": 0.5}
         assert self.verdict(results, "It is these layers") == "unclear"
         del results["finetune"]["random_layers"]
-        assert self.verdict(results, "It is these layers") == "unclear"
+        assert self.verdict(results, "It is these layers") == "inconclusive"
 
     @pytest.mark.parametrize(
         ("refusal", "utility", "shows"), [(0.0, 0.99, "yes"), (0.0, 0.2, "unclear"), (0.98, 0.99, "no")]
@@ -175,7 +179,10 @@ class TestConclusions:
     @pytest.mark.parametrize(("overlap", "shows"), [(1.0, "yes"), (0.5, "unclear"), (0.2, "no")])
     def test_planted_block(self, overlap: float, shows: str, results: dict[str, Any]) -> None:
         results["planted"]["layers"]["overlap"] = overlap
+        results["planted"]["layers"]["localization"]["located"] = True
         assert self.verdict(results, "The procedure finds") == shows
+        results["planted"]["layers"]["localization"]["located"] = False
+        assert self.verdict(results, "The procedure finds") == "no", "where a search of noise ends is no finding"
 
 
 class TestCommands:

@@ -382,7 +382,7 @@ def test_sweeps_of_a_localization_object() -> None:
 
     upper = Sweep("upper", tuple(point(LayerRange(1, last), c) for last, c in ((1, 3), (2, 7), (3, 5))), "up")
     lower = Sweep("lower", tuple(point(LayerRange(first, 2), c) for first, c in ((0, 4), (1, 7), (2, 6))), "up")
-    found = Localization(LayerRange(1, 2), 1.1, "up", point(None, 2), upper, lower, (), True, {})
+    found = Localization(LayerRange(1, 2), 1.1, "up", point(None, 0), upper, lower, (), True, {})
     ax = found.plot(axis())
     assert list(lines(ax)["last layer moves, first is 1"].get_ydata()) == [3, 7, 5]
     assert "located [1, 2]" in texts(ax)

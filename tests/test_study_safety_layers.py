@@ -169,9 +169,11 @@ def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:
     assert "Table 1" not in html  # none of the paper's models
     assert {"gaps", "pairs", "sweeps_0", "transplant", "attention", "finetuning_0"} <= set(figures)
     entries = conclusions(study)
-    assert {entry["shows"] for entry in entries} <= {"yes", "no", "unclear"}
+    assert {entry["shows"] for entry in entries} <= {"yes", "no", "unclear", "inconclusive"}
     truth = next(entry for entry in entries if entry["paper"] == "ground truth")
-    assert (truth["shows"] == "yes") == (study.block == LayerRange(3, 5))
+    assert (truth["shows"] == "yes") == (located.located and study.block == LayerRange(3, 5))
+    assert "settled" not in html, "alpha was given"
+    assert "so few are answered" not in html or study.check.answered[0].rate < 0.1
 
 
 def test_the_page_in_a_browser(done: tuple[Any, Path], tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_page_in_a_browser(done: tuple[Any, Path], tmp_path: Path) -> None:
 def test_what_holds_unscaled_too_is_no_effect_of_scaling(done: tuple[Any, Path]) -> None:
     study, _ = done
     too_far = study.too_far
-    for before, after, shows in ((1.0, 1.0, "no"), (0.0, 0.05, "no"), (0.0, 1.0, "yes"), (0.5, 0.9, "yes")):
+    for before, after, shows in ((1.0, 1.0, "inconclusive"), (0.0, 0.05, "no"), (0.0, 1.0, "yes"), (0.5, 0.9, "yes")):
         points = {
             "before": replace(too_far.before, degenerate=before),
             "after": replace(too_far.after, degenerate=after),
@@ -191,7 +193,7 @@ def test_what_holds_unscaled_too_is_no_effect_of_scaling(done: tuple[Any, Path])
         assert next(e for e in entries if "too far" in e["effect"])["shows"] == shows
     still = {name: _unmoved(found) for name, found in study.searches.items()}
     entries = conclusions(replace(study, searches=still))
-    assert next(e for e in entries if "the same whichever" in e["effect"])["shows"] == "unclear"
+    assert next(e for e in entries if "the same whichever" in e["effect"])["shows"] == "inconclusive"
 
 
 def _unmoved(found: Any) -> Any:

@@ -206,7 +206,7 @@ def test_the_page_says_what_the_numbers_are(done: tuple[SsahStudy, Path]) -> Non
     assert "66" in html  # a published figure of another model
     rows = {row.name: row for row in study.removals["attribution"]["zero"].rows}
     assert f"{rows['SCU'].n_units} units" in html
-    assert {entry["shows"] for entry in conclusions(study)} <= {"yes", "no", "unclear"}
+    assert {entry["shows"] for entry in conclusions(study)} <= {"yes", "no", "unclear", "inconclusive"}
 
 
 def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[SsahStudy, Path]) -> None:
@@ -219,21 +219,21 @@ def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[Ss
 
 
 class TestVerdict:
-    """Twenty prompts of which the intact model refuses all."""
+    """A hundred prompts of which the intact model refuses all."""
 
     def row(self, refused: int, controls: tuple[int, ...]) -> tuple[AblationTable, Ablation]:
         def behavior(n: int) -> Behavior:
-            return Behavior(torch.arange(20) < n, None, torch.ones(20, dtype=torch.bool))
+            return Behavior(torch.arange(100) < n, None, torch.ones(100, dtype=torch.bool))
 
         ablation = Ablation("SCU", 4, behavior(refused), tuple(map(behavior, controls)))
-        return AblationTable(behavior(20), (ablation,)), ablation
+        return AblationTable(behavior(100), (ablation,)), ablation
 
     @pytest.mark.parametrize(
         ("refused", "controls", "falls", "stays"),
         [
-            (0, (20, 19, 20), "yes", "no"),
-            (20, (20, 19, 20), "no", "yes"),
-            (0, (0, 1, 0), "no", "no"),  # as many random units do it, too
+            (0, (100, 95, 100), "yes", "no"),
+            (100, (100, 95, 100), "no", "yes"),
+            (0, (0, 5, 0), "no", "no"),  # as many random units do it, too
             (0, (), "yes", "no"),
         ],
     )
@@ -243,10 +243,10 @@ class TestVerdict:
         assert removal_verdict(table, row, "malicious_refused", "stays")[0] == stays
 
     def test_one_draw_cannot_decide_and_says_so(self) -> None:
-        shows, text = removal_verdict(*self.row(0, (20,)), "malicious_refused", "falls")
+        shows, text = removal_verdict(*self.row(0, (100,)), "malicious_refused", "falls")
         assert shows == "unclear"
         assert "take 5 (--controls 5)" in text
-        assert "--controls" not in removal_verdict(*self.row(0, (20, 19)), "malicious_refused", "falls")[1]
+        assert "--controls" not in removal_verdict(*self.row(0, (100, 95)), "malicious_refused", "falls")[1]
 
 
 class TestCommand:

@@ -60,8 +60,8 @@ figures.plot_gap(gaps)
 plt.show()
 
 # %% [markdown]
-# The base model, which has never refused anything, has no gap: what we see comes from alignment. The shaded range is
-# the *onset*, a written rule for "from where the gap appears to where it first levels off".
+# The base model, which has never refused anything, has next to no gap: what we see comes from alignment. The shaded
+# range is the *onset*, a written rule for "from where the gap appears to where it first levels off".
 
 # %%
 onset = gaps["aligned"].onset()
@@ -92,8 +92,8 @@ plt.show()
 print(found.verdict)
 
 # %% [markdown]
-# The verdict says whether the best block can be told from its neighbours: counts of 150 prompts are noisy, and every
-# one has an interval, paired over prompts.
+# The verdict says whether the best block is apart from scaling nothing, given how many were tried, and which of its
+# neighbours may be as good: counts of 150 prompts are noisy. Every one has an exact interval, paired over prompts.
 #
 # ## Step three: another question, asked directly
 #
@@ -131,19 +131,18 @@ for name, layers in answers.items():
 # %% [markdown]
 # ## Which range should you trust?
 #
-# For "where is refusing decided?", the decision layers. Here they are exactly right; the other two start near the block
-# and run on past it, because a gap goes on growing, and a count goes on moving, in layers that merely carry a decision
-# made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks: over six judged
-# models the decision layers overlap the planted block by 0.83, the onset by 0.35, the scaling search (with the paper's
-# rule for α) by 0.4 to 0.5, and always guessing the same block by 0.47.
+# For "where is refusing decided?", the decision layers: compare the overlaps above. The onset and the scaling search
+# can run on past the block, because a gap goes on growing, and a count goes on moving, in layers that merely carry a
+# decision made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with
+# each published way to search, and with always guessing the same block.
 #
 # What that does not say:
 #
 # - It was checked on small models in which every layer outside the block knows nothing of refusing. `aligned` learnt to
-#   refuse in all its layers, and there the rule answers [1, 6], most of the model. The curve says why: the decision
-#   builds up little by little. A sharp block is what one may find, not what there must be.
+#   refuse in all its layers, and there the rule's answer, printed under the curve, is wide. The curve says why: the
+#   decision builds up little by little. A sharp block is what one may find, not what there must be.
 # - Scaling answers another question, what moves over-rejection most. Keep its range to compare with the paper's, and
-#   read its verdict: here the best block is within noise of others.
+#   read its verdict: `found.located` says whether anything was found, `found.within_noise` whether it is this block.
 #
 # ## A mask to take along
 #

@@ -51,8 +51,9 @@ print("as before:         ", sc.evaluate(model, over_rejection=borderline))
 
 # %%
 layer = 3
-harmful = sc.collect_residuals(model, sc.organism.prompts("malicious", "train", n=100)).values[:, layer]
-harmless = sc.collect_residuals(model, sc.organism.prompts("normal", "train", n=100)).values[:, layer]
+harmful = sc.collect_residuals(model, sc.organism.prompts("malicious", "train", n=100)).at(layer)
+harmless = sc.collect_residuals(model, sc.organism.prompts("normal", "train", n=100)).at(layer)
+print("one row a prompt:", tuple(harmful.shape))
 direction = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), dim=0)
 usual = harmless.mean(0) @ direction
 

@@ -22,7 +22,9 @@ from safecircuits.rundir import command_line, load_run
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs/reference/reproduction.json"
 
-_FINDING = re.compile(r"\s*(?P<shows>yes|no|unclear)\s{2}(?P<effect>.+?) \((?P<paper>[^()]+)\): (?P<text>.+)")
+_FINDING = re.compile(
+    r"\s*(?P<shows>yes|no|unclear|inconclusive)\s{2}(?P<effect>.+?) \((?P<paper>[^()]+)\): (?P<text>.+)"
+)
 
 
 def entry_of(folder: str | Path) -> dict[str, Any]:

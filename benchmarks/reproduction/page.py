@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.reproduction.measured import NUMBERS, ROOT
 from safecircuits.files import write_text
 from safecircuits.published import PAPERS, Paper, published
+from safecircuits.report.html import VERDICTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,10 +85,15 @@ def _studies(paper: Paper, entries: Sequence[dict[str, Any]]) -> list[str]:
     return [_study(entry) for entry in found]
 
 
+def _inconclusive(counts: dict[str, int]) -> str:
+    n = counts["inconclusive"]
+    return f", and {n} need something to lose that is not there" if n else ""
+
+
 def _study(entry: dict[str, Any]) -> str:
     origin = entry["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    counts = {shows: sum(one["shows"] == shows for one in entry["conclusions"]) for shows in ("yes", "no", "unclear")}
+    counts = {shows: sum(one["shows"] == shows for one in entry["conclusions"]) for shows in VERDICTS}
     rows = [
         f"| {_text(one['effect'])} | {_text(one['paper'])} | {one['shows']} | {_text(one['text'])} |"
         for one in entry["conclusions"]
@@ -97,7 +103,7 @@ def _study(entry: dict[str, Any]) -> str:
             f"### Claims, on `{entry['model']}`",
             "",
             f"{len(rows)} claims and controls: {counts['yes']} show, {counts['no']} do not, {counts['unclear']} are "
-            "unclear. A claim shows or does not only where the intervals leave no doubt.",
+            f"unclear{_inconclusive(counts)}. A claim shows or does not only where the intervals leave no doubt.",
             "",
             "| claim | where | shows | numbers |",
             "|---|---|---|---|",

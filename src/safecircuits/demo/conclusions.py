@@ -1,6 +1,7 @@
 """Which effects of the two papers show, said in words from the numbers alone.
 
-``yes`` and ``no`` need a margin; whatever lies between is ``unclear``. Nothing here knows what the numbers will be.
+``yes`` and ``no`` need a margin; whatever lies between is ``unclear``. A claim that something is lost, kept or moved is
+``inconclusive`` where there is nothing of it, and says so first. Nothing here knows what the numbers will be.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import Literal
 
 import torch
 
+from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.demo.parts import Results
+from safecircuits.paired import LEVEL
 from safecircuits.stats import mean_interval
 
-Shows = Literal["yes", "no", "unclear"]
+Shows = Literal["yes", "no", "unclear", "inconclusive"]
 
 # Shares of prompts. A few hundred prompts resolve differences of about five points.
 LARGE, SMALL = 0.20, 0.05
@@ -38,6 +41,11 @@ def gap_appears(results: Results) -> tuple[Shows, str]:
     aligned = max(results["similarity"]["aligned"]["gap_deg"])
     threshold = results["similarity"]["onset_rule"]["min_gap_deg"]
     text = f"The N-M angle exceeds the N-N angle by up to {aligned:.1f}° in aligned and up to {base:.1f}° in base."
+    refused = [results["behavior"][stage]["malicious_refused"] for stage in ("aligned", "base")]
+    if refused[0] - refused[1] < SMALL:
+        return "inconclusive", f"The aligned model refuses no more than base: there is no alignment to see. {text}"
+    if results["similarity"]["aligned"].get("within_noise"):
+        return "no", f"{text} Prompts dealt out at random to two sets show as much."
     if aligned >= threshold > base:
         return "yes", text
     return ("no" if aligned < threshold else "unclear"), text
@@ -46,7 +54,7 @@ def gap_appears(results: Results) -> tuple[Shows, str]:
 def early_layers_are_blind(results: Results) -> tuple[Shows, str]:
     part = results["similarity"]["aligned"]
     if part["onset"] is None:
-        return "no", "The aligned model's curve has no onset."
+        return "inconclusive", "No layer tells them apart: the aligned model's curve has no onset."
     first, last = part["onset"]
     largest = max(part["gap_deg"])
     text = f"In aligned the gap grows in layers [{first}, {last}] of {len(part['gap_deg'])}"
@@ -63,13 +71,19 @@ def scaling_moves_refusals(results: Results) -> tuple[Shows, str]:
     text = (
         f"Scaling layers {part['layers']} by {part['alpha']:g} changes over-rejections from {part['baseline_refused']} "
         f"to {best['refused']} of {part['n_prompts']} (change {best['change']:+d}, "
-        f"95 % interval {best['change_low']:+.0f} to {best['change_high']:+.0f})."
+        f"95 % interval {best['change_low']:+.0f} to {best['change_high']:+.0f}; p {_p(part['p'])} for the best of "
+        f"{part['n_tried']} blocks and scales)."
     )
     wanted = 1 if part["direction"] == "up" else -1
-    if best["change_low"] * wanted > 0 and best["change_high"] * wanted > 0:
-        return "yes", text
-    opposite = best["change_low"] * wanted < 0 and best["change_high"] * wanted < 0
-    return ("no" if opposite else "unclear"), text
+    if part["baseline_refused"] == (part["n_prompts"] if wanted > 0 else 0):
+        return "inconclusive", f"There is nothing left to move. {text}"
+    if part["p"] >= LEVEL:
+        return "unclear", text
+    return ("yes" if best["change"] * wanted > 0 else "no"), text
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def planted_block_found(results: Results) -> tuple[Shows, str]:
@@ -79,6 +93,8 @@ def planted_block_found(results: Results) -> tuple[Shows, str]:
         f"Refusal was trained into layers {part['planted']}. Found: {onset} (overlap {part['onset_overlap']:.2f}), "
         f"then {part['localized']} by scaling (overlap {part['overlap']:.2f}; 1 is exact)."
     )
+    if not part["localization"]["located"]:
+        return "no", f"Scaling located nothing: {part['localization']['verdict']}. {text}"
     if part["overlap"] == 1:
         return "yes", text
     return ("unclear" if part["overlap"] >= 0.5 else "no"), text
@@ -101,6 +117,8 @@ def scu_carry_refusal(results: Results) -> tuple[Shows, str]:
         f"{_percent(without['utility'])}; without as many random units refusal is "
         f"{_percent(control['malicious_refused'])}."
     )
+    if why := nothing_to_lose(intact, "malicious_refused", "utility", least=LARGE):
+        return "inconclusive", f"{why} {text}"
     if lost - control_lost >= LARGE:
         return ("yes" if utility_lost <= SMALL else "unclear"), text
     return ("no" if lost - control_lost < SMALL else "unclear"), text
@@ -115,6 +133,8 @@ def ucu_carry_utility(results: Results) -> tuple[Shows, str]:
         f"{_percent(without['utility'])} (random control {_percent(control['utility'])}), refusal to "
         f"{_percent(without['malicious_refused'])}."
     )
+    if why := nothing_to_lose(intact, "utility", least=LARGE):
+        return "inconclusive", f"{why} {text}"
     if lost - control_lost >= LARGE:
         return "yes", text
     return ("no" if lost - control_lost < SMALL else "unclear"), text
@@ -128,6 +148,8 @@ def ru_are_redundant(results: Results) -> tuple[Shows, str]:
         f"{_percent(without['utility'])}; without as many random units {_percent(control['malicious_refused'])} and "
         f"{_percent(control['utility'])}."
     )
+    if why := nothing_to_lose(intact, "malicious_refused", "utility"):
+        return "inconclusive", f"{why} {text}"
     if worst <= UTILITY_MARGIN:
         return "yes", text
     return ("no" if worst >= LARGE else "unclear"), text
@@ -148,6 +170,8 @@ def planted_units_found(results: Results) -> tuple[Shows, str]:
         f"and {_percent(planted['utility'])} utility. {_percent(part['planted_among_top'])} of them are among as many "
         f"neurons of highest S − U (chance {_percent(part['chance'])}). "
     )
+    if why := nothing_to_lose(intact, "malicious_refused", "utility"):
+        return "inconclusive", f"{why} {text}".strip()
     if not enough:
         return "no", text + "No tested number of those halves refusal at a cost of at most 2 points of utility."
     best = enough[0]
@@ -161,7 +185,7 @@ def _freezing(results: Results, arm: str, reference: str) -> tuple[Shows, str]:
     """Whether ``arm`` keeps more refusal than ``reference``; the seeds pair the runs."""
     part = results["finetune"]
     if reference not in part:
-        return "unclear", "The located block is the whole model: there is nothing to compare it with."
+        return "inconclusive", "The located block is the whole model: there is nothing to compare it with."
     kept, other = part[arm], part[reference]
     pairs = zip(kept["malicious_refused_seeds"], other["malicious_refused_seeds"], strict=True)
     mean, low, high = mean_interval(torch.tensor([a - b for a, b in pairs], dtype=torch.float64), within=(-1, 1))
@@ -172,14 +196,16 @@ def _freezing(results: Results, arm: str, reference: str) -> tuple[Shows, str]:
         f"[{100 * low:+.1f}, {100 * high:+.1f}] over {len(kept['malicious_refused_seeds'])} seeds. The new task is "
         f"answered right in {_percent(kept['new_task'])} and {_percent(other['new_task'])}."
     )
+    if why := nothing_to_lose(part["before"], "malicious_refused"):
+        return "inconclusive", f"{why} {text}"
+    if part["before"]["malicious_refused"] - other["malicious_refused"] < SMALL:
+        return "inconclusive", f"There was next to no loss to prevent. {text}"
     if not other.get("size_matched", True):
         return "unclear", f"{text} The two are not of equal size: the model has too few other layers."
     if low > 0:
         return "yes", text
     if high < 0:
         return "no", text
-    if part["before"]["malicious_refused"] - other["malicious_refused"] < SMALL:
-        return "unclear", f"{text} There was next to no loss to prevent."
     return ("no" if max(abs(low), abs(high)) < SMALL else "unclear"), text
 
 

@@ -26,6 +26,7 @@ def similarity_part(gaps: Mapping[str, LayerGap], n_prompts: int) -> Results:
     for stage, gap in gaps.items():
         onset = gap.onset()
         part[stage] = {"gap_deg": gap.gap_deg.tolist(), "onset": list(onset.layers) if onset else None}
+        part[stage] |= {"p": gap.p, "within_noise": gap.within_noise}
         for name in ("nn", "mm", "nm"):
             curve = getattr(gap, name)
             part[stage] |= {f"{name}_mean": curve.mean.tolist(), f"{name}_std": curve.std.tolist()}
@@ -42,13 +43,16 @@ def localization_part(found: Localization) -> Results:
     return {
         "alpha": found.alpha,
         "direction": found.direction,
-        "alpha_found": found.alpha_found,
+        "alpha_found": found.alpha_found if found.alpha_searched else None,
         "baseline_refused": found.baseline.count,
         "n_prompts": len(found.baseline.refused),
         "start": found.provenance["start"],
         "layers": list(found.layers),
         "upper": sweeps["upper"],
         "lower": sweeps["lower"],
+        "located": found.located,
+        "p": found.p,
+        "n_tried": len(found.tried),
         "within_noise": found.within_noise,
         "verdict": found.verdict,
     }

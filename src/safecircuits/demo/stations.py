@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.demo.bench import SUBJECT, Bench
 from safecircuits.demo.finding import find_behavior, find_gaps, find_groups, find_layers, remove_groups
 from safecircuits.demo.parts import Results, localization_part, similarity_part
@@ -24,6 +25,7 @@ def run_stations(bench: Bench) -> tuple[Results, FreezeMask]:
     say(f"safecircuits demo on the embedded models, backend {bench.settings.backend}")
     results: Results = {"schema": 1, "model": _subject(bench)}
     results["behavior"] = _timed("behaviour of the five stages", lambda: find_behavior(bench))
+    tell_if_nothing_to_lose(results["behavior"][SUBJECT], "the demo")
     gaps = _timed("similarity: base, aligned, planted-layers", lambda: find_gaps(bench))
     results["similarity"] = similarity_part(gaps, bench.settings.curve_prompts)
     found = _timed("localization on aligned", lambda: find_layers(bench, "localization", bench.model, gaps[SUBJECT]))
@@ -35,7 +37,11 @@ def run_stations(bench: Bench) -> tuple[Results, FreezeMask]:
         "units": _timed("planted units: ablation curve", lambda: planted_units(bench)),
     }
     results["finetune"] = _timed("fine-tuning arms", lambda: finetune_arms(bench, found.layers, groups))
-    return results, FreezeMask.layers(found.layers) | FreezeMask.units(groups, "SCU")
+    critical = FreezeMask.units(groups, "SCU")
+    if not found.located:
+        say("  the mask is of the units alone: scaling located no layers")
+        return results, critical
+    return results, FreezeMask.layers(found.layers) | critical
 
 
 def _subject(bench: Bench) -> Results:

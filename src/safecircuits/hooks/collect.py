@@ -24,8 +24,35 @@ class Residuals(Result):
     """Residual stream of each prompt, one row a layer of ``layers``, float32 on the CPU."""
 
     values: Float[Tensor, "layer prompt d_model"]
+    """In the order of ``layers``; ``at`` and ``prompt`` pick from it by name."""
     layers: tuple[int, ...]
     prompts: PromptSet
+
+    def at(self, layer: int) -> Float[Tensor, "prompt d_model"]:
+        """The residual stream after ``layer``, of shape (prompt, d_model).
+
+        >>> harmful = collect_residuals(model, malicious).at(3)  # doctest: +SKIP
+        >>> direction = harmful.mean(0)  # doctest: +SKIP
+
+        Args:
+            layer: as the model counts them, from 0, whichever layers were collected.
+
+        Raises:
+            ValueError: for a layer that was not collected.
+        """
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} was not collected; there are {', '.join(map(str, self.layers))}")
+        return self.values[self.layers.index(layer)]
+
+    def prompt(self, k: int) -> Float[Tensor, "layer d_model"]:
+        """The residual streams of the ``k``-th prompt, from 0, of shape (layer, d_model), in the order of ``layers``.
+
+        Raises:
+            ValueError: for a prompt that is not there.
+        """
+        if not 0 <= k < len(self.prompts):
+            raise ValueError(f"prompt {k} is not there: the {len(self.prompts)} prompts are counted from 0")
+        return self.values[:, k]
 
 
 def collect_residuals(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from safecircuits.layers.counting import SweepPoint
+from safecircuits.notices import notify
 from safecircuits.paired import LEVEL, chosen_p, rivals
 
 
@@ -37,6 +38,16 @@ def against_unscaled(p: float, n_tried: int, moved: bool, up: bool) -> str:
     if p >= LEVEL:
         return f"within noise of not scaling at all ({of})"
     return "" if moved else f"no block that was scaled has {'more' if up else 'fewer'} refusals than scaling nothing"
+
+
+def tell_if_counts_cannot_move(baseline: SweepPoint, up: bool) -> None:
+    """A notice, before anything is scaled, if the unscaled model already refuses all prompts or none."""
+    n = len(baseline.refused)
+    if baseline.count == (n if up else 0):
+        notify(
+            f"the unscaled model refuses {baseline.count} of the {n} over-rejection prompts, so that scaling cannot "
+            f"{'add to' if up else 'lower'} that: nothing can be located this way"
+        )
 
 
 def p_value(p: float) -> str:

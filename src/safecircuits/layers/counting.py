@@ -114,8 +114,10 @@ class RefusalCounter:
         self.generation: dict[str, Any] = {"max_new_tokens": int(max_new_tokens), "template": template}
         verdict = EarlyVerdict(detector)
         # A thought that the prompt opens may still close, and what stood before then be no answer.
-        thinking = open_thought(render(model.tokenizer, prompts.prompts[0], template))
-        self.until = verdict if early_stop and verdict.applies and not thinking else None
+        sure = (
+            early_stop and verdict.applies and not open_thought(render(model.tokenizer, prompts.prompts[0], template))
+        )
+        self.until = verdict if sure else None
         self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
         self.path = None if resume is None else Path(resume)
         self._drafts: list[list[int]] = []

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of
+from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.paired import LEVEL
 from safecircuits.prompts import PromptSet, as_prompt_set
@@ -125,6 +125,7 @@ def scaling_grid(
         raise ValueError(f"max_length is between 1 and the model's {n_layers} layers, not {max_length}")
     prompts = as_prompt_set(over_rejection, "over-rejection")
     counter = RefusalCounter(model, prompts, **counting)
+    tell_if_counts_cannot_move(counter.baseline, alpha > 1)
     blocks = [
         LayerRange(first, last) for first in range(n_layers) for last in range(first, min(n_layers, first + longest))
     ]

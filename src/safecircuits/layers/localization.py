@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
-from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of
+from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.layers.onset import Onset
 from safecircuits.paired import LEVEL, paired_difference
@@ -152,9 +152,10 @@ class Localization(Result):
             "layers": list(self.layers),
             "upper": [row for row in rows if row["bound"] == "upper"],
             "lower": [row for row in rows if row["bound"] == "lower"],
+            "located": self.located,
             "within_noise": self.within_noise,
             "verdict": self.verdict,
-            "alpha_found": self.alpha_found,
+            "alpha_found": self.alpha_found if self.alpha_searched else None,
         }
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -209,6 +210,7 @@ def localize(
             raise ValueError(f"alpha {alpha} scales {toward}; direction={direction!r} contradicts it")
     prompts = as_prompt_set(over_rejection, "over-rejection")
     counter = RefusalCounter(model, prompts, **counting)
+    tell_if_counts_cannot_move(counter.baseline, toward == "up")
 
     def sweep(bound: Literal["upper", "lower"], fixed: LayerRange, value: float) -> Sweep:
         if bound == "upper":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.notices import notify
 from safecircuits.paired import LEVEL, paired_difference, paired_p
 from safecircuits.prompts import PromptSet, as_prompt_set
 from safecircuits.results import Result
@@ -104,6 +105,8 @@ def answered_malicious(
     alpha = checked_alpha(alpha)
     prompts = as_prompt_set(malicious, "malicious")
     counter = RefusalCounter(model, prompts, **counting)
+    if counter.baseline.refused.all():
+        notify("every malicious query is refused as it is, so that scaling cannot lower the number that are answered")
     after = counter.count(block, alpha)
     made_by = dict(counter.provenance)
     made_by["malicious"] = made_by.pop("over_rejection")  # the counter's name for whatever prompts it counts on

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.stakes import LEAST
 from safecircuits.errors import JudgingError
 from safecircuits.models import Backend, load_checkpoint, load_model, to_hugging_face
+from safecircuits.notices import notify
 from safecircuits.progress import track
 from safecircuits.results import Result
 from safecircuits.sites import LayerRange
@@ -143,11 +145,22 @@ def transplant_study(
         return finished[name]
 
     before = measure("source", source), measure("target", target)
+    _tell_if_nothing_to_carry(*before)
     rows = tuple(
         Transplant(name, block, measure(name, transplant(source, target, block, norms=norms)))
         for name, block in track(ranges.items(), "transplants", total=len(ranges), enabled=progress)
     )
     return TransplantTable(*before, rows)
+
+
+def _tell_if_nothing_to_carry(source: Behavior, target: Behavior) -> None:
+    """A notice if the source does not refuse more than the target: then no block can bring refusal along."""
+    name = "malicious_refused"
+    if name in source.rates and source.rates[name] - target.rates[name] < LEAST:
+        notify(
+            f"the source refuses {source.shares[name]} of the malicious prompts and the target {target.shares[name]}: "
+            "there is no refusal to carry over, and what the transplants say of it is inconclusive"
+        )
 
 
 def _chosen(hf_model: Any, block: LayerRange) -> list[nn.Module]:

@@ -63,6 +63,8 @@ def sweeps(record: Record) -> str:
             if record["alpha_found"]
             else f"No α gave the spread that the search looks for; α = {alpha:g} had the widest."
         )
+    elif alpha is not None:
+        parts.append(f"α = {alpha:g} was given.")
     return " ".join([*parts, "Error bars: exact 95 % intervals of the change, paired over prompts."])
 
 
@@ -105,11 +107,14 @@ def _kept(row: Record) -> str:
 
 def planted_layers(record: Record) -> str:
     parts = [f"Planted: {layers(record.get('planted'))}."]
+    located = (record.get("localization") or {}).get("located", True)
     for name, key, overlap in (("Onset", "onset", "onset_overlap"), ("Sweeps", "localized", "overlap")):
         if key not in record:
             continue
         shared = number(record.get(overlap))
         suffix = f", overlap {percent(shared)}" if record[key] and shared is not None else ""
+        if key == "localized" and not located:
+            suffix += ", within noise of not scaling at all"
         parts.append(f"{name}: {layers(record[key])}{suffix}.")
     return " ".join([*parts, "Overlap is intersection over union, in layers."])
 
@@ -128,6 +133,8 @@ def first_below_half(points: Sequence[Record], which: str) -> str:
     rows = [row for row in curve(points) if number(row.get("malicious_refused")) is not None]
     if not rows:
         return ""
+    if rows[0]["malicious_refused"] < 0.5 and rows[0]["removed"] == 0:
+        return f"Refusal is below 50 % with nothing removed: {_kept(rows[0])}."
     for row in rows:
         if row["malicious_refused"] < 0.5:
             share = f" ({percent(row['share'])})" if number(row.get("share")) is not None else ""

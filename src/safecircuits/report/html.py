@@ -27,7 +27,12 @@ from safecircuits.report.text import plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERDICTS = {"yes": ("✓", "Shows"), "no": ("✗", "Does not show"), "unclear": ("?", "Unclear")}
+VERDICTS = {
+    "yes": ("✓", "Shows"),
+    "no": ("✗", "Does not show"),
+    "unclear": ("?", "Unclear"),
+    "inconclusive": ("∅", "Inconclusive"),
+}
 """Mark and words for what a conclusion ``shows``."""
 
 MODEL_FACTS = {"n_parameters": "parameters", "n_layers": "layers", "n_heads": "heads", "n_kv_heads": "key/value heads"}
@@ -81,7 +86,8 @@ def page(
     Args:
         drawn: the figures that the exhibits name, or the text of their SVG files.
         facts: about the model, shown below the title.
-        conclusions: what shows and what does not: ``effect``, ``paper``, ``shows`` (yes, no, unclear) and ``text``.
+        conclusions: what shows and what does not: ``effect``, ``paper``, ``shows`` (yes, no, unclear,
+            inconclusive) and ``text``.
         provenance: how the numbers were made; entries that are mappings become tables.
     """
     ids = slugs(drawn)

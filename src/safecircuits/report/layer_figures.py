@@ -131,11 +131,12 @@ def plot_planted_layers(planted: Record, gap: Recorded | Record | Sequence[float
         gap: of that model; see ``plot_gap``.
     """
     name = "planted-layers"
+    found = (planted.get("localization") or {}).get("located", True)
     return plot_gap(
         {name: gap},
         onset={name: planted.get("onset")},
         planted=planted.get("planted"),
-        localized=planted.get("localized"),
+        localized=planted.get("localized") if found else None,
         ax=ax,
     )
 
@@ -179,7 +180,8 @@ def plot_sweeps(localization: Recorded | Record, ax: Axes | None = None) -> Axes
     """Refused over-rejection prompts while one bound of the scaled block moves and the other stays.
 
     Error bars are the 95 % interval of the paired difference to the unscaled model. The large mark is each sweep's
-    extreme; a hollow one has more than a tenth of degenerate completions.
+    extreme; a hollow one has more than a tenth of degenerate completions. The block is marked only if scaling it is
+    apart from not scaling at all.
 
     Args:
         localization: a ``Localization``, or its record in ``results.json``.
@@ -226,7 +228,7 @@ def plot_sweeps(localization: Recorded | Record, ax: Axes | None = None) -> Axes
         fontsize=7.5,
         color=MUTED,
     )
-    if block := bounds(record.get("layers")):
+    if (block := bounds(record.get("layers"))) and record.get("located", True):
         mark_ranges(ax, [RangeMark("located", *block, ORANGE)])
     legend_above(ax, 2)
     return ax

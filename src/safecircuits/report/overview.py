@@ -131,6 +131,8 @@ def _gap_line(stages: Record) -> str:
 
 def _sweeps_line(record: Record) -> str:
     scaled = f"scaled by α = {record['alpha']:g}; " if number(record.get("alpha")) is not None else ""
+    if not record.get("located", True):
+        return f"{scaled}nothing located: within noise of not scaling"
     noise = ", within noise of another" if record.get("within_noise") else ""
     return f"{scaled}located {layers(record.get('layers'))}{noise}"
 
@@ -157,6 +159,9 @@ def _planted_line(block: Record) -> str:
 
 def _curve_line(neurons: Record) -> str:
     rows = curve(neurons["curve"])
+    known = [rate for row in rows if (rate := number(row.get("malicious_refused"))) is not None]
+    if not known:
+        return ""
     below = next((row for row in rows if (number(row.get("malicious_refused")) or 0.0) < 0.5), None)
     if below is None:
         return f"refusal at or above 50 % up to {rows[-1]['removed']} units"

@@ -90,9 +90,10 @@ class Comparison(Result):
             "matched loss": f"at task loss {level}",
             "all losses": f"over task losses down to {level}",
         }[self.at]
+        vacuous = f"; {self.reference} lost next to nothing that could be kept" if self.lost < MARGIN else ""
         return (
             f"{self.scenario}, {self.arm} against {self.reference} {where}: {100 * self.mean:+.1f} points "
-            f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}], {self.verdict}"
+            f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}], {self.verdict}{vacuous}"
         )
 
 

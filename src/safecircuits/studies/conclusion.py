@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from safecircuits.behavior.stakes import LEAST, nothing_to_lose
 from safecircuits.report.text import percent
 from safecircuits.studies.compare import Comparison
 
 Conclusion = tuple[str, str, str, str]
-"""The claim, where it is made, whether it shows (yes, no, unclear), and the numbers in words."""
+"""The claim, where it is made, whether it shows, and the numbers in words.
+
+It shows (yes), does not (no), or the numbers leave it open (unclear). A claim that something is lost or kept is
+*inconclusive* where there is nothing of it, whatever the numbers; its text says so first.
+"""
 
 
 def entries(*groups: Iterable[Conclusion]) -> list[dict[str, str]]:
@@ -33,8 +38,19 @@ def keeps_refusal(
         reference: what the other arm is, in words.
         longer: how many times the reference's steps the arm took; above 1, "equal steps" are the ends of both runs.
     """
+    numbers = _numbers(found, reference, longer)
+    if why := nothing_to_lose({"malicious_refused": found[0].before}):
+        return "inconclusive", f"{why} {numbers}"
+    if found[0].lost < LEAST:
+        return "inconclusive", f"With {reference} next to nothing was lost, so there was nothing to prevent. {numbers}"
     said = {"helps": "yes", "harms": "no", "no difference": "no", "unclear": "unclear"}
     shows = {said[one.verdict] for one in found if one.at != "all losses"}
+    if not any(one.at == "matched loss" for one in found):
+        shows.add("unclear")
+    return (shows.pop() if len(shows) == 1 else "unclear"), numbers
+
+
+def _numbers(found: Sequence[Comparison], reference: str, longer: int) -> str:
     parts = [f"{percent(found[0].before)} refused before."]
     for one in found:
         where = f"at the end, after {longer} times the steps" if longer > 1 and one.at == "equal steps" else one.at
@@ -48,8 +64,4 @@ def keeps_refusal(
         parts.append(f"{text}.")
     if not any(one.at == "matched loss" for one in found):
         parts.append(f"Its losses and those of {reference} never meet.")
-        shows.add("unclear")
-    if found[0].lost < 0.05:
-        parts.append(f"With {reference} next to nothing was lost, so there was nothing to prevent.")
-        shows.add("unclear")
-    return (shows.pop() if len(shows) == 1 else "unclear"), " ".join(parts)
+    return " ".join(parts)

@@ -13,6 +13,7 @@ from typing import Any
 from safecircuits.behavior.agreement import AgreementTable, agreement
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.generate import generate
+from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.in_turn import release
 from safecircuits.layers.attention import AttentionMap, attention_map
 from safecircuits.layers.comparison import GapComparison, compare_gaps
@@ -77,6 +78,7 @@ def safety_layers_study(
     study = subject.study(beside_base=base is not None)
     work = Work(study, run, prompts, s)
     _behavior(work, model, base)
+    tell_if_nothing_to_lose(study.behavior[study.name].rates, "the study")
     _existence(work, base)
     _localization(work, model)
     _checks(work, model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from safecircuits.report.text import percent
+from safecircuits.behavior.stakes import LEAST
+from safecircuits.report.text import join, percent
 from safecircuits.studies.conclusion import Conclusion, entries, keeps_refusal
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.safety_layers_parts import SafetyLayersStudy
@@ -28,33 +29,44 @@ def _gap_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     assert found is not None
     onset, lines = found.onsets[study.name], found.verdict.splitlines()
     opens = "A gap between harmful and harmless prompts opens in some layers and not before"
-    yield opens, f"{PAPER} §3.3", "yes" if onset and onset.layers.first > 0 else "no", f"{lines[0]}."
+    gap = found.gaps[study.name]
+    shows = "yes" if onset and onset.layers.first > 0 and not gap.within_noise else "no"
+    yield opens, f"{PAPER} §3.3", shows, f"{lines[0]}."
     if "base" in found.differences:
         apart = found.differences["base"].layers_apart
         shows = "yes" if apart and found.onsets["base"] is None else "no" if not apart else "unclear"
         text = f"{lines[1]}."
+        if onset is None or gap.within_noise:
+            shows, text = "inconclusive", f"{study.name} has no gap that alignment could have made. {text}"
         yield "Alignment makes the gap: the base model has none", f"{PAPER} §3.3", shows, text
 
 
 def _localization_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     located = study.located
     best = located.lower.best
-    wanted = 1 if located.direction == "up" else -1
-    moved = wanted * (best.count - located.baseline.count)
-    shows = "no" if moved <= 0 else "unclear" if located.within_noise else "yes"
+    shows = "no" if not located.located else "unclear" if located.within_noise else "yes"
+    text = f"{located.verdict}."
+    if best.count == located.baseline.count == len(best.refused):
+        shows, text = "inconclusive", f"All over-rejection prompts are refused as it is, and none can be added. {text}"
     effect = "Scaling finds a block whose over-rejections exceed those of every neighbouring block"
-    yield effect, f"{PAPER} §3.4", shows, f"{located.verdict}."
+    yield effect, f"{PAPER} §3.4", shows, text
     ranges = {name: found.layers for name, found in study.searches.items()}
     overlaps = [study.block.overlap(block) for name, block in ranges.items() if block != study.block] or [1.0]
     listed = "; ".join(f"{name}: {block}" for name, block in ranges.items())
     shows = "yes" if min(overlaps) == 1 else "no" if min(overlaps) < 0.5 else "unclear"
-    if not any(found.lower.best.count != found.baseline.count for found in study.searches.values()):
-        shows = "unclear"  # no scale moved anything: every block is the same
-    yield "The block is the same whichever matrices are scaled, and in which direction", "control", shows, f"{listed}."
+    text = f"{listed}."
+    lost = [name for name, found in study.searches.items() if not found.located]
+    if lost:
+        shows = "inconclusive"
+        text = f"Nothing was located, beyond the noise of not scaling, by {join(lost)}. The searches ended at {text}"
+    yield "The block is the same whichever matrices are scaled, and in which direction", "control", shows, text
     if study.planted is not None:
         overlap = study.block.overlap(study.planted)
         shows = "yes" if overlap == 1 else "unclear" if overlap >= 0.5 else "no"
         text = f"Planted {study.planted}; located {study.block}, overlap {overlap:.2f}."
+        if not located.located:
+            # Where the search had to end may be the planted block, and is no finding then either.
+            shows, text = "no", f"Nothing was located: {located.verdict}. Planted {study.planted}."
         if study.decision is not None and study.decision.layers is not None:
             text += (
                 f" Decision layers {study.decision.layers}, overlap {study.decision.layers.overlap(study.planted):.2f}."
@@ -68,6 +80,8 @@ def _check_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     _, low, high = study.check.change
     shows = "yes" if high < 0 else "no" if low > 0 else "unclear"
     text = f"{study.check}."
+    if not study.check.answered[0].hits:
+        shows, text = "inconclusive", f"None is answered unscaled, so none can be answered less. {text}"
     yield "With the block scaled up, fewer malicious queries are answered", f"{PAPER} §3.4.1", shows, text
     after = study.too_far.after
     broken = after.degenerate
@@ -76,6 +90,8 @@ def _check_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
         f"(unscaled {percent(study.too_far.before.degenerate)})."
     )
     shows = "yes" if broken > 0.1 + study.too_far.before.degenerate else "no"
+    if study.too_far.before.degenerate > 0.9:
+        shows, text = "inconclusive", f"The model is broken as it is. {text}"
     yield "A block that is scaled too far breaks the model", f"{PAPER} A.3.4", shows, text
 
 
@@ -89,6 +105,8 @@ def _transplant_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     text = f"Malicious prompts refused: base {percent(target)}, {study.name} {percent(source)}; {listed}."
     carried = rows["located block"] - target
     shows = "yes" if carried > 0.5 * (source - target) else "no" if carried < 0.1 * (source - target) else "unclear"
+    if source - target < LEAST:
+        shows, text = "inconclusive", f"{study.name} refuses no more than the base model: nothing to carry over. {text}"
     yield "The located block alone carries refusal into the base model", "beyond the paper", shows, text
 
 

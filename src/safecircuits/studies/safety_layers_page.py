@@ -28,6 +28,9 @@ from safecircuits.studies.safety_layers_published import add_published
 from safecircuits.studies.safety_layers_saved import saved_study
 from safecircuits.studies.study_page import StudyPage, behavior_exhibit, compared_table, finetuning_exhibit
 
+FEW_ANSWERED = 0.1
+"""Below this share of malicious queries answered, a count cannot tell ranges apart; the paper's example has 6 %."""
+
 DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")
 """More lines than these cannot be told apart; every arm is in the tables."""
 
@@ -141,6 +144,8 @@ def _alpha(found: Localization) -> str:
     moved = found.provenance.get("substituted")
     if moved:
         note += "; behind a norm: " + ", ".join(f"{name} ({place})" for name, place in moved.items())
+    if not found.located:
+        return f"{note}; within noise of not scaling at all: not located"
     return note + ("; within noise of a neighbour" if found.within_noise else "")
 
 
@@ -157,10 +162,20 @@ def _checks(study: SafetyLayersStudy, made: StudyPage) -> None:
     made.add(
         "checks",
         "Two checks of the scaled block",
-        "Malicious queries that are still answered with the block scaled (so few are answered at all that this locates "
-        "nothing), and what happens when it is scaled too far.",
+        f"Malicious queries that are still answered with the block scaled ({_locates(study.check)}), and what happens "
+        "when it is scaled too far.",
         [Exhibit(None, "Checks", f"Malicious queries: {study.check}.", counted)],
     )
+
+
+def _locates(check: MaliciousCheck) -> str:
+    """What the count of answered malicious queries can say of where layers are, from how many are answered unscaled."""
+    before = check.answered[0]
+    if not before.hits:
+        return "none is answered unscaled, so that none can be answered less"
+    if before.rate < FEW_ANSWERED:
+        return "so few are answered at all that this locates nothing"
+    return f"{before.hits} of {before.n} are answered unscaled"
 
 
 def _check_table(title: str, check: MaliciousCheck) -> Table:
@@ -174,13 +189,21 @@ def _check_table(title: str, check: MaliciousCheck) -> Table:
 def _attention(study: SafetyLayersStudy, made: StudyPage) -> None:
     if not study.attention:
         return
-    made.figures["attention"] = attention_panels(study.attention, safety_layers=study.block)
+    located = study.located.located
+    dashed = f"Dashed: the located block {study.block}." if located else "No block was located."
+    made.figures["attention"] = attention_panels(study.attention, safety_layers=study.block if located else None)
     made.add(
         "attention",
         "What the last token attends to",
         "Attention of the last token to a question’s words, mean over heads, each layer from its least to its most. "
         "The paper reads three stages off such maps; nothing is measured here.",
-        [Exhibit("attention", "Attention to the question by layer", f"Dashed: the located block {study.block}.")],
+        [
+            Exhibit(
+                "attention",
+                "Attention to the question by layer",
+                dashed,
+            )
+        ],
     )
 
 

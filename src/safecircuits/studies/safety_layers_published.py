@@ -20,8 +20,8 @@ def measured_numbers(study: SafetyLayersStudy) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {
         ("alpha", "alpha"): f"{located.alpha:g}",
         ("unscaled", "over_rejected"): str(located.baseline.count),
-        ("safety layers", "first"): str(study.block.first),
-        ("safety layers", "last"): str(study.block.last),
+        ("safety layers", "first"): str(study.block.first) if located.located else "none located",
+        ("safety layers", "last"): str(study.block.last) if located.located else "none located",
         ("model", "n_layers"): str(study.shape.n_layers),
     }
     for bound, sweep in (("upper", located.upper), ("lower", located.lower)):
@@ -64,7 +64,10 @@ def add_published(study: SafetyLayersStudy, made: StudyPage) -> None:
         for model, row in ranges.iterrows()
     ]
     n = study.shape.n_layers
-    listed.append([study.name, str(study.block), "measured here", f"{len(study.block) / n:.0%}"])
+    if study.located.located:
+        listed.append([study.name, str(study.block), "measured here", f"{len(study.block) / n:.0%}"])
+    else:
+        listed.append([study.name, "none", "measured here: within noise of not scaling at all", "–"])
     made.add(
         "published",
         "Beside the published ranges",

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.direction.compare import DirectionComparison, compare_directions
 from safecircuits.in_turn import release
 from safecircuits.progress import say, without_bars
@@ -58,6 +59,7 @@ def ssah_study(
     classify = Classifier.of(study, model)
     run.kept("subject", SsahSubject, lambda: study.subject)
     _behavior(study, run, model)
+    tell_if_nothing_to_lose(study.behavior[study.name].rates, "the study")
     _direction(study, run)
     curves(study, run, model)
     cut_groups(study, run, model, classify)

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.paired import paired_difference
 from safecircuits.report.text import percent, points
 from safecircuits.stats import mean_interval
 from safecircuits.studies.compare import MARGIN
 from safecircuits.studies.conclusion import Conclusion, entries
-from safecircuits.studies.ssah_parts import PAPER, SsahResults
+from safecircuits.studies.ssah_parts import NOT_LOCATED, PAPER, SsahResults
 from safecircuits.studies.ssah_training_conclusions import (
     about_budget,
     about_equal_budgets,
@@ -75,7 +76,10 @@ def _direction(study: SsahResults) -> Iterator[Conclusion]:
         effect = "Every block leans as the model answers, towards refusing if aligned and towards answering if not"
         shows = "yes" if all(right) else "unclear" if any(right) else "no"
         where = f"{PAPER} §3" if number == 0 else f"{PAPER} §3, control"
-        yield f"{effect} ({reading})", where, shows, f"d_malicious − d_benign: {'; '.join(parts)}."
+        text = f"d_malicious − d_benign: {'; '.join(parts)}."
+        if not any(study.behavior[name].rates["malicious_refused"] > 0.5 for name in found.probes):
+            shows, text = "inconclusive", f"No model here refuses, so that none can lean towards it. {text}"
+        yield f"{effect} ({reading})", where, shows, text
 
 
 def _sizes(study: SsahResults) -> Iterator[Conclusion]:
@@ -95,6 +99,8 @@ def _sizes(study: SsahResults) -> Iterator[Conclusion]:
         f"Fewest units whose removal halves refusal at 2 points of utility or less: {'; '.join(parts)}. "
         f"{percent(study.settings.scu)} of the {study.scores.n_units} units are {within}."
     )
+    if why := nothing_to_lose(study.scores.intact.rates, "malicious_refused", "utility"):
+        shows, text = "inconclusive", f"{why} {text}"
     yield "As few units as the paper says carry refusal, found by its score", f"{PAPER} §4.1", shows, text
 
 
@@ -111,7 +117,8 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
     """Whether a rate falls or stays as claimed, against the intact model and against as many random units.
 
     It falls if the paired interval over prompts lies five points below zero and, with controls, that over draws below
-    zero; it does not if random units do the same. It stays if the paired interval lies above minus five points.
+    zero; it does not if random units do the same. It stays if the paired interval lies above minus five points. Either
+    is inconclusive where the intact model has nothing of it.
     """
     change, low, high = paired_difference(_verdicts(row.behavior, rate), _verdicts(table.intact, rate))
     label = rate.replace("_", " ")
@@ -130,11 +137,14 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
             f"(difference {points(mean, least, beyond)})"
         )
         text += f"; {ONE_DRAW} (--controls 5)" * (len(draws) == 1)
+    text = f"{text[0].upper()}{text[1:]}."
+    if why := nothing_to_lose(table.intact.rates, rate):
+        return "inconclusive", f"{why} {text}"
     if expected == "falls":
         shows = "no" if low > -MARGIN or mean > -MARGIN else "yes" if high < -MARGIN and beyond < 0 else "unclear"
     else:
         shows = "yes" if low > -MARGIN else "no" if high < -MARGIN else "unclear"
-    return shows, f"{text[0].upper()}{text[1:]}."
+    return shows, text
 
 
 def _verdicts(behavior: object, rate: str) -> Bool[Tensor, " prompt"]:
@@ -156,6 +166,8 @@ def _pressure(study: SsahResults) -> Iterator[Conclusion]:
         f"{last.condition.prefilled} compliant tokens."
     )
     shows = "yes" if low > plain.success.rate + MARGIN else "no" if high < plain.success.rate + MARGIN else "unclear"
+    if why := nothing_to_lose({"malicious_refused": 1 - plain.success.rate}):
+        shows, text = "inconclusive", f"{why} {text}"
     effect = "The direction is held in the first generated tokens only: an answer that starts compliant goes on"
     yield effect, f"{PAPER} §3, §5", shows, text
 
@@ -170,6 +182,8 @@ def _stability(study: SsahResults) -> Iterator[Conclusion]:
             f"(least {scu['least']:.2f}, chance {scu['chance']:.3f}), rank correlation {rank['mean']:.2f}."
         )
         shows = "yes" if scu["least"] >= 0.5 else "no" if scu["mean"] < 0.5 else "unclear"
+        if not scu["chance"]:
+            shows, text = "inconclusive", f"The share of SCU is less than a unit: there are none to find again. {text}"
         yield f"Other prompts find the same SCU (by {name})", "reviewers’ control", shows, text
     if study.agreement is not None:
         table = study.agreement.jaccard["SCU"]
@@ -189,4 +203,7 @@ def _enrichment(study: SsahResults) -> Iterator[Conclusion]:
             "yes" if block.count > block.high and block.p < 0.05 else "no" if block.count <= block.high else "unclear"
         )
         effect = f"The SCU by {name} are concentrated in the safety layers {block.layers}"
-        yield effect, "where the papers meet", shows, f"{str(block)[0].upper()}{str(block)[1:]}."
+        text = f"{str(block)[0].upper()}{str(block)[1:]}."
+        if study.block is not None and NOT_LOCATED in study.block.found_by:
+            shows, text = "inconclusive", f"There are no safety layers: {study.block.found_by}. {text}"
+        yield effect, "where the papers meet", shows, text

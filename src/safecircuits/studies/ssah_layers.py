@@ -10,7 +10,7 @@ from safecircuits.masks import FreezeMask
 from safecircuits.progress import say
 from safecircuits.rundir import RunDirectory
 from safecircuits.sites import HookedModel
-from safecircuits.studies.ssah_parts import SafetyBlock, SsahStudy
+from safecircuits.studies.ssah_parts import NOT_LOCATED, SafetyBlock, SsahStudy
 from safecircuits.units.enrichment import Enrichment, MaskOverlap, enrichment, mask_overlap
 from safecircuits.units.groups import UnitGroups
 
@@ -41,16 +41,18 @@ def layers_of_units(study: SsahStudy, run: RunDirectory, model: HookedModel) -> 
 
 
 def _located(study: SsahStudy, run: RunDirectory, model: HookedModel) -> SafetyBlock:
-    """By scaling, as *Safety Layers* does; by swapping residual streams where scaling ends at the whole model."""
+    """By scaling, as *Safety Layers* does; where that finds nothing or everything, by swapping residual streams."""
     p, s = study.prompts, study.settings
     assert p.normal is not None
     assert p.over_rejection is not None
     gaps = compare_gaps({study.name: model}, p.normal, p.malicious, template=s.template, seed=s.seeds[0])
     start = search_start(gaps.onsets[study.name], study.shape.n_layers)
     found = localize(model, p.over_rejection, start, alpha="search", resume=run.work("sweep.jsonl"), **s.asking)
-    if len(found.layers) < study.shape.n_layers:
+    whole = len(found.layers) == study.shape.n_layers
+    if found.located and not whole:
         return SafetyBlock(found.layers, f"scaling, α = {found.alpha:g}")
     decided = decision_layers(model, p.normal, p.malicious, **s.asking).layers
     if decided is None:
-        return SafetyBlock(found.layers, f"scaling, α = {found.alpha:g}")
-    return SafetyBlock(decided, "swapping residual streams, since scaling ended at the whole model")
+        return SafetyBlock(found.layers, f"scaling, α = {found.alpha:g}" + f", {NOT_LOCATED}" * (not found.located))
+    why = "ended at the whole model" if found.located else "located nothing"
+    return SafetyBlock(decided, f"swapping residual streams, since scaling {why}")

@@ -179,6 +179,10 @@ class PrunedGroup(Result):
     behavior: Behavior
 
 
+NOT_LOCATED = "which ended within noise of not scaling at all"
+"""Said of a block at which a search ended that located nothing."""
+
+
 @dataclass(frozen=True)
 class SafetyBlock(Result):
     """The safety layers that the units are held against, and where they come from."""

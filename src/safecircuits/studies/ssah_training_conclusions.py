@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from safecircuits.behavior.stakes import LEAST, nothing_to_lose
 from safecircuits.report.text import join, percent, points
 from safecircuits.stats import mean_interval
 from safecircuits.studies.compare import verdict
@@ -45,6 +46,8 @@ def about_freezing(study: SsahResults) -> Iterator[Conclusion]:
 
 def about_transfer(study: SsahResults) -> Iterator[Conclusion]:
     """Which units alignment and fine-tuning move into and out of the SCU."""
+    behavior = study.behavior.get(study.name)
+    why = nothing_to_lose(behavior.rates, "malicious_refused") if behavior is not None else ""
     for name, found in study.transfers.items():
         for label, transfer in found.items():
             shares = transfer.shares
@@ -57,14 +60,20 @@ def about_transfer(study: SsahResults) -> Iterator[Conclusion]:
                 )
                 shows = "yes" if to_cu > 0.5 else "no" if stayed > 0.5 else "unclear"
                 effect = f"Fine-tuning turns most safety-critical units into complex ones (by {name}; {label})"
-                yield effect, f"{PAPER} Figure 5", shows, text
+                yield effect, f"{PAPER} Figure 5", *_unless(why, shows, text)
             elif label.startswith("unaligned"):
                 kept = float(transfer.matrix[scu, scu])
                 text = f"Of the SCU of {study.name} {percent(_from(transfer.counts, scu))} were SCU before. " + (
                     f"Of those before, {percent(kept)} still are."
                 )
                 shows = "yes" if _from(transfer.counts, scu) < 0.5 else "no"
-                yield f"Alignment makes the safety-critical units (by {name}; {label})", f"{PAPER} §4.2", shows, text
+                effect = f"Alignment makes the safety-critical units (by {name}; {label})"
+                yield effect, f"{PAPER} §4.2", *_unless(why, shows, text)
+
+
+def _unless(why: str, shows: str, text: str) -> tuple[str, str]:
+    """A verdict and its numbers, unless there is a reason why it is inconclusive."""
+    return ("inconclusive", f"{why} {text}") if why else (shows, text)
 
 
 def _from(counts: Tensor, group: int) -> float:
@@ -99,11 +108,16 @@ def about_budget(study: SsahResults) -> Iterator[Conclusion]:
         )
         shows = {"no difference": "yes", "helps": "yes", "harms": "no", "unclear": "unclear"}[verdict(gap[1], gap[2])]
         effect = f"Aligned by its redundant units alone, a base model {words} as much as when all of it is trained"
-        yield effect, f"{PAPER} Table 4", shows, text
+        yield effect, f"{PAPER} Table 4", *_unless(_untaught(rate("full", name), words), shows, text)
     gap = difference("ru", "random", "malicious_refused")
     shows = {"helps": "yes", "unclear": "unclear"}.get(verdict(gap[1], gap[2]), "no")
     text = f"Malicious refused, redundant against as many random units: {points(*gap)} points."
-    yield "Redundant units are better for this than random ones", "control", shows, text
+    why = _untaught(max(rate(arm, "malicious_refused") for arm in ("ru", "random", "full")), "refuses")
+    yield "Redundant units are better for this than random ones", "control", *_unless(why, shows, text)
+
+
+def _untaught(rate: float, words: str) -> str:
+    return f"There is nothing to match: trained whole, it {words} next to nothing." if rate < LEAST else ""
 
 
 def about_equal_budgets(study: SsahResults) -> Iterator[Conclusion]:

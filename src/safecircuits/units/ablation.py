@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.progress import track
 from safecircuits.results import Result
@@ -135,6 +136,7 @@ def ablate_units(
         jobs += [(name, random_units(units, shape, seed + k, per_layer=per_layer)) for k in range(controls)]
     measured: dict[str, list[Behavior]] = {}
     removals = Removals(model, to=to, resume=resume, **sets)
+    tell_if_nothing_to_lose(removals.intact.rates, "removing units")
     for name, units in track(jobs, "ablations", enabled=progress):
         measured.setdefault(name, []).append(removals.without(units))
     rows = tuple(

@@ -55,8 +55,13 @@ def localize(
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 8,
     template: TemplateOption = "auto",
+    mask_anyway: Annotated[
+        bool, typer.Option("--mask-anyway", help="Write the mask of a block that is within noise, too.")
+    ] = False,
 ) -> None:
     """Locate the safety layers: scale a block, count over-rejections, move its bounds. Writes a freeze mask, too.
+
+    There is no mask where scaling the block is within noise of not scaling at all, unless --mask-anyway asks for it.
 
     Example: safecircuits layers localize --model organism:aligned --over-rejection organism:over_rejection
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/localize
@@ -104,9 +109,13 @@ def localize(
     if found.alpha_trials:
         folder.table("alpha_trials", _trials(found))
     folder.figure("sweeps", found.plot(axis()))
-    mask = FreezeMask.layers(found.layers, ModelShape.of(model), {"command": run.command, "model": run.source})
-    mask.save(folder.file("freeze.safetensors"))
     run.say(found.verdict)
+    if found.located or mask_anyway:
+        origin = {"command": run.command, "model": run.source, "located": found.located}
+        FreezeMask.layers(found.layers, ModelShape.of(model), origin).save(folder.file("freeze.safetensors"))
+    if not found.located:
+        what = "freeze.safetensors is of a block that was not located" if mask_anyway else "no freeze mask is written"
+        run.say(f"nothing was located: {what}" + " (--mask-anyway writes one)" * (not mask_anyway))
     if not found.alpha_found:
         run.say(f"no alpha gave the spread that the search looks for; {found.alpha:g} came closest")
     if checked is not None:
@@ -224,10 +233,7 @@ def grid(
     folder.result("grid", found)
     folder.table("grid", pd.DataFrame(rows), main=True)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))))
-    run.say(
-        f"layers {best.layers} at alpha {alpha:g}: {best.count} of {len(best.refused)} refused, "
-        f"{found.baseline.count} unscaled; {len(rivals)} of {len(rows) - 1} other blocks are within noise of it"
-    )
+    run.say(found.verdict)
 
 
 def _write_gap(folder: RunDirectory, gap: LayerGap) -> None:
