@@ -29,7 +29,7 @@ _ALIKE = 0.02  # of a value's size: rounding in half precision, and a bias besid
 _SEEN = 1e-5  # of a block's output: more than one row of a batch may differ from an equal one
 _PERIOD = 4
 
-_NONE = "the layer has no such matrix that every token goes through (a mixture of experts has one for each expert)"
+_NONE = "the layer has none of its own that every token goes through (in a mixture of experts each expert has one)"
 
 
 @dataclass
@@ -89,11 +89,13 @@ class _Trial:
             def hook(_module: nn.Module, _args: Any, output: Any) -> Tensor | None:
                 value = output
                 if name in changes:
-                    value = changes[name](output)
+                    value = changes[name](output).reshape(output.shape)
                 elif name.endswith("hook_resid_pre") and rows > 1:
                     value = self.usual[name].expand(rows, *output.shape[1:])
-                if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows:
-                    seen[name] = value.detach().clone()
+                if isinstance(value, Tensor) and value.ndim > 1 and len(value) in (rows, rows * _TOKENS):
+                    # OPT's MLP has the tokens of all rows one after the other.
+                    flat = len(value) == rows * _TOKENS
+                    seen[name] = (value.reshape(rows, _TOKENS, *value.shape[1:]) if flat else value).detach().clone()
                 return value if value is not output else None
 
             return hook
@@ -153,8 +155,11 @@ class _Trial:
         names = {i: name for i, name in names.items() if name in self.usual and (i, component) not in roles.problems}
         if not names:
             return
-        factors = [large, 2 * large, -large, 0.0]
-        seen = self.run(len(factors), {name: _multiples(self.usual[name], factors) for name in names.values()})
+        changes: dict[str, Change] = {}
+        for layer, name in names.items():
+            beside = _size(self.usual[f"blocks.{layer}.hook_resid_pre"])  # as large as what it is added to
+            changes[name] = _of_sizes(self.usual[name], [large, 2 * large, -large, 0.0, beside, 2 * beside])
+        seen = self.run(6, changes)
         wanting: dict[int, list[str]] = {}
         for layer in names:
             if not self._is_cancelled(layer, component, seen):
@@ -171,8 +176,10 @@ class _Trial:
         """Whether what the matrix gives is felt, and its size is not."""
         if component in ("q", "k"):
             return any(_is_normed(value) for name, value in seen.items() if name.startswith(f"blocks.{layer}.attn."))
-        once, twice, _, never = seen[f"blocks.{layer}.hook_resid_post"].double()
-        return bool((twice - once).norm() < _ALIKE * (once - never).norm())
+        once, twice, _, never, beside, double = seen[f"blocks.{layer}.hook_resid_post"].double()
+        felt = (twice - once).norm() >= _ALIKE * (once - never).norm()
+        # A norm of the whole residual stream (OPT-350m) forgets it beside a large y, and no size of y with it.
+        return not bool(felt) and bool((double - beside).norm() < 0.25 * (beside - never).norm())
 
     def _choose(self, roles: Roles, component: Component, wanting: dict[int, list[str]]) -> None:
         """The first point of each layer at which a factor is felt at the end of the block."""
@@ -180,7 +187,8 @@ class _Trial:
             tried = {layer: points[0] for layer, points in wanting.items() if points}
             for layer in set(wanting) - set(tried):
                 roles.problems[layer, component] = "a norm cancels any scale of it, and no hook point lies behind it"
-            changes = {name: _multiples(self.usual[name], [1.0, 2.0]) for name in tried.values()}
+            sizes = {name: _size(self.usual[name]) for name in tried.values()}
+            changes = {name: _of_sizes(self.usual[name], [size, 2 * size]) for name, size in sizes.items()}
             seen = self.run(2, changes) if tried else {}
             left: dict[int, list[str]] = {}
             for layer, name in tried.items():
@@ -192,14 +200,17 @@ class _Trial:
             wanting = left
 
 
-def _multiples(usual: Tensor, factors: list[float]) -> Change:
-    """Rows of ``factors`` times the usual value; a large factor counts from the size 1."""
-    size = usual.double().square().mean().sqrt() if max(factors) > 2 else torch.ones(())
-    scale = (1.0 / size.clamp(min=1e-30)).to(usual.device)
+def _size(value: Tensor) -> float:
+    return float(value.double().square().mean().sqrt().clamp(min=1e-30))
+
+
+def _of_sizes(usual: Tensor, sizes: list[float]) -> Change:
+    """Rows of the usual value made as large as each of ``sizes``, and turned round where it is negative."""
+    size = _size(usual)
 
     def change(output: Tensor) -> Tensor:
-        rows = torch.tensor(factors, dtype=torch.float64, device=usual.device).view(-1, *[1] * (usual.ndim - 1))
-        return (usual.double() * scale * rows).to(output.dtype)
+        rows = torch.tensor(sizes, dtype=torch.float64, device=usual.device).view(-1, *[1] * (usual.ndim - 1))
+        return (usual.double() / size * rows).to(output.dtype)
 
     return change
 
@@ -217,9 +228,9 @@ def _some_tripled(usual: Tensor, which: int) -> Change:
 
 def _is_normed(rows: Tensor) -> bool:
     """Whether the rows are y, y, −y and something else: what a norm gives of a·x, 2a·x and −a·x. Masks do not count."""
-    if not rows.is_floating_point() or len(rows) != 4:
+    if not rows.is_floating_point():
         return False
-    once, twice, minus, never = rows.double()
+    once, twice, minus, never = rows[:4].double()
     open_ = (once.abs() < 1e9) & (minus.abs() < 1e9)
     once, twice, minus, never = (part[open_] for part in (once, twice, minus, never))
     size = once.norm()
