@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.hooks.place import Places, placed
 from safecircuits.sites import SITES, HookedModel, ModelShape, Site, require_units, unit_hook
 
 Units = Mapping[Site, Mapping[int, tuple[int, ...]]]
@@ -22,7 +23,7 @@ UnitValues = Mapping[Site, Mapping[int, Float[Tensor, "..."]]]
 
 
 @contextmanager
-def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None) -> Iterator[None]:
+def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, spare: int = 0) -> Iterator[None]:
     """Inside the block the given units are removed: their activation is 0, or the value that ``to`` gives for them.
 
     Zeroing equals removing the unit's rows and columns from the weights, unless a norm takes in the queries or keys of
@@ -35,10 +36,22 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None) -
     Args:
         units: indices by site and layer, ``{"mlp": {3: [0, 7]}, "attn": {3: [1]}}``, as ``UnitGroups.members``, ``top``
             and ``FreezeMask.by_site`` give them.
+        spare: how many first positions of each prompt the units are left as they are at: what every prompt begins with
+            (``UnitScores.beginning``), where a unit says nothing about the prompt. Some units make the attention sink
+            there, and without it a model breaks whatever else they do. Removal from the weights spares nothing.
 
     Raises:
-        ValueError: for a unit outside the model, a layer without such units, and one that ``to`` has no value for.
+        ValueError: for a unit outside the model, a layer without such units, one that ``to`` has no value for, and for
+            a ``spare`` that is no number of positions.
+        RuntimeError: with ``spare``, in a pass that does not tell which position each token has.
+
+    Example:
+        >>> scores = sc.score_units(model, data)
+        >>> with sc.ablated(model, scores.top(24), to=scores.mean, spare=scores.beginning):
+        ...     sc.evaluate(model, malicious=malicious)
     """
+    if isinstance(spare, bool) or not hasattr(spare, "__index__") or spare < 0:
+        raise ValueError(f"spare is a number of first positions, 0 or more, not {spare!r}")
     hooks: dict[str, HookFn] = {}
     for site, by_layer in checked_units(units, ModelShape.of(model)).items():
         require_units(model, site, by_layer)
@@ -48,8 +61,26 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None) -
             except (KeyError, IndexError):
                 raise ValueError(f"to= has no values for the {site} units of layer {layer}") from None
             hooks[unit_hook(site, layer)] = _replace(site, torch.tensor(indices), fill)
-    with attached(model, hooks, per_token=True):
-        yield
+    if not spare:
+        with attached(model, hooks, per_token=True):
+            yield
+        return
+    with placed(model) as places:
+        sparing = {name: _sparing(fn, places, operator.index(spare)) for name, fn in hooks.items()}
+        with attached(model, sparing, per_token=True):
+            yield
+
+
+def _sparing(fn: HookFn, places: Places, n: int) -> HookFn:
+    """``fn`` from each prompt's ``n``-th position on."""
+
+    def run(activation: Tensor) -> Tensor:
+        changed = fn(activation)
+        assert changed is not None
+        first = places.of(activation) < n
+        return torch.where(first.reshape(*first.shape, *(1,) * (activation.ndim - 2)), activation, changed)
+
+    return run
 
 
 def checked_units(units: Units, shape: ModelShape) -> dict[Site, dict[int, tuple[int, ...]]]:

@@ -111,6 +111,7 @@ def ablate_units(
     per_layer: bool = False,
     seed: int = 0,
     to: UnitValues | None = None,
+    spare: int = 0,
     resume: str | Path | None = None,
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
@@ -121,7 +122,7 @@ def ablate_units(
         named_units: units by name, as ``UnitGroups.members`` or ``top`` give them.
         controls: random draws of equal size beside each selection (as many units of each site, from all layers).
         per_layer: draw as many of each site in each layer.
-        to: replacement values instead of zero; see ``ablated``.
+        to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
         resume: a file of measurements, from which an interrupted run goes on; see ``Removals``.
         sets: passed to ``evaluate``: ``malicious``, ``over_rejection``, ``utility``, ``detector``, …
     """
@@ -135,7 +136,7 @@ def ablate_units(
         jobs.append((name, units))
         jobs += [(name, random_units(units, shape, seed + k, per_layer=per_layer)) for k in range(controls)]
     measured: dict[str, list[Behavior]] = {}
-    removals = Removals(model, to=to, resume=resume, **sets)
+    removals = Removals(model, to=to, spare=spare, resume=resume, **sets)
     tell_if_nothing_to_lose(removals.intact.rates, "removing units")
     for name, units in track(jobs, "ablations", enabled=progress):
         measured.setdefault(name, []).append(removals.without(units))
@@ -155,6 +156,7 @@ def ablate_groups(
     per_layer: bool = False,
     seed: int = 0,
     to: UnitValues | None = None,
+    spare: int = 0,
     resume: str | Path | None = None,
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
@@ -162,7 +164,7 @@ def ablate_groups(
     """``ablate_units`` for the groups of a classification; an empty group is left out."""
     selections = {name: groups.members(name) for name in names}
     selections = {name: units for name, units in selections.items() if count_units(units)}
-    more: dict[str, Any] = {"to": to, "resume": resume, "progress": progress, **sets}
+    more: dict[str, Any] = {"to": to, "spare": spare, "resume": resume, "progress": progress, **sets}
     return ablate_units(model, selections, controls=controls, per_layer=per_layer, seed=seed, **more)
 
 

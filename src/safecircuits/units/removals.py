@@ -26,7 +26,7 @@ class Removals:
     """Measures a model without units; a selection that it has met before costs nothing.
 
     Args:
-        to: replacement values instead of zero; see ``ablated``.
+        to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
         resume: a file of JSON lines to which every finished measurement is added, and from which those of an
             interrupted run are read. The intact model runs in any case, and must behave as it did then.
         sets: passed to ``evaluate``.
@@ -40,10 +40,11 @@ class Removals:
         model: HookedModel,
         *,
         to: UnitValues | None = None,
+        spare: int = 0,
         resume: str | Path | None = None,
         **sets: Unpack[EvaluationOptions],
     ) -> None:
-        self.model, self.to, self.sets = model, to, sets
+        self.model, self.to, self.spare, self.sets = model, to, spare, sets
         self.path = None if resume is None else Path(resume)
         self.intact = evaluate(model, **sets)
         self.known: dict[str, Behavior] = {}
@@ -60,7 +61,7 @@ class Removals:
         if key == selection_key({}):
             return self.intact
         if key not in self.known:
-            with ablated(self.model, units, to=self.to):
+            with ablated(self.model, units, to=self.to, spare=self.spare):
                 self.known[key] = evaluate(self.model, **self.sets)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
@@ -77,7 +78,8 @@ class Removals:
             "version": VERSION,
             "shape": asdict(ModelShape.of(self.model)),
             "options": options,
-            "replacement": "zero" if self.to is None else _digest_of_values(self.to),
+            "replacement": ("zero" if self.to is None else _digest_of_values(self.to))
+            + (f", sparing {self.spare}" if self.spare else ""),
             "intact": _bits(self.intact),
             "weights": [
                 float(output_weight(self.model, site, layer).double().norm())

@@ -109,6 +109,12 @@ class UnitScores(Result):
         return means
 
     @property
+    def beginning(self) -> int:
+        """How many first positions, which every prompt begins with, did not count; as ``ablated(spare=)`` takes it."""
+        facts = self.provenance.get("beginning") or {"tokens": 0, "counted": False}
+        return 0 if facts["counted"] else int(facts["tokens"])
+
+    @property
     def verdict(self) -> str:
         """Which score of how many units, and which positions counted."""
         per_token = self.method in ACTIVATION_METHODS
