@@ -590,8 +590,8 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old")
+    path = write_report(invented_results(), tmp_path / "report.html")
+    old = path.read_text(encoding="utf-8")
 
     def fails(*_: object, **__: object) -> None:
         raise OSError("disk full")
@@ -599,7 +599,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
         write_report({}, path)
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == old
     assert list(tmp_path.iterdir()) == [path]
 
 

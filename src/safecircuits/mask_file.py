@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.files import plain, replacing
+from safecircuits.outputs import require_replaceable
 from safecircuits.reading import parse_json
 from safecircuits.sites import ModelShape
 
@@ -49,7 +50,7 @@ def save(mask: StoredMask, path: str | Path) -> Path:
         metadata = {"safecircuits": json.dumps(header, default=plain)}
     except TypeError as error:
         raise ValueError(f"the provenance of a freeze mask must be JSON: {error}") from error
-    with replacing(path) as partial:
+    with replacing(require_replaceable(path, "mask")) as partial:
         save_file({"mlp": mask.mlp.contiguous(), "attn": mask.attn.contiguous()}, partial, metadata)
     return Path(path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safecircuits.behavior.generate import Completions
 from safecircuits.files import write_text
+from safecircuits.outputs import require_replaceable
 
 
 def write_alpaca_eval(completions: Completions, path: str | Path, generator: str) -> Path:
@@ -16,7 +17,8 @@ def write_alpaca_eval(completions: Completions, path: str | Path, generator: str
         generator: the name under which the model stands on the leaderboard.
 
     Raises:
-        ValueError: for an empty name, and for completions that were cut short: their ends would be judged, too.
+        ValueError: for an empty name, and for completions that were cut short: their ends would be judged, too. If
+            there is a file of something else.
     """
     if not generator.strip():
         raise ValueError("generator is empty: give the name of the model that wrote the completions")
@@ -26,4 +28,5 @@ def write_alpaca_eval(completions: Completions, path: str | Path, generator: str
         {"instruction": prompt, "output": text, "generator": generator}
         for prompt, text in zip(completions.prompts.prompts, completions.texts, strict=True)
     ]
+    require_replaceable(path, "AlpacaEval outputs")
     return write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.batching import Batch, each_batch, without_prefix
 from safecircuits.behavior.branched import BranchedDecoding
 from safecircuits.behavior.decoding import Until as Until
@@ -23,6 +24,7 @@ from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.running import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
 from safecircuits.memory import batch_tokens
+from safecircuits.outputs import require_replaceable
 from safecircuits.progress import track
 from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.reading import parse_json, read_text
@@ -70,7 +72,12 @@ class Completions:
         return f"<div><strong>{escape(repr(self))}</strong>{self.to_frame().to_html(max_rows=12, border=0)}</div>"
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON lines with ``prompt``, ``completion`` and, where it is known, whether it ``ended``."""
+        """Write JSON lines with ``prompt``, ``completion`` and, where it is known, whether it ``ended``.
+
+        Raises:
+            ValueError: if there is a file of something else.
+        """
+        require_replaceable(path, "completions")
         cut = {} if self.cut is None else {"cut": self.cut}
         endings = [{}] * len(self) if self.ended is None else [{"ended": ended} for ended in self.ended]
         lines = (
@@ -108,6 +115,7 @@ def texts_of(completions: Completions | Sequence[str]) -> tuple[str, ...]:
     return completions.texts if isinstance(completions, Completions) else tuple(completions)
 
 
+@checked
 def generate(
     model: HookedModel,
     prompts: PromptSet | Sequence[str],

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Freeze masks: show, combine, convert.")
 
-PARAMETER_MASKS = "safecircuits.parameter_masks"
-"""What the header of a converted mask calls it."""
-
 FileArgument = Annotated[Path, typer.Argument(help="A freeze mask (safetensors).")]
 ForModel = Annotated[str | None, typer.Option("--model", help="A hub id, a folder, or organism:STAGE.")]
 
@@ -81,8 +78,9 @@ def combine(
     from functools import reduce
 
     from safecircuits.masks import FreezeMask
+    from safecircuits.outputs import require_replaceable
 
-    _require_no_other_file(out)
+    require_replaceable(out, "mask")
     masks = [FreezeMask.load(file) for file in files]
     if model is not None:
         loaded = _load(model, Backend.bridge, device, dtype)
@@ -129,8 +127,9 @@ def convert(
 
     from safecircuits.files import replacing
     from safecircuits.masks import FreezeMask
+    from safecircuits.outputs import PARAMETER_MASKS, require_replaceable
 
-    _require_no_other_file(out)
+    require_replaceable(out, "mask")
     loaded = _load(model, backend, device, dtype)
     mask = FreezeMask.load(file, loaded)
     masks = {name: tensor.contiguous() for name, tensor in mask.parameter_masks(loaded).items()}
@@ -142,21 +141,6 @@ def convert(
         f"{len(masks)} parameters with {frozen} frozen entries, {mask.share_of_parameters(loaded):.2%} of the model"
     )
     typer.echo(f"wrote {out}", err=True)
-
-
-def _require_no_other_file(out: Path) -> None:
-    """A ValueError if ``out`` is there and no mask: a mistyped name must not cost somebody a checkpoint."""
-    from safetensors import SafetensorError, safe_open
-
-    if not out.exists():
-        return
-    try:
-        with safe_open(out, framework="pt") as file:
-            header = file.metadata() or {}
-    except (OSError, SafetensorError):
-        header = {}
-    if "safecircuits" not in header and header.get("format") != PARAMETER_MASKS:
-        raise ValueError(f"--out {str(out)!r} is there already and is no mask; name another file, or remove it first")
 
 
 def _load(source: str, backend: Backend, device: str | None, dtype: Dtype | None) -> Any:

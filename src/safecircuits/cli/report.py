@@ -45,10 +45,15 @@ def report(
     Example: safecircuits report runs/gap runs/gap-base --out comparison.html
     """
     from safecircuits.files import write_text
+    from safecircuits.outputs import require_replaceable
     from safecircuits.reading import printable
 
+    if out is not None:
+        require_replaceable(out, "report")
     with _of_others(runs):
         html, path, data, lines = _one(runs[0], out) if len(runs) == 1 else _several(runs, out)
+    if not _is_own_page(runs, path):
+        require_replaceable(path, "report")
     write_text(path, html)
     if json:
         from json import dumps
@@ -58,6 +63,13 @@ def report(
         for line in lines:
             typer.echo(printable(line))
     typer.echo(f"wrote {path}", err=True)
+
+
+def _is_own_page(runs: list[Path], path: Path) -> bool:
+    """Whether it is the page that the run itself wrote, by its record, whatever an earlier version made of it."""
+    from safecircuits.rundir import REPORT, load_run
+
+    return path == runs[0] / REPORT and REPORT in load_run(runs[0])["files"]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from safecircuits.organism.batches import Batches
 from safecircuits.organism.recipe import STAGES, Recipe
 from safecircuits.organism.tokenizer import build_tokenizer
 from safecircuits.organism.train import deterministic, fit, new_model, plant, trainable
+from safecircuits.outputs import require_replaceable
 from safecircuits.progress import without_bars
 
 Progress = Callable[[str, int, int], None]
@@ -47,7 +48,7 @@ def build(
         The folder of each stage.
 
     Raises:
-        ValueError: for an unknown stage or a negative seed.
+        ValueError: for an unknown stage, a negative seed, or a folder there that holds something else.
     """
     from safecircuits.organism.card import card
 
@@ -57,6 +58,9 @@ def build(
     if seed < 0:
         raise ValueError(f"the seed is {seed}, but it must be zero or more.")
     recipe, root = recipe or Recipe(), Path(out_dir)
+    card_path = require_replaceable(root / "MODEL_CARD.md", "model card")
+    for stage in ("base", *stages):
+        _require_own(root / stage)
     root.mkdir(parents=True, exist_ok=True)
     folders: dict[str, Path] = {}
     with deterministic(recipe.threads), without_bars():
@@ -67,7 +71,7 @@ def build(
             step = (lambda done, of, name=stage: progress(name, done, of)) if progress else None
             folders[stage] = build_stage(stage, root, base, recipe, seed, step)
     if all((root / stage / "metrics.json").exists() for stage in STAGES):
-        write_text(root / "MODEL_CARD.md", card(root))
+        write_text(card_path, card(root))
     return folders
 
 
@@ -91,6 +95,7 @@ def build_stage(
         made_by["base"] = _digest(base)
     folder = root / stage
     if not _made_by(folder, made_by):
+        _require_own(folder)
         partial = root / f".{stage}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         loss = _train_stage(stage, partial, base, recipe, seed, progress)
@@ -146,6 +151,17 @@ def _record(recipe: Recipe, stage: str, seed: int, loss: float) -> dict[str, Any
 
 def _digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _require_own(folder: Path) -> None:
+    """A ValueError if something is there that ``build_stage`` did not make: it may be somebody's model."""
+    record = folder / "recipe.json"
+    if record.is_file():
+        own = '"fingerprint"' in record.read_text(encoding="utf-8", errors="replace")
+    else:
+        own = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not own:
+        raise ValueError(f"{str(folder)!r} is there already and is no embedded model; build into another folder")
 
 
 def _made_by(folder: Path, made_by: dict[str, Any]) -> bool:

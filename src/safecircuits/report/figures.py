@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from safecircuits.files import replacing
+from safecircuits.outputs import SOFTWARE, require_replaceable
 from safecircuits.report.captions import gap_stages
 from safecircuits.report.data import Record, arms
 from safecircuits.report.layer_figures import plot_gap, plot_pair_curves, plot_planted_layers, plot_sweeps
@@ -70,8 +71,8 @@ def save_figures(results: Record, folder: str | Path) -> list[Path]:
     paths = []
     for name, figure in figures(results).items():
         path = Path(folder) / f"{name}.png"
-        with replacing(path) as partial:
-            figure.savefig(partial, format="png", dpi=DPI)
+        with replacing(require_replaceable(path, "figure")) as partial:
+            figure.savefig(partial, format="png", dpi=DPI, metadata=SOFTWARE)
         paths.append(path)
     return paths
 

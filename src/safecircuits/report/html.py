@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from safecircuits.files import write_text
+from safecircuits.outputs import GENERATOR, require_replaceable
 from safecircuits.report.data import Record
 from safecircuits.report.figures import single_figures, slugs
 from safecircuits.report.sections import Exhibit, Section, sections
@@ -53,7 +54,11 @@ def write_report(results: Record, path: str | Path) -> Path:
 
     Returns:
         The path written.
+
+    Raises:
+        ValueError: if there is a file that is no report.
     """
+    require_replaceable(path, "report")
     return write_text(path, render(results))
 
 
@@ -101,6 +106,7 @@ def page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = files("safecircuits.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
+        generator=Markup(GENERATOR),
         title=title,
         model_facts=[(key, plain(value)) for key, value in facts.items()],
         conclusions=conclusions,

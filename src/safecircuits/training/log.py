@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safecircuits.files import plain, write_text
+from safecircuits.outputs import require_replaceable
 
 
 class Log:
@@ -20,6 +21,7 @@ class Log:
     def __init__(self, path: str | Path | None, keep: int) -> None:
         self.path = None if path is None else Path(path)
         if self.path is not None:
+            require_replaceable(self.path, "log")
             old = self.path.read_text(encoding="utf-8").splitlines() if keep and self.path.exists() else []
             kept = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= keep]
             write_text(self.path, "".join(f"{line}\n" for line in kept))

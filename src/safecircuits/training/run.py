@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.files import plain, write_text
+from safecircuits.outputs import require_replaceable
 from safecircuits.reading import read_json
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ class FinetuneRun:
         return plot_loss(self.losses, ax=ax)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``run.json`` into ``folder``."""
-        return write_text(Path(folder) / "run.json", json.dumps(asdict(self), indent=1, default=plain) + "\n")
+        """Write ``run.json`` into ``folder``; a ValueError if that is the record of something else."""
+        path = require_replaceable(Path(folder) / "run.json", "fine-tuning run")
+        return write_text(path, json.dumps(asdict(self), indent=1, default=plain) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> FinetuneRun:
