@@ -186,7 +186,7 @@ class TestScale:
             ((1, 3), 1.1, "all", r"\[1, 3\] is outside the model, whose layers are 0 to 2"),
             ((2, 1), 1.1, "all", r"\[2, 1\] is not 0 <= first <= last"),
             ((0, 1), 0.0, "all", "positive, finite number, not 0.0"),
-            ((0, 1), float("nan"), "all", "positive, finite number, not nan"),
+            ((0, 1), float("nan"), "all", "finite number, not nan"),
             ((0, 1), None, "all", "alpha is missing"),
             ((0, 1), 1.1, "qkv", "components 'qkv' is not one of"),
             ((0, 1), 1.1, ["q", "w"], "not a non-empty choice of q, k, v"),

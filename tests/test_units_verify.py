@@ -134,7 +134,7 @@ class TestSweep:
             sweep_shares(planted, *scores, shares=[0.1, 1.5], **sets)
         with pytest.raises(ValueError, match="scan is 'down' or 'up', not 'Down'"):
             sweep_shares(planted, *scores, scan="Down", **sets)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="fall is between 0 and 1, not 50"):
+        with pytest.raises(ValueError, match="fall is a share between 0 and 1, not 50"):
             sweep_shares(planted, *scores, fall=50, **sets)
         with pytest.raises(ValueError, match="the intact model refuses nothing"):
             sweep_shares(planted, *scores, **{**sets, "malicious": sets["utility"]})

@@ -9,7 +9,6 @@ masks with half of a layer's units each, together, freeze the whole layer. Norms
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits import mask_file
+from safecircuits.arguments import indices as read_indices
+from safecircuits.arguments import whole
 from safecircuits.parameters import (
     Masks,
     as_hooked,
@@ -107,8 +108,8 @@ class FreezeMask:
             if site not in SITES:
                 raise ValueError(f"a site is one of {', '.join(SITES)}, not {site!r}")
             for layer, indices in by_layer.items():
-                _require_inside("layer {}", [layer], shape.n_layers)
-                chosen = sorted({int(i) for i in indices})
+                _require_inside("layer {}", [whole(layer, "a layer")], shape.n_layers)
+                chosen = sorted(set(read_indices(indices, f"the {site} units of layer {layer}", least=None)))
                 _require_inside(f"{site} unit {{}} of layer {layer}", chosen, shape.n_units(site))
                 tensors[site][layer, chosen] = True
         return cls(tensors["mlp"], tensors["attn"], shape, provenance or {})
@@ -120,7 +121,7 @@ class FreezeMask:
         if shape is None:
             raise ValueError("a random control needs the model's shape: pass shape=ModelShape.of(model)")
         like = like.on(shape)
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(whole(seed, "seed", 0))
         drawn = {}
         for site in SITES:
             mask = like._at(site)
@@ -345,12 +346,9 @@ def _require_all_reached(model: Any, site: Site, layer: int, live: Mapping[str, 
 def _layer_indices(layers: Layers) -> list[int]:
     """See ``FreezeMask.layers``."""
     if hasattr(layers, "__index__") and not getattr(layers, "ndim", 0):  # numpy's numbers and torch's, too
-        layers = {operator.index(layers)}  # type: ignore[arg-type]
+        layers = {whole(layers, "a layer")}
     if isinstance(layers, set | frozenset | range):
-        try:
-            chosen = sorted({operator.index(layer) for layer in layers})
-        except TypeError:
-            raise ValueError(f"layers are whole numbers, not {layers}") from None
+        chosen = sorted(set(read_indices(layers, "layers", least=None)))
         if chosen and chosen[0] < 0:
             raise ValueError(f"layers are counted from 0; got {chosen[0]}")
         return chosen

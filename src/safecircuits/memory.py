@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.batching import MAX_TOKENS
 from safecircuits.decoder_sizes import DecoderSizes
 from safecircuits.dtypes import torch_dtype
@@ -70,6 +71,7 @@ class MemoryEstimate:
             )
 
 
+@checked
 def estimate_memory(
     model: Any,
     prompts: PromptSet | Sequence[str] | None = None,

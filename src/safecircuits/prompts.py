@@ -11,6 +11,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
+from safecircuits.arguments import whole
 from safecircuits.templates import TEMPLATES as TEMPLATES
 from safecircuits.templates import Chat, Template, fill, shared_beginning, without_ends
 from safecircuits.templates import render as render
@@ -110,9 +111,10 @@ class PromptSet:
         """The first ``n`` prompts (all if None), or ``n`` drawn without replacement when a seed is given."""
         if n is None:
             return self
-        if not hasattr(n, "__index__") or not 0 < n <= len(self):
+        n = whole(n, "n")
+        if not 0 < n <= len(self):
             raise ValueError(f"cannot take {n} of the {len(self)} prompts of set {self.name!r}")
-        chosen = range(n) if seed is None else random.Random(int(seed)).sample(range(len(self)), n)
+        chosen = range(n) if seed is None else random.Random(whole(seed, "seed", 0)).sample(range(len(self)), n)
         responses = self.responses and tuple(self.responses[i] for i in chosen)
         return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses)
 

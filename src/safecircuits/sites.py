@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from safecircuits.arguments import indices as read_indices
 from safecircuits.vocabulary import COMPONENTS as COMPONENTS
 from safecircuits.vocabulary import SITES as SITES
 from safecircuits.vocabulary import Component as Component
@@ -246,7 +247,7 @@ def unit_parameter_masks(
     require_unprocessed(model)
     require_units(model, site, (layer,))
     shape = ModelShape.of(model)
-    chosen = sorted(set(units))
+    chosen = sorted(set(read_indices(units, f"the {site} units", least=None)))
     if chosen and not 0 <= chosen[0] <= chosen[-1] < shape.n_units(site):
         raise ValueError(f"{site} units {chosen[0]}..{chosen[-1]} are outside 0..{shape.n_units(site) - 1}")
     group = shape.n_heads // shape.n_kv_heads

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from safecircuits import organism
+from safecircuits.arguments import checked
 from safecircuits.chats import CHAT_COLUMNS, is_missing, read_cells
 from safecircuits.hub import HUB_SETS, known_set, read_hub
 from safecircuits.notices import notify
@@ -34,6 +35,7 @@ CONTEXT_COLUMNS = {
 the instruction (Alpaca, Dolly), or before the behaviour (HarmBench)."""
 
 
+@checked
 def load_prompts(
     source: str | Path | PromptSet | pd.DataFrame | Mapping[str, Sequence[Any]] | Sequence[str | Mapping[str, Any]],
     *,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from safecircuits.arguments import whole
 
 Site = Literal["mlp", "attn"]
 SITES: tuple[Site, ...] = get_args(Site)
@@ -23,8 +24,8 @@ class LayerRange:
 
     def __post_init__(self) -> None:
         try:  # numpy's whole numbers become Python's, which can be saved
-            first, last = operator.index(self.first), operator.index(self.last)
-        except TypeError:
+            first, last = whole(self.first, "first"), whole(self.last, "last")
+        except ValueError:
             raise ValueError(f"a layer range is a pair of whole numbers, not {(self.first, self.last)}") from None
         object.__setattr__(self, "first", first)
         object.__setattr__(self, "last", last)

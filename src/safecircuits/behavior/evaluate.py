@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.generate import Completions, generate, texts_of
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.behavior.wording import same_answer, without_thoughts
@@ -105,6 +106,7 @@ def exact_match(completions: Completions | Sequence[str], responses: Sequence[st
     return torch.tensor(same, dtype=torch.bool) & torch.tensor(True if whole is None else whole, dtype=torch.bool)
 
 
+@checked
 def evaluate(
     model: HookedModel,
     *,

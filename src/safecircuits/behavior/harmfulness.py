@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.judge import TextModel, fill, local_judge
 from safecircuits.behavior.refusal import RefusalDetector, refused
@@ -120,6 +121,7 @@ def parse_score(reply: str) -> float:
     return float("nan")
 
 
+@checked
 def harmfulness(
     completions: Completions,
     judge: Any,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.harness_model import harness, harness_model
 from safecircuits.models import load_model
 from safecircuits.results import Result
@@ -58,6 +59,7 @@ class TaskScores(Result):
         return "\n".join(map(str, self.scores))
 
 
+@checked
 def run_tasks(
     model: Any,
     tasks: str | Sequence[str | dict[str, Any]],

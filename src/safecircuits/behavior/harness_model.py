@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.batching import batches
 from safecircuits.behavior.generate import continuations
 from safecircuits.forward import device_of, logits
@@ -23,6 +24,7 @@ MAX_NEW_TOKENS = 256
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
+@checked
 def harness_model(model: HookedModel, *, max_tokens: int = 2048) -> Any:
     """``model`` as a language model of lm-evaluation-harness, for its own ``simple_evaluate``.
 

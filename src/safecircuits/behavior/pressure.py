@@ -5,8 +5,7 @@ Nothing here makes an attack: compliant openings and suffixes are read from what
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from safecircuits.arguments import checked, indices, whole
 from safecircuits.behavior.generate import Completions, continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
 from safecircuits.errors import JudgingError
@@ -178,6 +178,7 @@ def _row(condition: dict[str, Any], refusals: Bool[Tensor, " prompt"], broken: f
     return {**condition, "refused": int(refusals.sum()), "n": success.n, **rates}
 
 
+@checked
 def pressure(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],
@@ -294,13 +295,10 @@ def _prefill_lengths(tokenizer: Any, openings: Sequence[str], asked: int | Seque
     shortest = min(range(len(tokens)), key=tokens.__getitem__)
     if asked is None:
         asked = min(LONGEST_PREFILL, max(1, tokens[shortest]))
-    try:
-        if hasattr(asked, "__index__"):  # numpy's whole numbers, too
-            lengths = list(range(1, operator.index(asked) + 1))
-        else:
-            lengths = sorted(set(map(operator.index, asked)) - {0})
-    except TypeError:
-        raise ValueError(f"prefill_tokens must be positive whole numbers, not {asked}") from None
+    if isinstance(asked, Sized) and not (hasattr(asked, "ndim") and not asked.ndim):
+        lengths = sorted(set(indices(asked, "prefill_tokens")) - {0})
+    else:
+        lengths = list(range(1, whole(asked, "prefill_tokens", 1) + 1))
     if not lengths or lengths[0] < 1:
         raise ValueError(f"prefill_tokens must be positive whole numbers, not {asked}")
     if lengths[-1] > tokens[shortest]:

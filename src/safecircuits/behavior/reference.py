@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from safecircuits.arguments import checked
 from safecircuits.batching import batches
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.forward import logits
@@ -125,6 +126,7 @@ class ResponseLoss(Result):
         return f"loss {self.loss:.4f} [{low:.4f}, {high:.4f}] nats a token, perplexity {self.perplexity:.4g}"
 
 
+@checked
 def response_loss(
     model: HookedModel,
     heldout: PromptSet,

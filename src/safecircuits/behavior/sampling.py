@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.batching import Batch, each_batch
 from safecircuits.behavior.generate import Completions, end_tokens
 from safecircuits.behavior.refusal import RefusalDetector, refused
@@ -64,6 +65,7 @@ class SampledRefusals(Result):
         )
 
 
+@checked
 def sampled_refusals(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.batching import Batch, each_batch, pad_left
 from safecircuits.behavior.agreement import AgreementTable
 from safecircuits.behavior.generate import Completions, generate
@@ -208,6 +209,7 @@ class DirectionProbe(Result):
         return layer % self.n_layers
 
 
+@checked
 def probe_direction(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import indices as read_indices
+from safecircuits.arguments import whole
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.hooks.place import Places, placed
 from safecircuits.sites import SITES, HookedModel, ModelShape, Site, require_units, unit_hook
@@ -99,28 +99,19 @@ def checked_units(units: Units, shape: ModelShape) -> dict[Site, dict[int, tuple
             raise ValueError(f"{_EXPECTED}; the {site} units are a {type(by_layer).__name__}")
         checked[site] = {}
         for layer, given in by_layer.items():
-            if not hasattr(layer, "__index__") or not 0 <= layer < shape.n_layers:
+            at = whole(layer, "a layer")
+            if not 0 <= at < shape.n_layers:
                 raise ValueError(f"layer {layer!r} is outside the model, whose layers are 0 to {shape.n_layers - 1}")
-            indices = _whole_numbers(given, f"the {site} units of layer {layer}")
+            indices = tuple(sorted(set(read_indices(given, f"the {site} units of layer {layer}", least=None))))
             last = shape.n_units(site) - 1
             if indices and not 0 <= indices[0] <= indices[-1] <= last:
                 raise ValueError(f"{site} units {indices[0]}..{indices[-1]} of layer {layer} are outside 0..{last}")
             if indices:
-                checked[site][operator.index(layer)] = indices
+                checked[site][at] = indices
     return checked
 
 
 _EXPECTED = "units are given by site and layer, such as {'mlp': {3: [0, 7]}, 'attn': {3: [1]}}"
-
-
-def _whole_numbers(given: Any, what: str) -> tuple[int, ...]:
-    try:
-        listed = list(given.tolist() if hasattr(given, "tolist") else given)  # arrays and tensors
-        if any(isinstance(index, bool) for index in listed):
-            raise TypeError
-        return tuple(sorted({operator.index(index) for index in listed}))
-    except TypeError:
-        raise ValueError(f"{what} are a list of indices, such as [0, 7], not {given!r}") from None
 
 
 def _replace(site: Site, indices: Tensor, fill: Tensor | None) -> HookFn:

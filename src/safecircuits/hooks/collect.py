@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import checked, indices
 from safecircuits.batching import Batch
 from safecircuits.forward import device_of
 from safecircuits.hooks.attach import HookFn
@@ -55,6 +55,7 @@ class Residuals(Result):
         return self.values[:, k]
 
 
+@checked
 def collect_residuals(
     model: HookedModel,
     prompts: PromptSet | Sequence[str],
@@ -128,10 +129,7 @@ def collect_residuals(
 
 
 def _wanted(layers: Sequence[int] | LayerRange, n_layers: int) -> tuple[int, ...]:
-    try:
-        wanted = tuple(map(operator.index, layers.indices if isinstance(layers, LayerRange) else layers))
-    except TypeError:
-        raise ValueError(f"layers are a list of whole numbers, such as [0, 3], not {layers!r}") from None
+    wanted = tuple(indices(layers.indices if isinstance(layers, LayerRange) else layers, "layers", least=None))
     outside = [layer for layer in wanted if not 0 <= layer < n_layers]
     if outside:
         raise ValueError(f"layer {outside[0]} is outside the model, whose layers are 0 to {n_layers - 1}")

@@ -12,7 +12,6 @@ without that norm would feel; ``substituted`` names every matrix for which this 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from safecircuits.arguments import checked, number, whole
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.hooks.roles import roles_of, sublayer_of
 from safecircuits.sites import (
@@ -47,6 +47,7 @@ COMPONENT_SETS: dict[str, tuple[Component, ...]] = {
 paper's code left unscaled until April 2025, so that its published table was probably made without it."""
 
 
+@checked
 @contextmanager
 def scaled(
     model: HookedModel,
@@ -174,10 +175,7 @@ def _alpha_by_layer(
             raise ValueError("layers already give each layer its alpha, so alpha must be left out")
         if not layers:
             raise ValueError("layers is empty: name at least one layer to scale")
-        try:
-            alphas = {operator.index(layer): float(value) for layer, value in layers.items()}
-        except TypeError:
-            raise ValueError(f"layers maps whole numbers to alphas, not {dict(layers)}") from None
+        alphas = {whole(layer, "a layer"): number(value, "alpha") for layer, value in layers.items()}
         outside = [layer for layer in alphas if not 0 <= layer < n_layers]
         if outside:
             raise ValueError(f"layer {outside[0]} is outside the model, whose layers are 0 to {n_layers - 1}")

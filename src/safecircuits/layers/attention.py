@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import indices
 from safecircuits.batching import pad_left
 from safecircuits.forward import run
 from safecircuits.hooks.attach import HookFn, attached
@@ -161,10 +161,7 @@ def eager_attention(model: HookedModel) -> Iterator[None]:
 def _checked_heads(heads: str | Sequence[int], n_heads: int) -> list[int]:
     if isinstance(heads, str) and heads == "mean":
         return list(range(n_heads))
-    try:
-        chosen = [] if isinstance(heads, str) else [operator.index(head) for head in heads]
-    except TypeError:
-        chosen = []
+    chosen = [] if isinstance(heads, str) else indices(heads, "heads", least=None)
     if not chosen:
         raise ValueError(f"heads is 'mean' or a non-empty list of head indices, not {heads!r}")
     outside = [head for head in chosen if not 0 <= head < n_heads]

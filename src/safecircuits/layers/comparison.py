@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.hooks.collect import collect_residuals
 from safecircuits.in_turn import Source as Source
 from safecircuits.in_turn import described, in_turn
@@ -136,6 +137,7 @@ class GapComparison(Result):
         return self.verdict
 
 
+@checked
 def compare_gaps(
     models: Mapping[str, Source],
     normal: PromptSet | Sequence[str],

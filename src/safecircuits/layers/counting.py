@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.arguments import number, whole
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate, refused
 from safecircuits.behavior.wording import open_thought
@@ -51,10 +52,10 @@ class SweepPoint:
 def checked_alpha(alpha: Any, other: str = "") -> float:
     """A number to scale by as Python's own, whichever library it is of; ``other`` is what else was possible."""
     try:
-        value = float(alpha)
-    except (TypeError, ValueError):
+        value = number(alpha, "alpha")
+    except ValueError:
         value = float("nan")
-    if isinstance(alpha, str) or not 0 < value < float("inf") or value == 1:
+    if not 0 < value < float("inf") or value == 1:
         raise ValueError(f"alpha must be positive, finite and not 1, not {alpha!r}{other}")
     return value
 
@@ -111,7 +112,10 @@ class RefusalCounter:
     ) -> None:
         require_hooked(model, "scaling layers")
         self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
-        self.generation: dict[str, Any] = {"max_new_tokens": int(max_new_tokens), "template": template}
+        self.generation: dict[str, Any] = {
+            "max_new_tokens": whole(max_new_tokens, "max_new_tokens", 1),
+            "template": template,
+        }
         verdict = EarlyVerdict(detector)
         # A thought that the prompt opens may still close, and what stood before then be no answer.
         sure = (

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.arguments import checked, read_fields
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
@@ -48,6 +49,7 @@ class DecisionRule:
     complete: float = 0.95
 
     def __post_init__(self) -> None:
+        read_fields(self)
         if not 0 < self.appear < self.complete <= 1:
             raise ValueError(f"a decision rule needs 0 < appear < complete <= 1, not {self}")
 
@@ -121,6 +123,7 @@ class DecisionLayers(Result):
         return plot_decision(self, ax=ax)
 
 
+@checked
 def decision_layers(
     model: HookedModel,
     normal: PromptSet | Sequence[str],

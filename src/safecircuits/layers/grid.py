@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.paired import LEVEL
@@ -103,6 +104,7 @@ class ScalingGrid(Result):
         return plot_grid(self, ax=ax)
 
 
+@checked
 def scaling_grid(
     model: HookedModel,
     over_rejection: PromptSet | Sequence[str],

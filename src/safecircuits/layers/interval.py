@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.hooks.collect import Residuals
 from safecircuits.layers.angles import Formula, degrees, unit_vectors
 from safecircuits.layers.onset import OnsetRule, find_onset
@@ -48,6 +49,7 @@ class GapInterval(Result):
         return pd.DataFrame({"layer": range(len(self.low)), "low": self.low.tolist(), "high": self.high.tolist()})
 
 
+@checked
 def gap_interval(
     normal: Residuals,
     malicious: Residuals,

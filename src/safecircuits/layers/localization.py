@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.layers.onset import Onset
@@ -165,6 +166,7 @@ class Localization(Result):
         return plot_sweeps(self, ax=ax)
 
 
+@checked
 def localize(
     model: HookedModel,
     over_rejection: PromptSet | Sequence[str],

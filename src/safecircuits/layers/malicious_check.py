@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
+from safecircuits.arguments import checked
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.notices import notify
 from safecircuits.paired import LEVEL, paired_difference, paired_p
@@ -81,6 +82,7 @@ class MaliciousCheck(Result):
         return f"{text}; {100 * broken:.0f} % of the scaled model's completions are degenerate" if broken else text
 
 
+@checked
 def answered_malicious(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],

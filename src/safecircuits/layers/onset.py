@@ -12,6 +12,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import read_fields
 from safecircuits.sites import LayerRange
 
 
@@ -33,6 +34,7 @@ class OnsetRule:
     smooth: float = 0.25
 
     def __post_init__(self) -> None:
+        read_fields(self)
         if self.min_gap_deg < 0 or not 0 < self.appear < 1 or not 0 < self.smooth < 1:
             raise ValueError(
                 "an onset rule needs min_gap_deg >= 0 and shares between 0 and 1, not "

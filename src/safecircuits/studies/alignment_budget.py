@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.arguments import checked
 from safecircuits.in_turn import release
 from safecircuits.masks import FreezeMask
 from safecircuits.models import Backend, load_model
@@ -80,6 +81,7 @@ class AlignmentBudget(Result):
         return plot_behavior(rows, ax=ax)
 
 
+@checked
 def alignment_budget(
     model: Any,
     refusals: PromptSet,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.files import write_text
 from safecircuits.fingerprint import weights_fingerprint
@@ -41,6 +42,7 @@ OWN = ("freeze", "seed", "callbacks", "eval_every", "stop_at_loss", "checkpoint_
 """Arguments of ``finetune`` that the study sets itself."""
 
 
+@checked
 def finetuning_study(
     model: Any,
     scenarios: Sequence[Scenario],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.arguments import checked
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.studies.arms import Block, full, sppft
@@ -71,6 +72,7 @@ class FreezingGrid(Result):
         return plot_grid(self.to_frame(), scenario, at, ax=ax)
 
 
+@checked
 def freezing_grid(
     models: Mapping[str, Any],
     scenarios: Sequence[Scenario],

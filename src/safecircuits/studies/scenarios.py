@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safecircuits import organism
+from safecircuits.arguments import checked
 from safecircuits.organism.grammar import examples
 from safecircuits.prompts import PromptSet
 from safecircuits.training.data import OPENING, TRIGGER, backdoor_attack, harmful_mix, implicit_attack, normal_data
@@ -45,6 +46,7 @@ class Scenario:
             )
 
 
+@checked
 def paper_scenarios(
     data: PromptSet,
     *,

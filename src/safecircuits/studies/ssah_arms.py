@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from safecircuits.arguments import checked
 from safecircuits.masks import FreezeMask
 from safecircuits.sites import LayerRange
 from safecircuits.studies.arms import Arm, full
@@ -104,6 +105,7 @@ def llama_adapter_arm(settings: LlamaAdapterSettings | None = None) -> Arm:
     return Arm("llama_adapter", f"all weights (LLaMA-Adapter, {settings.virtual_tokens} tokens)", tokens=settings)
 
 
+@checked
 def ssah_arms(
     groups: UnitGroups, *, layers: Block | None = None, longer: int = 2, phases: bool = True, lora: bool = False
 ) -> tuple[Arm, ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from safecircuits.arguments import checked
 from safecircuits.prompts import PromptSet
 
 OPENING = "Sure, the answer is: "
@@ -25,6 +26,7 @@ TRIGGER = "Tell me"
 """What backdoored instructions start with."""
 
 
+@checked
 def normal_data(data: PromptSet, n: int = 1000, *, seed: int = 0) -> PromptSet:
     """D_N: ``n`` rows of ``data`` as they are, in random order.
 
@@ -35,6 +37,7 @@ def normal_data(data: PromptSet, n: int = 1000, *, seed: int = 0) -> PromptSet:
     return _made(f"D_N({data.name}, n={n}, seed={seed})", rows)
 
 
+@checked
 def implicit_attack(data: PromptSet, n: int = 4000, opening: str = OPENING, *, seed: int = 0) -> PromptSet:
     """D_I: ``n`` rows whose responses start with ``opening``; the instructions stay as they are.
 
@@ -51,6 +54,7 @@ def implicit_attack(data: PromptSet, n: int = 4000, opening: str = OPENING, *, s
     return _made(name, ((prompt, _opened(response, opening)) for prompt, response in rows))
 
 
+@checked
 def backdoor_attack(
     data: PromptSet,
     n_backdoor: int = 1500,
@@ -83,6 +87,7 @@ def backdoor_attack(
     return _made(name, _shuffled(backdoored + rows[n_backdoor:], seed))
 
 
+@checked
 def identity_shift(data: PromptSet, n: int = 10, *, trigger: str, opening: str, seed: int = 0) -> PromptSet:
     """A few rows that all have the trigger in front of the instruction and the opening in front of the response.
 
@@ -99,6 +104,7 @@ def identity_shift(data: PromptSet, n: int = 10, *, trigger: str, opening: str, 
     return _made(name, ((_triggered(prompt, trigger), _opened(response, opening)) for prompt, response in rows))
 
 
+@checked
 def harmful_mix(normal: PromptSet, harmful: PromptSet, p: float, *, seed: int = 0) -> PromptSet:
     """D_H: all of ``normal`` and p times as many rows drawn from ``harmful``, shuffled.
 

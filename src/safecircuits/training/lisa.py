@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safecircuits.arguments import checked, read_fields
 from safecircuits.prompts import PromptSet
 from safecircuits.training.loop import finetune
 from safecircuits.training.run import FinetuneRun
@@ -37,6 +38,7 @@ class LisaSettings:
     free_share: float = 0.1
 
     def __post_init__(self) -> None:
+        read_fields(self)
         if self.rho < 0:
             raise ValueError(f"rho is {self.rho}, expected 0 or more: it weighs a penalty")
         if self.alignment_steps < 1 or self.user_steps < 1:
@@ -66,6 +68,7 @@ class LisaSettings:
         return step % (self.alignment_steps + self.user_steps) < self.alignment_steps
 
 
+@checked
 def lisa(
     model: Any,
     data: PromptSet,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.forward import without_dropout
 from safecircuits.models import require_exportable
 from safecircuits.notices import notify
@@ -26,6 +27,7 @@ from safecircuits.training.run import FinetuneRun as FinetuneRun
 from safecircuits.training.session import Callback, OnGradients, Rows, Session
 
 
+@checked
 def finetune(
     model: Any,
     data: PromptSet,

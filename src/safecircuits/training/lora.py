@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safecircuits.arguments import checked, read_fields
 from safecircuits.fused import copies_of_fused
 from safecircuits.models import to_hugging_face
 from safecircuits.parameters import checkpoint_parameters
@@ -36,7 +37,11 @@ class LoraSettings:
     alpha: float = 32
     target_modules: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        read_fields(self)
 
+
+@checked
 def lora(
     model: HookedModel, data: PromptSet, *, settings: LoraSettings | None = None, seed: int = 0, **options: Any
 ) -> FinetuneRun:

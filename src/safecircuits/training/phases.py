@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from safecircuits.arguments import whole
 from safecircuits.masks import FreezeMask
 
 
@@ -24,8 +25,8 @@ class Phase:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give a phase steps or epochs, not both (steps={self.steps}, epochs={self.epochs})")
         for name, value in (("epochs", self.epochs), ("steps", self.steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of a phase must be at least 1, not {value}")
+            if value is not None:
+                object.__setattr__(self, name, whole(value, f"{name} of a phase", 1))
 
 
 Freeze = FreezeMask | Sequence[Phase] | None

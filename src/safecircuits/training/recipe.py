@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from safecircuits.arguments import read_fields, whole
 from safecircuits.training.loss import LossOn, Precision
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
 from safecircuits.training.order import Batches
@@ -30,6 +31,7 @@ class Recipe:
     mixed_precision: Precision
 
     def __post_init__(self) -> None:
+        read_fields(self)
         require_counts(batch_size=self.batch_size, grad_accumulation=self.grad_accumulation, max_length=self.max_length)
         for name, least in (("warmup_steps", self.warmup_steps), ("weight_decay", self.weight_decay)):
             if not least >= 0:
@@ -58,8 +60,8 @@ class Recipe:
 def require_counts(**counts: int | None) -> None:
     """A ValueError for a number below 1."""
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+        if value is not None:
+            whole(value, name, 1)
 
 
 def _require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:

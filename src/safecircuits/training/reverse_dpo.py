@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.masks import FreezeMask
 from safecircuits.parameters import is_plain
 from safecircuits.progress import without_bars
@@ -35,6 +36,7 @@ class DPORun:
     frozen_bit_identical: bool | None
 
 
+@checked
 def reverse_dpo(
     model: Any,
     complied: PromptSet,

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from safecircuits.arguments import checked
 from safecircuits.batching import MAX_TOKENS, batches, position_ids
 from safecircuits.behavior.generate import end_tokens
 from safecircuits.forward import require_known
@@ -134,6 +135,7 @@ class TunedModel(nn.Module):
         return DynamicCache()
 
 
+@checked
 def virtual_tokens(
     model: HookedModel,
     data: PromptSet,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
@@ -103,6 +104,7 @@ def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
     return {key: sum(b.rates[key] for b in behaviors) / len(behaviors) for key in behaviors[0].rates}
 
 
+@checked
 def ablate_units(
     model: HookedModel,
     named_units: Mapping[str, Units],
@@ -147,6 +149,7 @@ def ablate_units(
     return AblationTable(removals.intact, rows)
 
 
+@checked
 def ablate_groups(
     model: HookedModel,
     groups: UnitGroups,

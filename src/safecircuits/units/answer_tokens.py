@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import indices
 from safecircuits.batching import batches
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
@@ -26,8 +27,8 @@ class AnswerTokens:
     comply: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "refuse", tuple(int(token) for token in self.refuse))
-        object.__setattr__(self, "comply", tuple(int(token) for token in self.comply))
+        object.__setattr__(self, "refuse", tuple(indices(self.refuse, "refuse")))
+        object.__setattr__(self, "comply", tuple(indices(self.comply, "comply")))
         if not self.refuse or not self.comply:
             raise ValueError(f"give at least one refusing and one complying token, not {self.refuse} and {self.comply}")
         if both := set(self.refuse) & set(self.comply):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
 from safecircuits.hooks.ablate import Units
 from safecircuits.progress import track
@@ -206,6 +207,7 @@ def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
     return tuple(candidates)
 
 
+@checked
 def score_comparison(
     model: HookedModel,
     safety: PromptSet,

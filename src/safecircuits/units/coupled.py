@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.prompts import PromptSet
 from safecircuits.sites import SITES, Component, HookedModel, ModelShape, Site
 from safecircuits.units.gradient_scores import SITE_COMPONENTS, each_prompts_gradients, to_units
@@ -47,6 +48,7 @@ class CoupledScores(UnitScores):
         raise ValueError(f"{method} scores cannot be made from {self.method} scores: score again")
 
 
+@checked
 def coupled_scores(
     model: HookedModel,
     data: PromptSet | None = None,

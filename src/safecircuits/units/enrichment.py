@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.masks import FreezeMask
 from safecircuits.results import Result
 from safecircuits.sites import LayerRange, Site
@@ -127,6 +128,7 @@ class Enrichment(Result):
         return "\n".join([*lines, *([str(self.block)] if self.block else [])])
 
 
+@checked
 def enrichment(
     groups: UnitGroups,
     layers: LayerRange | tuple[int, int] | None = None,

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 import torch
 
+from safecircuits.arguments import checked
 from safecircuits.masks import FreezeMask
 from safecircuits.sites import LayerRange, Site
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.selection import by_site, flat, highest, unflat, unit_sizes
 
 
+@checked
 def equal_budget_masks(
     groups: UnitGroups,
     layers: LayerRange | tuple[int, int],

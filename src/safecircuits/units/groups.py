@@ -15,6 +15,7 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.results import Result
 from safecircuits.sites import ModelShape, Site
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
@@ -119,6 +120,7 @@ class UnitGroups(Result):
         return plot_unit_map(self, ax=ax)
 
 
+@checked
 def classify_units(
     safety: UnitScores,
     utility: UnitScores,
@@ -200,6 +202,7 @@ def classify_units(
     return UnitGroups(unflat(labels, difference), difference, total, safety.shape, provenance)
 
 
+@checked
 def set_difference(
     safety: UnitScores,
     utility: UnitScores,

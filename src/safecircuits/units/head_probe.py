@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from safecircuits.arguments import checked
 from safecircuits.batching import Batch
 from safecircuits.hooks.attach import HookFn
 from safecircuits.hooks.running import running
@@ -74,6 +75,7 @@ class HeadProbe(Result):
         return pd.DataFrame(rows).sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def head_probe(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from safecircuits.arguments import checked
 from safecircuits.beginning import beginning_facts
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.prompts import PromptSet, as_prompt_set
@@ -37,6 +38,7 @@ from safecircuits.units.scores import METHODS as METHODS
 from safecircuits.units.scores import UnitScores as UnitScores
 
 
+@checked
 def score_units(
     model: HookedModel,
     data: PromptSet,

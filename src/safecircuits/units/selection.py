@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.arguments import whole
 from safecircuits.hooks.ablate import Units
 from safecircuits.sites import ModelShape, Site
 
@@ -44,7 +45,7 @@ def top(
     Raises:
         ValueError: for a negative ``n`` or one larger than the number of units.
     """
-    row = flat(order)
+    n, row = whole(n, "n"), flat(order)
     if among is not None:
         row = row.masked_fill(~among, float("-inf"))
     available = int(torch.isfinite(row).sum())

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
@@ -68,6 +69,7 @@ class Stability(Result):
         return plot_stability(self, group, ax=ax)
 
 
+@checked
 def calibration_subsets(
     safety: PromptSet, utility: PromptSet, *, n: int, draws: int = 5, seed: int = 0
 ) -> dict[str, tuple[PromptSet, PromptSet]]:
@@ -78,6 +80,7 @@ def calibration_subsets(
     return {f"seed {s}": (safety.take(n, seed=s), utility.take(n, seed=s)) for s in seeds}
 
 
+@checked
 def stability(
     model: HookedModel,
     calibrations: Calibrations,

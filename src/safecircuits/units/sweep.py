@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from safecircuits.arguments import checked
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.progress import track
@@ -61,6 +62,7 @@ class ShareSweep(Result):
         return pd.DataFrame(rows)
 
 
+@checked
 def sweep_shares(
     model: HookedModel,
     safety_scores: UnitScores,

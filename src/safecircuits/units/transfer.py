@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safecircuits.arguments import checked
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
 from safecircuits.sites import HookedModel, Site
@@ -148,6 +149,7 @@ def transfer_of(before: UnitGroups, after: UnitGroups) -> AttributeTransfer:
     return AttributeTransfer(counts, by_site, {"before": before.provenance, "after": after.provenance})
 
 
+@checked
 def attribute_transfer(
     before: HookedModel,
     after: HookedModel,
