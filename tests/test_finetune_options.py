@@ -212,7 +212,7 @@ def test_no_response_token_left_is_one_error(tiny_llama_hf: Any, tiny_tokenizer:
         ({"mixed_precision": "fp16"}, "mixed_precision is 'no' or 'bf16', not 'fp16'"),
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
         ({"lr": 0.0}, r"lr must be above 0, not 0\.0: nothing would be learnt"),
-        ({"lr": float("nan")}, "lr must be above 0, not nan"),
+        ({"lr": float("nan")}, "lr must be a finite number, not nan"),
         ({"max_grad_norm": 0}, "max_grad_norm must be above 0, not 0"),
         ({"weight_decay": -0.1}, r"weight_decay must be at least 0, not -0\.1"),
         ({"rows": lambda _: [], "steps": 1}, "the 0 examples of step 1 have no token to train on"),
