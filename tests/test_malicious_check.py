@@ -66,5 +66,5 @@ def test_a_scale_without_effect_is_within_noise(tiny_bridge: Any) -> None:
 def test_bad_ranges_and_alphas(tiny_bridge: Any) -> None:
     with pytest.raises(ValueError, match="outside the model"):
         answered_malicious(tiny_bridge, ["a dog"], (1, 3), 1.2)
-    with pytest.raises(ValueError, match="positive, finite and not 1, not nan"):
+    with pytest.raises(ValueError, match="finite number, not nan"):
         answered_malicious(tiny_bridge, ["a dog"], (1, 2), float("nan"))

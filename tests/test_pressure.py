@@ -122,7 +122,7 @@ def test_bad_openings(tiny_bridge: Any) -> None:
         pressure(tiny_bridge, PROMPTS, prefill=["a", "a", "a"])
     with pytest.raises(ValueError, match="needs prefill="):
         pressure(tiny_bridge, PROMPTS, prefill_tokens=3)
-    with pytest.raises(ValueError, match="positive whole numbers"):
+    with pytest.raises(ValueError, match="prefill_tokens must be at least 1, not 0"):
         pressure(tiny_bridge, PROMPTS, prefill="sure", prefill_tokens=0)
     with pytest.raises(ValueError, match="answer other prompts"):
         pressure(tiny_bridge, PROMPTS, prefill=sc.Completions(sc.PromptSet("x", PROMPTS[::-1]), OPENINGS))
