@@ -50,8 +50,7 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, s
         >>> with sc.ablated(model, scores.top(24), to=scores.mean, spare=scores.beginning):
         ...     sc.evaluate(model, malicious=malicious)
     """
-    if isinstance(spare, bool) or not hasattr(spare, "__index__") or spare < 0:
-        raise ValueError(f"spare is a number of first positions, 0 or more, not {spare!r}")
+    spare = whole(spare, "spare, a number of first positions,", 0)
     hooks: dict[str, HookFn] = {}
     for site, by_layer in checked_units(units, ModelShape.of(model)).items():
         require_units(model, site, by_layer)
@@ -66,7 +65,7 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, s
             yield
         return
     with placed(model) as places:
-        sparing = {name: _sparing(fn, places, operator.index(spare)) for name, fn in hooks.items()}
+        sparing = {name: _sparing(fn, places, spare) for name, fn in hooks.items()}
         with attached(model, sparing, per_token=True):
             yield
 
