@@ -45,7 +45,11 @@ STEPS = (2, 4, 6, 8, 10)
 
 @dataclass(frozen=True)
 class DirectionGap:
-    """d_malicious − d_benign of each block, mean over prompts with its 95 % interval; positive leans to refusing."""
+    """d_malicious − d_benign of each block, mean over prompts with its 95 % interval; positive leans to refusing.
+
+    The intervals are each block's own. That *every* block leans one way is thereby claimed with care; that one does
+    among many is not.
+    """
 
     mean: Float[Tensor, " layer"]
     low: Float[Tensor, " layer"]

@@ -63,7 +63,10 @@ class HeadProbe(Result):
         return top(self.scores, n)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a head: ``layer, head, accuracy`` and its 95 % interval over prompts, best first."""
+        """One row a head: ``layer, head, accuracy`` and its 95 % interval over prompts, best first.
+
+        The interval is each head's own: of many heads the best is above chance by luck as well.
+        """
         import pandas as pd
 
         rows = []
