@@ -148,7 +148,7 @@ def measured_row():
         "alpha": found.alpha,
         "over-rejected": f"{found.baseline.count / n:.0%}",
         "scaled": f"{found.lower.best.count / n:.0%}",
-        "note": "within noise of another range" if found.within_noise else "apart from its neighbours",
+        "note": found.verdict.partition("; ")[2],
     }
 
 
@@ -158,7 +158,7 @@ side_by_side
 
 # %% [markdown]
 # If your model *is* in the papers, put the two rows of it together and take the difference. If they differ, suspect in
-# this order: the prompts, the refusal detector (tutorial 5: on one model a published list found thirty times too few),
+# this order: the prompts, the refusal detector (tutorial 5: a published list found none of a model's refusals),
 # the chat template and system prompt, decoding length, and the paper's α.
 #
 # ## What belongs beside the table

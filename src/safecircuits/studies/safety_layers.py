@@ -23,6 +23,7 @@ from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicio
 from safecircuits.layers.onset import search_start
 from safecircuits.layers.transplant import TransplantTable, transplant_study
 from safecircuits.models import load_checkpoint
+from safecircuits.notices import notify
 from safecircuits.progress import say, without_bars
 from safecircuits.prompts import PromptSet
 from safecircuits.results import Result
@@ -166,6 +167,11 @@ def _localization(work: Work, model: HookedModel) -> None:
             )
 
         study.searches[name] = run.kept(f"localization_{number}", Localization, search)
+    if not study.located.located:
+        notify(
+            f"scaling located nothing ({study.located.verdict}); what follows scales, moves and freezes the block "
+            "at which the search ended, and what it says of it is inconclusive"
+        )
     say("decision layers")
     study.decision = run.kept(
         "decision",

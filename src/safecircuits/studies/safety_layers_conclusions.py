@@ -11,6 +11,7 @@ from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.safety_layers_parts import SafetyLayersStudy
 
 PAPER = "Safety Layers"
+NOT_LOCATED = "Scaling located nothing; the block is where a search of noise ended."
 
 
 def conclusions(study: SafetyLayersStudy) -> list[dict[str, str]]:
@@ -107,6 +108,8 @@ def _transplant_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
     shows = "yes" if carried > 0.5 * (source - target) else "no" if carried < 0.1 * (source - target) else "unclear"
     if source - target < LEAST:
         shows, text = "inconclusive", f"{study.name} refuses no more than the base model: nothing to carry over. {text}"
+    elif not study.located.located:
+        shows, text = "inconclusive", f"{NOT_LOCATED} {text}"
     yield "The located block alone carries refusal into the base model", "beyond the paper", shows, text
 
 
@@ -119,7 +122,10 @@ def _finetuning_conclusions(study: SafetyLayersStudy) -> Iterator[Conclusion]:
         for scenario in tuned.scenarios:
             found = [one for one in compared if (one.arm, one.scenario) == (arm, scenario)]
             if found:
-                yield f"Freezing {what} keeps refusal in {scenario}", f"{PAPER} §4", *keeps_refusal(found)
+                shows, text = keeps_refusal(found)
+                if arm == "sppft" and not study.located.located:
+                    shows, text = "inconclusive", f"{NOT_LOCATED} {text}"
+                yield f"Freezing {what} keeps refusal in {scenario}", f"{PAPER} §4", shows, text
     yield from _savings(tuned)
 
 
