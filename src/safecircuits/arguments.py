@@ -18,7 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LEAST = {
-    **dict.fromkeys(("seed", "seeds", "controls", "num_fewshot", "warmup_steps", "prefilled"), 0),
+    **dict.fromkeys(("seed", "seeds", "controls", "spare", "num_fewshot", "warmup_steps", "prefilled"), 0),
     **dict.fromkeys(("layer", "step"), None),  # from the end, too; who takes them knows the range
 }
 """The smallest value of whole numbers by their parameter's name, where it is not 1."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.arguments import checked, whole
 from safecircuits.arguments import indices as read_indices
-from safecircuits.arguments import whole
 from safecircuits.hooks.attach import HookFn, attached
 from safecircuits.hooks.place import Places, placed
 from safecircuits.sites import SITES, HookedModel, ModelShape, Site, require_units, unit_hook
@@ -22,6 +22,7 @@ UnitValues = Mapping[Site, Mapping[int, Float[Tensor, "..."]]]
 """A value a unit by site and layer: ``[d_mlp]`` for neurons, ``[head d_head]`` for heads."""
 
 
+@checked
 @contextmanager
 def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, spare: int = 0) -> Iterator[None]:
     """Inside the block the given units are removed: their activation is 0, or the value that ``to`` gives for them.
@@ -50,7 +51,6 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, s
         >>> with sc.ablated(model, scores.top(24), to=scores.mean, spare=scores.beginning):
         ...     sc.evaluate(model, malicious=malicious)
     """
-    spare = whole(spare, "spare, a number of first positions,", 0)
     hooks: dict[str, HookFn] = {}
     for site, by_layer in checked_units(units, ModelShape.of(model)).items():
         require_units(model, site, by_layer)
