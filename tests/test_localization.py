@@ -49,7 +49,18 @@ def landscape(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Landscape]:
     monkeypatch.setattr(counting, "generate", generate)
     monkeypatch.setattr(counting, "generate_scaled", generate_scaled)
     monkeypatch.setattr(counting, "_TOGETHER", 2)
+    monkeypatch.setattr(counting, "incoherent", lambda _, texts, __: torch.zeros(len(texts), dtype=torch.bool))
     return Landscape
+
+
+def salad_of(model: Landscape) -> Callable[..., Completions]:
+    """Whatever is scaled, no answer is in the words of another α, and none repeats itself."""
+
+    def generate(_: Any, prompts: PromptSet, **options: Any) -> Completions:
+        model.runs.append(model.now)
+        return Completions(prompts, tuple(f"blue {model.now[1]:g} tea {i}" for i in range(len(prompts))))
+
+    return generate
 
 
 def planted(block: LayerRange, up: bool = True) -> Callable[[LayerRange | None, float], int]:
@@ -130,6 +141,19 @@ class TestAlphaSearch:
         found = localize(landscape(8, lambda layers, alpha: 80), OVER, (2, 4), alpha="search")
         assert not found.alpha_found
         assert len(found.alpha_trials) == localization.ALPHA_STEPS
+
+    def test_salad_ends_the_search(self, landscape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From the third α on the unscaled model knows one changed completion in eight no more."""
+        model = landscape(10, lambda layers, alpha: 20 if layers is None else round(20 + 2 * (alpha - 1) * len(layers)))
+
+        def incoherent(_: Any, texts: Completions, __: str) -> torch.Tensor:
+            return torch.arange(len(texts)) % 8 == (0 if model.runs[-1][1] > 1.12 else 8)
+
+        monkeypatch.setattr(counting, "generate", salad_of(model))
+        monkeypatch.setattr(counting, "incoherent", incoherent)
+        found = localize(model, OVER, (3, 5), alpha="search")
+        assert [trial.points[0].alpha for trial in found.alpha_trials] == [1.05, 1.1]
+        assert not found.alpha_found
 
     def test_a_broken_model_ends_the_search(self, landscape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         model = landscape(8, lambda layers, alpha: 80)

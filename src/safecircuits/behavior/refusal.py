@@ -92,8 +92,9 @@ class EarlyVerdict:
             return False
         # A text of w words is degenerate if fewer than w / 3 are distinct, and each further token may begin a word;
         # the last word so far may yet grow into another one.
-        words = text.split()
-        return len(set(words[:-1])) * 3 >= len(words) + left
+        # The first one, if another follows, is as long as it will be.
+        words = text.replace("\ufffd", " ").split()
+        return len(words) > 1 and not _repeats(words[0]) and len(set(words[:-1])) * 3 >= len(words) + left
 
     def decided(self, text: str) -> bool | None:
         """The verdict on every text that begins with this one, if there is only one."""
@@ -115,10 +116,21 @@ def decided(detector: PhraseDetector, text: str) -> bool | None:
     return None if may_lose_lead(known) or any(phrase.startswith(known) for phrase in phrases) else False
 
 
-def degenerate(completion: str, min_words: int = 6) -> bool:
-    """Whether a completion is empty or mostly one thing over and over, as an over-scaled model's are (A.3.4).
+def degenerate(completion: str, min_words: int = 4) -> bool:
+    """Whether a completion is empty or one thing over and over, as an over-scaled model's are (A.3.4).
 
-    Degenerate is a text of at least ``min_words`` words of which fewer than a third are distinct.
+    Degenerate is a text without a character that can be read; one of at least ``min_words`` words of which fewer than
+    a third are distinct; and one whose first word is of at least 8 characters and repeats at most a quarter of them
+    (``!!!!!!!!``, ``hahahaha``). Eight tokens are about five words; whether so few are language, the unscaled model
+    says (``coherence``).
     """
-    words = completion.split()
-    return not words or (len(words) >= min_words and len(set(words)) * 3 < len(words))
+    words = completion.replace("\ufffd", " ").split()
+    if not words:
+        return True
+    return (len(words) >= min_words and len(set(words)) * 3 < len(words)) or _repeats(words[0])
+
+
+def _repeats(word: str) -> bool:
+    """Whether a long word is a few characters again and again; digits may be."""
+    n = len(word)
+    return n >= 8 and not word.isdecimal() and any(word[p:] == word[:-p] for p in range(1, n // 4 + 1))

@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.arguments import number, whole
+from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate, refused
 from safecircuits.behavior.wording import open_thought
@@ -31,6 +32,8 @@ FORMAT, VERSION = "safecircuits-sweep", 1
 
 # One bound's sweep with the usual reach: configurations that run together share layers, and are lost together.
 _TOGETHER = 5
+
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,23 @@ class RefusalCounter:
     @property
     def _components(self) -> str | list[str]:
         return self.components if isinstance(self.components, str) else list(self.components)
+
+    def incoherent(self, point: SweepPoint) -> float:
+        """Share of a configuration's completions that are no language to the unscaled model (``coherence``).
+
+        Of the first 64 prompts, and none that the unscaled model answers in the same words.
+        """
+        told = [
+            row
+            for row in range(min(len(self.prompts), _LOOKED_AT))
+            if point.completions.texts[row] != self.baseline.completions.texts[row]
+        ]
+        if not told:
+            return 0.0
+        texts = tuple(point.completions.texts[row] for row in told)
+        asked = PromptSet(self.prompts.name, tuple(self.prompts.prompts[row] for row in told))
+        strange = incoherent(self.model, Completions(asked, texts), self.generation["template"])
+        return int(strange.sum()) / min(len(self.prompts), _LOOKED_AT)
 
     def count(self, layers: LayerRange, alpha: float) -> SweepPoint:
         """The configuration with ``layers`` scaled by ``alpha``."""

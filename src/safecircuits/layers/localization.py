@@ -6,7 +6,7 @@ sound dangerous grow with every safety layer the block takes in, and fall again 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -188,7 +188,8 @@ def localize(
         start: ``LayerGap.onset()``, or a (first, last) range of your own, 0-indexed and inclusive.
         alpha: a number, or ``"search"``: steps of 0.05 from 1 until the sample standard deviation over the upper-bound
             sweep reaches 2.1 % of the prompts (A.3.4). The search stops, too, when more than a tenth of the
-            completions are degenerate: the model is then broken, not more careful.
+            completions are degenerate, or are no language to the unscaled model (``behavior.coherence``): the model is
+            then broken, not more careful.
         direction: of the search: ``"up"`` (α > 1, the default) or ``"down"``. A given α has its own.
         counting: components, detector, max_new_tokens, template, early_stop, and ``resume``, a file in which finished
             configurations are kept, so that an interrupted search goes on from them; see ``RefusalCounter``.
@@ -228,7 +229,9 @@ def localize(
     trials: list[Sweep] = []
     found = True
     if alpha == "search":
-        alpha, found = _search_alpha(lambda value: sweep("upper", block, value), toward, len(prompts), trials)
+        alpha, found = _search_alpha(
+            lambda value: sweep("upper", block, value), counter.incoherent, toward, len(prompts), trials
+        )
     upper = sweep("upper", block, alpha)
     assert upper.best.layers is not None
     lower = sweep("lower", upper.best.layers, alpha)
@@ -239,12 +242,18 @@ def localize(
     )
 
 
-def _search_alpha(sweep_at: Any, direction: Direction, n_prompts: int, trials: list[Sweep]) -> tuple[float, bool]:
+def _search_alpha(
+    sweep_at: Callable[[float], Sweep],
+    incoherent: Callable[[SweepPoint], float],
+    direction: Direction,
+    n_prompts: int,
+    trials: list[Sweep],
+) -> tuple[float, bool]:
     sign = 1 if direction == "up" else -1
     for step in range(1, ALPHA_STEPS + 1):
         alpha = round(1 + sign * step * ALPHA_STEP, 4)
-        trial: Sweep = sweep_at(alpha)
-        if max(point.degenerate for point in trial.points) > MAX_DEGENERATE:
+        trial = sweep_at(alpha)
+        if any(point.degenerate > MAX_DEGENERATE or incoherent(point) > MAX_DEGENERATE for point in trial.points):
             break
         trials.append(trial)
         if trial.spread >= MIN_SPREAD * n_prompts:
