@@ -8,6 +8,7 @@ batch, in one pass and decoding with a cache, with what Hugging Face computes of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -266,7 +267,15 @@ def _rows(d_vocab: int, lengths: Sequence[int]) -> list[Encoded]:
 def _key(model: HookedModel, hf_model: Any) -> tuple[str, ...]:
     config = json.dumps(hf_model.config.to_dict() | {"_name_or_path": "", "dtype": ""}, sort_keys=True, default=str)
     attention = str(getattr(hf_model.config, "_attn_implementation", ""))
-    kind = (type(model).__name__, type(hf_model).__name__, str(hf_model.dtype), hf_model.device.type, attention)
+    modules = hashlib.sha256(repr([(n, type(m).__qualname__) for n, m in hf_model.named_modules()]).encode())
+    kind = (
+        modules.hexdigest(),
+        type(model).__name__,
+        type(hf_model).__name__,
+        str(hf_model.dtype),
+        hf_model.device.type,
+        attention,
+    )
     return (config, *kind, version("transformers"), version("transformer-lens"))
 
 

@@ -25,6 +25,7 @@ from safecircuits.fused import fuse_again
 from safecircuits.loading import DeviceMap, require_unquantised, require_weights
 from safecircuits.loading import load_checkpoint as load_checkpoint
 from safecircuits.notices import notify
+from safecircuits.own_weights import MERGE, require_no_wrapper
 from safecircuits.sites import HookedModel, is_bridge, require_unprocessed
 from safecircuits.skeleton import with_buffers
 
@@ -90,6 +91,7 @@ def load_model(
             f"cannot load a model from a {type(source).__name__}: pass a name, a folder, a Hugging Face model, "
             "a HookedTransformer or a TransformerBridge"
         )
+    require_no_wrapper(hf_model)
     require_unquantised(hf_model, f"this {type(hf_model).__name__}")
     require_weights(hf_model)
     make = bridge_of if backend == "bridge" else _hooked
@@ -147,6 +149,11 @@ def to_hugging_face(model: Any) -> Any:
     if is_bridge(model):
         fuse_again(model)
         unwrapped = {plain_name(k): v for k, v in model.original_model.state_dict().items()}
+        if lacking := sorted(set(skeleton.state_dict()) - set(unwrapped)):
+            raise ValueError(
+                f"the model has no {lacking[0]!r} of its own, as its architecture says, but a wrapper in its place, "
+                f"which no plain checkpoint holds; {MERGE}"
+            )
         state: dict[str, Tensor] = {k: unwrapped[k] for k in skeleton.state_dict()}
         own = {plain_name(name): buffer for name, buffer in model.original_model.named_buffers()}
     else:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from safecircuits.arguments import indices as read_indices
+from safecircuits.own_weights import require_own_weight
 from safecircuits.vocabulary import COMPONENTS as COMPONENTS
 from safecircuits.vocabulary import SITES as SITES
 from safecircuits.vocabulary import Component as Component
@@ -181,15 +182,16 @@ def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "
     """Outgoing weights of each input channel of the sublayer's output projection, one row a channel.
 
     Neurons are channels (``channel = d_mlp``); a head owns ``d_head`` consecutive ones (``channel = head d_head``).
+
+    Raises:
+        ValueError: if the projection computes with more than its weight (an unmerged adapter).
     """
     require_unprocessed(model)
     require_units(model, site, (layer,))
-    block = model.blocks[layer]
-    if site == "mlp":
-        weight: Tensor = block.mlp.W_out
-        return weight.detach()
-    weight = block.attn.W_O
-    return weight.detach().flatten(0, 1)
+    part, name = sublayer_of(model, layer, site), "W_out" if site == "mlp" else "W_O"
+    weight: Tensor = getattr(part, name).detach()
+    require_own_weight(part, name, weight, layer)
+    return weight if site == "mlp" else weight.flatten(0, 1)
 
 
 def _unit_accessors(model: HookedModel, site: Site) -> Iterable[tuple[str, int, bool]]:
@@ -223,6 +225,7 @@ def _unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[
         view = getattr(sublayer, accessor, None)
         if view is None:
             continue  # a bias or a gate; ``require_units`` has looked for what must be there
+        require_own_weight(sublayer, accessor, view, layer)
         parameter = view if id(view) in names else view._base
         if parameter is None or id(parameter) not in names:
             if not view.requires_grad and not torch.any(view != 0):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.own_weights import require_own_weight
 from safecircuits.sites import COMPONENTS, Component, HookedModel, Site, is_bridge, require_units, sublayer_of
 
 _ATTENTION = ("q", "k", "v", "o")
@@ -53,7 +54,8 @@ class Matrix:
         """The matrix of a layer.
 
         Raises:
-            ValueError: if the model computes with a copy of the matrix, which writing would not reach.
+            ValueError: if the model computes with a copy of the matrix, which writing would not reach, or with more
+                than the matrix (an unmerged adapter).
         """
         name, site = _ACCESSOR[component], _site(component)
         require_units(model, site, (layer,))
@@ -61,6 +63,7 @@ class Matrix:
         if component in ("k", "v") and not is_bridge(model) and model.cfg.n_key_value_heads is not None:
             name = f"_{name}"  # under GQA a HookedTransformer's W_K is an expanded copy
         view: Tensor = getattr(part, name)
+        require_own_weight(part, name, view.detach(), layer)
         known = {id(p) for p in part.parameters()}
         owner = view if id(view) in known else view._base
         if owner is None or id(owner) not in known:

@@ -1,0 +1,53 @@
+"""Whether a matrix that is read is the one that runs: an adapter or another wrapper may add to it unseen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MERGE = (
+    "merge an adapter first: peft_model.merge_and_unload(), or for one that add_adapter or load_adapter has put into "
+    "the model PeftModel.from_pretrained(model, adapter_folder).merge_and_unload()"
+)
+
+_COMPONENT = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_gate": "gate", "W_out": "out"}
+
+
+def require_no_wrapper(model: nn.Module) -> None:
+    """A ValueError for PEFT's own wrapper around a model, whose adapters are not yet part of the weights."""
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"a {type(model).__name__} is a model with its adapter beside it, and analyses read and write weights: "
+            "pass model.merge_and_unload() (for virtual tokens, which no weights can take in, see virtual_tokens)"
+        )
+
+
+@torch.no_grad()
+def require_own_weight(part: Any, accessor: str, weight: Tensor, layer: int) -> None:
+    """A ValueError unless a bridge's linear map computes x @ ``weight``, as it does not under an unmerged adapter.
+
+    Args:
+        part: the sublayer of a bridge; that of a HookedTransformer computes with what it holds.
+        accessor: the name of the weight on it.
+        weight: ``[in out]``, ``[head in d_head]`` (W_Q, W_K, W_V) or ``[head d_head out]`` (W_O).
+    """
+    component = getattr(part, _COMPONENT.get(accessor, ""), None)
+    linear = getattr(component, "original_component", None)
+    if linear is None:
+        return
+    if accessor in ("W_Q", "W_K", "W_V"):
+        weight = weight.permute(1, 0, 2).flatten(1)
+    elif accessor == "W_O":
+        weight = weight.flatten(0, 1)
+    x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)[None]
+    # Its forward and not the module itself: hooks of others have nothing to see here.
+    got = (linear.forward(x) - linear.forward(torch.zeros_like(x))).double()
+    want = (x @ weight).double()
+    # Weights that are not finite are told of where they show.
+    if (got - want).norm() > (1e-3 if weight.dtype.itemsize > 2 else 0.05) * want.norm() + 1e-6:
+        raise ValueError(
+            f"the {type(linear).__name__} of layer {layer} computes something else than its weight says ({accessor}), "
+            f"so scores, masks and edits of the weight would be of another model than the one that runs; {MERGE}"
+        )
