@@ -147,7 +147,10 @@ def test_evaluate_keeps_every_completion_when_the_detector_raises(tiny_bridge: A
         sc.evaluate(tiny_bridge, malicious=prompts, over_rejection=prompts, utility=prompts, detector=Breaking(5))
     kept = caught.value.kept
     assert list(kept) == ["malicious", "over_rejection", "utility"]
-    assert kept["utility"].texts == sc.generate(tiny_bridge, prompts).texts
+    assert kept["malicious"].texts == sc.generate(tiny_bridge, prompts).texts
+    assert (
+        kept["utility"].texts == sc.generate(tiny_bridge, prompts, max_new_tokens=17).texts
+    )  # one more, to see the end
     assert caught.value.completions is kept["over_rejection"]
     assert caught.value.judged == (False,)
 
