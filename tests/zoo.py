@@ -42,6 +42,8 @@ class Member:
     hooked_note: str = ""
     """Why it does not."""
     bridge_note: str = ""
+    everywhere: bool = True
+    """Whether the tests of single capabilities take it too, and not the support table alone."""
 
     def build(self, seed: int = 0) -> Any:
         """A fresh plain Hugging Face model with random weights, norms and biases."""
@@ -145,6 +147,8 @@ def _fused(attention: str) -> dict[Component, str]:
     return qkv | {"o": f"{attention}.dense", "in": "mlp.dense_h_to_4h", "out": "mlp.dense_4h_to_h"}
 
 
+_FC = {"in": "mlp.fc1", "out": "mlp.fc2"}
+_NO_GATE = {component: name for component, name in _LLAMA.items() if component != "gate"}
 _QK_NORM = {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
 _GEMMA_AFTER = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -186,6 +190,8 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_NO_OFFICIAL = "transformer-lens 3.9 makes this HookedTransformer by official name only"
+_NONE = "transformer-lens 3.9 has no HookedTransformer of it"
 _BY_NAME = (
     "transformer-lens 3.9 makes this HookedTransformer by official name only: give load_model the ready model; it has "
     "no Hugging Face configuration to be exported with"
@@ -295,6 +301,107 @@ _MEMBERS = [
         hooked_note="transformer-lens 3.9 has no HookedTransformer of Falcon",
         bridge_note="transformer-lens cannot split the grouped query_key_value of Falcon's new decoder",
     ),
+    Member("Llama with wide heads", _of("LlamaConfig", head_dim=16), "model.layers", _LLAMA, everywhere=False),
+    Member(
+        "Llama, linear positions",
+        _of("LlamaConfig", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+        "model.layers",
+        _LLAMA,
+        everywhere=False,
+    ),
+    Member("Mistral with a window", _of("MistralConfig", sliding_window=4), "model.layers", _LLAMA, everywhere=False),
+    Member(
+        "Qwen2 with a window",
+        _of("Qwen2Config", use_sliding_window=True, sliding_window=4, max_window_layers=1),
+        "model.layers",
+        _LLAMA,
+        everywhere=False,
+    ),
+    Member(
+        "Phi-4-mini",
+        _of("Phi3Config", rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+        "model.layers",
+        _PHI3,
+        fused=_llama_qkv,
+        everywhere=False,
+    ),
+    Member(
+        "Phi-2",
+        _of("PhiConfig", num_key_value_heads=HEADS),
+        "model.layers",
+        _NO_GATE | _FC | {"o": "self_attn.dense"},
+        hooked=False,
+        hooked_note=_NO_OFFICIAL,
+        everywhere=False,
+    ),
+    Member(
+        "OLMo-1", _of("OlmoConfig"), "model.layers", _LLAMA, hooked=False, hooked_note=_NO_OFFICIAL, everywhere=False
+    ),
+    Member(
+        "OPT",
+        _of(
+            "OPTConfig",
+            without=("intermediate_size", "num_key_value_heads"),
+            ffn_dim=D_MLP,
+            word_embed_proj_dim=D_MODEL,
+        ),
+        "model.decoder.layers",
+        _NO_GATE | {"o": "self_attn.out_proj", "in": "fc1", "out": "fc2"},
+        hooked=False,
+        hooked_note="transformer-lens 3.9 has no place for OPT's first two position embeddings",
+        everywhere=False,
+    ),
+    Member(
+        "GPTBigCode",
+        _of("GPTBigCodeConfig", without=("intermediate_size", "num_key_value_heads"), multi_query=True),
+        "transformer.h",
+        _GPT2,
+        fused=_llama_qkv,
+        hooked=False,
+        hooked_note=_NONE,
+        everywhere=False,
+    ),
+    Member(
+        "StarCoder2",
+        _of("Starcoder2Config"),
+        "model.layers",
+        _NO_GATE | {"in": "mlp.c_fc", "out": "mlp.c_proj"},
+        hooked=False,
+        hooked_note=_NONE,
+        everywhere=False,
+    ),
+    *(
+        Member(name, config, "model.layers", matrices, fused, hooked=False, hooked_note=note, everywhere=False)
+        for name, config, matrices, fused, note in (
+            ("StableLM", _of("StableLmConfig"), _LLAMA, None, _NO_OFFICIAL),
+            (
+                "Granite",
+                _of("GraniteConfig", embedding_multiplier=2.0, residual_multiplier=0.5, attention_multiplier=0.2),
+                _LLAMA,
+                None,
+                _NONE,
+            ),
+            ("SmolLM3", _of("SmolLM3Config", no_rope_layers=[1, 0]), _LLAMA, None, _NONE),
+            (
+                "GLM",
+                _of("GlmConfig", head_dim=D_HEAD),
+                _LLAMA | dict.fromkeys(("gate", "in"), "mlp.gate_up_proj"),
+                _llama_qkv,
+                _NONE,
+            ),
+            ("Nemotron", _of("NemotronConfig"), _NO_GATE, None, _NONE),
+        )
+    ),
+    Member(
+        "Cohere",
+        _of("CohereConfig"),
+        "model.layers",
+        _LLAMA,
+        hooked=False,
+        hooked_note=_NONE,
+        bridge_note="transformer-lens 3.9 makes a bridge of it that computes something else, which is refused",
+        everywhere=False,
+    ),
 ]
 ZOO = {member.name: member for member in _MEMBERS}
 
@@ -334,6 +441,7 @@ def pairs() -> list[tuple[str, str]]:
     return [
         (member.name, backend)
         for member in _MEMBERS
+        if member.everywhere
         for backend in backends()
         if (not member.bridge_note if backend == "bridge" else member.hooked or member.hooked_note is _BY_NAME)
     ]
