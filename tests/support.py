@@ -84,7 +84,7 @@ def watched(modules: list[Any], *, inputs: bool) -> Iterator[list[list[Tensor]]]
     def keep(slot: int) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any = None) -> None:
             value = args[0] if inputs else output[0] if isinstance(output, tuple) else output
-            seen[slot].append(value[0].detach())
+            seen[slot].append((value[0] if value.ndim == 3 else value).detach())  # OPT's MLP has all tokens in one row
 
         return hook
 

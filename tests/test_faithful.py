@@ -218,3 +218,25 @@ def test_dropout_is_no_difference_and_modes_stay() -> None:
     hf_model.config.residual_dropout = 0.5
     load(hf_model)
     assert all(module.training for module in hf_model.modules())
+
+
+class TestReady:
+    """A bridge that somebody else has made of a model, which is rewired by that."""
+
+    def test_a_wrong_one_is_refused(self) -> None:
+        bridge = bridge_of(configurations.build("Falcon, alibi"))
+        bridge.tokenizer = zoo.tokenizer()
+        with pytest.raises(ValueError, match="layer 0 is off by"):
+            sc.load_model(bridge)
+
+    def test_a_right_one_is_returned_itself(self) -> None:
+        bridge = bridge_of(configurations.build("Llama, yarn"))
+        bridge.tokenizer = zoo.tokenizer()
+        assert sc.load_model(bridge) is bridge
+
+    def test_hooks_are_no_fault_of_the_bridge(self) -> None:
+        bridge = bridge_of(configurations.build("Llama"))
+        bridge.tokenizer = zoo.tokenizer()
+        with sc.attached(bridge, {"blocks.0.hook_resid_post": lambda resid: resid * 2}):
+            assert sc.load_model(bridge) is bridge
+            sc.collect_residuals(bridge, ["find a lamp"])

@@ -18,6 +18,8 @@ COMMITTED = [row for row in support.committed() if row.transformer_lens == HERE]
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_committed_rows_are_what_is_found(name: str, backend: str) -> None:
     want = {row.capability: row.status for row in COMMITTED if (row.architecture, row.backend) == (name, backend)}
+    if not want:
+        pytest.skip(f"no committed rows of {name} for transformer-lens {HERE}")
     found = support.examine(zoo.ZOO[name], backend)
     failing = [row for row in found if row.status == "fail"]
     assert {row.capability: row.status for row in found} == want, f"python tests/support.py --write; now: {failing}"

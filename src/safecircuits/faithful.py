@@ -74,7 +74,12 @@ _VERDICTS: dict[tuple[str, ...], str | None] = {}
 """By configuration: what is wrong with it, or None."""
 
 
-def require_faithful(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedModel]) -> None:
+def require_faithful(
+    model: HookedModel,
+    hf_model: Any,
+    make: Callable[[Any], HookedModel],
+    reference: Callable[[], Any] | None = None,
+) -> None:
     """A ValueError if ``model`` does not compute what ``hf_model`` does, naming where and by how much.
 
     A configuration that was compared in this process costs nothing. One with sliding windows, unusual positions or
@@ -83,10 +88,11 @@ def require_faithful(model: HookedModel, hf_model: Any, make: Callable[[Any], Ho
     Args:
         model: a bridge or HookedTransformer made of ``hf_model``.
         make: makes such a model of another Hugging Face model.
+        reference: gives the model to compare with, where ``hf_model`` has been rewired to make ``model`` of it.
     """
     key = _key(model, hf_model)
     if key not in _VERDICTS:
-        _VERDICTS[key] = _verdict(model, hf_model, make)
+        _VERDICTS[key] = _verdict(model, hf_model if reference is None else reference(), make)
     if (wrong := _VERDICTS[key]) is not None:
         raise ValueError(wrong)
 

@@ -35,7 +35,7 @@ from safecircuits.sites import (
     ModelShape,
     Site,
     layer_parameters,
-    sublayer_of,
+    parameters_inside,
     unit_parameter_masks,
     unit_parameters,
 )
@@ -285,7 +285,7 @@ class FreezeMask:
                 if not frozen.any():
                     continue
                 if frozen.all():
-                    inside = {id(p) for p in sublayer_of(model, layer, site).parameters()}
+                    inside = parameters_inside(model, layer, site)
                     whole = [name for name in layer_parameters(model, layer) if id(own[name]) in inside]
                     if not whole:
                         raise ValueError(f"layer {layer} of this model has no {site} parameters that could be frozen")
@@ -331,8 +331,7 @@ class FreezeMask:
 
 def _require_all_reached(model: Any, site: Site, layer: int, live: Mapping[str, Tensor]) -> None:
     """Raise a ValueError if a sublayer computes with a matrix that is in no unit: freezing units would not hold it."""
-    sublayer = sublayer_of(model, layer, site)
-    inside = {id(p) for p in sublayer.parameters()}
+    inside = parameters_inside(model, layer, site)
     reached = unit_parameters(model, site, layer)
     matrices = [name for name in layer_parameters(model, layer) if name in live and id(live[name]) in inside]
     beyond = [name for name in matrices if live[name].ndim > 1 and name not in reached]

@@ -22,6 +22,7 @@ from safecircuits.checkpoint_folder import rehearse, ties_of, write_checkpoint
 from safecircuits.dtypes import torch_dtype
 from safecircuits.faithful import require_faithful
 from safecircuits.fused import fuse_again
+from safecircuits.hooks.attach import hooks_in_force
 from safecircuits.loading import DeviceMap, require_unquantised, require_weights
 from safecircuits.loading import load_checkpoint as load_checkpoint
 from safecircuits.notices import notify
@@ -49,6 +50,10 @@ def load_model(
             folder, a GGUF file or a folder that holds one (its weights are unpacked; extra ``gguf``), a hub id, a
             Hugging Face model object (which stays as it is and shares its parameters with the result), or a ready
             ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.
+
+            What transformer-lens makes of a model is compared with Hugging Face, once for each configuration in a
+            process: a few tokens, on the CPU in seconds. So is a ready bridge, unless hooks are on it; of a ready
+            HookedTransformer nobody knows what it was made of, and only processed weights are refused.
         backend: ``"bridge"`` for a TransformerBridge; ``"hooked"`` for a HookedTransformer (transformer-lens 3.x). A
             ready model keeps its own.
         tokenizer: required with a Hugging Face model object; otherwise replaces the checkpoint's own.
@@ -61,8 +66,9 @@ def load_model(
 
     Raises:
         ValueError: for a name that cannot be loaded, a checkpoint that lacks something or is quantised, a missing
-            tokenizer, offloaded weights, a model whose weights were processed (folded norms), or an architecture whose
-            bridge computes something else than Hugging Face does.
+            tokenizer, offloaded weights, a model whose weights were processed (folded norms), or a configuration of
+            which transformer-lens makes something that computes otherwise than Hugging Face does: says where, by how
+            much, and whether alone, padded or with a cache.
         torch.OutOfMemoryError: before a checkpoint is read, if its weights are larger than the memory that is free.
     """
     if backend not in ("bridge", "hooked"):
@@ -219,4 +225,6 @@ def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
         _give_tokenizer(model, tokenizer)
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=")
+    if is_bridge(model) and not hooks_in_force(model)[0]:
+        require_faithful(model, model.original_model, bridge_of, reference=lambda: to_hugging_face(model))
     return model

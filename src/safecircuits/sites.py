@@ -152,6 +152,14 @@ def sublayer_of(model: HookedModel, layer: int, site: Site) -> Any:
     return found
 
 
+def parameters_inside(model: HookedModel, layer: int, site: Site) -> set[int]:
+    """Identities of the parameters of a sublayer: of OPT's MLP, which a bridge makes of the whole block, its own."""
+    mine = {id(p) for p in sublayer_of(model, layer, site).parameters()}
+    other = getattr(model.blocks[layer], "attn" if site == "mlp" else "mlp", None)
+    theirs = set() if other is None else {id(p) for p in other.parameters()}
+    return mine - theirs if theirs < mine else mine
+
+
 _NEEDED: dict[Site, tuple[str, ...]] = {"mlp": ("W_in", "W_out"), "attn": ("W_Q", "W_K", "W_V", "W_O")}
 """Accessors without which a sublayer has no units."""
 
