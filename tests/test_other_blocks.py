@@ -54,7 +54,7 @@ ANALYSES: dict[str, Callable[[Any], Any]] = {
 }
 EVERYWHERE = ("residuals", "completions", "loss", "fine-tuning")
 BLOCKS = ["Mamba", "Mamba-2", "LFM2", "Jamba", "Bamba", "Mixtral", "gpt-oss", "OPT-350m"]
-NOT_THERE = r"of its own|has no (neurons|attention heads)|has no hook point|have no matrix|units of layer \d"
+NOT_THERE = r"of its own|has no (neurons|attention heads)|has no hook point|cannot be scaled|units of layer \d"
 
 
 def refusal(analysis: str, model: Any) -> str:
