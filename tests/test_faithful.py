@@ -144,6 +144,16 @@ def test_a_long_window_is_compared_on_a_small_model(monkeypatch: pytest.MonkeyPa
         require_faithful(make(hf_model), hf_model, lambda hf: make(hf))
 
 
+@pytest.mark.skipif("hooked" not in zoo.backends(), reason="transformer-lens 4 has no HookedTransformer")
+def test_where_no_small_model_fits_that_is_said_and_nothing_refused() -> None:
+    """A HookedTransformer of GPT-2 takes an MLP of four times the width alone, which the small model has not."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_inner=128, vocab_size=len(zoo.tokenizer()), n_positions=64)
+    with pytest.warns(Notice, match="no small model of its configuration can be built"):
+        load(GPT2LMHeadModel(config).to(torch.bfloat16), "hooked")
+
+
 def build_window(length: int) -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 

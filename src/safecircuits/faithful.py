@@ -111,18 +111,19 @@ def _verdict(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedMode
         return None
     if hf_model.dtype.itemsize > 2 and not beyond and not _positions_vary(hf_model.config):
         return None
+    reason = f"beyond its window of {beyond} tokens" if beyond else "in full precision at more"
     miniature = miniature_of(hf_model)
-    if miniature is None:
-        reason = f"beyond its window of {beyond} tokens" if beyond else "in full precision"
+    try:
+        small_model = None if miniature is None else make(miniature)
+    except ValueError:  # what fits for the given widths need not fit for others
+        small_model = None
+    if small_model is None:
         notify(
             f"this {type(hf_model).__name__} was compared with Hugging Face on {rows[0]} tokens and not {reason}: "
             "no small model of its configuration can be built"
         )
         return None
-    try:
-        return difference(make(miniature), miniature, (TOKENS, TOKENS // 3), where=" in a small model of its settings")
-    except ValueError as error:
-        return f"a small model of this configuration cannot be compared with Hugging Face: {error}"
+    return difference(small_model, miniature, (TOKENS, TOKENS // 3), where=" in a small model of its settings")
 
 
 def difference(model: HookedModel, hf_model: Any, lengths: Sequence[int], where: str = "") -> str | None:

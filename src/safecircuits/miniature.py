@@ -41,8 +41,11 @@ def miniature_of(hf_model: Any) -> Any | None:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            small = type(hf_model)(_shrunk(config)).float().eval()
-            return _randomised(small) if sum(p.numel() for p in small.parameters()) <= _MOST else None
+            small = _randomised(type(hf_model)(_shrunk(config)).float().eval())
+            ids = torch.arange(TOKENS)[None] % small.config.vocab_size
+            with torch.inference_mode():
+                runs = bool(torch.isfinite(small(input_ids=ids, use_cache=False).logits).all())
+            return small if runs and sum(p.numel() for p in small.parameters()) <= _MOST else None
     except Exception:  # a configuration whose widths hang together in ways unknown here: its caller says so
         return None
 
