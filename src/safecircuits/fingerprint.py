@@ -4,22 +4,22 @@ There are two fingerprints, which never equal each other:
 
 * ``fingerprint_checkpoint`` is of a checkpoint's files, every byte, tokenizer and configuration included: what a
   command was given, before anything is loaded.
-* ``weights_fingerprint`` is of a model in memory, in the precision it has there: what a study was about, which may
-  have no files. It is of a sample of the weights, so that it costs nothing beside a forward pass.
+* ``weights_fingerprint`` is of a model in memory, in the precision it has there: what a study or a training began
+  with, which may have no files. Every entry counts; it costs about as much as reading the weights once.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safecircuits.sites import HookedModel
+    from torch import Tensor
 
 STAGE_PREFIX = "organism:"
-SAMPLED = 4096
-"""Entries of each parameter that ``weights_fingerprint`` looks at, at the least."""
+_AT_ONCE = 2**22
+"""Entries that ``weights_fingerprint`` looks at together."""
 
 
 def fingerprint_checkpoint(source: str | Path) -> str | None:
@@ -48,19 +48,29 @@ def fingerprint_checkpoint(source: str | Path) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def weights_fingerprint(model: HookedModel) -> str:
-    """Sixteen hex digits of the SHA-256 over evenly spread entries of every parameter of a model in memory.
+def weights_fingerprint(model: Any) -> str:
+    """Sixteen hex digits of the SHA-256 over sums of every parameter's bits, of a model in memory.
 
-    Training changes all of them, so checkpoints are told apart; the removal of a few units may escape it.
+    The bits of each entry count once as they are and once times its place, on the device where they lie, so that one
+    entry that differs, or two that are exchanged, make another fingerprint.
     """
-    import torch
-
     from safecircuits.parameters import live_parameters
 
     sha = hashlib.sha256()
     for name, parameter in sorted(live_parameters(model).items()):
-        flat = parameter.detach().flatten()
-        taken = flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous()
-        sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        sha.update(taken.view(torch.uint8).numpy().data)
+        sums = _sums_of_bits(parameter.detach())
+        sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {sums}\n".encode())
     return sha.hexdigest()[:16]
+
+
+def _sums_of_bits(values: Tensor) -> tuple[int, int]:
+    import torch
+
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    flat = values.contiguous().flatten().view(whole)
+    once, times_place = torch.zeros(2, dtype=torch.int64, device=flat.device)
+    for start in range(0, len(flat), _AT_ONCE):  # int64 wraps around, the same everywhere
+        bits = flat[start : start + _AT_ONCE].long()
+        once = once + bits.sum()
+        times_place = times_place + (bits * torch.arange(start + 1, start + 1 + len(bits), device=flat.device)).sum()
+    return int(once), int(times_place)

@@ -39,12 +39,13 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from safecircuits.files import lock, remove_partials, replacing, write_text
+from safecircuits.files import is_partial, lock, remove_partials, replacing, write_text
 from safecircuits.reading import inside
 from safecircuits.run_record import COMPLETE, FORMAT, PARTIAL, VERSION, read_record
 
@@ -133,6 +134,9 @@ class RunDirectory:
     def _opened(cls, folder: Path, wanted: dict[str, Any], *, replace: bool) -> RunDirectory:
         """The run, in a folder that nobody else writes to."""
         earlier = read_record(folder)
+        if earlier is None:
+            for begun in filter(_is_begun_record, folder.iterdir()):
+                begun.unlink()  # of a process that was killed at its very first writing
         if earlier is None and any(folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds files that are no run of safecircuits; give --out a new folder")
         if earlier is not None and (replace or ("failed" in earlier and _differences(earlier, wanted))):
@@ -148,6 +152,8 @@ class RunDirectory:
                     "Give this one another --out, or replace the earlier one with --force"
                 )
             if "finished" in earlier:
+                with suppress(OSError):  # a folder that is to be read only
+                    _clear_away_work(folder)
                 raise AlreadyComplete(folder, earlier)
             remove_partials(folder)
         record = {"format": FORMAT, "version": VERSION, **wanted}
@@ -224,14 +230,13 @@ class RunDirectory:
         """Write ``run.json``: the run is complete."""
         from safecircuits.provenance import provenance
 
-        shutil.rmtree(self.folder / "work", ignore_errors=True)
         self.record["finished"] = _now()
         self.record["seconds"] = round(time.monotonic() - self._started, 1)
         self.record["files"] = sorted({path.relative_to(self.folder).as_posix() for path in self.written})
         about = provenance(command=self.record["command"], seed=self.record["arguments"].get("seed"))
         self.record["provenance"] = {key: about[key] for key in ("version", "versions", "python", "seed", "date")}
         path = write_text(self.folder / COMPLETE, _as_json(self.record))
-        (self.folder / PARTIAL).unlink(missing_ok=True)
+        _clear_away_work(self.folder)
         self._unlock()
         return path
 
@@ -317,6 +322,17 @@ def _one_line(value: Any) -> Any:
 
 def _cannot_write(folder: Path, error: OSError) -> ValueError:
     return ValueError(f"cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that can be written to")
+
+
+def _is_begun_record(path: Path) -> bool:
+    return path.name.startswith(f".{PARTIAL}.") and is_partial(path.name) and path.is_file()
+
+
+def _clear_away_work(folder: Path) -> None:
+    """Remove what a complete run has no need of any more: what it would have gone on from."""
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    remove_partials(folder)
+    (folder / PARTIAL).unlink(missing_ok=True)
 
 
 def _remove(folder: Path, record: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,17 @@ from safecircuits.training.sharding import sharded_like, whole
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: what ``state.json`` holds beside the tensors."""
+    """How far a run has come: what ``state.json`` holds beside the tensors.
+
+    Attributes:
+        phase: the index of the one in which it is.
+        phases: what is known of those before: steps, how much was trained and frozen, the digest.
+    """
 
     losses: list[float]
     evaluations: list[dict[str, Any]]
     phase: int = 0
+    phases: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -109,6 +115,7 @@ def save(
         state = {
             "identity": identity,
             "phase": progress.phase,
+            "phases": progress.phases,
             "losses": progress.losses,
             "evaluations": progress.evaluations,
         }
@@ -119,11 +126,7 @@ def save(
         raise _not_written(folder, f"the checkpoint of step {progress.step}", error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for older in _saved(folder)[:-1]:
-        shutil.rmtree(older)
-    for earlier in folder.glob("phase-*.safetensors"):
-        if earlier != _start(folder, progress.phase):
-            earlier.unlink()
+    _drop_older(folder, progress.phase)
 
 
 def save_start(folder: Path, phase: int, tensors: Mapping[str, Tensor]) -> None:
@@ -154,7 +157,7 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         _require_same(path, state["identity"], json.loads(json.dumps(identity, default=plain)))
-        progress = Progress(state["losses"], state["evaluations"], state["phase"])
+        progress = Progress(state["losses"], state["evaluations"], state["phase"], state["phases"])
         start = load_file(_start(folder, progress.phase)) if progress.phase else {}
         trained = load_file(path / "trained.safetensors")
         optimizer = torch.load(path / "optimizer.pt", weights_only=True)
@@ -172,8 +175,19 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     return Saved(path, progress, start, trained, optimizer)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what a run that was killed while saving has left behind."""
+def _drop_older(folder: Path, phase: int) -> None:
+    """Remove the checkpoints before the newest, which is in ``phase``, and the starts of other phases."""
+    for older in _saved(folder)[:-1]:
+        shutil.rmtree(older)
+    for earlier in folder.glob("phase-*.safetensors"):
+        if earlier != _start(folder, phase):
+            earlier.unlink()
+
+
+def clear_leftovers(folder: Path, saved: Saved | None) -> None:
+    """Remove what a run that was killed while saving has left behind, beside the newest checkpoint if there is one."""
+    if saved is not None:
+        _drop_older(folder, saved.progress.phase)
     for partial in folder.glob(".step-*") if folder.is_dir() else ():
         shutil.rmtree(partial, ignore_errors=True)
     for unfinished in folder.glob(".phase-*") if folder.is_dir() else ():
@@ -197,6 +211,12 @@ def _not_written(folder: Path, what: str, error: Exception) -> OSError:
 def _require_same(checkpoint: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for key in sorted({*theirs, *ours}):
         if theirs.get(key) != ours.get(key):
+            if key == "weights":
+                raise ValueError(
+                    f"the checkpoint {checkpoint} is of a run that began with other weights (fingerprint "
+                    f"{theirs.get(key)}, this model's is {ours.get(key)}): load the model that it began with anew, or "
+                    "use another checkpoint_dir"
+                )
             raise ValueError(
                 f"the checkpoint {checkpoint} was made with {key} = {theirs.get(key)!r}, this run has "
                 f"{ours.get(key)!r}; use another checkpoint_dir, or the same settings"

@@ -21,6 +21,7 @@ from safecircuits.masks import FreezeMask
 from safecircuits.parameters import Masks, checkpoint_parameters, is_plain, live_parameters
 from safecircuits.sites import is_bridge
 from safecircuits.training.slices import Originals, Slice, hold_apart, put_back
+from safecircuits.training.watched import WRITTEN
 
 Place = tuple[int, Int[Tensor, " frozen"]]
 """Frozen rows, columns or slices of a tensor: the axis, and the indices on it."""
@@ -96,6 +97,7 @@ class Frozen:
         self.frozen_digest = _digest(self._stored, self._frozen_at)
         self._requires_grad = [(p, p.requires_grad) for p in root.parameters()]
         self._slices: dict[str, Slice] = {}
+        self._versions: dict[str, int] = {}
         self._changed: list[tuple[nn.Module, type[nn.Module], Originals]] = []
         for parameter in root.parameters():
             parameter.requires_grad_(False)
@@ -163,6 +165,7 @@ class Frozen:
 
     def verify(self) -> None:
         """Raise a RuntimeError unless the frozen entries are still those of the entry, bit for bit."""
+        self._require_unwritten()
         self._write_back()
         fuse_again(self._model)
         whole = {id(self._live[name]): piece for name, piece in self._slices.items()}
@@ -174,6 +177,7 @@ class Frozen:
 
     def close(self) -> None:
         """Write the trained slices back, make the model what it was, and verify what was frozen."""
+        written = self._is_written()
         for module, kind, originals in reversed(self._changed):
             put_back(module, kind, originals)
         self._write_back()
@@ -186,7 +190,9 @@ class Frozen:
             piece.part.data = piece.rest = original.new_empty(0)
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
-        self._changed, self._slices = [], {}
+        self._changed, self._slices, self._versions = [], {}, {}
+        if written:
+            raise RuntimeError(WRITTEN)
         self.verify()
 
     def _cut(self, root: nn.Module, cuts: Mapping[str, Place]) -> None:
@@ -201,6 +207,7 @@ class Frozen:
                 self._slices[name] = by_id[id(original)] = piece
                 if id(original) in alone:
                     original.data = original.new_empty(0)  # or the model would be in memory twice
+                self._versions[name] = original._version
         for module in list(root.modules()):
             before = dict(module._parameters)
             leaves = {leaf: by_id[id(p)] for leaf, p in before.items() if id(p) in by_id}
@@ -214,6 +221,17 @@ class Frozen:
         for name, piece in self._slices.items():
             if self._live[name].numel():
                 self._live[name].copy_(piece.value())
+                self._versions[name] = self._live[name]._version
+
+    def _is_written(self) -> bool:
+        """Whether somebody has written into a partly frozen tensor past its slice, which would be lost."""
+        return any(piece.watch.was_written() for piece in self._slices.values()) or any(
+            self._live[name]._version != version for name, version in self._versions.items()
+        )
+
+    def _require_unwritten(self) -> None:
+        if self._is_written():
+            raise RuntimeError(WRITTEN)
 
 
 def unwrapped(model: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from safecircuits.arguments import checked
+from safecircuits.fingerprint import weights_fingerprint
 from safecircuits.forward import without_dropout
 from safecircuits.models import require_exportable
 from safecircuits.notices import notify
@@ -104,8 +105,8 @@ def finetune(
         on_gradients: may change the gradients of a step, as a penalty on the weights does; it keeps no state across a
             resume.
         checkpoint_dir: where a checkpoint is kept, every ``checkpoint_every`` steps and at the end. The same call with
-            the same model goes on from it, to the weights that an uninterrupted run reaches: to the bit on a CPU, to
-            rounding with another number of processes. All processes must see the folder.
+            the same model, loaded anew, goes on from it, to the weights that an uninterrupted run reaches: to the bit
+            on a CPU, to rounding with another number of processes. All processes must see the folder.
         log: a file of JSON lines: ``step, loss, lr, grad_norm, tokens, seconds`` for each step (tokens are targets,
             seconds since this call began to train), and a line for what callbacks return.
         shard: shard weights, gradients and optimizer state over the processes (FSDP2). None for what was launched
@@ -115,9 +116,12 @@ def finetune(
 
     Raises:
         ValueError: for data without responses, a mask of another model, one that freezes nothing or everything, a
-            checkpoint of another run, and processes that do not agree.
+            checkpoint of another run or of other starting weights, a model that could not be saved afterwards, and
+            processes that do not agree.
         OSError: if a checkpoint cannot be written; the one before is kept.
-        FloatingPointError: if loss or gradient is not finite; the weights are those of the step before.
+        FloatingPointError: if loss or gradient is not finite, when the weights are those of the step before; or if the
+            last step, or one that is to be kept or evaluated, left weights or optimizer that are not. The last good
+            checkpoint stays.
     """
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
@@ -165,8 +169,9 @@ def finetune(
         "model": type(model).__name__,
         "frozen": digest,
         "phases": [[s.stop - s.start, mask_fingerprint(s.mask, model)] for s in plan] if len(plan) > 1 else None,
+        "weights": weights_fingerprint(model) if processes.size > 1 or checkpoint_dir is not None else None,
     }
-    processes.require_same(identity | {"weights": _checksum(model) if processes.size > 1 else None})
+    processes.require_same(identity)
     session = Session(
         model,
         recipe,
@@ -231,11 +236,6 @@ def _require_usable(model: Any, plan: Sequence[Stretch]) -> None:
     for stretch in plan[1:]:
         with frozen(model, stretch.mask):
             pass
-
-
-def _checksum(model: Any) -> float:
-    """Of the weights: to see whether the processes start from the same."""
-    return float(sum(p.detach().double().sum() for p in model.parameters()))
 
 
 def _provenance(plan: Sequence[Stretch]) -> Any:

@@ -48,7 +48,6 @@ class Session:
     Attributes:
         identity: what a checkpoint must have been made with for this run to go on from it.
         resumed_from: steps that were done already.
-        phases: of each phase that this call has trained: its steps, and how much was trained and frozen.
     """
 
     model: Any
@@ -68,7 +67,11 @@ class Session:
     progress: bool = True
     done: Progress = field(default_factory=lambda: Progress([], []))
     resumed_from: int = 0
-    phases: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def phases(self) -> list[dict[str, Any]]:
+        """Of each phase that has been trained: its steps, how much was trained and frozen, and the digest."""
+        return self.done.phases
 
     def run(self) -> None:
         """Train to the end of the plan, or until the loss is low enough."""
@@ -99,7 +102,7 @@ class Session:
             with self.processes.spread(loss, handle.named_trainable()) as spread:
                 self._steps(stretch, spread, saved)
             self._trained_before |= set(handle.named_trainable())
-            self.phases.append(
+            self.done.phases.append(
                 {
                     "steps": stretch.stop - stretch.start,
                     "n_trainable": handle.n_trainable,
@@ -124,9 +127,13 @@ class Session:
             self.done.losses.append(record["loss"])
             self._log.write(record)
             last = step + 1 == total or self._is_low_enough()
-            if self.callbacks and (last or _is_due(step, self.eval_every)):
+            evaluated = bool(self.callbacks) and (last or _is_due(step, self.eval_every))
+            kept = self.folder is not None and (last or _is_due(step, self.checkpoint_every))
+            if evaluated or kept or last or step + 1 == stretch.stop:
+                self._require_finite(step, spread, optimizer)
+            if evaluated:
                 self._evaluate(step + 1, spread)
-            if self.folder is not None and (last or _is_due(step, self.checkpoint_every)):
+            if kept:
                 self._save(spread, optimizer)
         optimizer.zero_grad()
 
@@ -151,6 +158,20 @@ class Session:
             "tokens": tokens,
             "seconds": round(time.perf_counter() - self._began, 3),
         }
+
+    def _require_finite(self, step: int, spread: Spread, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a FloatingPointError, on every process, if a step has left something that is not a number."""
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        broken = {
+            "weights": sum(not _is_finite(p) for p in spread.trained.values()),
+            "optimizer's averages": sum(not _is_finite(v) for v in state if isinstance(v, torch.Tensor)),
+        }
+        for what, count in broken.items():
+            if self.processes.sum(float(count)):
+                raise FloatingPointError(
+                    f"the {what} after step {step + 1} are not finite; try a lower lr than {self.recipe.lr} or a lower "
+                    f"weight_decay than {self.recipe.weight_decay}"
+                )
 
     def _backward(self, step: int, spread: Spread) -> tuple[float, int]:
         """Gradients of the mean loss over all target tokens of a step; returns that loss and their number."""
@@ -197,7 +218,7 @@ class Session:
         saved = checkpoint.newest(self.folder, self.identity)
         self.processes.require_same({"checkpoint": None if saved is None else str(saved.path)})
         if self.processes.is_main:
-            checkpoint.clear_leftovers(self.folder)
+            checkpoint.clear_leftovers(self.folder, saved)
         return saved
 
     @torch.no_grad()
@@ -215,6 +236,11 @@ class Session:
     def _title(self) -> str:
         several = len(self.plan) > 1
         return f"fine-tuning, phase {self.done.phase + 1} of {len(self.plan)}" if several else "fine-tuning"
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    here = values.to_local() if hasattr(values, "to_local") else values
+    return bool(torch.isfinite(here).all())
 
 
 def _is_due(step: int, every: int | None) -> bool:

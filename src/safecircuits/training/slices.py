@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from safecircuits.training.sliced_linear import PutTogether, put_together, sliced_linear
+from safecircuits.training.watched import Watch
 
 Originals = dict[str, nn.Parameter | None]
 """What a module's own parameters were, by leaf name and in their order."""
@@ -34,6 +35,7 @@ class Slice(nn.Module):
         self.order = torch.cat([index.cpu(), stays]).argsort().to(original.device)
         self.part = nn.Parameter(original.detach().index_select(axis, self.index))
         self.rest = original.detach().index_select(axis, stays.to(original.device))
+        self.watch = Watch()
 
     def forward(self) -> Float[Tensor, "..."]:
         """The whole tensor, with a gradient to ``part``."""
@@ -110,7 +112,11 @@ def _child(leaf: str) -> str:
 
 
 def _reader(child: str) -> Callable[[nn.Module], Any]:
-    return lambda module: module._modules[child]()  # type: ignore[misc]
+    def read(module: Any) -> Any:
+        piece = module._modules[child]
+        return piece.watch.hand_out(piece())
+
+    return read
 
 
 def _is_input_first(kind: type[nn.Module]) -> bool | None:
