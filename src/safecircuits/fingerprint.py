@@ -56,8 +56,12 @@ def weights_fingerprint(model: Any) -> str:
     """
     from safecircuits.parameters import live_parameters
 
+    try:
+        computed_with = live_parameters(model)
+    except ValueError:  # a bridge that cannot be trained
+        computed_with = dict(model.named_parameters())
     sha = hashlib.sha256()
-    for name, parameter in sorted(live_parameters(model).items()):
+    for name, parameter in sorted(computed_with.items()):
         sums = _sums_of_bits(parameter.detach())
         sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {sums}\n".encode())
     return sha.hexdigest()[:16]

@@ -22,6 +22,7 @@ from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degener
 from safecircuits.behavior.wording import open_thought
 from safecircuits.errors import JudgingError
 from safecircuits.files import write_text
+from safecircuits.fingerprint import weights_fingerprint
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.progress import track
 from safecircuits.prompts import PromptSet, render
@@ -228,6 +229,7 @@ class RefusalCounter:
             "prompts": self.prompts.fingerprint,
             "components": self._components,
             "shape": asdict(ModelShape.of(self.model)),
+            "weights": weights_fingerprint(self.model),
             "early_stop": self.until.reason if self.until else None,
             **self.generation,
         }
@@ -266,15 +268,18 @@ class RefusalCounter:
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(path)!r} is not a file of sweep results: {error}") from error
-        differs = [key for key, value in self._header().items() if header.get(key) != value]
+        mine = self._header()
+        differs = [key for key, value in mine.items() if header.get(key) != value]
+        if points and points[0][2] != unscaled.texts and not differs:
+            differs = ["weights"]
         if differs:
             key = differs[0]
+            if key == "weights":
+                raise ValueError(f"{str(path)!r} was made with other weights; give this run a file of its own")
             raise ValueError(
-                f"{str(path)!r} was made with another {key} ({header.get(key)}, now {self._header()[key]}); "
+                f"{str(path)!r} was made with another {key} ({header.get(key)}, now {mine[key]}); "
                 "give this run a file of its own"
             )
-        if points and points[0][2] != unscaled.texts:
-            raise ValueError(f"{str(path)!r} was made with other weights; give this run a file of its own")
         if path.read_text(encoding="utf-8") != "".join(f"{line}\n" for line in complete):
             write_text(path, "".join(f"{line}\n" for line in complete))
         return points

@@ -47,10 +47,10 @@ class Watch:
 class _Given(Tensor):
     """A tensor that computes as any other; what comes of it is a plain tensor."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         plain: Tensor = torch.Tensor.data.__get__(self).as_subclass(_Given)  # type: ignore[attr-defined]
         watch: Any = getattr(self, "_watch", None)
         if watch is not None:

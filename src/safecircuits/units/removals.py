@@ -13,10 +13,11 @@ from torch import Tensor
 
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.files import write_text
+from safecircuits.fingerprint import weights_fingerprint
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
 from safecircuits.prompts import PromptSet
 from safecircuits.reading import parse_json
-from safecircuits.sites import SITES, HookedModel, ModelShape, has_units, output_weight
+from safecircuits.sites import HookedModel, ModelShape
 
 FORMAT, VERSION = "safecircuits-removals", 1
 _SETS = ("malicious", "over_rejection", "utility")
@@ -81,12 +82,7 @@ class Removals:
             "replacement": ("zero" if self.to is None else _digest_of_values(self.to))
             + (f", sparing {self.spare}" if self.spare else ""),
             "intact": _bits(self.intact),
-            "weights": [
-                float(output_weight(self.model, site, layer).double().norm())
-                for site in SITES
-                for layer in range(int(self.model.cfg.n_layers))
-                if has_units(self.model, site, layer)
-            ],
+            "weights": weights_fingerprint(self.model),
         }
 
     def _read(self, path: Path) -> None:
@@ -96,10 +92,7 @@ class Removals:
             header, *rows = [parse_json(line) for line in complete]
             found = {row["units"]: _behavior(row) for row in rows}
             mine = self._header()
-            differs = [key for key, value in mine.items() if key != "weights" and header.get(key) != value]
-            theirs, ours = torch.tensor(header["weights"]), torch.tensor(mine["weights"])
-            if not differs and not torch.allclose(theirs, ours, rtol=1e-4):
-                differs = ["weights"]
+            differs = [key for key, value in mine.items() if header.get(key) != value]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{str(path)!r} is not a file of measured removals: {error}") from error
         if differs:
