@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,19 @@ def test_a_copy_computes_trains_and_saves_by_itself(model: Any, tmp_path: Path) 
     got = plain_logits(reloaded(save_pretrained(copied, tmp_path / "m")))
     torch.testing.assert_close(got, plain_logits(to_hugging_face(copied)), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["Llama-2", "Phi-3", "Falcon-7B"])
+def test_a_copy_outlives_the_model_that_it_was_copied_from(family: str) -> None:
+    bridge = zoo.load(zoo.ZOO[family].build(), "bridge")
+    with torch.no_grad():
+        want = bridge(IDS)
+    copied, gone = copy.deepcopy(bridge), weakref.ref(bridge)
+    del bridge
+    gc.collect()
+    assert gone() is None, "nothing keeps a model that nobody uses any more"
+    with torch.no_grad():
+        assert torch.equal(copied(IDS), want)
 
 
 @pytest.mark.parametrize("family", ["Phi-3", "GPT-2", "Pythia", "BLOOM", "Falcon-7B"])

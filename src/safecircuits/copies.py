@@ -1,41 +1,70 @@
 """Copies of a bridge (``copy.deepcopy``) compute with weights of their own.
 
-A bridge may give a module another forward, a function that holds the module itself (Falcon's linear layers). A copy
-keeps that function as it is, and with it the weights of the model that it was copied from. A method is copied along
-with the module that it belongs to.
+A bridge gives modules forwards and hooks that are functions over modules of its own: Falcon's linear layers, the input
+of a norm that attention wants to see. A copy keeps such a function as it is, and with it the weights of the model that
+it was copied from, or a reference that leads nowhere once that is gone. Here each becomes something that is copied
+along with its modules.
 """
 
 from __future__ import annotations
 
-from types import CellType, FunctionType, MethodType
+import copy
+import weakref
+from types import CellType, FunctionType
 from typing import Any
 
 from torch import nn
 
 
 def let_copies_be_apart(bridge: nn.Module) -> None:
-    """Turn every forward that is a function over its own module into a method of it."""
+    """Replace every forward and hook that is a function over modules of the bridge; it does what it did."""
+    mine = {id(module) for module in bridge.modules()}
     for module in bridge.modules():
         forward = module.__dict__.get("forward")
-        if isinstance(forward, FunctionType) and any(_holds(cell, module) for cell in forward.__closure__ or ()):
-            module.__dict__["forward"] = MethodType(_over_its_own(forward, module), module)
+        if _is_over(forward, mine):
+            module.__dict__["forward"] = _OverModules(forward)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                if _is_over(hook, mine):
+                    hooks[key] = _OverModules(hook)  # type: ignore[assignment]
 
 
-def _over_its_own(forward: FunctionType, module: nn.Module) -> FunctionType:
-    """``forward`` as a function of the module that it was made over."""
-    code, known, name, defaults = forward.__code__, forward.__globals__, forward.__name__, forward.__defaults__
-    cells = forward.__closure__ or ()
-    own = [_holds(cell, module) for cell in cells]
+class _OverModules:
+    """A function with the modules that it is over; a copy is over the copies of these.
 
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        closure = tuple(CellType(self) if mine else cell for cell, mine in zip(cells, own, strict=True))
-        return FunctionType(code, known, name, defaults, closure)(*args, **kwargs)
+    It holds them weakly: they are parts of the model that it belongs to, which should go when nobody uses it any more.
+    """
 
-    return call  # type: ignore[return-value]
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
+        self.over = {i: weakref.ref(m) for i, c in enumerate(function.__closure__ or ()) if (m := _module_in(c))}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        made = self.function
+        cells = list(made.__closure__ or ())
+        for i, module in self.over.items():
+            cells[i] = CellType(module())
+        return FunctionType(made.__code__, made.__globals__, made.__name__, made.__defaults__, tuple(cells))(
+            *args, **kwargs
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OverModules:
+        copied = copy.copy(self)
+        copied.over = {i: weakref.ref(copy.deepcopy(module(), memo)) for i, module in self.over.items()}
+        return copied
 
 
-def _holds(cell: CellType, module: nn.Module) -> bool:
+def _is_over(function: Any, modules: set[int]) -> bool:
+    cells = (function.__closure__ or ()) if isinstance(function, FunctionType) else ()
+    return any(id(_module_in(cell)) in modules for cell in cells)
+
+
+def _module_in(cell: CellType) -> nn.Module | None:
+    """The module that a cell holds, itself or by a weak proxy."""
     try:
-        return cell.cell_contents is module
-    except ValueError:  # an empty cell
-        return False
+        content = cell.cell_contents
+        if type(content) in weakref.ProxyTypes:
+            content = content.modules.__self__  # a method knows the very object
+    except (ValueError, ReferenceError, AttributeError):  # an empty cell, one that is gone, of something else
+        return None
+    return content if isinstance(content, nn.Module) else None

@@ -19,6 +19,7 @@ from safecircuits.bridge import (
     source_of,
 )
 from safecircuits.checkpoint_folder import rehearse, ties_of, write_checkpoint
+from safecircuits.copies import let_copies_be_apart
 from safecircuits.dtypes import torch_dtype
 from safecircuits.faithful import require_faithful
 from safecircuits.fused import fuse_again
@@ -103,6 +104,7 @@ def load_model(
     make = bridge_of if backend == "bridge" else _hooked
     model: HookedModel = make(hf_model)
     require_faithful(model, hf_model, make)
+    let_copies_be_apart(model)  # a bridge puts on some of its hooks when it first runs
     _give_tokenizer(model, tokenizer)
     return model
 
@@ -221,6 +223,7 @@ def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
                 "this HookedTransformer's writing weights were centred, which changes their norms and what is "
                 "exported; load it with from_pretrained_no_processing"
             )
+    let_copies_be_apart(model)
     if tokenizer is not None:
         _give_tokenizer(model, tokenizer)
     if getattr(model, "tokenizer", None) is None:
