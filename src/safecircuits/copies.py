@@ -10,13 +10,27 @@ from __future__ import annotations
 
 import copy
 import weakref
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 
 
 def let_copies_be_apart(bridge: nn.Module) -> None:
+    """Have ``copy.deepcopy`` of the bridge make one of its own; some hooks it puts on when it first runs."""
+    bridge.__dict__["__deepcopy__"] = MethodType(_copied, bridge)
+
+
+def _copied(bridge: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    _replace_functions(bridge)
+    made: nn.Module = object.__new__(type(bridge))
+    memo[id(bridge)] = made
+    for name, value in bridge.__dict__.items():
+        made.__dict__[name] = copy.deepcopy(value, memo)
+    return made
+
+
+def _replace_functions(bridge: nn.Module) -> None:
     """Replace every forward and hook that is a function over modules of the bridge; it does what it did."""
     mine = {id(module) for module in bridge.modules()}
     for module in bridge.modules():

@@ -104,7 +104,6 @@ def load_model(
     make = bridge_of if backend == "bridge" else _hooked
     model: HookedModel = make(hf_model)
     require_faithful(model, hf_model, make)
-    let_copies_be_apart(model)  # a bridge puts on some of its hooks when it first runs
     _give_tokenizer(model, tokenizer)
     return model
 
@@ -223,7 +222,8 @@ def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
                 "this HookedTransformer's writing weights were centred, which changes their norms and what is "
                 "exported; load it with from_pretrained_no_processing"
             )
-    let_copies_be_apart(model)
+    if is_bridge(model):
+        let_copies_be_apart(model)
     if tokenizer is not None:
         _give_tokenizer(model, tokenizer)
     if getattr(model, "tokenizer", None) is None:

@@ -168,6 +168,7 @@ class Frozen:
         self._require_unwritten()
         self._write_back()
         fuse_again(self._model)
+        self._versions = {name: self._live[name]._version for name in self._slices}
         whole = {id(self._live[name]): piece for name, piece in self._slices.items()}
         values = {name: whole[id(p)].value() if id(p) in whole else p for name, p in self._stored.items()}
         if _digest(values, self._frozen_at) != self.frozen_digest:
@@ -221,7 +222,8 @@ class Frozen:
         for name, piece in self._slices.items():
             if self._live[name].numel():
                 self._live[name].copy_(piece.value())
-                self._versions[name] = self._live[name]._version
+        # Views of one memory have one count: only now is it what it stays at.
+        self._versions = {name: self._live[name]._version for name in self._slices}
 
     def _is_written(self) -> bool:
         """Whether somebody has written into a partly frozen tensor past its slice, which would be lost."""
