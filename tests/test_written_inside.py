@@ -16,7 +16,6 @@ from safecircuits.sites import ModelShape
 from safecircuits.training import frozen
 from safecircuits.training.slices import Slice
 from test_freeze import batches, loss_of, weights
-from test_masks import tiny_gpt2
 
 KINDS = ("plain", "bridge", "hooked")
 
@@ -131,20 +130,6 @@ def test_merging_an_adapter_inside_is_an_error(safe: bool) -> None:
     pytest.importorskip("peft")
     with pytest.raises(RuntimeError, match="written to in place"):
         merge_inside(made("plain"), safe)
-
-
-def write_into_the_original(model: Any) -> None:
-    original = model.transformer.h[0].mlp.c_fc.weight
-    model.twin = nn.Parameter(original.detach())  # the same memory, so that the original stays there
-    shape = ModelShape.of(load_model(model, tokenizer=build_tiny_tokenizer()))
-    with frozen(model, FreezeMask.of_units({"mlp": {0: [1]}}, shape)), torch.no_grad():
-        assert original.numel()
-        original.add_(1)
-
-
-def test_writing_into_an_original_whose_memory_is_shared_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="written to in place"):
-        write_into_the_original(tiny_gpt2())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -97,7 +97,6 @@ class Frozen:
         self.frozen_digest = _digest(self._stored, self._frozen_at)
         self._requires_grad = [(p, p.requires_grad) for p in root.parameters()]
         self._slices: dict[str, Slice] = {}
-        self._versions: dict[str, int] = {}
         self._changed: list[tuple[nn.Module, type[nn.Module], Originals]] = []
         for parameter in root.parameters():
             parameter.requires_grad_(False)
@@ -168,7 +167,6 @@ class Frozen:
         self._require_unwritten()
         self._write_back()
         fuse_again(self._model)
-        self._versions = {name: self._live[name]._version for name in self._slices}
         whole = {id(self._live[name]): piece for name, piece in self._slices.items()}
         values = {name: whole[id(p)].value() if id(p) in whole else p for name, p in self._stored.items()}
         if _digest(values, self._frozen_at) != self.frozen_digest:
@@ -191,7 +189,7 @@ class Frozen:
             piece.part.data = piece.rest = original.new_empty(0)
         for parameter, flag in self._requires_grad:
             parameter.requires_grad_(flag)
-        self._changed, self._slices, self._versions = [], {}, {}
+        self._changed, self._slices = [], {}
         if written:
             raise RuntimeError(WRITTEN)
         self.verify()
@@ -208,7 +206,6 @@ class Frozen:
                 self._slices[name] = by_id[id(original)] = piece
                 if id(original) in alone:
                     original.data = original.new_empty(0)  # or the model would be in memory twice
-                self._versions[name] = original._version
         for module in list(root.modules()):
             before = dict(module._parameters)
             leaves = {leaf: by_id[id(p)] for leaf, p in before.items() if id(p) in by_id}
@@ -222,14 +219,10 @@ class Frozen:
         for name, piece in self._slices.items():
             if self._live[name].numel():
                 self._live[name].copy_(piece.value())
-        # Views of one memory have one count: only now is it what it stays at.
-        self._versions = {name: self._live[name]._version for name in self._slices}
 
     def _is_written(self) -> bool:
         """Whether somebody has written into a partly frozen tensor past its slice, which would be lost."""
-        return any(piece.watch.was_written() for piece in self._slices.values()) or any(
-            self._live[name]._version != version for name, version in self._versions.items()
-        )
+        return any(piece.watch.was_written() for piece in self._slices.values())
 
     def _require_unwritten(self) -> None:
         if self._is_written():
