@@ -40,7 +40,7 @@ def _replace_functions(bridge: nn.Module) -> None:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in hooks.items():
                 if _is_over(hook, mine):
-                    hooks[key] = _OverModules(hook)  # type: ignore[assignment]
+                    hooks[key] = _OverModules(hook)
 
 
 class _OverModules:
@@ -49,9 +49,11 @@ class _OverModules:
     It holds them weakly: they are parts of the model that it belongs to, which should go when nobody uses it any more.
     """
 
-    def __init__(self, function: FunctionType) -> None:
+    def __init__(self, function: Any) -> None:
         self.function = function
-        self.over = {i: weakref.ref(m) for i, c in enumerate(function.__closure__ or ()) if (m := _module_in(c))}
+        self.over: dict[int, Any] = {
+            i: weakref.ref(m) for i, c in enumerate(function.__closure__ or ()) if (m := _module_in(c))
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         made = self.function
