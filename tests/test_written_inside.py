@@ -151,3 +151,16 @@ def test_reading_training_and_loading_are_none(kind: str) -> None:
         model.load_state_dict(model.state_dict())
         handle.verify()
     assert sum(not torch.equal(p, before[name]) for name, p in model.named_parameters()) > 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_measuring_inside_runs_in_inference_mode(kind: str) -> None:
+    model = made(kind)
+    batch = batches(1)[0]
+    with torch.no_grad():
+        before = loss_of(model, batch)
+    with frozen(model, mask_of(model)):
+        with torch.inference_mode():
+            inside = loss_of(model, batch)
+        loss_of(model, batch).backward()  # and it trains afterwards as before
+    assert torch.equal(inside, before)

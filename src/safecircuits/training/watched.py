@@ -31,7 +31,9 @@ class Watch:
         return given
 
     def follow(self, given: Tensor) -> None:
-        """Watch one tensor until nobody holds it any more."""
+        """Watch one tensor until nobody holds it any more; in inference mode PyTorch counts nothing to watch."""
+        if given.is_inference():
+            return
         self.was_written()
         count = torch.Tensor.detach(given).as_subclass(torch.Tensor)
         count.data = count.new_empty(0)
