@@ -15,8 +15,8 @@ from torch import Tensor
 
 import safecircuits as sc
 from conftest import build_tiny_tokenizer, randomised
-from safecircuits.prompts import encode
-from safecircuits.skeleton import decoder_layers
+from safecircuits.model.skeleton import decoder_layers
+from safecircuits.prompts.prompt_set import encode
 
 ROPE: dict[str, Any] = {"rope_theta": 10000.0}
 LINEAR = ROPE | {"rope_type": "linear", "factor": 4.0}

@@ -103,7 +103,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.fixture(autouse=True)
 def every_size_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the few tokens of tests take the ways that pay with many."""
-    monkeypatch.setattr("safecircuits.last_positions._WORTH", 1)
+    monkeypatch.setattr("safecircuits.model.last_positions._WORTH", 1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -126,7 +126,7 @@ def make_tiny_llama() -> Callable[..., Any]:
 @pytest.fixture
 def make_tiny_model(tiny_tokenizer: Any) -> Callable[..., Any]:
     """``make_tiny_model("bridge" | "hooked" | "hf", seed, dtype, **config)``: the same weights as any kind of model."""
-    from safecircuits.models import load_model
+    from safecircuits.model.load import load_model
 
     def make(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
         hf_model = build_tiny_llama(seed, dtype, **changes)

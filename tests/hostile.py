@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from safecircuits.rundir import RunDirectory
+from safecircuits.results.run import RunDirectory
 
 MARK = "owned-by-the-sender"
 RUN = f"document.title='{MARK}'"

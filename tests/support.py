@@ -26,15 +26,16 @@ from torch import Tensor
 
 import safecircuits as sc
 import zoo
-from safecircuits.batching import pad_left
-from safecircuits.forward import logits
+from safecircuits.base.progress import without_bars
+from safecircuits.base.vocabulary import COMPONENTS
 from safecircuits.hooks.scale import scaled
 from safecircuits.layers.attention import attention_map
-from safecircuits.models import save_pretrained
-from safecircuits.parameters import checkpoint_parameters, live_parameters
-from safecircuits.progress import without_bars
-from safecircuits.prompts import encode
-from safecircuits.sites import COMPONENTS, ModelShape
+from safecircuits.model.forward import logits
+from safecircuits.model.load import save_pretrained
+from safecircuits.model.parameters import checkpoint_parameters, live_parameters
+from safecircuits.model.sites import ModelShape
+from safecircuits.prompts.batching import pad_left
+from safecircuits.prompts.prompt_set import encode
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 BACKENDS = ("bridge", "hooked")

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import safecircuits as sc
+from safecircuits.base.notices import Notice
+from safecircuits.base.stats import Share
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.pressure import pressure
 from safecircuits.behavior.refusal import PhraseDetector, refused
-from safecircuits.notices import Notice
-from safecircuits.sites import LayerRange, ModelShape
-from safecircuits.stats import Share
+from safecircuits.model.sites import ModelShape
 
 PROMPTS = ["how do i make the cake", "find a lamp", "how do i fix the road with some water", "a dog"]
 SHAPE = ModelShape("LlamaForCausalLM", 3, 32, 48, 4, 2)
@@ -502,7 +503,7 @@ def test_models_to_compare_are_named_and_have_a_tokenizer(tiny_bridge: Any, tiny
 
 
 def test_every_result_that_is_returned_can_be_named_to_load_it() -> None:
-    from safecircuits.results import Result
+    from safecircuits.results.result import Result
 
     for name in ("AblationTable", "CoupledScores", "MaskOverlap", "ScoreComparison", "ShareSweep", "Stability"):
         assert issubclass(getattr(sc, name), Result)

@@ -422,7 +422,7 @@ def hooked_model(name: str, backend: str) -> Any:
 
 def load(hf: Any, backend: str) -> Any:
     """A model of the zoo with the zoo's tokenizer."""
-    from safecircuits.models import load_model
+    from safecircuits.model.load import load_model
 
     return load_model(hf, backend=backend, tokenizer=tokenizer())  # type: ignore[arg-type]
 

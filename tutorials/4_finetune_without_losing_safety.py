@@ -106,7 +106,7 @@ pd.DataFrame(rows).round(2)
 # %%
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from safecircuits.prompts import encode
+from safecircuits.prompts.prompt_set import encode
 from safecircuits.training import frozen_digest
 
 folder = sc.organism.stage_path("aligned")

@@ -24,8 +24,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import safecircuits as sc
-from safecircuits.provenance import provenance
-from safecircuits.published import published
+from safecircuits.papers.published import published
+from safecircuits.results.provenance import provenance
 
 SUBJECT = {"name": "aligned", "model": "aligned", "base": "base"}
 OUT = Path("benchmark")
@@ -174,7 +174,7 @@ print({key: block[key] for key in ("version", "seed", "datasets")})
 # %%
 import json
 
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
 
 write_text(OUT / "benchmark.json", json.dumps(report, indent=1) + "\n")
 sorted(str(path) for path in OUT.iterdir())

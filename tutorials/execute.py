@@ -43,7 +43,7 @@ def main(names: list[str]) -> None:
     """Execute the tutorials named, or all."""
     import tempfile
 
-    from safecircuits.files import write_text
+    from safecircuits.base.files import write_text
 
     for source in [FOLDER / Path(name).name for name in names] or sources():
         with tempfile.TemporaryDirectory() as workdir:

@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.freezing.doses import doses
 from safecircuits import organism
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
 from safecircuits.organism import stage_path
-from safecircuits.provenance import provenance
+from safecircuits.results.provenance import provenance
 from safecircuits.studies.grid import FreezingGrid, freezing_grid
 from safecircuits.studies.scenarios import Scenario, organism_new_task, organism_scenarios
 

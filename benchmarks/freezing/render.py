@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
 from safecircuits.studies.compare import MARGIN, At
 from safecircuits.studies.grid import FreezingGrid, GridCell
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun

@@ -11,9 +11,9 @@ from statistics import mean
 from typing import Any
 
 import safecircuits as sc
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import HookedModel
+from safecircuits.base.progress import track
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units import UnitScores
 from safecircuits.units.groups import Normalisation
 from safecircuits.units.removals import Removals

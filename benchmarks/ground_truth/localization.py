@@ -20,16 +20,17 @@ import torch
 from benchmarks.ground_truth.page import render
 from benchmarks.ground_truth.scoring import table
 from safecircuits import layer_gap, load_model, localize, organism, scaling_grid
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
+from safecircuits.base.progress import without_bars
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.decision import DecisionRule, decision_layers
 from safecircuits.layers.grid import ScalingGrid
 from safecircuits.layers.localization import Localization
 from safecircuits.layers.onset import Onset, OnsetRule
+from safecircuits.model.sites import HookedModel
 from safecircuits.organism.family import LAYERS_FAMILY, Built, read_family
-from safecircuits.progress import without_bars
-from safecircuits.prompts import PromptSet
-from safecircuits.provenance import provenance
-from safecircuits.sites import HookedModel, LayerRange
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.provenance import provenance
 
 FORMAT, VERSION = "safecircuits-ground-truth", 1
 COMPONENTS = ("all", "qkv+mlp")

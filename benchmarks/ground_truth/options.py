@@ -22,10 +22,10 @@ from benchmarks.ground_truth.options_page import render
 from benchmarks.ground_truth.options_training import freezing_lines
 from benchmarks.ground_truth.options_units import score_lines, transfer_lines
 from benchmarks.ground_truth.units import planted_units
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
+from safecircuits.base.progress import track
 from safecircuits.organism import prompts
-from safecircuits.progress import track
-from safecircuits.provenance import provenance
+from safecircuits.results.provenance import provenance
 from safecircuits.units.selection import count_units
 
 MODELS = ("aligned", "planted-units")

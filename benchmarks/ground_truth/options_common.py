@@ -8,8 +8,8 @@ from typing import Any
 
 import safecircuits as sc
 from safecircuits.hooks.ablate import Units
+from safecircuits.model.sites import HookedModel
 from safecircuits.organism import prompts
-from safecircuits.sites import HookedModel
 from safecircuits.units.removals import Removals
 from safecircuits.units.selection import count_units
 

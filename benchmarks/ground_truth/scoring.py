@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from safecircuits.sites import LayerRange
+from safecircuits.base.vocabulary import LayerRange
 
 N_LAYERS = 8
 DRAWS = 10_000

@@ -18,11 +18,11 @@ from typing import Any
 import safecircuits as sc
 from benchmarks.ground_truth.groups import removed_groups
 from benchmarks.ground_truth.units_page import render
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
 from safecircuits.hooks.ablate import Units
 from safecircuits.organism import STAGES, prompts
 from safecircuits.organism.family import UNITS_FAMILY, Role
-from safecircuits.provenance import provenance
+from safecircuits.results.provenance import provenance
 from safecircuits.units.comparison import COUNTS, ScoreComparison, default_candidates, score_comparison
 from safecircuits.units.removals import Removals
 

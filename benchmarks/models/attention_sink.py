@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import safecircuits as sc
-from safecircuits.hooks.attach import attached
-from safecircuits.sites import unit_hook
+from safecircuits.model.attach import attached
+from safecircuits.model.sites import unit_hook
 
 ROWS, ANSWER_WORDS, SINKS = 12, 30, 6
 

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.models.settings import Model
 from benchmarks.models.weights import random_checkpoint
 from safecircuits import organism
+from safecircuits.base.files import write_text
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import refused
-from safecircuits.files import write_text
-from safecircuits.fingerprint import fingerprint_checkpoint
-from safecircuits.models import load_model
-from safecircuits.prompts import PromptSet
-from safecircuits.provenance import provenance
-from safecircuits.published import PAPERS, published
-from safecircuits.rundir import AlreadyComplete, RunDirectory
-from safecircuits.sources import load_prompts
-from safecircuits.studies.safety_layers import safety_layers_study
-from safecircuits.studies.safety_layers_parts import StudyPrompts, StudySettings
-from safecircuits.studies.safety_layers_published import measured_numbers
+from safecircuits.data.sources import load_prompts
+from safecircuits.model.fingerprint import fingerprint_checkpoint
+from safecircuits.model.load import load_model
+from safecircuits.papers.published import PAPERS, published
+from safecircuits.papers.safety_layers.parts import StudyPrompts, StudySettings
+from safecircuits.papers.safety_layers.published import measured_numbers
+from safecircuits.papers.safety_layers.study import safety_layers_study
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.provenance import provenance
+from safecircuits.results.run import AlreadyComplete, RunDirectory
 from safecircuits.studies.scenarios import organism_scenarios, paper_scenarios
 from safecircuits.units.ablation import AblationTable, ablate_groups, mean_rates
 from safecircuits.units.groups import classify_units

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.models.settings import TINY, Model
-from safecircuits.checkpoint_folder import write_checkpoint
+from safecircuits.model.checkpoint_folder import write_checkpoint
 
 CHAT = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}{% endfor %}"

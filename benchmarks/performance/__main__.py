@@ -13,7 +13,7 @@ from pathlib import Path
 import benchmarks.performance as package
 from benchmarks.performance.results import completed, describe_machine, table, write_results
 from benchmarks.performance.timing import Row
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
 
 
 def main() -> int:

@@ -24,10 +24,10 @@ from benchmarks.models.llama3_8b_instruct import MODEL
 from benchmarks.performance import subjects
 from benchmarks.performance.results import ROOT, describe_machine
 from benchmarks.performance.timing import device
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.counting import RefusalCounter
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import LayerRange
+from safecircuits.prompts.prompt_set import PromptSet
 
 ROWS, PAGE = "docs/at_scale.json", "docs/at_scale.md"
 OPERATIONS = {

@@ -12,10 +12,10 @@ import torch
 import safecircuits as sc
 from benchmarks.performance import subjects
 from benchmarks.performance.timing import Row, counted_tokens, device, faster, growth, interleaved, within
-from safecircuits.batching import batches
 from safecircuits.hooks.plain import plain_model
-from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import resid_post
+from safecircuits.model.sites import resid_post
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import PromptSet, encode
 
 WHAT = "last-token residuals"
 ROWS = 64  # prompts to a batch for the peers: what suits them on two cores

@@ -9,15 +9,15 @@ import torch
 
 import safecircuits as sc
 from benchmarks.performance.timing import Row, counted_tokens, device, faster, growth, interleaved
-from safecircuits.batching import batches, common_prefix, without_prefix
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
 from safecircuits.layers.counting import RefusalCounter, SweepPoint
-from safecircuits.models import load_checkpoint
+from safecircuits.model.load import load_checkpoint
 from safecircuits.organism import catalog
-from safecircuits.prompts import TEMPLATES, PromptSet, encode
-from safecircuits.sites import LayerRange
+from safecircuits.prompts.batching import batches, common_prefix, without_prefix
+from safecircuits.prompts.prompt_set import TEMPLATES, PromptSet, encode
 
 TOKENS, ALPHA, ROWS = 16, 1.2, 64
 BLOCKS = tuple(LayerRange(first, last) for first, last in

@@ -9,8 +9,8 @@ import torch
 
 import safecircuits as sc
 from benchmarks.performance import collection, subjects
-from safecircuits.batching import MAX_TOKENS, batches
-from safecircuits.prompts import encode
+from safecircuits.prompts.batching import MAX_TOKENS, batches
+from safecircuits.prompts.prompt_set import encode
 
 
 def main(what: str, shape: str, n: int) -> float:

@@ -7,8 +7,8 @@ import torch
 import safecircuits as sc
 from benchmarks.performance import subjects
 from benchmarks.performance.timing import Row, device, interleaved, within
-from safecircuits.batching import batches
-from safecircuits.prompts import encode
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import encode
 
 WHAT = "a batch of 2 x 16 tokens, tiny model"
 

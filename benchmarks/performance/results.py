@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.performance.timing import Row, by_processor_time
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
 
 ROOT = Path(__file__).parents[2]
 ROWS = "docs/performance.json"

@@ -9,9 +9,9 @@ import torch
 import safecircuits as sc
 from benchmarks.performance import subjects
 from benchmarks.performance.timing import Row, device, faster, growth, interleaved, within
-from safecircuits.batching import MAX_TOKENS, batches
-from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import unit_hook
+from safecircuits.model.sites import unit_hook
+from safecircuits.prompts.batching import MAX_TOKENS, batches
+from safecircuits.prompts.prompt_set import PromptSet, encode
 
 WHAT = "WIFV scores"
 

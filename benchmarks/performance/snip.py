@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 import safecircuits as sc
-from safecircuits.batching import pad_left
+from safecircuits.hooks.linear_maps import Matrix, components_of
 from safecircuits.organism import prompts
-from safecircuits.prompts import encode
+from safecircuits.prompts.batching import pad_left
+from safecircuits.prompts.prompt_set import encode
 from safecircuits.training.loss import token_loss
-from safecircuits.units.linear_maps import Matrix, components_of
-from safecircuits.units.weight_scores import score_weights
+from safecircuits.weights.scores import score_weights
 
 AIM_PER_LAYER = 0.8
 

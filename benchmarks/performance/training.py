@@ -24,8 +24,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from safecircuits.masks import FreezeMask
-from safecircuits.sites import SITES, LayerRange, ModelShape
+from safecircuits.base.vocabulary import SITES, LayerRange
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.sites import ModelShape
 from safecircuits.training.freeze import frozen, frozen_digest
 
 LEARNING_RATE = 1e-4

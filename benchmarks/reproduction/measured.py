@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from safecircuits.files import write_text
-from safecircuits.rundir import command_line, load_run
+from safecircuits.base.files import write_text
+from safecircuits.results.run import command_line, load_run
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs/reference/reproduction.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reproduction.measured import NUMBERS, ROOT
-from safecircuits.files import write_text
-from safecircuits.published import PAPERS, Paper, published
+from safecircuits.base.files import write_text
+from safecircuits.papers.published import PAPERS, Paper, published
 from safecircuits.report.html import VERDICTS
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ scripts of `benchmarks/models` put each of the papers' models through both paper
 **embedded model** of 1.6 million parameters: that says whether a procedure does what it should and whether an effect
 shows where it can be checked, not what a chat model of size would do.
 
-*Not run* means that no number of that model was measured here. This page is made from `safecircuits.published` and
+*Not run* means that no number of that model was measured here. This page is made of `safecircuits.papers.published` and
 [`reproduction.json`](reference/reproduction.json) by `python -m benchmarks.reproduction.page`; what a run of yours
 found is added by `python -m benchmarks.reproduction.measured RUN`.
 """

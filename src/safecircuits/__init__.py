@@ -8,10 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.version import __version__ as __version__
+from safecircuits.base.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from safecircuits import organism as organism
+    from safecircuits import organism
+    from safecircuits.base.errors import JudgingError as JudgingError
+    from safecircuits.base.vocabulary import LayerRange as LayerRange
+    from safecircuits.baselines.lisa import LisaSettings as LisaSettings
+    from safecircuits.baselines.lisa import lisa as lisa
+    from safecircuits.baselines.lora import LoraSettings as LoraSettings
+    from safecircuits.baselines.lora import lora as lora
+    from safecircuits.baselines.reverse_dpo import reverse_dpo as reverse_dpo
+    from safecircuits.baselines.rewind import rewind as rewind
+    from safecircuits.baselines.rewind import rewound as rewound
+    from safecircuits.baselines.virtual_tokens import virtual_tokens as virtual_tokens
     from safecircuits.behavior.agreement import AgreementTable as AgreementTable
     from safecircuits.behavior.agreement import agreement as agreement
     from safecircuits.behavior.evaluate import Behavior as Behavior
@@ -38,14 +48,13 @@ if TYPE_CHECKING:
     from safecircuits.behavior.refusal import refused as refused
     from safecircuits.behavior.sampling import SampledRefusals as SampledRefusals
     from safecircuits.behavior.sampling import sampled_refusals as sampled_refusals
+    from safecircuits.data.sources import load_prompts as load_prompts
     from safecircuits.direction.compare import DirectionComparison as DirectionComparison
     from safecircuits.direction.compare import compare_directions as compare_directions
     from safecircuits.direction.probe import DirectionProbe as DirectionProbe
     from safecircuits.direction.probe import probe_direction as probe_direction
     from safecircuits.direction.variants import Suffixes as Suffixes
-    from safecircuits.errors import JudgingError as JudgingError
     from safecircuits.hooks.ablate import ablated as ablated
-    from safecircuits.hooks.attach import attached as attached
     from safecircuits.hooks.collect import Residuals as Residuals
     from safecircuits.hooks.collect import collect_residuals as collect_residuals
     from safecircuits.hooks.scale import scaled as scaled
@@ -71,14 +80,15 @@ if TYPE_CHECKING:
     from safecircuits.layers.transplant import TransplantTable as TransplantTable
     from safecircuits.layers.transplant import transplant as transplant
     from safecircuits.layers.transplant import transplant_study as transplant_study
-    from safecircuits.masks import FreezeMask as FreezeMask
-    from safecircuits.memory import MemoryEstimate as MemoryEstimate
-    from safecircuits.memory import estimate_memory as estimate_memory
-    from safecircuits.models import load_model as load_model
-    from safecircuits.models import save_pretrained as save_pretrained
-    from safecircuits.prompts import PromptSet as PromptSet
-    from safecircuits.sites import ModelShape as ModelShape
-    from safecircuits.sources import load_prompts as load_prompts
+    from safecircuits.masks.freeze_mask import FreezeMask as FreezeMask
+    from safecircuits.model.attach import attached as attached
+    from safecircuits.model.load import load_model as load_model
+    from safecircuits.model.load import save_pretrained as save_pretrained
+    from safecircuits.model.memory import MemoryEstimate as MemoryEstimate
+    from safecircuits.model.memory import estimate_memory as estimate_memory
+    from safecircuits.model.sites import ModelShape as ModelShape
+    from safecircuits.prompts.prompt_set import PromptSet as PromptSet
+    from safecircuits.prompts.templates import Template as Template
     from safecircuits.studies.alignment_budget import AlignmentBudget as AlignmentBudget
     from safecircuits.studies.alignment_budget import alignment_budget as alignment_budget
     from safecircuits.studies.arms import Arm as Arm
@@ -90,7 +100,6 @@ if TYPE_CHECKING:
     from safecircuits.studies.scenarios import Scenario as Scenario
     from safecircuits.studies.scenarios import paper_scenarios as paper_scenarios
     from safecircuits.studies.ssah_arms import ssah_arms as ssah_arms
-    from safecircuits.templates import Template as Template
     from safecircuits.training.data import backdoor_attack as backdoor_attack
     from safecircuits.training.data import harmful_mix as harmful_mix
     from safecircuits.training.data import identity_shift as identity_shift
@@ -98,20 +107,12 @@ if TYPE_CHECKING:
     from safecircuits.training.data import normal_data as normal_data
     from safecircuits.training.freeze import frozen as frozen
     from safecircuits.training.integrations import FreezeCallback as FreezeCallback
-    from safecircuits.training.lisa import LisaSettings as LisaSettings
-    from safecircuits.training.lisa import lisa as lisa
     from safecircuits.training.loop import FinetuneRun as FinetuneRun
     from safecircuits.training.loop import Phase as Phase
     from safecircuits.training.loop import finetune as finetune
-    from safecircuits.training.lora import LoraSettings as LoraSettings
-    from safecircuits.training.lora import lora as lora
     from safecircuits.training.presets import preset as preset
-    from safecircuits.training.reverse_dpo import reverse_dpo as reverse_dpo
-    from safecircuits.training.rewind import rewind as rewind
-    from safecircuits.training.rewind import rewound as rewound
     from safecircuits.training.safety_filter import FilteredData as FilteredData
     from safecircuits.training.safety_filter import without_safety_rows as without_safety_rows
-    from safecircuits.training.virtual_tokens import virtual_tokens as virtual_tokens
     from safecircuits.units.ablation import AblationTable as AblationTable
     from safecircuits.units.ablation import ablate_groups as ablate_groups
     from safecircuits.units.ablation import ablate_units as ablate_units
@@ -130,8 +131,6 @@ if TYPE_CHECKING:
     from safecircuits.units.groups import UnitGroups as UnitGroups
     from safecircuits.units.groups import classify_units as classify_units
     from safecircuits.units.groups import set_difference as set_difference
-    from safecircuits.units.head_probe import HeadProbe as HeadProbe
-    from safecircuits.units.head_probe import head_probe as head_probe
     from safecircuits.units.importance import UnitScores as UnitScores
     from safecircuits.units.importance import score_units as score_units
     from safecircuits.units.prune import prune_units as prune_units
@@ -143,9 +142,17 @@ if TYPE_CHECKING:
     from safecircuits.units.transfer import AttributeTransfer as AttributeTransfer
     from safecircuits.units.transfer import attribute_transfer as attribute_transfer
     from safecircuits.units.transfer import transfer_of as transfer_of
-    from safecircuits.vocabulary import LayerRange as LayerRange
+    from safecircuits.weights.head_probe import HeadProbe as HeadProbe
+    from safecircuits.weights.head_probe import head_probe as head_probe
 
 _HOME = {
+    "base.errors": ("JudgingError",),
+    "base.vocabulary": ("LayerRange",),
+    "baselines.lisa": ("LisaSettings", "lisa"),
+    "baselines.lora": ("LoraSettings", "lora"),
+    "baselines.reverse_dpo": ("reverse_dpo",),
+    "baselines.rewind": ("rewind", "rewound"),
+    "baselines.virtual_tokens": ("virtual_tokens",),
     "behavior.agreement": ("AgreementTable", "agreement"),
     "behavior.evaluate": ("Behavior", "evaluate"),
     "behavior.generate": ("Completions", "generate"),
@@ -157,12 +164,11 @@ _HOME = {
     "behavior.reference": ("ResponseLoss", "RougeScores", "response_loss", "rouge_l"),
     "behavior.refusal": ("DETECTORS", "PhraseDetector", "refused"),
     "behavior.sampling": ("SampledRefusals", "sampled_refusals"),
+    "data.sources": ("load_prompts",),
     "direction.compare": ("DirectionComparison", "compare_directions"),
     "direction.probe": ("DirectionProbe", "probe_direction"),
     "direction.variants": ("Suffixes",),
-    "errors": ("JudgingError",),
     "hooks.ablate": ("ablated",),
-    "hooks.attach": ("attached",),
     "hooks.collect": ("Residuals", "collect_residuals"),
     "hooks.scale": ("scaled",),
     "layers.attention": ("AttentionMap", "attention_map"),
@@ -175,12 +181,13 @@ _HOME = {
     "layers.onset": ("Onset", "OnsetRule"),
     "layers.similarity": ("LayerGap", "layer_gap"),
     "layers.transplant": ("TransplantTable", "transplant", "transplant_study"),
-    "masks": ("FreezeMask",),
-    "memory": ("MemoryEstimate", "estimate_memory"),
-    "models": ("load_model", "save_pretrained"),
-    "prompts": ("PromptSet",),
-    "sites": ("ModelShape",),
-    "sources": ("load_prompts",),
+    "masks.freeze_mask": ("FreezeMask",),
+    "model.attach": ("attached",),
+    "model.load": ("load_model", "save_pretrained"),
+    "model.memory": ("MemoryEstimate", "estimate_memory"),
+    "model.sites": ("ModelShape",),
+    "prompts.prompt_set": ("PromptSet",),
+    "prompts.templates": ("Template",),
     "studies.alignment_budget": ("AlignmentBudget", "alignment_budget"),
     "studies.arms": ("Arm", "paper_arms"),
     "studies.finetuning": ("finetuning_study",),
@@ -188,18 +195,12 @@ _HOME = {
     "studies.outcome": ("FinetuningStudy",),
     "studies.scenarios": ("Scenario", "paper_scenarios"),
     "studies.ssah_arms": ("ssah_arms",),
-    "templates": ("Template",),
     "training.data": ("backdoor_attack", "harmful_mix", "identity_shift", "implicit_attack", "normal_data"),
     "training.freeze": ("frozen",),
     "training.integrations": ("FreezeCallback",),
-    "training.lisa": ("LisaSettings", "lisa"),
     "training.loop": ("FinetuneRun", "Phase", "finetune"),
-    "training.lora": ("LoraSettings", "lora"),
     "training.presets": ("preset",),
-    "training.reverse_dpo": ("reverse_dpo",),
-    "training.rewind": ("rewind", "rewound"),
     "training.safety_filter": ("FilteredData", "without_safety_rows"),
-    "training.virtual_tokens": ("virtual_tokens",),
     "units.ablation": ("AblationTable", "ablate_groups", "ablate_units", "ablation_curve"),
     "units.answer_tokens": ("AnswerTokens",),
     "units.comparison": ("Candidate", "ScoreComparison", "score_comparison"),
@@ -207,13 +208,12 @@ _HOME = {
     "units.enrichment": ("Enrichment", "MaskOverlap", "enrichment", "mask_overlap"),
     "units.equal_budget": ("equal_budget_masks",),
     "units.groups": ("UnitGroups", "classify_units", "set_difference"),
-    "units.head_probe": ("HeadProbe", "head_probe"),
     "units.importance": ("UnitScores", "score_units"),
     "units.prune": ("prune_units",),
     "units.stability": ("Stability", "calibration_subsets", "stability"),
     "units.sweep": ("ShareSweep", "sweep_shares"),
     "units.transfer": ("AttributeTransfer", "attribute_transfer", "transfer_of"),
-    "vocabulary": ("LayerRange",),
+    "weights.head_probe": ("HeadProbe", "head_probe"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -15,14 +15,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import build_tiny_llama, build_tiny_tokenizer
-from safecircuits.masks import FreezeMask
-from safecircuits.models import load_model
-from safecircuits.prompts import PromptSet
-from safecircuits.training import finetune, frozen_digest
-from safecircuits.training.phases import Phase
 from test_finetune import DATA, MASK, weights
 from test_masks import SHAPE
+
+from conftest import build_tiny_llama, build_tiny_tokenizer
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.load import load_model
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.training import finetune, frozen_digest
+from safecircuits.training.phases import Phase
 from zoo import backends
 
 # Six examples in steps of four: the second step of each epoch has two, and with three in a forward pass process 1

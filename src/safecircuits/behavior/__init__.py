@@ -1,5 +1,6 @@
 """What a model does: its completions, whether they refuse, how safe and how useful it is."""
 
+from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.agreement import AgreementTable, agreement
 from safecircuits.behavior.detectors import DETECTORS, PhraseDetector, RefusalDetector, get_detector
 from safecircuits.behavior.evaluate import Behavior, evaluate, exact_match
@@ -12,7 +13,6 @@ from safecircuits.behavior.pressure import Condition, Pressure, pressure
 from safecircuits.behavior.reference import ResponseLoss, RougeScores, response_loss, rouge_l
 from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.sampling import SampledRefusals, sample, sampled_refusals
-from safecircuits.errors import JudgingError
 
 __all__ = [
     "DETECTORS",

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.stats import Share
 from safecircuits.behavior.detectors import DETECTORS, RefusalDetector
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.refusal import refused
-from safecircuits.results import Result
-from safecircuits.stats import Share
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

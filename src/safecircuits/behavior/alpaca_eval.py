@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safecircuits.base.files import write_text
+from safecircuits.base.outputs import require_replaceable
 from safecircuits.behavior.generate import Completions
-from safecircuits.files import write_text
-from safecircuits.outputs import require_replaceable
 
 
 def write_alpaca_eval(completions: Completions, path: str | Path, generator: str) -> Path:

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.batching import batches
 from safecircuits.behavior.generate import Completions
-from safecircuits.forward import logits
-from safecircuits.prompts import Encoded, encode
-from safecircuits.sites import HookedModel, tokenizer_of
+from safecircuits.model.forward import logits
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import Encoded, encode
 
 # Logits of every position of a batch are held at once.
 _TOKENS = 1024

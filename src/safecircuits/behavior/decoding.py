@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.bridge import generation_config_of
-from safecircuits.forward import Decoder
-from safecircuits.sites import HookedModel
+from safecircuits.model.bridge import generation_config_of
+from safecircuits.model.forward import Decoder
+from safecircuits.model.sites import HookedModel
 
 
 class Until(Protocol):

@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.errors import JudgingError
+from safecircuits.base.notices import notify
+from safecircuits.base.stats import Share
 from safecircuits.behavior.generate import Completions, generate, texts_of
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.behavior.wording import same_answer, without_thoughts
-from safecircuits.errors import JudgingError
-from safecircuits.notices import notify
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
-from safecircuits.stats import Share
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ class Behavior(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Each rate with its 95 % interval; ``rate_figures.plot_behavior`` puts several models into one figure."""
-        from safecircuits.report.rate_figures import plot_behavior
+        from safecircuits.plots.rates import plot_behavior
 
         return plot_behavior(self, ax=ax)
 

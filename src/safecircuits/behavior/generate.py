@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from safecircuits.arguments import checked
-from safecircuits.batching import Batch, each_batch, without_prefix
-from safecircuits.behavior.branched import BranchedDecoding
+from safecircuits.base.arguments import checked
+from safecircuits.base.files import write_text
+from safecircuits.base.outputs import require_replaceable
+from safecircuits.base.progress import track
+from safecircuits.base.reading import parse_json, read_text
 from safecircuits.behavior.decoding import Until as Until
 from safecircuits.behavior.decoding import Writer, decode_greedily
 from safecircuits.behavior.decoding import end_tokens as end_tokens
-from safecircuits.files import write_text
-from safecircuits.forward import Decoder
-from safecircuits.hooks.attach import hooks_in_force
+from safecircuits.behavior.speculative import BranchedDecoding
 from safecircuits.hooks.branching import Branches
-from safecircuits.hooks.running import Runner, running
+from safecircuits.hooks.passes import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
-from safecircuits.memory import batch_tokens
-from safecircuits.outputs import require_replaceable
-from safecircuits.progress import track
-from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
-from safecircuits.reading import parse_json, read_text
-from safecircuits.sites import HookedModel, require_hooked, tokenizer_of
+from safecircuits.model.attach import hooks_in_force
+from safecircuits.model.forward import Decoder
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
+from safecircuits.prompts.batching import Batch, each_batch, without_prefix
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 
 if TYPE_CHECKING:
     import pandas as pd

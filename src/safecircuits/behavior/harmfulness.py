@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.errors import JudgingError
+from safecircuits.base.progress import track
+from safecircuits.base.stats import Share, rate_interval
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.judge import TextModel, fill, local_judge
 from safecircuits.behavior.refusal import RefusalDetector, refused
-from safecircuits.errors import JudgingError
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
-from safecircuits.stats import Share, rate_interval
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
 from safecircuits.behavior.harness_model import harness, harness_model
-from safecircuits.models import load_model
-from safecircuits.results import Result
+from safecircuits.model.load import load_model
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

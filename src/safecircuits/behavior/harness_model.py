@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.batching import batches
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
 from safecircuits.behavior.generate import continuations
-from safecircuits.forward import device_of, logits
-from safecircuits.progress import track
-from safecircuits.prompts import Encoded
-from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.templates import chat_text
+from safecircuits.model.forward import device_of, logits
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import Encoded
+from safecircuits.prompts.templates import chat_text
 
 MAX_NEW_TOKENS = 256
 """Of a generated answer whose task does not say how long it may be; the harness's own default."""

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from safecircuits.batching import batches
+from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.generate import Completions, texts_of
-from safecircuits.errors import JudgingError
-from safecircuits.forward import Decoder
-from safecircuits.memory import batch_tokens
-from safecircuits.prompts import encode
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.model.forward import Decoder
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import encode
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,7 +195,7 @@ def local_judge(judge: Any, tokenizer: Any = None) -> HookedModel | None:
     """The judge as a hooked model, or None if it is a callable from text to text."""
     if callable(judge) and not isinstance(judge, nn.Module):
         return None
-    from safecircuits.models import load_model
+    from safecircuits.model.load import load_model
 
     return load_model(judge, tokenizer=tokenizer)
 

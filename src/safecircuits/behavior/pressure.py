@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from safecircuits.arguments import checked, indices, whole
+from safecircuits.base.arguments import checked, indices, whole
+from safecircuits.base.errors import JudgingError
+from safecircuits.base.paired import paired_difference
+from safecircuits.base.progress import track
+from safecircuits.base.stats import Share
 from safecircuits.behavior.generate import Completions, continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
-from safecircuits.errors import JudgingError
-from safecircuits.paired import paired_difference
-from safecircuits.progress import track
-from safecircuits.prompts import Encoded, PromptSet, as_prompt_set, encode
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.sources import load_prompts
-from safecircuits.stats import Share
+from safecircuits.data.sources import load_prompts
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ class Pressure(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Refusal rate against the number of prefilled tokens; suffixes beside it."""
-        from safecircuits.report.pressure_figure import plot_pressure
+        from safecircuits.plots.pressure import plot_pressure
 
         return plot_pressure(self, ax=ax)
 

@@ -13,15 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from safecircuits.arguments import checked
-from safecircuits.batching import batches
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
+from safecircuits.base.stats import canonical_order, rate_interval
 from safecircuits.behavior.generate import Completions, texts_of
-from safecircuits.forward import logits
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, encode
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.stats import canonical_order, rate_interval
+from safecircuits.model.forward import logits
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import PromptSet, encode
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.base.errors import JudgingError
+from safecircuits.base.notices import notify
 from safecircuits.behavior.detectors import DETECTORS as DETECTORS
 from safecircuits.behavior.detectors import PhraseDetector as PhraseDetector
 from safecircuits.behavior.detectors import RefusalDetector as RefusalDetector
@@ -17,8 +19,6 @@ from safecircuits.behavior.detectors import normalise as normalise
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.judge import JudgeDetector
 from safecircuits.behavior.wording import may_lose_lead, open_thought, without_half_tag
-from safecircuits.errors import JudgingError
-from safecircuits.notices import notify
 
 
 def refused(

@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.batching import Batch, each_batch
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
+from safecircuits.base.stats import Share, rate_interval
 from safecircuits.behavior.generate import Completions, end_tokens
 from safecircuits.behavior.refusal import RefusalDetector, refused
-from safecircuits.hooks.running import running
-from safecircuits.memory import batch_tokens
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, as_prompt_set, encode
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.stats import Share, rate_interval
+from safecircuits.hooks.passes import running
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.batching import Batch, each_batch
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

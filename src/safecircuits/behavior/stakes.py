@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from safecircuits.notices import notify
+from safecircuits.base.notices import notify
 
 LEAST = 0.05
 """A rate below this has less to lose than the five points by which it would have to fall."""

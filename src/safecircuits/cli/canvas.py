@@ -9,6 +9,6 @@ def axis(size: tuple[float, float] | None = None) -> Any:
     """The axis of a new figure, ``size`` inches wide and high."""
     from matplotlib.figure import Figure
 
-    from safecircuits.report.style import COLUMN, styled
+    from safecircuits.plots.style import COLUMN, styled
 
     return styled(lambda: Figure(figsize=size or COLUMN).subplots())()

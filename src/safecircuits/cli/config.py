@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from safecircuits.reading import require_size
+from safecircuits.base.reading import require_size
 
 LARGEST_CONFIG = 2**20
 """Bytes of a configuration file that is read."""

@@ -67,7 +67,7 @@ def _version(package: str) -> str | None:
 
 
 def _versions() -> list[dict[str, Any]]:
-    from safecircuits.version import __version__
+    from safecircuits.base.version import __version__
 
     rows = [_row("versions", "safecircuits", __version__, True)]
     rows.append(_row("versions", "python", platform.python_version(), True))

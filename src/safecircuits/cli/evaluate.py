@@ -8,17 +8,13 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Measured, Run, run_command
-from safecircuits.cli.options import (
-    DetectorOption,
-    TemplateOption,
-    TokensOption,
-)
+from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption
 
 if TYPE_CHECKING:
     from safecircuits.behavior.generate import Completions
-    from safecircuits.prompts import PromptSet
-    from safecircuits.rundir import RunDirectory
-    from safecircuits.sites import HookedModel
+    from safecircuits.model.sites import HookedModel
+    from safecircuits.prompts.prompt_set import PromptSet
+    from safecircuits.results.run import RunDirectory
 
 
 def add_to(app: typer.Typer) -> None:
@@ -93,7 +89,7 @@ def _answers(
 def _write(run: Run, folder: RunDirectory, behavior: Any, detector: str) -> None:
     import pandas as pd
 
-    from safecircuits.report.rate_figures import plot_behavior
+    from safecircuits.plots.rates import plot_behavior
 
     rows = [
         {

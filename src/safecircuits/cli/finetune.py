@@ -13,15 +13,11 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Measured, Run, run_command
-from safecircuits.cli.options import (
-    DetectorOption,
-    TemplateOption,
-    TokensOption,
-)
+from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption
 
 if TYPE_CHECKING:
-    from safecircuits.masks import FreezeMask
-    from safecircuits.rundir import RunDirectory
+    from safecircuits.masks.freeze_mask import FreezeMask
+    from safecircuits.results.run import RunDirectory
     from safecircuits.training.loop import Phase
     from safecircuits.training.run import FinetuneRun
 
@@ -119,9 +115,9 @@ def finetune(
     Example: safecircuits finetune --model organism:aligned --data organism:utility --freeze freeze.safetensors
     --epochs 2 --malicious organism:malicious --out runs/finetune
     """
-    from safecircuits.files import write_text
-    from safecircuits.masks import FreezeMask
-    from safecircuits.models import save_pretrained
+    from safecircuits.base.files import write_text
+    from safecircuits.masks.freeze_mask import FreezeMask
+    from safecircuits.model.load import save_pretrained
     from safecircuits.training.loop import finetune as train
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -194,8 +190,8 @@ def _phases(
 
 def _before(folder: RunDirectory, model: Any, sets: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
     """The rates before training, those of an interrupted run if it got so far."""
+    from safecircuits.base.files import write_text
     from safecircuits.behavior.evaluate import evaluate
-    from safecircuits.files import write_text
 
     if not sets:
         return {}
@@ -219,7 +215,7 @@ def _curve(sets: dict[str, Any], options: dict[str, Any]) -> Any:
 def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[str, float]) -> None:
     import pandas as pd
 
-    from safecircuits.report.loss_figure import plot_rates_by_step
+    from safecircuits.plots.loss import plot_rates_by_step
 
     trained.save(folder.file("results/finetune/run.json").parent)
     summary = {

@@ -49,9 +49,9 @@ from safecircuits.cli.options import (
 from safecircuits.cli.signature import PROMPTS, SHARED, TEMPLATE, OwnOptions, option, with_options
 
 if TYPE_CHECKING:
-    from safecircuits.prompts import PromptSet
-    from safecircuits.rundir import RunDirectory
-    from safecircuits.sites import HookedModel
+    from safecircuits.model.sites import HookedModel
+    from safecircuits.prompts.prompt_set import PromptSet
+    from safecircuits.results.run import RunDirectory
 
 MANY = 6
 """Files of one folder that are still named one by one when a command says what it wrote."""
@@ -85,7 +85,7 @@ class Run:
         """
         if source is None:
             return None
-        from safecircuits.sources import load_prompts
+        from safecircuits.data.sources import load_prompts
 
         given = {key: self.given(key, name) for key in BY_SET}
         prompts: PromptSet = load_prompts(
@@ -107,8 +107,8 @@ class Run:
         Args:
             models: sources of the models that will be loaded, whose fingerprints are inputs too; ``--model`` if none.
         """
-        from safecircuits.fingerprint import fingerprint_checkpoint
-        from safecircuits.rundir import RunDirectory
+        from safecircuits.model.fingerprint import fingerprint_checkpoint
+        from safecircuits.results.run import RunDirectory
 
         for key, sets in {"where": self.where, **self.by_set}.items():
             if unread := set(sets) - {"", *self.inputs}:
@@ -124,8 +124,8 @@ class Run:
 
     def model(self, source: str | None = None) -> HookedModel:
         """``--model``, or another source, loaded as the shared options say."""
-        from safecircuits.models import load_model
-        from safecircuits.progress import console, without_bars
+        from safecircuits.base.progress import console, without_bars
+        from safecircuits.model.load import load_model
 
         with nullcontext() if console.is_terminal else without_bars():
             return load_model(
@@ -158,7 +158,7 @@ class Run:
 
     def show(self, record: dict[str, Any]) -> None:
         """The main table as JSON, or the findings, on stdout; both may be of a run that somebody else made."""
-        from safecircuits.reading import inside, printable
+        from safecircuits.base.reading import inside, printable
 
         if self.json:
             import pandas as pd
@@ -224,8 +224,8 @@ def run_command(
         beside = {key: kind for key, kind in TEMPLATE.items() if "template" in names and key not in names}
 
         def body(ctx: typer.Context, **given: Any) -> None:
-            from safecircuits.rundir import AlreadyComplete
-            from safecircuits.templates import Template
+            from safecircuits.prompts.templates import Template
+            from safecircuits.results.run import AlreadyComplete
 
             chosen = {key: given.pop(key) for key in (*shared, *beside)}
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given

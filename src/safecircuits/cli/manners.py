@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from safecircuits.notices import Notice
+from safecircuits.base.notices import Notice
 
 TRACEBACK = "SAFECIRCUITS_TRACEBACK"
 """Environment variable: if set, bad input shows where it was found, too."""

@@ -21,7 +21,7 @@ from safecircuits.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from safecircuits.masks import FreezeMask
+    from safecircuits.masks.freeze_mask import FreezeMask
 
 app = typer.Typer(help="Freeze masks: show, combine, convert.")
 
@@ -50,7 +50,7 @@ def show(
 
     Example: safecircuits mask show runs/localize/freeze.safetensors --model organism:aligned
     """
-    from safecircuits.masks import FreezeMask
+    from safecircuits.masks.freeze_mask import FreezeMask
 
     mask = FreezeMask.load(file)
     loaded = None if model is None else _load(model, Backend.bridge, device, dtype)
@@ -77,8 +77,8 @@ def combine(
     """
     from functools import reduce
 
-    from safecircuits.masks import FreezeMask
-    from safecircuits.outputs import require_replaceable
+    from safecircuits.base.outputs import require_replaceable
+    from safecircuits.masks.freeze_mask import FreezeMask
 
     require_replaceable(out, "mask")
     masks = [FreezeMask.load(file) for file in files]
@@ -125,9 +125,9 @@ def convert(
     """
     from safetensors.torch import save_file
 
-    from safecircuits.files import replacing
-    from safecircuits.masks import FreezeMask
-    from safecircuits.outputs import PARAMETER_MASKS, require_replaceable
+    from safecircuits.base.files import replacing
+    from safecircuits.base.outputs import PARAMETER_MASKS, require_replaceable
+    from safecircuits.masks.freeze_mask import FreezeMask
 
     require_replaceable(out, "mask")
     loaded = _load(model, backend, device, dtype)
@@ -144,8 +144,8 @@ def convert(
 
 
 def _load(source: str, backend: Backend, device: str | None, dtype: Dtype | None) -> Any:
-    from safecircuits.models import load_model
-    from safecircuits.progress import without_bars
+    from safecircuits.base.progress import without_bars
+    from safecircuits.model.load import load_model
 
     with without_bars():
         return load_model(source, backend=backend.value, device=torch_device(device), dtype=torch_dtype(dtype))

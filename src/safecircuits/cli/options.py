@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from safecircuits.sites import LayerRange
+    from safecircuits.base.vocabulary import LayerRange
 
 RUN_PANEL, PROMPT_PANEL = "Run", "Prompts"
 
@@ -165,7 +165,7 @@ ComponentsOption = Annotated[ComponentsChoice, typer.Option("--components", help
 
 def torch_dtype(chosen: Dtype | None) -> Any:
     """``--dtype`` as PyTorch's, or None."""
-    from safecircuits.dtypes import torch_dtype as by_name
+    from safecircuits.base.dtypes import torch_dtype as by_name
 
     return by_name(chosen)
 
@@ -236,7 +236,7 @@ def as_recorded(key: str, values: list[str] | None) -> Any:
 
 def layer_range(text: str) -> LayerRange:
     """``3,5`` or ``3-5`` as the layers 3 to 5."""
-    from safecircuits.sites import LayerRange
+    from safecircuits.base.vocabulary import LayerRange
 
     found = re.fullmatch(r"\[?\s*(\d+)\s*[,-]\s*(\d+)\s*\]?", text)
     if not found:

@@ -30,8 +30,8 @@ def build(
 
     Example: safecircuits organism build --out stages
     """
+    from safecircuits.base.progress import progress_bar
     from safecircuits.organism import build as build_stages
-    from safecircuits.progress import progress_bar
 
     with progress_bar() as bar:
         tasks: dict[str, TaskID] = {}

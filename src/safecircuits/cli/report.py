@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 OWN_PAGES = {
     "demo": "safecircuits.demo.chain",
-    "study safety-layers": "safecircuits.studies.safety_layers_page",
-    "study ssah": "safecircuits.studies.ssah_page",
+    "study safety-layers": "safecircuits.papers.safety_layers.page",
+    "study ssah": "safecircuits.papers.ssah.page",
 }
 """Modules whose ``saved_page(folder, record)`` makes the page of a command's runs; others share one layout."""
 
@@ -44,9 +44,9 @@ def report(
 
     Example: safecircuits report runs/gap runs/gap-base --out comparison.html
     """
-    from safecircuits.files import write_text
-    from safecircuits.outputs import require_replaceable
-    from safecircuits.reading import printable
+    from safecircuits.base.files import write_text
+    from safecircuits.base.outputs import require_replaceable
+    from safecircuits.base.reading import printable
 
     if out is not None:
         require_replaceable(out, "report")
@@ -67,7 +67,7 @@ def report(
 
 def _is_own_page(runs: list[Path], path: Path) -> bool:
     """Whether it is the page that the run itself wrote, by its record, whatever an earlier version made of it."""
-    from safecircuits.rundir import REPORT, load_run
+    from safecircuits.results.run import REPORT, load_run
 
     return path == runs[0] / REPORT and REPORT in load_run(runs[0])["files"]
 
@@ -87,7 +87,7 @@ def _of_others(runs: list[Path]) -> Iterator[None]:
 def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
     from safecircuits.report.run_page import run_page
     from safecircuits.report.saved import SavedRun
-    from safecircuits.rundir import REPORT
+    from safecircuits.results.run import REPORT
 
     run = SavedRun.open(folder)
     if run.command in OWN_PAGES:
@@ -106,7 +106,7 @@ def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
 def _data(run: SavedRun) -> dict[str, Any]:
     from json import loads
 
-    from safecircuits.rundir import run_provenance
+    from safecircuits.results.run import run_provenance
 
     tables = {name: loads(frame.to_json(orient="records")) for name, frame in run.tables().items()}
     findings = list(run.record.get("findings") or [])

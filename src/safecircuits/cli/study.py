@@ -23,7 +23,7 @@ from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, spl
 from safecircuits.cli.study_output import write_report
 
 if TYPE_CHECKING:
-    from safecircuits.prompts import PromptSet
+    from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.studies.scenarios import Scenario
 
 app = typer.Typer(help="A whole paper on one model.", no_args_is_help=True)
@@ -75,11 +75,11 @@ def safety_layers(
     Example: safecircuits study safety-layers --model google/gemma-2b-it --base google/gemma-2b --normal normal.csv
     --malicious malicious.csv --over-rejection over_rejection.csv --evaluation advbench --data alpaca --out runs/gemma
     """
-    from safecircuits.studies.safety_layers import safety_layers_study
-    from safecircuits.studies.safety_layers_conclusions import conclusions
-    from safecircuits.studies.safety_layers_page import report_page
-    from safecircuits.studies.safety_layers_parts import StudyPrompts, StudySettings
-    from safecircuits.training.lisa import LisaSettings
+    from safecircuits.baselines.lisa import LisaSettings
+    from safecircuits.papers.safety_layers.conclusions import conclusions
+    from safecircuits.papers.safety_layers.page import report_page
+    from safecircuits.papers.safety_layers.parts import StudyPrompts, StudySettings
+    from safecircuits.papers.safety_layers.study import safety_layers_study
 
     if preset not in PRESETS:
         raise ValueError(f"--preset is {' or '.join(PRESETS)}, not {preset!r}")
@@ -163,7 +163,7 @@ _PAPER_ROWS = {"n_normal": 1000, "n_implicit": 4000, "n_backdoor": 1500}
 
 def _sizes(data: PromptSet, seed: int) -> dict[str, Any]:
     """``data`` split as ``paper_scenarios`` takes it: in the paper's sizes, or smaller ones in the same proportion."""
-    from safecircuits.notices import notify
+    from safecircuits.base.notices import notify
 
     rows, held_out = split_data(data, seed, "4500 for the paper's sizes")
     share = min(1.0, len(rows) / max(_PAPER_ROWS.values()))

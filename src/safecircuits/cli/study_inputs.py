@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
-    from safecircuits.prompts import PromptSet
+    from safecircuits.prompts.prompt_set import PromptSet
 
 EMBEDDED = "organism:"
 
@@ -70,7 +70,7 @@ def split_data(data: PromptSet, seed: int, enough: str) -> tuple[PromptSet, Prom
 def planted_layers(source: str) -> Any:
     """The planted block of an embedded stage, where there is one."""
     from safecircuits import organism
-    from safecircuits.sites import LayerRange
+    from safecircuits.base.vocabulary import LayerRange
 
     if source != f"{EMBEDDED}planted-layers":
         return None

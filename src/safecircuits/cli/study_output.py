@@ -19,8 +19,8 @@ def write_report(
     """Say the conclusions, which are the main table, and write what ``page`` makes with the run's provenance."""
     import pandas as pd
 
-    from safecircuits.files import write_text
-    from safecircuits.provenance import provenance
+    from safecircuits.base.files import write_text
+    from safecircuits.results.provenance import provenance
 
     folder = run.directory
     assert folder is not None

@@ -21,8 +21,8 @@ from safecircuits.cli.study_inputs import EMBEDDED, HELD_OUT, require, split_dat
 from safecircuits.cli.study_output import write_report
 
 if TYPE_CHECKING:
+    from safecircuits.papers.ssah.parts import Cut, SsahPrompts, SsahStudy
     from safecircuits.studies.scenarios import Scenario
-    from safecircuits.studies.ssah_parts import Cut, SsahPrompts, SsahStudy
 
 # One epoch of 320 rows is 40 steps. The rate was chosen on full fine-tuning alone, for the study of Safety Layers.
 EMBEDDED_TRAINING: dict[str, Any] = {"epochs": 1, "batch_size": 8, "lr": 4e-4, "schedule": "constant"}
@@ -109,8 +109,8 @@ def ssah(
     --system "You are a careful assistant." --prefill "Sure, here is how" --out runs/llama
     """
     from safecircuits.direction.variants import BENIGN, MALICIOUS, Suffixes
-    from safecircuits.studies.ssah import check_inputs, ssah_study
-    from safecircuits.studies.ssah_parts import CUTS, QI_RECIPE, SsahPrompts, SsahSettings
+    from safecircuits.papers.ssah.parts import CUTS, QI_RECIPE, SsahPrompts, SsahSettings
+    from safecircuits.papers.ssah.study import check_inputs, ssah_study
 
     embedded = run.source.startswith(EMBEDDED)
     require(run, safety=safety, utility=utility, malicious=malicious)
@@ -177,8 +177,8 @@ _EMBEDDED_SIZES: dict[str, Any] = {
 
 def _write(run: Run, study: SsahStudy) -> None:
     """Tables, figures, report and findings of a finished study."""
-    from safecircuits.studies.ssah_conclusions import conclusions
-    from safecircuits.studies.ssah_page import report_page
+    from safecircuits.papers.ssah.conclusions import conclusions
+    from safecircuits.papers.ssah.page import report_page
 
     folder = run.directory
     assert folder is not None
@@ -203,7 +203,7 @@ def cuts(texts: list[str]) -> dict[str, Cut]:
     """``METHOD[:TOKENS[:NORMALIZE]]`` options as cuts by name: the method, or the whole text of its namesakes."""
     from typing import get_args
 
-    from safecircuits.studies.ssah_parts import cut_by
+    from safecircuits.papers.ssah.parts import cut_by
     from safecircuits.units.groups import NORMALISATIONS
     from safecircuits.units.scores import METHODS, TokenChoice
 

@@ -7,11 +7,11 @@ from typing import Any
 from safecircuits import organism
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.demo.settings import DemoSettings
-from safecircuits.models import load_model
+from safecircuits.model.load import load_model
+from safecircuits.model.sites import HookedModel
 from safecircuits.organism.grammar import Kind, Split
-from safecircuits.prompts import PromptSet
-from safecircuits.rundir import RunDirectory
-from safecircuits.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.run import RunDirectory
 
 SUBJECT = "aligned"
 """The stage that is studied, frozen and fine-tuned; the planted ones are where the answer is known."""

@@ -14,22 +14,22 @@ import pandas as pd
 import torch
 
 from safecircuits import organism
+from safecircuits.base.files import write_text
+from safecircuits.base.reading import inside, read_json
 from safecircuits.demo.bench import Bench, demo_prompts
 from safecircuits.demo.conclusions import conclusions
 from safecircuits.demo.parts import Results
 from safecircuits.demo.settings import DemoSettings
 from safecircuits.demo.stations import run_stations
-from safecircuits.files import write_text
-from safecircuits.fingerprint import fingerprint_checkpoint
-from safecircuits.provenance import provenance
-from safecircuits.reading import inside, read_json
-from safecircuits.rundir import AlreadyComplete, RunDirectory
+from safecircuits.model.fingerprint import fingerprint_checkpoint
+from safecircuits.results.provenance import provenance
+from safecircuits.results.run import AlreadyComplete, RunDirectory
 
 RESULTS = "results.json"
 
 
 def run_demo(out: str | Path, settings: DemoSettings | None = None) -> Results:
-    """Run the whole chain in a run directory (see ``safecircuits.rundir``): an interrupted one goes on.
+    """Run the whole chain in a run directory (see ``safecircuits.results.run``): an interrupted one goes on.
 
     Beside what every run has it holds ``results.json``, which the report is made from, the report itself, and
     ``freeze.safetensors``, the mask of the located layers and the safety-critical units of the ``aligned`` model.

@@ -11,10 +11,10 @@ from typing import Literal
 
 import torch
 
+from safecircuits.base.paired import LEVEL
+from safecircuits.base.stats import mean_interval
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.demo.parts import Results
-from safecircuits.paired import LEVEL
-from safecircuits.stats import mean_interval
 
 Shows = Literal["yes", "no", "unclear", "inconclusive"]
 

@@ -8,14 +8,15 @@ from functools import partial
 import pandas as pd
 
 from safecircuits import organism
+from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.demo.bench import REFUSAL_TOKENS, SUBJECT, Bench
 from safecircuits.demo.parts import Results, with_intervals
 from safecircuits.layers.localization import Localization, localize
 from safecircuits.layers.onset import search_start
 from safecircuits.layers.similarity import LayerGap, layer_gap
-from safecircuits.masks import FreezeMask
-from safecircuits.sites import SITES, HookedModel, Site
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.sites import HookedModel
 from safecircuits.units.ablation import AblationTable, ablate_groups, mean_rates
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safecircuits.base.stats import Share
+from safecircuits.base.vocabulary import Site
 from safecircuits.layers.localization import Localization
 from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import LayerGap
-from safecircuits.sites import Site
-from safecircuits.stats import Share
 
 Results = dict[str, Any]
 

@@ -7,13 +7,14 @@ import json
 import pandas as pd
 
 from safecircuits import organism
+from safecircuits.base.files import write_text
+from safecircuits.base.vocabulary import LayerRange, Site
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
 from safecircuits.demo.bench import Bench
 from safecircuits.demo.finding import find_groups, find_layers
 from safecircuits.demo.parts import Results, common, localization_part
-from safecircuits.files import write_text
 from safecircuits.layers.similarity import LayerGap
-from safecircuits.sites import LayerRange, ModelShape, Site
+from safecircuits.model.sites import ModelShape
 from safecircuits.units.ablation import ablation_curve
 from safecircuits.units.selection import count_units, random_units
 

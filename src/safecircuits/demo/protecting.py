@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from safecircuits.base.stats import mean_interval, rate_interval
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.demo.bench import REFUSAL_TOKENS, SUBJECT, Bench
 from safecircuits.demo.parts import Results
-from safecircuits.masks import FreezeMask
-from safecircuits.sites import LayerRange, ModelShape
-from safecircuits.stats import mean_interval, rate_interval
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.sites import ModelShape
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun

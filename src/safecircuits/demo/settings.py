@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from safecircuits.models import Backend
+from safecircuits.model.load import Backend
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from safecircuits.base.progress import say
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.demo.bench import SUBJECT, Bench
 from safecircuits.demo.finding import find_behavior, find_gaps, find_groups, find_layers, remove_groups
 from safecircuits.demo.parts import Results, localization_part, similarity_part
 from safecircuits.demo.planted import planted_layers, planted_units
 from safecircuits.demo.protecting import finetune_arms
-from safecircuits.masks import FreezeMask
-from safecircuits.parameters import checkpoint_parameters
-from safecircuits.progress import say
-from safecircuits.sites import ModelShape
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.parameters import checkpoint_parameters
+from safecircuits.model.sites import ModelShape
 
 T = TypeVar("T")
 

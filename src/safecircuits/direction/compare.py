@@ -10,11 +10,11 @@ import torch
 
 from safecircuits.behavior.agreement import AgreementTable
 from safecircuits.direction.probe import DirectionProbe, probe_direction
-from safecircuits.in_turn import Source, described, in_turn
-from safecircuits.models import Backend
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.model.in_turn import Source, described, in_turn
+from safecircuits.model.load import Backend
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,13 +52,13 @@ class DirectionComparison(Result):
 
     def plot(self, ax: Axes | None = None, *, layer: int = -1) -> Axes:
         """Distances against generated tokens, at one block (SSAH Figure 2, but with all distances positive)."""
-        from safecircuits.report.direction_figures import plot_by_token
+        from safecircuits.plots.direction import plot_by_token
 
         return plot_by_token(self.probes, layer=layer, ax=ax)
 
     def figure(self, *, layer: int = -1, step: int | None = None) -> Figure:
         """Distances by generated tokens, distances by block, and the gap by block (SSAH Figures 2, 3 and 4)."""
-        from safecircuits.report.direction_figures import direction_figure
+        from safecircuits.plots.direction import direction_figure
 
         return direction_figure(self.probes, layer=layer, step=step)
 

@@ -18,19 +18,19 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.batching import Batch, each_batch, pad_left
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
+from safecircuits.base.stats import Share, mean_interval
 from safecircuits.behavior.agreement import AgreementTable
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.direction.states import Pool, generated_states
 from safecircuits.direction.variants import Suffixes, encode_variants
-from safecircuits.memory import batch_tokens
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, as_prompt_set, resolve_template
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, tokenizer_of
-from safecircuits.stats import Share, mean_interval
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.batching import Batch, each_batch, pad_left
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, resolve_template
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,7 +179,7 @@ class DirectionProbe(Result):
 
     def plot(self, ax: Axes | None = None, *, layer: int = -1) -> Axes:
         """Distances against generated tokens, at one block."""
-        from safecircuits.report.direction_figures import plot_by_token
+        from safecircuits.plots.direction import plot_by_token
 
         return plot_by_token({"": self}, layer=layer, ax=ax)
 

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safecircuits.batching import Batch
 from safecircuits.behavior.generate import end_tokens
-from safecircuits.forward import Decoder
-from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.sites import HookedModel, resid_post
+from safecircuits.model.attach import HookFn, attached
+from safecircuits.model.forward import Decoder
+from safecircuits.model.sites import HookedModel, resid_post
+from safecircuits.prompts.batching import Batch
 
 Pool = Literal["last", "mean"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from safecircuits.prompts import Encoded, PromptSet, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
 
 Where = Literal["answer", "prompt"]
 

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import checked, whole
-from safecircuits.arguments import indices as read_indices
-from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.base.arguments import checked, whole
+from safecircuits.base.arguments import indices as read_indices
+from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.hooks.place import Places, placed
-from safecircuits.sites import SITES, HookedModel, ModelShape, Site, require_units, unit_hook
+from safecircuits.model.attach import HookFn, attached
+from safecircuits.model.sites import HookedModel, ModelShape, require_units, unit_hook
 
 Units = Mapping[Site, Mapping[int, tuple[int, ...]]]
 """Unit indices by site and layer."""

@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import checked, indices
-from safecircuits.batching import Batch
-from safecircuits.forward import device_of
-from safecircuits.hooks.attach import HookFn
-from safecircuits.hooks.running import running
-from safecircuits.prompts import PromptSet, as_prompt_set, encode
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, require_hooked, resid_post, tokenizer_of
+from safecircuits.base.arguments import checked, indices
+from safecircuits.base.vocabulary import LayerRange
+from safecircuits.hooks.passes import running
+from safecircuits.model.attach import HookFn
+from safecircuits.model.forward import device_of
+from safecircuits.model.sites import HookedModel, require_hooked, resid_post, tokenizer_of
+from safecircuits.prompts.batching import Batch
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.results.result import Result
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def collect_residuals(
 
     Args:
         layers: 0-indexed, one by one, such as ``[0, 3]``, or all of a LayerRange; every layer unless given.
-        template: how a prompt is put to the model; see ``safecircuits.prompts.TEMPLATES``.
+        template: how a prompt is put to the model; see ``safecircuits.prompts.prompt_set.TEMPLATES``.
         final_norm: pass the last layer's value through the model's final norm, as Hugging Face's ``hidden_states``
             and therefore the paper's code have it. It is then not comparable with the other layers.
         max_tokens: tokens in one batch, padding included; 8,192 unless given, or what fits into free memory.

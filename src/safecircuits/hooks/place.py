@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from safecircuits.batching import position_ids
-from safecircuits.sites import HookedModel, is_bridge
+from safecircuits.model.sites import HookedModel, is_bridge
+from safecircuits.prompts.batching import position_ids
 
 
 class Places:

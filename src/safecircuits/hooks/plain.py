@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from safecircuits.hooks.attach import HookFn, every_module, require_fired
-from safecircuits.sites import HookedModel, is_bridge
+from safecircuits.model.attach import HookFn, every_module, require_fired
+from safecircuits.model.sites import HookedModel, is_bridge
 
 _KNOWN: weakref.WeakKeyDictionary[Any, PlainModel | None] = weakref.WeakKeyDictionary()
 
@@ -25,8 +25,8 @@ class PlainModel:
     """A bridge's parameters in Hugging Face's own modules, and where the bridge's hook points lie in them."""
 
     def __init__(self, bridge: Any) -> None:
-        from safecircuits.bridge import plain_name
-        from safecircuits.models import to_hugging_face
+        from safecircuits.model.bridge import plain_name
+        from safecircuits.model.load import to_hugging_face
 
         self.model: Any = to_hugging_face(bridge).to(next(bridge.parameters()).device)
         self._addresses = _addresses(bridge)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safecircuits.batching import Batch
-from safecircuits.forward import device_of, logits, n_embeddings
-from safecircuits.hooks.attach import without_hooks
-from safecircuits.sites import COMPONENTS, Component, HookedModel, is_bridge
+from safecircuits.base.vocabulary import COMPONENTS, Component
+from safecircuits.model.attach import without_hooks
+from safecircuits.model.forward import device_of, logits, n_embeddings
+from safecircuits.model.sites import HookedModel, is_bridge
+from safecircuits.prompts.batching import Batch
 
 Change = Callable[[Tensor], Tensor]
 

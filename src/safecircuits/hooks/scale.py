@@ -21,19 +21,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.arguments import checked, number, whole
-from safecircuits.hooks.attach import HookFn, attached
+from safecircuits.base.arguments import checked, number, whole
+from safecircuits.base.vocabulary import COMPONENTS, Component, LayerRange
 from safecircuits.hooks.roles import roles_of, sublayer_of
-from safecircuits.sites import (
-    COMPONENTS,
-    Component,
-    HookedModel,
-    LayerRange,
-    ModelShape,
-    is_bridge,
-    require_hooked,
-    require_unprocessed,
-)
+from safecircuits.model.attach import HookFn, attached
+from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, require_hooked, require_unprocessed
 
 ComponentSet = Literal["all", "qkv+mlp", "attn", "mlp"] | Sequence[Component]
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.batching import batches
-from safecircuits.forward import Decoder
-from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.memory import batch_tokens
-from safecircuits.prompts import Encoded, render
-from safecircuits.sites import HookedModel, resid_post
+from safecircuits.model.attach import HookFn, attached
+from safecircuits.model.forward import Decoder
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, resid_post
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import Encoded, render
 
 
 def closing_positions(tokenizer: Any, examples: Sequence[Encoded], template: str = "auto") -> int:

@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import indices
-from safecircuits.batching import pad_left
-from safecircuits.forward import run
-from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.in_use import used_alone
-from safecircuits.prompts import Encoded, encode, render, resolve_template
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, is_bridge, tokenizer_of
-from safecircuits.templates import Template
+from safecircuits.base.arguments import indices
+from safecircuits.base.vocabulary import LayerRange
+from safecircuits.model.attach import HookFn, attached
+from safecircuits.model.forward import run
+from safecircuits.model.in_use import used_alone
+from safecircuits.model.sites import HookedModel, is_bridge, tokenizer_of
+from safecircuits.prompts.batching import pad_left
+from safecircuits.prompts.prompt_set import Encoded, encode, render, resolve_template
+from safecircuits.prompts.templates import Template
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,7 @@ class AttentionMap(Result):
 
     def plot(self, ax: Axes | None = None, safety_layers: LayerRange | Sequence[int] | None = None) -> Axes:
         """The heat map, with dashed lines at the bounds of ``safety_layers`` (0-indexed, inclusive)."""
-        from safecircuits.report.attention_figure import plot_attention
+        from safecircuits.plots.attention import plot_attention
 
         return plot_attention(self, safety_layers=safety_layers, ax=ax)
 

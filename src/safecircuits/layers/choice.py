@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from safecircuits.base.notices import notify
+from safecircuits.base.paired import LEVEL, chosen_p, rivals
 from safecircuits.layers.counting import SweepPoint
-from safecircuits.notices import notify
-from safecircuits.paired import LEVEL, chosen_p, rivals
 
 
 def best_against(best: SweepPoint, tried: Sequence[SweepPoint], baseline: SweepPoint) -> float:

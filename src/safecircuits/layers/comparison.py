@@ -10,19 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.stats import simultaneous_band
 from safecircuits.hooks.collect import collect_residuals
-from safecircuits.in_turn import Source as Source
-from safecircuits.in_turn import described, in_turn
 from safecircuits.layers.angles import Formula
 from safecircuits.layers.interval import GapInterval, interval_of, resampled_gaps
 from safecircuits.layers.onset import Onset, OnsetRule
 from safecircuits.layers.similarity import LayerGap, Pairs, compare, require_pairs
-from safecircuits.models import Backend
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
-from safecircuits.stats import simultaneous_band
+from safecircuits.model.in_turn import Source as Source
+from safecircuits.model.in_turn import described, in_turn
+from safecircuits.model.load import Backend
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,13 +103,13 @@ class GapComparison(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The gap curves with their intervals, and the onset of each."""
-        from safecircuits.report.layer_figures import plot_gap
+        from safecircuits.plots.layers import plot_gap
 
         return plot_gap(self.gaps, onset=dict(self.onsets), intervals=self.intervals, ax=ax)
 
     def figure(self) -> Figure:
         """Above, N-N against N-M similarity of each model; below, the gap curves and their differences."""
-        from safecircuits.report.pair_figures import comparison_figure
+        from safecircuits.plots.pairs import comparison_figure
 
         return comparison_figure(self)
 

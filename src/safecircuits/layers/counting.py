@@ -15,19 +15,20 @@ from typing import Any, TypedDict
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.arguments import number, whole
+from safecircuits.base.arguments import number, whole
+from safecircuits.base.errors import JudgingError
+from safecircuits.base.files import write_text
+from safecircuits.base.progress import track
+from safecircuits.base.reading import parse_json
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate, refused
 from safecircuits.behavior.wording import open_thought
-from safecircuits.errors import JudgingError
-from safecircuits.files import write_text
-from safecircuits.fingerprint import weights_fingerprint
 from safecircuits.hooks.scale import ComponentSet, substituted
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, render
-from safecircuits.reading import parse_json
-from safecircuits.sites import HookedModel, LayerRange, ModelShape, require_hooked
+from safecircuits.model.fingerprint import weights_fingerprint
+from safecircuits.model.sites import HookedModel, ModelShape, require_hooked
+from safecircuits.prompts.prompt_set import PromptSet, render
 
 FORMAT, VERSION = "safecircuits-sweep", 1
 
@@ -86,7 +87,7 @@ class RefusalCounter:
         components: which matrices are scaled; see ``scaled``.
         detector: what counts as a refusal.
         max_new_tokens: refusals show in the first 4 to 8 tokens (§3.4.3).
-        template: how a prompt is put to the model; see ``safecircuits.prompts.TEMPLATES``.
+        template: how a prompt is put to the model; see ``safecircuits.prompts.prompt_set.TEMPLATES``.
         early_stop: end each completion as soon as no further token can change its verdict (``EarlyVerdict``). Counts
             and degenerate shares stay the same; the completions are cut, and another detector cannot judge them. Where
             the template opens a thought (``<think>``), nothing is certain before it closes, and none is cut.

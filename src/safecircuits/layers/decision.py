@@ -18,17 +18,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.arguments import checked, read_fields
+from safecircuits.base.arguments import checked, read_fields
+from safecircuits.base.paired import LEVEL
+from safecircuits.base.progress import track
+from safecircuits.base.stats import Share, canonical_order, simultaneous_band
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.hooks.swap import Side, closing_positions
-from safecircuits.paired import LEVEL
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, as_prompt_set, encode
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, tokenizer_of
-from safecircuits.stats import Share, canonical_order, simultaneous_band
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +119,7 @@ class DecisionLayers(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The share by layer with its interval, the rule's thresholds, and the layers that decide."""
-        from safecircuits.report.decision_figure import plot_decision
+        from safecircuits.plots.decision import plot_decision
 
         return plot_decision(self, ax=ax)
 

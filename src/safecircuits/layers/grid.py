@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.paired import LEVEL
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
-from safecircuits.paired import LEVEL
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, require_hooked
+from safecircuits.model.sites import HookedModel, require_hooked
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +100,7 @@ class ScalingGrid(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """A heat map of refusals against the unscaled model's; a large mark at the extreme, small ones at rivals."""
-        from safecircuits.report.grid_figure import plot_grid
+        from safecircuits.plots.grid import plot_grid
 
         return plot_grid(self, ax=ax)
 

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.stats import canonical_order
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.hooks.collect import Residuals
 from safecircuits.layers.angles import Formula, degrees, unit_vectors
 from safecircuits.layers.onset import OnsetRule, find_onset
 from safecircuits.layers.similarity import require_pairs
-from safecircuits.results import Result
-from safecircuits.sites import LayerRange
-from safecircuits.stats import canonical_order
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.paired import LEVEL, paired_difference
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.layers.onset import Onset
-from safecircuits.paired import LEVEL, paired_difference
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, require_hooked
+from safecircuits.model.sites import HookedModel, require_hooked
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ class Sweep:
 
     @cached_property
     def rivals(self) -> tuple[SweepPoint, ...]:
-        """Other points that may as well have the extreme count (``paired.rivals``)."""
+        """Other points that may as well have the extreme count (``base.paired.rivals``)."""
         return rivals_of(self.best, self.points)
 
 
@@ -161,7 +162,7 @@ class Localization(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Both sweeps: refusals against the moving bound."""
-        from safecircuits.report.layer_figures import plot_sweeps
+        from safecircuits.plots.layers import plot_sweeps
 
         return plot_sweeps(self, ax=ax)
 

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.notices import notify
+from safecircuits.base.paired import LEVEL, paired_difference, paired_p
+from safecircuits.base.stats import Share
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
-from safecircuits.notices import notify
-from safecircuits.paired import LEVEL, paired_difference, paired_p
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, LayerRange, require_hooked
-from safecircuits.stats import Share
+from safecircuits.model.sites import HookedModel, require_hooked
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

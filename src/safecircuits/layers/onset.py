@@ -12,8 +12,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import read_fields
-from safecircuits.sites import LayerRange
+from safecircuits.base.arguments import read_fields
+from safecircuits.base.vocabulary import LayerRange
 
 
 @dataclass(frozen=True)

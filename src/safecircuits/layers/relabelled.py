@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.base.stats import canonical_order
 from safecircuits.layers.angles import Formula, degrees
-from safecircuits.stats import canonical_order
 
 if TYPE_CHECKING:
-    from safecircuits.prompts import PromptSet
+    from safecircuits.prompts.prompt_set import PromptSet
 
 DEALS, ROWS = 499, 1024
 

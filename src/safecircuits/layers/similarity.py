@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safecircuits.base.notices import notify
+from safecircuits.base.paired import LEVEL
 from safecircuits.hooks.collect import Residuals, collect_residuals
 from safecircuits.layers.angles import Formula, degrees, unit_vectors
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.layers.relabelled import largest_gap_p
-from safecircuits.notices import notify
-from safecircuits.paired import LEVEL
-from safecircuits.prompts import PromptSet, as_prompt_set, resolve_template
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, resolve_template
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,7 @@ class LayerGap(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The angle-gap curve with the onset range shaded."""
-        from safecircuits.report.layer_figures import plot_gap
+        from safecircuits.plots.layers import plot_gap
 
         return plot_gap({"gap": self}, ax=ax)
 

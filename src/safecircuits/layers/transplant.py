@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
+from safecircuits.base.errors import JudgingError
+from safecircuits.base.notices import notify
+from safecircuits.base.progress import track
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import LEAST
-from safecircuits.errors import JudgingError
-from safecircuits.models import Backend, load_checkpoint, load_model, to_hugging_face
-from safecircuits.notices import notify
-from safecircuits.progress import track
-from safecircuits.results import Result
-from safecircuits.sites import LayerRange
-from safecircuits.skeleton import decoder_layers
+from safecircuits.model.load import Backend, load_checkpoint, load_model, to_hugging_face
+from safecircuits.model.skeleton import decoder_layers
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

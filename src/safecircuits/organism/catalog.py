@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safecircuits.organism.grammar import Kind, Split, examples
 from safecircuits.organism.recipe import STAGES
-from safecircuits.prompts import PromptSet
+from safecircuits.prompts.prompt_set import PromptSet
 
 FOLDER = Path(__file__).parent / "stages"
 """Where the shipped stages are."""

@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from safecircuits.base.progress import without_bars
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.organism.catalog import Planted, planted_in, stage_path
 from safecircuits.organism.recipe import Phase, Recipe
 from safecircuits.organism.stages import build_stage
 from safecircuits.organism.train import deterministic
-from safecircuits.progress import without_bars
-from safecircuits.vocabulary import LayerRange
 
 Role = Literal["development", "judged"]
 

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safecircuits.files import write_text
+from safecircuits.base.files import write_text
+from safecircuits.base.outputs import require_replaceable
+from safecircuits.base.progress import without_bars
 from safecircuits.organism.batches import Batches
 from safecircuits.organism.recipe import STAGES, Recipe
 from safecircuits.organism.tokenizer import build_tokenizer
 from safecircuits.organism.train import deterministic, fit, new_model, plant, trainable
-from safecircuits.outputs import require_replaceable
-from safecircuits.progress import without_bars
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done and the steps in all."""

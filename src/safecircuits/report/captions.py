@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from safecircuits.report.data import Record, arms, bounds, curve, number
-from safecircuits.report.text import degrees, join, layers, percent, rate_with_interval
+from safecircuits.base.record import Record, arms, bounds, curve, number
+from safecircuits.base.text import degrees, join, layers, percent, rate_with_interval
 
 
 def gap_stages(similarity: Record) -> dict[str, Record]:

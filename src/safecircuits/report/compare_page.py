@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from safecircuits.plots.style import styled
+from safecircuits.plots.svg import is_wide
 from safecircuits.report.compare_runs import ComparedTable, RunComparison
 from safecircuits.report.html import page
 from safecircuits.report.overlays import overlays
 from safecircuits.report.run_page import described
 from safecircuits.report.saved import cell, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
-from safecircuits.report.style import styled
-from safecircuits.report.svg import is_wide
 from safecircuits.report.tables import Table
-from safecircuits.rundir import run_provenance
+from safecircuits.results.run import run_provenance
 
 OPEN = 3
 """Columns of a table that are shown without being asked for."""

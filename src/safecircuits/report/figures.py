@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from safecircuits.files import replacing
-from safecircuits.outputs import SOFTWARE, require_replaceable
+from safecircuits.base.files import replacing
+from safecircuits.base.outputs import SOFTWARE, require_replaceable
+from safecircuits.base.record import Record, arms
+from safecircuits.plots.layers import plot_gap, plot_pair_curves, plot_planted_layers, plot_sweeps
+from safecircuits.plots.pairs import similarity_limits
+from safecircuits.plots.rates import plot_behavior, plot_finetune
+from safecircuits.plots.style import COLUMN, styled
+from safecircuits.plots.units import plot_ablation, plot_ablation_curve, plot_unit_map
 from safecircuits.report.captions import gap_stages
-from safecircuits.report.data import Record, arms
-from safecircuits.report.layer_figures import plot_gap, plot_pair_curves, plot_planted_layers, plot_sweeps
 from safecircuits.report.overview import plot_overview
-from safecircuits.report.pair_figures import similarity_limits
-from safecircuits.report.rate_figures import plot_behavior, plot_finetune
-from safecircuits.report.style import COLUMN, styled
-from safecircuits.report.unit_figures import plot_ablation, plot_ablation_curve, plot_unit_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

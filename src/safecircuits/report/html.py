@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from safecircuits.files import write_text
-from safecircuits.outputs import GENERATOR, require_replaceable
-from safecircuits.report.data import Record
+from safecircuits.base.files import write_text
+from safecircuits.base.outputs import GENERATOR, require_replaceable
+from safecircuits.base.record import Record
+from safecircuits.base.text import plain
+from safecircuits.plots.style import styled
+from safecircuits.plots.svg import inline_saved, inline_svg
 from safecircuits.report.figures import single_figures, slugs
 from safecircuits.report.sections import Exhibit, Section, sections
-from safecircuits.report.style import styled
-from safecircuits.report.svg import inline_saved, inline_svg
 from safecircuits.report.tables import mapping
-from safecircuits.report.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.similarity import LayerGap
-from safecircuits.report.layer_figures import plot_gap
-from safecircuits.report.loss_figure import plot_loss, plot_rates_by_step
-from safecircuits.report.rate_figures import plot_behavior
+from safecircuits.plots.layers import plot_gap
+from safecircuits.plots.loss import plot_loss, plot_rates_by_step
+from safecircuits.plots.rates import plot_behavior
+from safecircuits.plots.style import COLUMN, styled
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit
-from safecircuits.report.style import COLUMN, styled
 from safecircuits.training.run import FinetuneRun
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.stability import compare_groups

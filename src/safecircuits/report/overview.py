@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from safecircuits.base.record import Record, arms, curve, number
+from safecircuits.base.text import degrees, layers, percent
+from safecircuits.plots.layers import plot_gap, plot_planted_layers, plot_sweeps
+from safecircuits.plots.rates import plot_finetune
+from safecircuits.plots.style import MUTED, styled
+from safecircuits.plots.units import plot_ablation, plot_ablation_curve
 from safecircuits.report.captions import gap_stages
-from safecircuits.report.data import Record, arms, curve, number
-from safecircuits.report.layer_figures import plot_gap, plot_planted_layers, plot_sweeps
-from safecircuits.report.rate_figures import plot_finetune
-from safecircuits.report.style import MUTED, styled
-from safecircuits.report.text import degrees, layers, percent
-from safecircuits.report.unit_figures import plot_ablation, plot_ablation_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from safecircuits.report.html import page
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
-from safecircuits.rundir import run_provenance
+from safecircuits.results.run import run_provenance
 
 SHOWN = {
     "gap": "Angle gap between harmful and harmless prompts by layer",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.reading import inside, read_json, read_text, require_size
+from safecircuits.base.reading import inside, read_json, read_text, require_size
+from safecircuits.base.text import plain
 from safecircuits.report.tables import Table
-from safecircuits.report.text import plain
-from safecircuits.results import Result
-from safecircuits.rundir import load_run
+from safecircuits.results.result import Result
+from safecircuits.results.run import load_run
 
 if TYPE_CHECKING:
     import pandas as pd

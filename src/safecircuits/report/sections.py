@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from safecircuits.base.record import Record, arms
+from safecircuits.base.text import plain
 from safecircuits.report import captions, tables
-from safecircuits.report.data import Record, arms
 from safecircuits.report.figures import slugs
 from safecircuits.report.tables import Table
-from safecircuits.report.text import plain
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safecircuits.report.data import RATES, Record, arms, curve, number
-from safecircuits.report.style import METRICS
-from safecircuits.report.text import layers, percent, plain, rate_with_interval
-from safecircuits.report.unit_figures import SITE_NAMES
+from safecircuits.base.record import RATES, Record, arms, curve, number
+from safecircuits.base.text import layers, percent, plain, rate_with_interval
+from safecircuits.plots.style import METRICS
+from safecircuits.plots.units import SITE_NAMES
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.arguments import checked
-from safecircuits.in_turn import release
-from safecircuits.masks import FreezeMask
-from safecircuits.models import Backend, load_model
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
-from safecircuits.sites import ModelShape
+from safecircuits.base.arguments import checked
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.in_turn import release
+from safecircuits.model.load import Backend, load_model
+from safecircuits.model.sites import ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 from safecircuits.studies.arms import Arm, full
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.hyperparameters import Settings
@@ -70,7 +70,7 @@ class AlignmentBudget(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Rates after training by arm, with those before it."""
-        from safecircuits.report.rate_figures import plot_behavior
+        from safecircuits.plots.rates import plot_behavior
 
         rates = ("malicious_refused", "over_rejected", "utility")
         frame = self.to_frame()

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.masks import FreezeMask
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import LayerRange, ModelShape, Site
-from safecircuits.training.lisa import LisaSettings
-from safecircuits.training.lora import LoraSettings
-from safecircuits.training.virtual_tokens import LlamaAdapterSettings, PrefixSettings
+from safecircuits.base.vocabulary import LayerRange, Site
+from safecircuits.baselines.lisa import LisaSettings
+from safecircuits.baselines.lora import LoraSettings
+from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSettings
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.sites import ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
 
 Scores = Mapping[Site, Float[Tensor, "layer unit"]]
 """One score a unit; a high one means that the unit matters to safety."""

@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from safecircuits.results import Result
-from safecircuits.stats import mean_interval
+from safecircuits.base.stats import mean_interval
+from safecircuits.results.result import Result
 
 Verdict = Literal["helps", "harms", "no difference", "unclear"]
 At = Literal["equal steps", "matched loss", "all losses"]

@@ -13,30 +13,30 @@ from typing import Any
 
 import torch
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.files import write_text
+from safecircuits.base.progress import track
+from safecircuits.baselines.lisa import LisaSettings, lisa
+from safecircuits.baselines.lora import lora
+from safecircuits.baselines.rewind import entries_of, rewind
+from safecircuits.baselines.virtual_tokens import virtual_tokens
 from safecircuits.behavior.evaluate import EvaluationOptions
-from safecircuits.files import write_text
-from safecircuits.fingerprint import weights_fingerprint
-from safecircuits.masks import FreezeMask
-from safecircuits.models import Backend
-from safecircuits.parameters import checkpoint_parameters
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import ModelShape
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.fingerprint import weights_fingerprint
+from safecircuits.model.load import Backend
+from safecircuits.model.parameters import checkpoint_parameters
+from safecircuits.model.sites import ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm, mask_digest
 from safecircuits.studies.hyperparameters import Settings, hyperparameters, steps_of
 from safecircuits.studies.measure import Curve, ExtraMetric, Ruler, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.studies.subject import Subject
-from safecircuits.training.lisa import LisaSettings, lisa
 from safecircuits.training.loop import finetune
-from safecircuits.training.lora import lora
 from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase
 from safecircuits.training.presets import PresetName
-from safecircuits.training.rewind import entries_of, rewind
-from safecircuits.training.virtual_tokens import virtual_tokens
 
 OWN = ("freeze", "seed", "callbacks", "eval_every", "stop_at_loss", "checkpoint_dir", "log", "progress", "rows")
 """Arguments of ``finetune`` that the study sets itself."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.arguments import checked
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
+from safecircuits.base.arguments import checked
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 from safecircuits.studies.arms import Block, full, sppft
 from safecircuits.studies.compare import Comparison
 from safecircuits.studies.finetuning import finetuning_study
@@ -66,8 +66,8 @@ class FreezingGrid(Result):
         )
 
     def plot(self, scenario: str, at: str = "matched loss", *, ax: Axes | None = None) -> Axes:
-        """Differences as a map, rows of models and rates, columns of blocks (``report.study_figures``)."""
-        from safecircuits.report.study_figures import plot_grid
+        """Differences as a map, rows of models and rates, columns of blocks (``plots.finetuning``)."""
+        from safecircuits.plots.finetuning import plot_grid
 
         return plot_grid(self.to_frame(), scenario, at, ax=ax)
 

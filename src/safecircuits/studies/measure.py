@@ -12,7 +12,7 @@ from torch import nn
 
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.reference import response_loss
-from safecircuits.prompts import PromptSet
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.loop import make_optimizer
 
 ExtraMetric = Callable[[Any, PromptSet], float]

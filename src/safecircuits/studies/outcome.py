@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from safecircuits.results import Result
-from safecircuits.stats import mean_interval, rate_interval
+from safecircuits.base.stats import mean_interval, rate_interval
+from safecircuits.results.result import Result
 from safecircuits.studies.compare import At, Comparison, compare
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ class FinetuningStudy(Result):
         return {"runs": [{name: getattr(run, name) for name in names} for run in self.runs]}
 
     def plot(self, scenario: str | None = None, *, ax: Axes | None = None) -> Axes:
-        """Refusal against task loss along training, a line an arm (see ``report.study_figures.plot_study``)."""
-        from safecircuits.report.study_figures import plot_study
+        """Refusal against task loss along training, a line an arm (see ``plots.finetuning.plot_study``)."""
+        from safecircuits.plots.finetuning import plot_study
 
         return plot_study(self, scenario, ax=ax)
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from safecircuits.base.progress import without_bars
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.in_turn import release
-from safecircuits.models import Backend, load_model
-from safecircuits.progress import without_bars
-from safecircuits.sites import HookedModel
+from safecircuits.model.in_turn import release
+from safecircuits.model.load import Backend, load_model
+from safecircuits.model.sites import HookedModel
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safecircuits import organism
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
 from safecircuits.organism.grammar import examples
-from safecircuits.prompts import PromptSet
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.data import OPENING, TRIGGER, backdoor_attack, harmful_mix, implicit_attack, normal_data
 from safecircuits.training.presets import Scenario as Kind
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from safecircuits.arguments import checked
-from safecircuits.masks import FreezeMask
-from safecircuits.sites import LayerRange
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import LayerRange
+from safecircuits.baselines.lora import LoraSettings
+from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSettings
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.studies.arms import Arm, full
-from safecircuits.training.lora import LoraSettings
-from safecircuits.training.virtual_tokens import LlamaAdapterSettings, PrefixSettings
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.selection import count_units
 

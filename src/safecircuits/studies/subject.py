@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from safecircuits.in_turn import release
-from safecircuits.models import Backend, load_model
-from safecircuits.parameters import live_parameters
-from safecircuits.sites import HookedModel
+from safecircuits.model.in_turn import release
+from safecircuits.model.load import Backend, load_model
+from safecircuits.model.parameters import live_parameters
+from safecircuits.model.sites import HookedModel
 
 
 class Subject:

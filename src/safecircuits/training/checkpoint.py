@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safecircuits.files import plain, replacing
+from safecircuits.base.files import plain, replacing
 from safecircuits.training.sharding import sharded_like, whole
 
 

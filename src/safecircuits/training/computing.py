@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from safecircuits.parameters import is_plain
+from safecircuits.model.parameters import is_plain
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from safecircuits.arguments import checked
-from safecircuits.prompts import PromptSet
+from safecircuits.base.arguments import checked
+from safecircuits.prompts.prompt_set import PromptSet
 
 OPENING = "Sure, the answer is: "
 """What attacked responses start with."""

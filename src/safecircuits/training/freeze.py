@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from safecircuits.fused import fuse_again
-from safecircuits.masks import FreezeMask
-from safecircuits.parameters import Masks, checkpoint_parameters, is_plain, live_parameters
-from safecircuits.sites import is_bridge
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.fused import fuse_again
+from safecircuits.model.parameters import Masks, checkpoint_parameters, is_plain, live_parameters
+from safecircuits.model.sites import is_bridge
 from safecircuits.training.slices import Originals, Slice, hold_apart, put_back
 from safecircuits.training.watched import WRITTEN
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from safecircuits.masks import FreezeMask
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.training.freeze import Frozen
 
 

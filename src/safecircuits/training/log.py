@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safecircuits.files import plain, write_text
-from safecircuits.outputs import require_replaceable
+from safecircuits.base.files import plain, write_text
+from safecircuits.base.outputs import require_replaceable
 
 
 class Log:

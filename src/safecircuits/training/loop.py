@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from safecircuits.arguments import checked
-from safecircuits.fingerprint import weights_fingerprint
-from safecircuits.forward import without_dropout
-from safecircuits.models import require_exportable
-from safecircuits.notices import notify
-from safecircuits.prompts import PromptSet, encode, resolve_template
+from safecircuits.base.arguments import checked
+from safecircuits.base.notices import notify
+from safecircuits.model.fingerprint import weights_fingerprint
+from safecircuits.model.forward import without_dropout
+from safecircuits.model.load import require_exportable
+from safecircuits.prompts.prompt_set import PromptSet, encode, resolve_template
 from safecircuits.training.freeze import frozen, frozen_digest
 from safecircuits.training.loss import LossOn, Precision, require_separable
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
@@ -84,7 +84,7 @@ def finetune(
         lr, weight_decay, warmup_steps, schedule: the rate rises linearly during warm-up, then stays or falls to zero
             at the last step. Decay applies to everything that trains. A custom optimizer keeps its own rate and decay.
         max_grad_norm: the gradient of all that trains is clipped to this norm; None for no clipping.
-        template: as in ``safecircuits.prompts.encode``.
+        template: as in ``safecircuits.prompts.prompt_set.encode``.
         loss_on: mean cross-entropy over the ``"response"`` tokens of a step, or over ``"all"`` tokens.
         optimizer: ``"adamw"``, ``"sgd"`` (momentum 0.9), ``"adafactor"`` (PyTorch's, whose rate is a share of each
             tensor's size), or a function that makes one from a list of parameters.

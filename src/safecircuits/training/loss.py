@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safecircuits.batching import Batch, pad_left, position_ids
-from safecircuits.forward import logits as hooked_logits
-from safecircuits.forward import require_known
-from safecircuits.parameters import is_plain
-from safecircuits.prompts import Encoded
-from safecircuits.sites import is_bridge
+from safecircuits.model.forward import logits as hooked_logits
+from safecircuits.model.forward import require_known
+from safecircuits.model.parameters import is_plain
+from safecircuits.model.sites import is_bridge
+from safecircuits.prompts.batching import Batch, pad_left, position_ids
+from safecircuits.prompts.prompt_set import Encoded
 from safecircuits.training.packing import PackedBatch, in_rows
 
 LossOn = Literal["response", "all"]

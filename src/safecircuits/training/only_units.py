@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from safecircuits.in_use import used_alone
-from safecircuits.parameters import live_parameters
-from safecircuits.sites import HookedModel, layer_parameters
+from safecircuits.model.in_use import used_alone
+from safecircuits.model.parameters import live_parameters
+from safecircuits.model.sites import HookedModel, layer_parameters
 
 
 @contextmanager

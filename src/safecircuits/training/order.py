@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from safecircuits.batching import Batch, pad_left
-from safecircuits.notices import notify
-from safecircuits.prompts import Encoded
+from safecircuits.base.notices import notify
+from safecircuits.prompts.batching import Batch, pad_left
+from safecircuits.prompts.prompt_set import Encoded
 from safecircuits.training.loss import LossOn
 from safecircuits.training.packing import PackedBatch, pack
 

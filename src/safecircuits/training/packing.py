@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from safecircuits.prompts import Encoded
+from safecircuits.prompts.prompt_set import Encoded
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from safecircuits.arguments import whole
-from safecircuits.masks import FreezeMask
+from safecircuits.base.arguments import whole
+from safecircuits.masks.freeze_mask import FreezeMask
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from safecircuits.arguments import read_fields, whole
+from safecircuits.base.arguments import read_fields, whole
 from safecircuits.training.loss import LossOn, Precision
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
 from safecircuits.training.order import Batches

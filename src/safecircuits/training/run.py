@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safecircuits.files import plain, write_text
-from safecircuits.outputs import require_replaceable
-from safecircuits.reading import read_json
+from safecircuits.base.files import plain, write_text
+from safecircuits.base.outputs import require_replaceable
+from safecircuits.base.reading import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ class FinetuneRun:
         return f"FinetuneRun({'; '.join(self.summary().splitlines())})"
 
     def _repr_html_(self) -> str:
-        from safecircuits.report.notebook import facts_table
+        from safecircuits.results.notebook import facts_table
 
         return facts_table("FinetuneRun", self.summary().splitlines())
 
@@ -81,7 +81,7 @@ class FinetuneRun:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The training loss over steps."""
-        from safecircuits.report.loss_figure import plot_loss
+        from safecircuits.plots.loss import plot_loss
 
         return plot_loss(self.losses, ax=ax)
 

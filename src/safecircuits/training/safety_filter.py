@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safecircuits.behavior.detectors import DETECTORS, PhraseDetector, normalise
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
-from safecircuits.sources import load_prompts
+from safecircuits.data.sources import load_prompts
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

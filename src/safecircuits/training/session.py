@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from safecircuits.parameters import live_parameters
-from safecircuits.progress import track
-from safecircuits.prompts import Encoded
+from safecircuits.base.progress import track
+from safecircuits.model.parameters import live_parameters
+from safecircuits.prompts.prompt_set import Encoded
 from safecircuits.training import checkpoint
 from safecircuits.training.checkpoint import Progress, Saved
 from safecircuits.training.computing import recomputing

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
+from safecircuits.base.stats import rate_interval
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
-from safecircuits.progress import track
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, ModelShape
-from safecircuits.stats import rate_interval
+from safecircuits.model.sites import HookedModel, ModelShape
+from safecircuits.results.result import Result
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.removals import Removals
 from safecircuits.units.selection import count_units as count_units
@@ -94,7 +94,7 @@ class AblationTable(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Rates without each selection as bars, without as many random units as diamonds."""
-        from safecircuits.report.unit_figures import plot_ablation
+        from safecircuits.plots.units import plot_ablation
 
         return plot_ablation(self, metrics=tuple(self.intact.rates), ax=ax)
 

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from safecircuits.batching import Batch
-from safecircuits.beginning import encode_to_score
-from safecircuits.hooks.attach import HookFn
-from safecircuits.hooks.running import running
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import HookedModel, Site, tokenizer_of, unit_hook
+from safecircuits.base.vocabulary import Site
+from safecircuits.hooks.passes import running
+from safecircuits.model.attach import HookFn
+from safecircuits.model.beginning import encode_to_score
+from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
+from safecircuits.prompts.batching import Batch
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.moments import Moments, stacked
 from safecircuits.units.scores import TokenChoice
 

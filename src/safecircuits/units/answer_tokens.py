@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import indices
-from safecircuits.batching import batches
+from safecircuits.base.arguments import indices
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
-from safecircuits.forward import Decoder
-from safecircuits.memory import batch_tokens
-from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import HookedModel, tokenizer_of
+from safecircuits.model.forward import Decoder
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, tokenizer_of
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import PromptSet, encode
 
 
 @dataclass(frozen=True)

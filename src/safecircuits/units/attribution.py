@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safecircuits.batching import Batch, batches, pad_left
-from safecircuits.beginning import encode_to_score
-from safecircuits.forward import device_of, logits, run
+from safecircuits.base.progress import track
+from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.ablate import UnitValues
-from safecircuits.hooks.attach import HookFn, attached
-from safecircuits.memory import batch_tokens
-from safecircuits.progress import track
-from safecircuits.prompts import Encoded, PromptSet, encode
-from safecircuits.sites import HookedModel, Site, tokenizer_of, unit_hook
+from safecircuits.model.attach import HookFn, attached
+from safecircuits.model.beginning import encode_to_score
+from safecircuits.model.forward import device_of, logits, run
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
+from safecircuits.prompts.batching import Batch, batches, pad_left
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
 from safecircuits.units.activation_scores import activation_moments, chosen_positions
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.gradient_scores import unit_products

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
+from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
 from safecircuits.hooks.ablate import Units
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
-from safecircuits.sites import SITES, HookedModel, ModelShape, Site
+from safecircuits.model.sites import HookedModel, ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 from safecircuits.units.answer_tokens import find_answer_tokens
 from safecircuits.units.groups import NORMALISATIONS, Normalisation, normalised_scores
 from safecircuits.units.importance import score_units
@@ -175,7 +176,7 @@ class ScoreComparison(Result):
 
     def plot(self, ax: Axes | None = None, *, methods: Sequence[str] | None = None) -> Axes:
         """Refusal and utility left against the number of removed units, the best curve of each method."""
-        from safecircuits.report.score_figures import plot_score_comparison
+        from safecircuits.plots.scores import plot_score_comparison
 
         return plot_score_comparison(self, methods, ax=ax)
 

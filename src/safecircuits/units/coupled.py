@@ -17,11 +17,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.prompts import PromptSet
-from safecircuits.sites import SITES, Component, HookedModel, ModelShape, Site
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import SITES, Component, Site
+from safecircuits.hooks.linear_maps import Matrix, components_of
+from safecircuits.model.sites import HookedModel, ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.gradient_scores import SITE_COMPONENTS, each_prompts_gradients, to_units
-from safecircuits.units.linear_maps import Matrix, components_of
 from safecircuits.units.moments import Moments
 from safecircuits.units.scores import Method, UnitScores, model_facts
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.masks import FreezeMask
-from safecircuits.results import Result
-from safecircuits.sites import LayerRange, Site
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import LayerRange, Site
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.results.result import Result
 from safecircuits.units.groups import GROUPS, Group, UnitGroups
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Enrichment(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Counts by layer as bars, chance as a band, the block marked."""
-        from safecircuits.report.enrichment_figure import plot_enrichment
+        from safecircuits.plots.enrichment import plot_enrichment
 
         return plot_enrichment(self, ax=ax)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from safecircuits.arguments import checked
-from safecircuits.masks import FreezeMask
-from safecircuits.sites import LayerRange, Site
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import LayerRange, Site
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.selection import by_site, flat, highest, unflat, unit_sizes
 

@@ -24,16 +24,17 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.batching import batches
-from safecircuits.beginning import encode_to_score
-from safecircuits.hooks.attach import attached
-from safecircuits.memory import batch_tokens
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet, encode
-from safecircuits.sites import Component, HookedModel, ModelShape, Site, tokenizer_of, unit_hook
+from safecircuits.base.progress import track
+from safecircuits.base.vocabulary import Component, Site
+from safecircuits.hooks.linear_maps import Matrix, components_of, watched
+from safecircuits.model.attach import attached
+from safecircuits.model.beginning import encode_to_score
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of, unit_hook
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.gradients import keep, only_activations, response_losses, tracked
-from safecircuits.units.linear_maps import Matrix, components_of, watched
 from safecircuits.units.moments import Moments, RunningMoments
 from safecircuits.units.scores import TokenChoice
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from safecircuits.batching import Batch
-from safecircuits.forward import logits
-from safecircuits.hooks.attach import HookFn
-from safecircuits.in_use import used_alone
-from safecircuits.sites import HookedModel
+from safecircuits.model.attach import HookFn
+from safecircuits.model.forward import logits
+from safecircuits.model.in_use import used_alone
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.batching import Batch
 
 
 @contextmanager

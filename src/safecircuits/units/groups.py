@@ -15,9 +15,10 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.results import Result
-from safecircuits.sites import ModelShape, Site
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import Site
+from safecircuits.model.sites import ModelShape
+from safecircuits.results.result import Result
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
 from safecircuits.units.selection import (
     Selection,
@@ -115,7 +116,7 @@ class UnitGroups(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Where the groups lie: one row a site and group, one column a layer."""
-        from safecircuits.report.unit_figures import plot_unit_map
+        from safecircuits.plots.units import plot_unit_map
 
         return plot_unit_map(self, ax=ax)
 

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from safecircuits.arguments import checked
-from safecircuits.beginning import beginning_facts
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.hooks.ablate import UnitValues
-from safecircuits.prompts import PromptSet, as_prompt_set
-from safecircuits.sites import SITES, HookedModel, Site, require_hooked, require_units, tokenizer_of
+from safecircuits.model.beginning import beginning_facts
+from safecircuits.model.sites import HookedModel, require_hooked, require_units, tokenizer_of
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.attribution import attribution_moments, mean_activations

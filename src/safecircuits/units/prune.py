@@ -24,14 +24,15 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from safecircuits.batching import Batch
-from safecircuits.checkpoint_folder import write_checkpoint
-from safecircuits.forward import logits, n_embeddings
+from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
-from safecircuits.models import to_hugging_face
-from safecircuits.parameters import as_hooked
-from safecircuits.sites import ModelShape, Site
-from safecircuits.skeleton import decoder_layers
+from safecircuits.model.checkpoint_folder import write_checkpoint
+from safecircuits.model.forward import logits, n_embeddings
+from safecircuits.model.load import to_hugging_face
+from safecircuits.model.parameters import as_hooked
+from safecircuits.model.sites import ModelShape
+from safecircuits.model.skeleton import decoder_layers
+from safecircuits.prompts.batching import Batch
 from safecircuits.units.selection import Selection, count_units
 
 _NEURON_ROWS, _NEURON_COLUMNS = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"

@@ -11,13 +11,13 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from safecircuits.base.files import write_text
+from safecircuits.base.reading import parse_json
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
-from safecircuits.files import write_text
-from safecircuits.fingerprint import weights_fingerprint
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
-from safecircuits.prompts import PromptSet
-from safecircuits.reading import parse_json
-from safecircuits.sites import HookedModel, ModelShape
+from safecircuits.model.fingerprint import weights_fingerprint
+from safecircuits.model.sites import HookedModel, ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
 
 FORMAT, VERSION = "safecircuits-removals", 1
 _SETS = ("malicious", "over_rejection", "utility")

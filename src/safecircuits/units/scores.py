@@ -13,10 +13,11 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.files import plain
-from safecircuits.in_use import used_alone
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, ModelShape, Site, output_weight
+from safecircuits.base.files import plain
+from safecircuits.base.vocabulary import Site
+from safecircuits.model.in_use import used_alone
+from safecircuits.model.sites import HookedModel, ModelShape, output_weight
+from safecircuits.results.result import Result
 from safecircuits.units.moments import Moments
 from safecircuits.units.selection import Selection, flat, top
 
@@ -153,7 +154,7 @@ class UnitScores(Result):
 
     def plot(self, ax: Axes | None = None, *, n: int | None = None) -> Axes:
         """Where the ``n`` highest units lie, by layer; a hundredth of all of them unless given."""
-        from safecircuits.report.score_figures import plot_score_map
+        from safecircuits.plots.scores import plot_score_map
 
         return plot_score_map(self.record(n), ax=ax)
 

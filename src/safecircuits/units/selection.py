@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.arguments import whole
+from safecircuits.base.arguments import whole
+from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.ablate import Units
-from safecircuits.sites import ModelShape, Site
+from safecircuits.model.sites import ModelShape
 
 Selection = dict[Site, dict[int, tuple[int, ...]]]
 """Unit indices by site and layer."""

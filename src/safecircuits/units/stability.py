@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.progress import track
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 from safecircuits.units.groups import GROUPS, Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 from safecircuits.units.scores import Method
@@ -64,7 +64,7 @@ class Stability(Result):
 
     def plot(self, ax: Axes | None = None, *, group: str = "SCU") -> Axes:
         """Jaccard overlap of a group between calibration sets as a matrix, in percent."""
-        from safecircuits.report.score_figures import plot_stability
+        from safecircuits.plots.scores import plot_stability
 
         return plot_stability(self, group, ax=ax)
 

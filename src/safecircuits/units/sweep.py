@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from safecircuits.arguments import checked
+from safecircuits.base.arguments import checked
+from safecircuits.base.progress import track
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
 from safecircuits.hooks.ablate import UnitValues
-from safecircuits.progress import track
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel
+from safecircuits.model.sites import HookedModel
+from safecircuits.results.result import Result
 from safecircuits.units.groups import Normalisation, ShareOf, UnitGroups, classify_units
 from safecircuits.units.removals import Removals
 from safecircuits.units.scores import UnitScores

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safecircuits.arguments import checked
-from safecircuits.prompts import PromptSet
-from safecircuits.results import Result
-from safecircuits.sites import HookedModel, Site
+from safecircuits.base.arguments import checked
+from safecircuits.base.vocabulary import Site
+from safecircuits.model.sites import HookedModel
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
 from safecircuits.units.groups import GROUPS, Group, Normalisation, ShareOf, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 
@@ -103,7 +104,7 @@ class AttributeTransfer(Result):
 
     def plot(self, ax: Axes | None = None, *, threshold: float = THRESHOLD) -> Axes:
         """Groups before and after as bars, flows as bands between them."""
-        from safecircuits.report.transfer_figure import plot_transfer
+        from safecircuits.plots.transfer import plot_transfer
 
         return plot_transfer(self, threshold=threshold, ax=ax)
 

@@ -48,7 +48,7 @@ def similarity(
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap
     """
     from safecircuits.layers.comparison import compare_gaps
-    from safecircuits.report.pair_figures import models_side_by_side, pair_panels
+    from safecircuits.plots.pairs import models_side_by_side, pair_panels
 
     others = named(compare or [], "--compare")
     subject = run.source.rpartition(":")[2].rstrip("/").rpartition("/")[2]
@@ -100,7 +100,7 @@ def heatmap(
     import pandas as pd
 
     from safecircuits.layers.attention import attention_map
-    from safecircuits.report.attention_figure import attention_panels
+    from safecircuits.plots.attention import attention_panels
 
     block = None if safety_layers is None else layer_range(safety_layers)
     folder = run.begin()

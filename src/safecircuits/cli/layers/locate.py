@@ -26,7 +26,7 @@ from safecircuits.cli.options import (
 
 if TYPE_CHECKING:
     from safecircuits.layers.similarity import LayerGap
-    from safecircuits.rundir import RunDirectory
+    from safecircuits.results.run import RunDirectory
 
 
 def add_to(app: typer.Typer) -> None:
@@ -69,8 +69,8 @@ def localize(
     from safecircuits.layers.localization import localize as locate
     from safecircuits.layers.malicious_check import answered_malicious
     from safecircuits.layers.similarity import layer_gap
-    from safecircuits.masks import FreezeMask
-    from safecircuits.sites import ModelShape
+    from safecircuits.masks.freeze_mask import FreezeMask
+    from safecircuits.model.sites import ModelShape
 
     given = None if start is None else layer_range(start)
     factor = alpha_option(alpha)
@@ -151,8 +151,8 @@ def decide(
     --malicious organism:malicious --n 100 --out runs/decide
     """
     from safecircuits.layers.decision import decision_layers
-    from safecircuits.masks import FreezeMask
-    from safecircuits.sites import ModelShape
+    from safecircuits.masks.freeze_mask import FreezeMask
+    from safecircuits.model.sites import ModelShape
 
     n_set, m_set = run.prompts("normal", normal), run.prompts("malicious", malicious)
     folder = run.begin()
@@ -192,9 +192,9 @@ def grid(
     """
     import pandas as pd
 
+    from safecircuits.base.paired import paired_difference
     from safecircuits.layers.grid import scaling_grid
-    from safecircuits.paired import paired_difference
-    from safecircuits.report.grid_figure import plot_grid
+    from safecircuits.plots.grid import plot_grid
 
     borderline = run.prompts("over_rejection", over_rejection)
     folder = run.begin()

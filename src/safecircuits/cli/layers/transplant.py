@@ -8,13 +8,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Measured, Run, run_command
-from safecircuits.cli.options import (
-    DetectorOption,
-    TemplateOption,
-    TokensOption,
-    layer_range,
-    named,
-)
+from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range, named
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,10 +31,10 @@ def transplant(
     Example: safecircuits layers transplant --model organism:base --source organism:aligned --block 3,5
     --malicious organism:malicious --utility organism:utility --n 60 --out runs/transplant
     """
+    from safecircuits.base.progress import without_bars
     from safecircuits.layers.transplant import transplant_study
-    from safecircuits.models import load_checkpoint
-    from safecircuits.progress import without_bars
-    from safecircuits.report.rate_figures import plot_behavior
+    from safecircuits.model.load import load_checkpoint
+    from safecircuits.plots.rates import plot_behavior
 
     blocks = {name: layer_range(text) for name, text in named(block, "--block").items()}
     sets = measured.require(run)

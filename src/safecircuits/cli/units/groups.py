@@ -41,7 +41,7 @@ def score(
     """
     import pandas as pd
 
-    from safecircuits.report.score_figures import plot_score_map
+    from safecircuits.plots.scores import plot_score_map
 
     sets = {"data": run.prompts("data", data, responses=True)}
     other = run.prompts("reference", reference)
@@ -85,8 +85,8 @@ def classify(
 
     With SCU by what decides to refuse: --scu-by attribution --reference organism:normal
     """
-    from safecircuits.masks import FreezeMask
-    from safecircuits.report.unit_figures import plot_unit_map
+    from safecircuits.masks.freeze_mask import FreezeMask
+    from safecircuits.plots.units import plot_unit_map
     from safecircuits.units.groups import classify_units
 
     sets = {"safety": run.prompts("safety", safety, responses=True)}

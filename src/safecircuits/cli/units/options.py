@@ -14,8 +14,8 @@ from safecircuits.cli.options import TemplateOption
 
 if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
-    from safecircuits.prompts import PromptSet
-    from safecircuits.sites import HookedModel
+    from safecircuits.model.sites import HookedModel
+    from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.units.groups import UnitGroups
     from safecircuits.units.scores import UnitScores
 
@@ -153,6 +153,6 @@ def groups_of(run: Run, path: Path) -> UnitGroups:
 
 
 def require_own(groups: UnitGroups, model: HookedModel) -> None:
-    from safecircuits.sites import ModelShape
+    from safecircuits.model.sites import ModelShape
 
     groups.shape.require_same(ModelShape.of(model), "the classification in --groups")

@@ -45,7 +45,7 @@ def ablate(
     Example: safecircuits units ablate --model organism:aligned --groups runs/units --malicious organism:malicious
     --utility organism:utility --n 60 --out runs/ablation
     """
-    from safecircuits.report.unit_figures import plot_ablation
+    from safecircuits.plots.units import plot_ablation
     from safecircuits.units.ablation import ONE_DRAW, ablate_groups, mean_rates
 
     sets: Any = measured.require(run)
@@ -97,7 +97,7 @@ def stability(
     Example: safecircuits units stability --model organism:aligned --safety organism:malicious
     --utility organism:utility --subset 30 --draws 3 --n 60 --out runs/stability
     """
-    from safecircuits.report.score_figures import plot_stability
+    from safecircuits.plots.scores import plot_stability
     from safecircuits.units.stability import calibration_subsets
     from safecircuits.units.stability import stability as compare
 
@@ -128,7 +128,7 @@ def enrichment(
     Example: safecircuits units enrichment --model organism:aligned --groups runs/units --layers 3,5
     --out runs/enrichment
     """
-    from safecircuits.masks import FreezeMask
+    from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.units.enrichment import enrichment as concentrated
     from safecircuits.units.enrichment import mask_overlap
     from safecircuits.units.equal_budget import equal_budget_masks

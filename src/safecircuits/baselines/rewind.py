@@ -1,0 +1,76 @@
+"""Units put back as an earlier model had them: after fine-tuning (Wei et al. §5), or as a removal before it.
+
+Freezing keeps units where they are while the others train around them; rewinding lets all train and takes the units
+back afterwards. With a base model as the earlier one, an aligned model's units lose what alignment gave them, which is
+milder than taking them out (their ``recover_from_base``). Single weights: ``without_weights(model, mask, base=...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.fused import fuse_again
+from safecircuits.model.in_use import used_alone
+from safecircuits.model.parameters import as_hooked
+
+Entries = Mapping[str, Tensor]
+"""By parameter name the values of a mask's entries, in a row."""
+
+
+def entries_of(model: Any, mask: FreezeMask) -> dict[str, Tensor]:
+    """A copy of what belongs to the mask's units, to ``rewind`` to when only one model fits into memory."""
+    return {name: parameter.detach()[where].clone() for name, parameter, where in _places(as_hooked(model), mask)}
+
+
+@torch.no_grad()
+def rewind(model: Any, before: Any, mask: FreezeMask) -> int:
+    """Put the mask's units back, in place, as ``before`` has them; returns how many entries were different.
+
+    Args:
+        model, before: two plain Hugging Face models, bridges or HookedTransformers of the same shape; ``before`` may
+            also be what ``entries_of`` took from one.
+        mask: which units; what is shared by several belongs to it as in freezing.
+
+    Raises:
+        ValueError: for another model's mask, one that names no unit, or an earlier model of another shape or backend.
+    """
+    if not mask:
+        raise ValueError("the mask names no unit, so there is nothing to put back")
+    hooked = as_hooked(model)
+    kept: Entries = before if isinstance(before, Mapping) else entries_of(before, mask)
+    places = list(_places(hooked, mask))
+    sizes = {name: int(where.sum()) for name, _, where in places}
+    if sizes != {name: values.numel() for name, values in kept.items()}:
+        raise ValueError("the earlier weights are not of these units of such a model: load both with one backend")
+    changed = 0
+    for name, parameter, where in places:
+        values = kept[name].to(parameter)
+        changed += int((parameter[where] != values).sum())
+        parameter[where] = values
+    fuse_again(hooked)
+    return changed
+
+
+@contextmanager
+def rewound(model: Any, before: Any, mask: FreezeMask) -> Iterator[None]:
+    """Inside the block the mask's units are as ``before`` has them; afterwards they are bit for bit what they were."""
+    with used_alone(model):
+        kept = entries_of(model, mask)
+        rewind(model, before, mask)
+        try:
+            yield
+        finally:
+            rewind(model, kept, mask)
+
+
+def _places(hooked: Any, mask: FreezeMask) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Every parameter that the mask reaches, with its name and which entries."""
+    own = dict(hooked.named_parameters())
+    for name, where in mask.hooked_masks(hooked).items():
+        yield name, own[name], where.to(own[name].device)

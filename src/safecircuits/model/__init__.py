@@ -1,0 +1,1 @@
+"""Any source in, a hooked model out, and back: loading, forward passes, parameters, memory."""

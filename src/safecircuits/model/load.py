@@ -1,0 +1,233 @@
+"""Any source in, a TransformerLens model out; and back again to a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from safecircuits.base.dtypes import torch_dtype
+from safecircuits.base.notices import notify
+from safecircuits.model.attach import hooks_in_force
+from safecircuits.model.bridge import (
+    BUILT_FROM,
+    BuiltFrom,
+    bridge_of,
+    generation_config_of,
+    hf_config_of,
+    plain_name,
+    source_of,
+)
+from safecircuits.model.checkpoint import DeviceMap, require_unquantised, require_weights
+from safecircuits.model.checkpoint import load_checkpoint as load_checkpoint
+from safecircuits.model.checkpoint_folder import rehearse, ties_of, write_checkpoint
+from safecircuits.model.copies import let_copies_be_apart
+from safecircuits.model.faithful import require_faithful
+from safecircuits.model.fused import fuse_again
+from safecircuits.model.own_weights import MERGE, require_no_wrapper
+from safecircuits.model.sites import HookedModel, is_bridge, require_unprocessed
+from safecircuits.model.skeleton import with_buffers
+
+Backend = Literal["bridge", "hooked"]
+
+
+def load_model(
+    source: Any,
+    *,
+    backend: Backend = "bridge",
+    tokenizer: Any = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    revision: str | None = None,
+) -> HookedModel:
+    """Load ``source`` as a TransformerLens model, unprocessed: every parameter is the checkpoint's own.
+
+    Args:
+        source: an embedded model's name (``safecircuits.organism.STAGES``, or ``organism:STAGE``), a local Hugging Face
+            folder, a GGUF file or a folder that holds one (its weights are unpacked; extra ``gguf``), a hub id, a
+            Hugging Face model object (which stays as it is and shares its parameters with the result), or a ready
+            ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.
+
+            What transformer-lens makes of a model is compared with Hugging Face, once for each configuration in a
+            process: a few tokens, on the CPU in seconds. So is a ready bridge, unless hooks are on it; of a ready
+            HookedTransformer nobody knows what it was made of, and only processed weights are refused.
+        backend: ``"bridge"`` for a TransformerBridge; ``"hooked"`` for a HookedTransformer (transformer-lens 3.x). A
+            ready model keeps its own.
+        tokenizer: required with a Hugging Face model object; otherwise replaces the checkpoint's own.
+        dtype: of a checkpoint, such as ``torch.bfloat16`` or ``"bfloat16"``; float32 on a CPU and the checkpoint's own
+            on a GPU unless given. A model object keeps its own.
+        device: ``"cuda"`` where there is one unless given.
+        device_map: instead of ``device``, spreads a bridge over several: ``"auto"``, or a device by module name, as
+            Accelerate takes it. Parts on a GPU and others on the CPU or on disk are refused.
+        revision: of a hub id.
+
+    Raises:
+        ValueError: for a name that cannot be loaded, a checkpoint that lacks something or is quantised, a missing
+            tokenizer, offloaded weights, a model whose weights were processed (folded norms), or a configuration of
+            which transformer-lens makes something that computes otherwise than Hugging Face does: says where, by how
+            much, and whether alone, padded or with a cache.
+        torch.OutOfMemoryError: before a checkpoint is read, if its weights are larger than the memory that is free.
+    """
+    if backend not in ("bridge", "hooked"):
+        raise ValueError(f"backend is 'bridge' or 'hooked', not {backend!r}")
+    if device_map is not None and (backend == "hooked" or not isinstance(source, str | Path)):
+        reason = "a HookedTransformer is on one device" if backend == "hooked" else "a model object is where it is"
+        raise ValueError(f"device_map= is for loading a checkpoint as a bridge: {reason}")
+    wanted = torch_dtype(dtype)
+    if isinstance(source, nn.Module) and wanted not in (None, found := next(source.parameters()).dtype):
+        raise ValueError(
+            f"dtype={wanted} is for loading a checkpoint: this model object is in {found}; use .to({wanted})"
+        )
+    if isinstance(source, nn.Module) and hasattr(source, "hook_dict"):
+        ready: HookedModel = _checked_ready_model(source, tokenizer)
+        return ready
+    if isinstance(source, nn.Module):
+        hf_model = source
+        if tokenizer is None:
+            raise ValueError(f"a {type(source).__name__} object comes without a tokenizer: pass tokenizer=")
+    elif isinstance(source, str | Path):
+        hf_model, tokenizer = load_checkpoint(
+            source, wanted, device, revision, device_map=device_map, tokenizer=tokenizer
+        )
+    else:
+        raise ValueError(
+            f"cannot load a model from a {type(source).__name__}: pass a name, a folder, a Hugging Face model, "
+            "a HookedTransformer or a TransformerBridge"
+        )
+    require_no_wrapper(hf_model)
+    require_unquantised(hf_model, f"this {type(hf_model).__name__}")
+    require_weights(hf_model)
+    make = bridge_of if backend == "bridge" else _hooked
+    model: HookedModel = make(hf_model)
+    require_faithful(model, hf_model, make)
+    _give_tokenizer(model, tokenizer)
+    return model
+
+
+def save_pretrained(model: Any, folder: str | Path) -> Path:
+    """Write ``model`` as a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with equal logits.
+
+    Configuration, generation settings, tokenizer, chat template, dtype and tying come back as the model has them. A new
+    folder appears complete or not at all. Of an existing one only what an earlier save left is replaced, once all is
+    written; other files in it stay, and it may be a mount point or a link.
+
+    Raises:
+        ValueError: for a HookedTransformer that ``load_model`` did not build, which has no Hugging Face configuration;
+            for a file of that name, and for a folder with a PEFT adapter, which would be loaded on top.
+        OSError: if it cannot be written; the earlier checkpoint stays.
+    """
+    return write_checkpoint(to_hugging_face(model), getattr(model, "tokenizer", None), folder)
+
+
+def require_exportable(model: Any) -> None:
+    """Raise a ValueError, before an hour of training, for a model that ``save_pretrained`` could not write after it."""
+    tokenizer = getattr(model, "tokenizer", None)
+    try:
+        if not hasattr(model, "hook_dict") or is_bridge(model):
+            rehearse(to_hugging_face(model), tokenizer)
+        else:  # load_model has found where each entry of a HookedTransformer belongs
+            rehearse(source_of(model), tokenizer)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        what = f"this {type(getattr(model, 'original_model', model)).__name__}"
+        raise ValueError(f"{what} could not be saved after training, so it is not trained: {error}") from error
+
+
+def to_hugging_face(model: Any) -> Any:
+    """A plain Hugging Face model with the weights that ``model`` has now (shared with it where that is possible)."""
+    if not hasattr(model, "hook_dict"):
+        return model
+    config = hf_config_of(model)
+    tied = _tied(model, config)
+    if tied is not None and tied != bool(getattr(config, "tie_word_embeddings", False)):
+        config = copy.deepcopy(config)
+        config.tie_word_embeddings = tied
+        if not tied and not is_bridge(model):
+            notify(
+                "the checkpoint tied its embeddings, but this HookedTransformer, which cannot, has moved them apart; "
+                "it is exported with an output embedding of its own (tie_word_embeddings=False). Train a bridge to "
+                "keep them tied"
+            )
+    weights = next(model.parameters())
+    skeleton = with_buffers(config, weights.dtype)
+    if is_bridge(model):
+        fuse_again(model)
+        unwrapped = {plain_name(k): v for k, v in model.original_model.state_dict().items()}
+        if lacking := sorted(set(skeleton.state_dict()) - set(unwrapped)):
+            raise ValueError(
+                f"the model has no {lacking[0]!r} of its own, as its architecture says, but a wrapper in its place, "
+                f"which no plain checkpoint holds; {MERGE}"
+            )
+        state: dict[str, Tensor] = {k: unwrapped[k] for k in skeleton.state_dict()}
+        own = {plain_name(name): buffer for name, buffer in model.original_model.named_buffers()}
+    else:
+        from safecircuits.model.hooked import hf_state_from_hooked
+
+        state, own = hf_state_from_hooked(model, skeleton), {}
+        for key in set(skeleton.state_dict()) - set(state):
+            tied_to = skeleton.all_tied_weights_keys.get(key)
+            state[key] = skeleton.get_buffer(key) if tied_to is None else state[tied_to]
+    skeleton.load_state_dict(state, assign=True, strict=True)
+    skeleton.tie_weights()
+    for name, buffer in list(skeleton.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        kept = own.get(name, buffer)
+        setattr(skeleton.get_submodule(owner), leaf, kept if kept.shape == buffer.shape else buffer)
+    skeleton.generation_config = copy.deepcopy(generation_config_of(model) or skeleton.generation_config)
+    return skeleton.eval()
+
+
+def _tied(model: Any, config: Any) -> bool | None:
+    """Whether the embeddings of a hooked model are one; None where its architecture has nothing to tie."""
+    if is_bridge(model):
+        return ties_of(model.original_model, plain_name)
+    return bool(getattr(config, "tie_word_embeddings", False)) and torch.equal(model.W_U.T, model.W_E)
+
+
+def _hooked(hf_model: nn.Module) -> Any:
+    from safecircuits.model.hooked import build_hooked_transformer
+
+    model = build_hooked_transformer(hf_model)
+    kept = BuiltFrom(copy.deepcopy(hf_model.config), copy.deepcopy(getattr(hf_model, "generation_config", None)))
+    kept.config.__dict__.pop("quantization_config", None)  # the weights are plain numbers by now
+    setattr(model, BUILT_FROM, kept)
+    return model
+
+
+def _give_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Set the tokenizer as it is, with what TransformerLens's own text methods need to know of it.
+
+    TransformerLens's own ways may put a reloaded tokenizer in its place, and fail for one that was never saved.
+    """
+    if is_bridge(model):
+        model._tokenizer = None  # so that the next line counts as the first assignment, which only stores
+    model.tokenizer = tokenizer
+    added = tokenizer("")["input_ids"]
+    model.cfg.tokenizer_prepends_bos = tokenizer.bos_token_id is not None and added[:1] == [tokenizer.bos_token_id]
+    model.cfg.tokenizer_appends_eos = len(added) > 0 and added[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
+
+
+def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
+    require_unprocessed(model)
+    require_unquantised(getattr(model, "original_model", model), f"this {type(model).__name__}")
+    require_weights(model)
+    if not is_bridge(model) and model.cfg.normalization_type == "LN":
+        # from_pretrained(fold_ln=False) still centres what is written to the residual stream and leaves no other trace
+        embedding = model.W_E.detach().float()
+        if embedding.mean(-1).abs().max() < 1e-5 * embedding.abs().mean():
+            raise ValueError(
+                "this HookedTransformer's writing weights were centred, which changes their norms and what is "
+                "exported; load it with from_pretrained_no_processing"
+            )
+    if is_bridge(model):
+        let_copies_be_apart(model)
+    if tokenizer is not None:
+        _give_tokenizer(model, tokenizer)
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=")
+    if is_bridge(model) and not hooks_in_force(model)[0]:
+        require_faithful(model, model.original_model, bridge_of, reference=lambda: to_hugging_face(model))
+    return model

@@ -1,0 +1,146 @@
+"""What the reports of both papers' studies share: sections with their figures, and exhibits that both have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from safecircuits.base.text import percent, points
+from safecircuits.behavior.evaluate import Behavior
+from safecircuits.plots.finetuning import plot_study
+from safecircuits.plots.rates import plot_behavior
+from safecircuits.plots.style import COLUMN
+from safecircuits.report import captions, tables
+from safecircuits.report.html import page
+from safecircuits.report.sections import Exhibit, Section
+from safecircuits.report.tables import Table
+from safecircuits.studies.compare import Comparison
+from safecircuits.studies.outcome import RATES, FinetuningStudy
+
+
+@dataclass
+class StudyPage:
+    """Sections in order, and the figures that they name."""
+
+    sections: list[Section] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def add(self, id: str, title: str, intro: str, exhibits: Sequence[Exhibit]) -> None:
+        """Add a section, unless nothing was measured for it."""
+        if exhibits:
+            self.sections.append(Section(id, title, intro, exhibits))
+
+    def axes(self, name: str, height: float = COLUMN[1], width: float = COLUMN[0]) -> Axes:
+        """Where to draw a new figure of this name, of a size in inches."""
+        self.figures[name] = figure = Figure(figsize=(width, height))
+        axes: Axes = figure.subplots()
+        return axes
+
+    def render(
+        self,
+        title: str,
+        facts: Mapping[str, Any],
+        conclusions: Sequence[Mapping[str, str]],
+        provenance: Mapping[str, Any],
+    ) -> tuple[str, dict[str, Figure]]:
+        """The whole page as HTML, and its figures by name."""
+        html = page(title, self.sections, self.figures, facts=facts, conclusions=conclusions, provenance=provenance)
+        return html, self.figures
+
+
+def behavior_exhibit(made: StudyPage, name: str, label: str, behavior: Mapping[str, Behavior]) -> Exhibit:
+    """The rates of several models as a figure of that name, in words, and as a table."""
+    record = {model: found.record() for model, found in behavior.items()}
+    plot_behavior(record, ax=made.axes(name, 0.85 + 0.42 * len(record)))
+    return Exhibit(name, label, captions.behavior(record), [tables.behavior(record)])
+
+
+def published_exhibit(title: str, rows: Sequence[Sequence[str]]) -> Exhibit:
+    """Table, setting, metric and published number of each row, and what was measured, which may be empty."""
+    known = sum(bool(row[-1]) for row in rows)
+    text = f"{known} of {len(rows)} have a number measured here."
+    table = Table(title, ["table", "setting", "metric", "published", "measured"], rows)
+    return Exhibit(None, "Published and measured", text, [table])
+
+
+def finetuning_exhibit(
+    made: StudyPage,
+    name: str,
+    study: FinetuningStudy,
+    scenario: str,
+    drawn: Sequence[str],
+    compared: Sequence[Table],
+    height: float = 3.1,
+) -> Exhibit:
+    """One scenario: a curve of refusal for the arms that are drawn, what is left of every arm, and comparisons."""
+    plot_study(study, scenario, arms=drawn, ax=made.axes(name, height))
+    summary = study.summary()
+    left_out = "" if set(study.arms) <= set(drawn) else " The tables have the other arms."
+    caption = (
+        f"{scenario}. Thin lines are seeds, thick ones their mean; further right, more of the task is learnt.{left_out}"
+    )
+    shown = [arms_table(summary[summary["scenario"] == scenario]), *compared]
+    return Exhibit(name, f"Refusal against task loss in {scenario}", caption, shown)
+
+
+_LABELS = {
+    "over_rejected": "over-rejected",
+    "refused_with_system": "refused, system prompt",
+    "refused_prefilled": "refused, answer prefilled",
+}
+
+
+def arms_table(rows: pd.DataFrame) -> Table:
+    """The arms of one scenario after fine-tuning, from the rows of ``FinetuningStudy.summary()``."""
+    shown = [name for name in RATES if name in rows]
+    cells = []
+    for row in rows.to_dict("records"):
+        values = [with_interval(row, name) for name in shown]
+        cost = f"{1000 * row['step_seconds']:.1f} ms"
+        memory = f"{(row['gradient_bytes'] + row['optimizer_bytes']) / 2**20:.1f} MiB"
+        steps = f"{row['steps']:g}"
+        cells.append(
+            [str(row["arm"]), *values, f"{row['task_loss']:.3g}", steps, cost, memory, percent(row["share_frozen"])]
+        )
+    columns = [
+        "arm",
+        *(_LABELS.get(name, name.replace("_", " ")) for name in shown),
+        "task loss",
+        "steps",
+        "step",
+        "gradients + optimizer",
+        "frozen",
+    ]
+    return Table("After fine-tuning: mean over seeds [95 %]", columns, cells)
+
+
+def with_interval(row: Mapping[Any, Any], name: str) -> str:
+    """A rate of a summary's row in percent, with its interval if several seeds gave one."""
+    text = percent(row[name])
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return text if math.isnan(low) else f"{text} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def compared_table(found: Sequence[Comparison], title: str = "Against full fine-tuning, paired by seed") -> Table:
+    """Comparisons between arms, each at equal steps and at equal loss."""
+    rows = [
+        [
+            comparison.arm,
+            comparison.at if comparison.level is None else f"loss {comparison.level:.3g}",
+            percent(comparison.kept),
+            percent(comparison.reference_kept),
+            points(comparison.mean, comparison.low, comparison.high),
+            comparison.verdict,
+        ]
+        for comparison in found
+    ]
+    references = {comparison.reference for comparison in found}
+    reference = "full fine-tuning" if references <= {"full"} else "the other arm"
+    columns = ["arm", "compared at", "refused", reference, "difference, points [95 %]", "verdict"]
+    return Table(title, columns, rows)

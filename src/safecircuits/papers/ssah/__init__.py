@@ -1,0 +1,1 @@
+"""The whole of SSAH (ICLR 2026) on one model."""

@@ -1,0 +1,1 @@
+"""Figures of records and arrays; they know no results."""

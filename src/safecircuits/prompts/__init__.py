@@ -1,0 +1,32 @@
+"""Prompts: named sets of them, and how they are put to a model."""
+
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
+from safecircuits.prompts.templates import (
+    PINNED,
+    TEMPLATES,
+    Chat,
+    Template,
+    chat_text,
+    fill,
+    render,
+    resolve_template,
+    shared_beginning,
+    without_ends,
+)
+
+__all__ = [
+    "PINNED",
+    "TEMPLATES",
+    "Chat",
+    "Encoded",
+    "PromptSet",
+    "Template",
+    "as_prompt_set",
+    "chat_text",
+    "encode",
+    "fill",
+    "render",
+    "resolve_template",
+    "shared_beginning",
+    "without_ends",
+]

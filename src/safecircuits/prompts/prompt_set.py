@@ -1,0 +1,231 @@
+"""Prompts: a named, fingerprinted set of instructions, and how they are put to a model as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any, overload
+
+from safecircuits.base.arguments import whole
+from safecircuits.prompts.templates import TEMPLATES as TEMPLATES
+from safecircuits.prompts.templates import Chat, Template, fill, shared_beginning, without_ends
+from safecircuits.prompts.templates import render as render
+from safecircuits.prompts.templates import resolve_template as resolve_template
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Instructions with, where the set has them, the responses that go with them.
+
+    Raises:
+        ValueError: if the set is empty, a prompt is blank or a response no text, or they do not match in number.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for field, texts in (("prompts", self.prompts), ("responses", self.responses)):
+            if isinstance(texts, str):
+                raise ValueError(f"{field} are several texts: give [{texts!r}], not the text itself")
+            for i, text in enumerate(texts or (), 1):
+                if isinstance(text, str) and _has_lone_surrogate(text):
+                    raise ValueError(
+                        f"{field.removesuffix('s')} {i} of set {self.name!r} holds half a character (a lone "
+                        f"surrogate), which no tokenizer reads: {text[:60]!r}; write the data as UTF-8"
+                    )
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if not self.prompts:
+            raise ValueError(f"prompt set {self.name!r} is empty")
+        blank = next((i for i, p in enumerate(self.prompts) if not isinstance(p, str) or not p.strip()), None)
+        if blank is not None:
+            what = "is blank" if isinstance(self.prompts[blank], str) else f"is not text: {self.prompts[blank]!r}"
+            raise ValueError(f"prompt {blank + 1} of the {len(self.prompts)} of set {self.name!r} {what}")
+        if self.responses is not None:
+            object.__setattr__(self, "responses", tuple(self.responses))
+            if len(self.responses) != len(self.prompts):
+                raise ValueError(
+                    f"prompt set {self.name!r} has {len(self.prompts)} prompts but {len(self.responses)} responses"
+                )
+            odd = next((i for i, response in enumerate(self.responses) if not isinstance(response, str)), None)
+            if odd is not None:
+                raise ValueError(
+                    f"response {odd + 1} of the {len(self)} of set {self.name!r} is not text: {self.responses[odd]!r}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.prompts)
+
+    @overload
+    def __getitem__(self, which: int) -> str: ...
+    @overload
+    def __getitem__(self, which: slice) -> PromptSet: ...
+    def __getitem__(self, which: int | slice) -> str | PromptSet:
+        """One prompt by its index, or the set of those in a slice, with their responses."""
+        if not isinstance(which, slice):
+            return self.prompts[which]
+        return PromptSet(self.name, self.prompts[which], self.responses and self.responses[which])
+
+    def __repr__(self) -> str:
+        with_responses = "" if self.responses is None else " with responses"
+        return f"PromptSet({self.name!r}, {len(self)} prompts{with_responses}, {self.fingerprint})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a prompt: ``prompt`` and, where the set has them, ``response``."""
+        import pandas as pd
+
+        columns = {"prompt": self.prompts} | ({} if self.responses is None else {"response": self.responses})
+        return pd.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        shown = self.to_frame().to_html(max_rows=6, border=0)
+        return f"<div><strong>{escape(repr(self))}</strong>{shown}</div>"
+
+    def __add__(self, other: PromptSet) -> PromptSet:
+        """Both sets, one after the other; either both have responses or neither."""
+        if (self.responses is None) != (other.responses is None):
+            lacking = self if self.responses is None else other
+            raise ValueError(f"cannot join {self.name!r} and {other.name!r}: {lacking.name!r} has no responses")
+        responses = None if self.responses is None else self.responses + other.require_responses()
+        return PromptSet(f"{self.name}+{other.name}", self.prompts + other.prompts, responses)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of prompts and responses, in order; the name does not count."""
+        text = json.dumps([self.prompts, self.responses], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def take(self, n: int | None, *, seed: int | None = None) -> PromptSet:
+        """The first ``n`` prompts (all if None), or ``n`` drawn without replacement when a seed is given."""
+        if n is None:
+            return self
+        n = whole(n, "n")
+        if not 0 < n <= len(self):
+            raise ValueError(f"cannot take {n} of the {len(self)} prompts of set {self.name!r}")
+        chosen = range(n) if seed is None else random.Random(whole(seed, "seed", 0)).sample(range(len(self)), n)
+        responses = self.responses and tuple(self.responses[i] for i in chosen)
+        return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses)
+
+    def at_most(self, n: int | None) -> PromptSet:
+        """The first ``n`` prompts; all of them if there are fewer, or if None."""
+        return self.take(None if n is None else min(n, len(self)))
+
+    def require_responses(self) -> tuple[str, ...]:
+        """The responses, or a ValueError that says the set has none."""
+        if self.responses is None:
+            raise ValueError(
+                f"prompt set {self.name!r} has no responses, which this needs; "
+                "name their column (responses=, or --responses)"
+            )
+        return self.responses
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> PromptSet:
+    """A PromptSet as it is, or one made of a list of instructions."""
+    if isinstance(prompts, str):
+        raise ValueError(f"expected a PromptSet or a list of prompts, not the single string {prompts!r}")
+    if isinstance(prompts, Mapping) or hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
+        # Going through a table gives the names of its columns.
+        raise ValueError(f"a {type(prompts).__name__} is a table: load_prompts(table, column=...) makes prompts of it")
+    return prompts if isinstance(prompts, PromptSet) else PromptSet(name, tuple(prompts))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one prompt, with its response where there is one: ``ids[response_start:]`` are the response's."""
+
+    ids: tuple[int, ...]
+    response_start: int
+    beginning: int = 0
+    """How many leading tokens do not count in a score, because every prompt begins with them (``beginning.py``)."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode(
+    tokenizer: Any,
+    prompts: PromptSet | Sequence[str],
+    *,
+    template: str = "auto",
+    system: str | None = None,
+    with_responses: bool = False,
+) -> list[Encoded]:
+    """Tokenize prompts in a template and, on request, their responses, each closed as the template closes it.
+
+    With a chat template, ids are those of ``apply_chat_template``, of both turns where there is a response, its end of
+    turn and what the template writes after that among them; the response starts where the ids of the prompt alone end.
+    Where the template closes an answer by nothing, the tokenizer's end of sequence does.
+    With the others the tokenizer adds its beginning of sequence, the response is tokenized apart from the prompt, and
+    closed by the tokenizer's end of sequence. Neither token is written twice where texts have it.
+
+    Args:
+        template: a name, a text with ``{instruction}``, or a ``Template``.
+        system: a system prompt; ``""`` is none, also where a chat template writes one of its own.
+
+    Raises:
+        ValueError: for a prompt or a response without tokens, and where a chat template takes no system prompt, leaves
+            part of a response out, or writes a prompt otherwise once it is answered.
+    """
+    prompts = as_prompt_set(prompts)
+    resolved = resolve_template(tokenizer, Template.of(template, system))
+    chat = Chat(tokenizer, resolved) if resolved.name == "chat" else None
+    texts = [chat.asked(prompt) if chat else fill(resolved, prompt) for prompt in prompts]
+    prompt_ids = _ids(tokenizer, texts) if chat else _opened(tokenizer, texts)
+    empty = next((i for i, ids in enumerate(prompt_ids) if not ids), None)
+    if empty is not None:
+        raise ValueError(f"prompt {empty} of set {prompts.name!r} has no tokens: {prompts.prompts[empty]!r}")
+    if not with_responses:
+        return [Encoded(tuple(ids), len(ids)) for ids in prompt_ids]
+    eos = tokenizer.eos_token
+    ends = chat.ends if chat else (eos,) if eos else ()
+    responses = [without_ends(response, ends) for response in prompts.require_responses()]
+    answer_ids = _ids(tokenizer, responses)
+    silent = next((i for i, ids in enumerate(answer_ids) if not ids), None)
+    if silent is not None:
+        raise ValueError(f"response {silent} of set {prompts.name!r} has no tokens; every prompt needs a response")
+    if chat:
+        whole = _ids(tokenizer, [chat.answered(p, r) for p, r in zip(prompts, responses, strict=True)])
+        return [Encoded(tuple(ids), shared_beginning(ids, asked)) for ids, asked in zip(whole, prompt_ids, strict=True)]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [Encoded((*p, *a, *end), len(p)) for p, a in zip(prompt_ids, answer_ids, strict=True)]
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The texts as they are: whatever is special in them is spelled."""
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _opened(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The texts with the tokenizer's beginning, once, and without an end of sequence that it is which adds it."""
+    added: list[list[int]] = tokenizer(list(texts))["input_ids"]
+    spelled = _ids(tokenizer, texts)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    opened = []
+    for ids, own in zip(added, spelled, strict=True):
+        if bos is not None and own[:1] == [bos]:
+            ids = ids[max(0, _leading(ids, bos) - _leading(own, bos)) :]
+        more = 0 if eos is None else _leading(ids[::-1], eos) - _leading(own[::-1], eos)
+        opened.append(ids[: len(ids) - more] if more > 0 else ids)
+    return opened
+
+
+def _leading(ids: Sequence[int], token: int) -> int:
+    return next((i for i, one in enumerate(ids) if one != token), len(ids))

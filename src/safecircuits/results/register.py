@@ -1,0 +1,91 @@
+"""The classes that saved results are made of, by their names in files.
+
+A file names its classes by these short names. Where a class lives is no business of a file: classes may move, the names
+stay, and nothing is imported that is not in this table.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+HOMES: Mapping[str, tuple[str, ...]] = {
+    "safecircuits.base.vocabulary": ("LayerRange",),
+    "safecircuits.behavior.agreement": ("AgreementTable",),
+    "safecircuits.behavior.evaluate": ("Behavior",),
+    "safecircuits.behavior.generate": ("Completions",),
+    "safecircuits.behavior.harmfulness": ("Harmfulness",),
+    "safecircuits.behavior.harness": ("TaskScore", "TaskScores"),
+    "safecircuits.behavior.judge": ("JudgeVerdicts",),
+    "safecircuits.behavior.pressure": ("Attempt", "Condition", "Pressure"),
+    "safecircuits.behavior.reference": ("ResponseLoss", "RougeScores"),
+    "safecircuits.behavior.sampling": ("SampledRefusals",),
+    "safecircuits.direction.compare": ("DirectionComparison",),
+    "safecircuits.direction.probe": ("DirectionProbe",),
+    "safecircuits.direction.variants": ("Suffixes",),
+    "safecircuits.hooks.collect": ("Residuals",),
+    "safecircuits.layers.attention": ("AttentionMap",),
+    "safecircuits.layers.comparison": ("GapComparison", "GapDifference"),
+    "safecircuits.layers.counting": ("SweepPoint",),
+    "safecircuits.layers.decision": ("DecisionLayers", "DecisionRule"),
+    "safecircuits.layers.grid": ("ScalingGrid",),
+    "safecircuits.layers.interval": ("GapInterval",),
+    "safecircuits.layers.localization": ("Localization", "Sweep"),
+    "safecircuits.layers.malicious_check": ("MaliciousCheck",),
+    "safecircuits.layers.onset": ("OnsetRule",),
+    "safecircuits.layers.similarity": ("LayerGap", "PairCurve"),
+    "safecircuits.layers.transplant": ("Transplant", "TransplantTable"),
+    "safecircuits.model.sites": ("ModelShape",),
+    "safecircuits.papers.safety_layers.study": ("StudySubject",),
+    "safecircuits.papers.ssah.parts": ("Cut", "PrunedGroup", "SafetyBlock", "SsahSubject"),
+    "safecircuits.prompts.prompt_set": ("PromptSet",),
+    "safecircuits.studies.alignment_budget": ("AlignmentBudget",),
+    "safecircuits.studies.compare": ("Comparison",),
+    "safecircuits.studies.grid": ("FreezingGrid", "GridCell"),
+    "safecircuits.studies.outcome": ("FinetuningStudy", "StudyRun"),
+    "safecircuits.training.safety_filter": ("FilteredData",),
+    "safecircuits.units.ablation": ("Ablation", "AblationTable"),
+    "safecircuits.units.comparison": ("Candidate", "CurvePoint", "ScoreComparison", "ScoreCurve"),
+    "safecircuits.units.coupled": ("CoupledScores",),
+    "safecircuits.units.enrichment": ("BlockEnrichment", "Enrichment", "MaskOverlap"),
+    "safecircuits.units.groups": ("UnitGroups",),
+    "safecircuits.units.moments": ("Moments",),
+    "safecircuits.units.scores": ("UnitScores",),
+    "safecircuits.units.stability": ("Stability",),
+    "safecircuits.units.sweep": ("ShareSweep", "SweptShare"),
+    "safecircuits.units.transfer": ("AttributeTransfer",),
+    "safecircuits.weights.head_probe": ("HeadProbe",),
+    "safecircuits.weights.matrix_overlap": ("MatrixOverlap",),
+    "safecircuits.weights.output_spaces": ("OutputSpaces",),
+    "safecircuits.weights.scores": ("WeightMask", "WeightScores"),
+    "safecircuits.weights.sparse_gpt": ("SparseWeights",),
+}
+"""The module of each class. A class of results, or of a field of one, is added here; its name is in files for good."""
+
+MODULES: Mapping[str, str] = {name: module for module, names in HOMES.items() for name in names}
+
+
+def registered_name(kind: type) -> str:
+    """The name of ``kind`` in files.
+
+    Raises:
+        TypeError: if it is no class of a saved result, such as one of a user's own.
+    """
+    if MODULES.get(kind.__qualname__) != kind.__module__:
+        raise TypeError(
+            f"{kind.__module__}.{kind.__qualname__} is not among the classes of which saved results are made, so that "
+            "nobody could load it; save what it holds as a table or as JSON"
+        )
+    return kind.__qualname__
+
+
+def class_named(name: object) -> type:
+    """The class that a file calls ``name``; it is imported if need be.
+
+    Raises:
+        ValueError: if no class of a saved result has this name.
+    """
+    if not isinstance(name, str) or name not in MODULES:
+        raise ValueError(f"the result names {name!r}, which is not a result class of safecircuits")
+    kind: type = getattr(importlib.import_module(MODULES[name]), name)
+    return kind

@@ -1,0 +1,93 @@
+"""How far safety and utility share a model's weights and directions, by layer and matrix (Wei et al. 2024, §4.3).
+
+Weights: the Jaccard index of the top shares of both scores. Directions: the share that both leading spaces of what a
+matrix writes have in common. Each beside what chance gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from safecircuits.base.vocabulary import COMPONENTS
+from safecircuits.model.sites import ModelShape
+from safecircuits.results.result import Result
+from safecircuits.weights.choice import Within, choose_weights
+from safecircuits.weights.output_spaces import OutputSpaces
+from safecircuits.weights.scores import WeightScores, require_same_way
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Measure = Literal["jaccard", "subspace"]
+
+
+@dataclass(frozen=True)
+class MatrixOverlap(Result):
+    """Overlap of each matrix (``"3.q"``), between 0 and 1, and what two random choices of the same size would have."""
+
+    values: Mapping[str, float]
+    chance: Mapping[str, float]
+    measure: Measure
+    shape: ModelShape
+    provenance: dict[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Overlaps, one row a layer and one column a matrix."""
+        import pandas as pd
+
+        cells = {tuple(key.split(".")): value for key, value in self.values.items()}
+        layers = sorted({int(layer) for layer, _ in cells})
+        columns = [c for c in COMPONENTS if any(component == c for _, component in cells)]
+        table = {c: [cells.get((str(layer), c), float("nan")) for layer in layers] for c in columns}
+        return pd.DataFrame(table, index=pd.Index(layers, name="layer"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Overlap by layer, one line a matrix, with chance."""
+        from safecircuits.plots.overlap import plot_overlap
+
+        return plot_overlap(self.to_frame(), self.chance, self.measure, ax=ax)
+
+
+def weight_overlap(
+    safety: WeightScores, utility: WeightScores, share: float = 0.05, *, within: Within = "matrix"
+) -> MatrixOverlap:
+    """Jaccard index of the top ``share`` of weights by safety and by utility, matrix by matrix.
+
+    Args:
+        share: of the weights of a matrix, or of each of its rows (``within="row"``); 5 % in the paper.
+
+    Raises:
+        ValueError: for a share outside 0..1 or of no weight, and scores that do not belong together.
+    """
+    require_same_way(safety, utility, "the utility scores")
+    one, other = (choose_weights(s, share, within=within, lowest=False) for s in (safety, utility))
+    if one.n_weights == 0:
+        raise ValueError(f"a share of {share} is no weight at all")
+    # Two random choices of a share f meet in f² of all weights, of 2f − f² that either has.
+    shares = {key: float(mask.double().mean()) for key, mask in one.masks.items()}
+    provenance = {
+        "safety": safety.provenance,
+        "utility": utility.provenance,
+        "method": safety.method,
+        "share": share,
+        "within": within,
+    }
+    chance = {key: f / (2 - f) for key, f in shares.items()}
+    return MatrixOverlap(one.jaccard(other), chance, "jaccard", safety.shape, provenance)
+
+
+def space_overlap(safety: OutputSpaces, utility: OutputSpaces, rank: int) -> MatrixOverlap:
+    """Share that the ``rank`` leading directions of safety and of utility have in common, matrix by matrix.
+
+    Raises:
+        ValueError: for spaces of another model, or of fewer directions than ``rank``.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is at least 1, not {rank}")
+    # A random direction has, squared, a rank/out of itself in any space of that rank.
+    chance = {key: min(1.0, rank / basis.shape[0]) for key, basis in safety.bases.items()}
+    provenance = {"safety": safety.provenance, "utility": utility.provenance, "rank": rank}
+    return MatrixOverlap(safety.overlap(utility, rank), chance, "subspace", safety.shape, provenance)

@@ -1,0 +1,306 @@
+"""Scores of single weights, and Wei et al.'s set difference over them (Wei et al. 2024, the baseline of SSAH).
+
+    Wanda  |W_ij| · root mean square of input j over the chosen tokens
+    SNIP   |W_ij| · mean over prompts of |∂L(x)/∂W_ij|, L(x) the mean cross-entropy of the response tokens
+
+With a base model, |W_ij − W_ij of base| takes the place of |W_ij|: what alignment changed (their difference scores).
+Both are of the model as it is: no layer is pruned before the next is scored. One tensor a matrix, ``[out in]`` as an
+``nn.Linear`` holds it, under the name ``"layer.matrix"`` (``"3.q"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from safecircuits.base.progress import track
+from safecircuits.base.vocabulary import Component
+from safecircuits.hooks.linear_maps import Matrix, components_of, watched
+from safecircuits.model.beginning import beginning_facts, encode_to_score
+from safecircuits.model.forward import run
+from safecircuits.model.in_use import used_alone
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.parameters import Masks, checkpoint_parameters, in_checkpoint_names
+from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, tokenizer_of
+from safecircuits.prompts.batching import batches
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.result import Result
+from safecircuits.units.activation_scores import chosen_positions
+from safecircuits.units.gradient_scores import each_prompts_gradients
+from safecircuits.units.moments import RunningMoments
+from safecircuits.units.scores import TOKEN_CHOICES, TokenChoice, tokenizer_fingerprint
+
+WeightMethod = Literal["wanda", "snip", "magnitude"]
+
+
+@dataclass(frozen=True)
+class WeightScores(Result):
+    """One score a weight, float32 on the CPU."""
+
+    scores: Mapping[str, Float[Tensor, "out in"]]
+    method: WeightMethod
+    tokens: TokenChoice
+    count: int
+    """Tokens (Wanda) or prompts (SNIP) that the mean is over; 0 for magnitudes."""
+    shape: ModelShape
+    tokenizer: str
+    provenance: dict[str, Any]
+    relative: bool = False
+    """Whether the weights' change from a base model was scored, |W − W_base| for |W|."""
+
+    def merge(self, other: WeightScores) -> WeightScores:
+        """Scores over both data sets together.
+
+        Raises:
+            ValueError: for scores that were not made the same way.
+        """
+        require_same_way(self, other, "the other scores")
+        provenance = {"merged": [self.provenance, other.provenance]}
+        if self.method == "magnitude":  # needs no data, so both are the same
+            return replace(self, provenance=provenance)
+        n, m = self.count, other.count
+        # Wanda's is the root of a mean of squares, SNIP's a mean, and both times the same weight.
+        power = 2 if self.method == "wanda" else 1
+        merged = {
+            key: ((n * score**power + m * other.scores[key] ** power) / (n + m)) ** (1 / power)
+            for key, score in self.scores.items()
+        }
+        return replace(self, scores=merged, count=n + m, provenance=provenance)
+
+
+@dataclass(frozen=True)
+class WeightMask(Result):
+    """Which weights were chosen, by matrix."""
+
+    masks: Mapping[str, Bool[Tensor, "out in"]]
+    shape: ModelShape
+    provenance: dict[str, Any]
+
+    @property
+    def n_weights(self) -> int:
+        """How many weights were chosen."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    @property
+    def share(self) -> float:
+        """Their share of all weights that were scored."""
+        return self.n_weights / sum(mask.numel() for mask in self.masks.values())
+
+    def jaccard(self, other: WeightMask) -> dict[str, float]:
+        """Overlap with another choice, matrix by matrix; 1 where both chose nothing."""
+        other.shape.require_same(self.shape, "the other choice of weights")
+        if set(self.masks) != set(other.masks):
+            raise ValueError("the two choices of weights are not of the same matrices")
+        return {
+            key: float((mask & other.masks[key]).sum()) / max(int((mask | other.masks[key]).sum()), 1)
+            if (mask | other.masks[key]).any()
+            else 1.0
+            for key, mask in self.masks.items()
+        }
+
+    def parameter_masks(self, model: HookedModel) -> Masks:
+        """Boolean tensors by parameter name (Hugging Face's for a bridge), True where chosen: for any trainer."""
+        self.shape.require_same(ModelShape.of(model), "the choice of weights")
+        own = dict(model.named_parameters())
+        names = {id(p): name for name, p in own.items()}
+        masks: Masks = {}
+        for key, mask in self.masks.items():
+            matrix = _matrix(model, key)
+            name = names.get(id(matrix.owner))
+            if name is None:
+                raise ValueError(f"matrix {key} is a copy of its parameter, so it cannot be masked")
+            parameter = own[name]
+            empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=torch.bool).zero_()
+            whole = masks.setdefault(name, empty)
+            offset = matrix.view.storage_offset() - parameter.storage_offset()
+            window = torch.as_strided(whole, matrix.view.shape, matrix.view.stride(), offset)
+            Matrix(window, matrix.component, parameter).write(mask)
+        return in_checkpoint_names(model, masks, checkpoint_parameters(model)) if is_bridge(model) else masks
+
+
+def score_weights(
+    model: HookedModel,
+    data: PromptSet,
+    *,
+    method: WeightMethod = "snip",
+    tokens: TokenChoice = "response",
+    components: Sequence[Component] | None = None,
+    base: HookedModel | None = None,
+    template: str = "auto",
+    max_tokens: int | None = None,
+    count_beginning: bool = False,
+    progress: bool = False,
+) -> WeightScores:
+    """Score every weight of the chosen matrices of every layer.
+
+    Args:
+        base: the model before alignment: |W − W_base| takes the place of |W|. With ``method="magnitude"`` that is the
+            size of the change itself.
+        tokens: for Wanda, whose inputs count. SNIP's loss is the responses' and its gradient runs over all positions.
+        components: matrices, all of a layer's unless given.
+        max_tokens: as in ``score_units``.
+        count_beginning: for Wanda, whether what every prompt begins with counts too; see ``score_units``. It matters
+            where the prompt's tokens do.
+    """
+    if method not in get_args(WeightMethod):
+        raise ValueError(f"no weight score {method!r}; there are {', '.join(get_args(WeightMethod))}")
+    if tokens not in TOKEN_CHOICES:
+        raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
+    if base is not None:
+        ModelShape.of(base).require_same(ModelShape.of(model), "the base model")
+    chosen = components_of(model, components)
+    keys = [(layer, component) for layer in range(int(model.cfg.n_layers)) for component in chosen]
+    sums: dict[tuple[int, Component], Tensor] = {}
+    count = 0
+    if method == "snip":
+
+        def use(layer: int, component: Component, first: int, gradients: Tensor) -> None:  # noqa: ARG001
+            total = gradients.abs().sum(0).cpu()
+            sums[layer, component] = sums[layer, component] + total if (layer, component) in sums else total
+
+        count = each_prompts_gradients(
+            model, data, chosen, use, template=template, max_tokens=max_tokens, progress=progress
+        )
+        factor = {key: sums[key] / count for key in keys}
+    elif method == "wanda":
+        means = _input_mean_squares(model, data, chosen, tokens, template, max_tokens, progress, count_beginning)
+        count = means.by_key[str(chosen[0]), 0].count
+        factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
+    else:
+        factor = {key: torch.ones((), dtype=torch.float32) for key in keys}
+    with used_alone(model):
+        scores = {f"{i}.{c}": _sizes(model, base, i, c) * factor[i, c] for i, c in keys}
+    broken = [key for key, score in scores.items() if not torch.isfinite(score).all()]
+    if broken:
+        raise FloatingPointError(f"the scores of matrix {broken[0]} (layer.matrix) are not finite")
+    provenance: dict[str, Any] = {
+        "data": {"name": data.name, "n": len(data), "sha": data.fingerprint},
+        "template": template,
+    }
+    if method == "wanda":
+        provenance["beginning"] = beginning_facts(tokenizer_of(model), template, count_beginning)
+    where = "all" if method == "snip" else tokens
+    fingerprint = tokenizer_fingerprint(model.tokenizer)
+    relative = base is not None
+    return WeightScores(scores, method, where, count, ModelShape.of(model), fingerprint, provenance, relative)
+
+
+def weight_set_difference(safety: WeightScores, utility: WeightScores, *, q: float, p: float) -> WeightMask:
+    """The top ``q`` of each matrix by safety without its top ``p`` by utility: S^s(q) − S^u(p) (Wei et al. §2.3).
+
+    Args:
+        q, p: shares of a matrix's weights, between 0 and 1.
+
+    Raises:
+        ValueError: for shares outside 0..1 and for scores that do not belong together.
+    """
+    for name, share in {"q": q, "p": p}.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share between 0 and 1, not {share}")
+    require_same_way(safety, utility, "the utility scores")
+    masks = {key: _top(score, q) & ~_top(utility.scores[key], p) for key, score in safety.scores.items()}
+    provenance = {
+        "safety": safety.provenance,
+        "utility": utility.provenance,
+        "method": safety.method,
+        "tokens": safety.tokens,
+        "q": q,
+        "p": p,
+    }
+    return WeightMask(masks, safety.shape, provenance)
+
+
+@contextmanager
+def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel | None = None) -> Iterator[None]:
+    """Inside the block the chosen weights are zero, or ``base``'s; afterwards they are bit for bit what they were.
+
+    Raises:
+        ValueError: for a choice on another model, or a matrix that the model computes with a copy of.
+    """
+    mask.shape.require_same(ModelShape.of(model), "the choice of weights")
+    if base is not None:
+        mask.shape.require_same(ModelShape.of(base), "the choice of weights, for the base model,")
+    with used_alone(model):
+        saved: list[tuple[Matrix, Tensor, Tensor]] = []
+        try:
+            for key, chosen in mask.masks.items():
+                matrix = _matrix(model, key)
+                value, where = matrix.read().clone(), chosen.to(matrix.view.device)
+                saved.append((matrix, where, value[where]))
+                value[where] = 0.0 if base is None else _matrix(base, key).read().to(value)[where]
+                matrix.write(value)
+            yield
+        finally:
+            for matrix, where, before in saved:
+                value = matrix.read().clone()
+                value[where] = before
+                matrix.write(value)
+
+
+def _input_mean_squares(
+    model: HookedModel,
+    data: PromptSet,
+    components: Sequence[Component],
+    tokens: TokenChoice,
+    template: str,
+    max_tokens: int | None,
+    progress: bool,
+    count_beginning: bool,
+) -> RunningMoments:
+    examples = encode_to_score(
+        tokenizer_of(model),
+        data,
+        template=template,
+        with_responses=tokens != "prompt",
+        count_beginning=count_beginning,
+    )
+    running = RunningMoments()
+    chosen: Bool[Tensor, "batch pos"]
+
+    def look(layer: int, component: Component, x: Tensor) -> None:
+        running.add(str(component), layer, x[chosen.to(x.device)], f"the inputs of matrix {layer}.{component}")
+
+    with torch.inference_mode(), watched(model, components, inputs=look):
+        for batch in track(
+            list(batches(examples, batch_tokens(model, examples, max_tokens))), "inputs", enabled=progress
+        ):
+            chosen = chosen_positions(batch, tokens)
+            run(model, batch)
+    return running
+
+
+def _sizes(model: HookedModel, base: HookedModel | None, layer: int, component: Component) -> Float[Tensor, "out in"]:
+    """|W|, or |W − W_base| where there is a base."""
+    weight = Matrix.of(model, layer, component).read().float().cpu()
+    return (weight if base is None else weight - Matrix.of(base, layer, component).read().float().cpu()).abs()
+
+
+def _matrix(model: HookedModel, key: str) -> Matrix:
+    layer, _, component = key.partition(".")
+    return Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
+
+
+def _top(score: Tensor, share: float) -> Tensor:
+    mask = torch.zeros(score.numel(), dtype=torch.bool)
+    mask[score.flatten().topk(round(share * score.numel())).indices] = True
+    return mask.reshape(score.shape)
+
+
+def require_same_way(mine: WeightScores, other: WeightScores, what: str) -> None:
+    """A ValueError unless both were made of one model by one method."""
+    other.shape.require_same(mine.shape, what)
+    if mine.tokenizer != other.tokenizer:
+        raise ValueError(f"{what} were made with another tokenizer ({other.tokenizer}, not {mine.tokenizer})")
+    if mine.relative != other.relative:
+        raise ValueError(f"of {what} and the first, one scores weights and the other their change from a base model")
+    if (mine.method, mine.tokens, set(mine.scores)) != (other.method, other.tokens, set(other.scores)):
+        raise ValueError(
+            f"{what} ({other.method}, {other.tokens} tokens, {len(other.scores)} matrices) were not made the same way "
+            f"({mine.method}, {mine.tokens} tokens, {len(mine.scores)} matrices)"
+        )
