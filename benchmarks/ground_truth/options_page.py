@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.markdown import markdown_table
+from benchmarks.since import changed_since
 
 SHARE_FIGURES = ("agreement", "refused", "utility", "planted found", "frozen parameters", "dropped")
 MAIN = {"probe": ("aligned: blocks to refusing",), "transfer": ("flows drawn",), "freezing": ("refused",)}
@@ -30,6 +31,8 @@ python -m benchmarks.ground_truth.options --out docs/ssah_options.json --page do
 
 These are models of 8 layers and one draw of {made["datasets"]["malicious"]["n"]} malicious and {made["datasets"]["utility"]["n"]} utility prompts: differences of shares up to
 {100 * noise(made["datasets"]["malicious"]["n"]):.0f} points are called noise. The lines say which options can decide a result, not what they do to a model of 7 billion parameters.
+
+{changed_since(made["date"], "units", "counts")}
 """,
         f"""
 ## Reasoning direction
@@ -82,7 +85,7 @@ seed: the fine-tuning studies have intervals.
 - Which score finds the planted units: `python -m benchmarks.ground_truth.units`.
 - The probe under all combinations of its options: `python -m benchmarks.ground_truth.direction`.
 - Bias compensation is exact: removal by hooks to the mean equals the pruned checkpoint with compensation in logits
-  (`tests/test_units_prune.py`).
+  (`tests/units/test_prune.py`).
 - The denominator of a score (tokens or prompts) is no option: scores are per token, so that data sets of different length
   compare; the published code's sum over tokens divided by prompts makes them incomparable.
 """,

@@ -21,6 +21,7 @@ from benchmarks.ground_truth.scoring import (
     table,
 )
 from benchmarks.ground_truth.scoring import members as planted_members
+from benchmarks.since import changed_since
 from safecircuits.organism.family import LAYERS_FAMILY, MIN_REFUSED, MIN_UTILITY
 
 
@@ -58,6 +59,8 @@ python -m benchmarks.ground_truth.build --out FAMILY
 python -m benchmarks.ground_truth.localization --family FAMILY --out docs/ground_truth_layers.json \\
     --page docs/ground_truth_layers.md
 ```
+
+{changed_since(results["provenance"]["date"], "counts")}
 """
 
 

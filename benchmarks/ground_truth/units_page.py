@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.ground_truth.groups import RU, SCU, UCU, as_named
 from benchmarks.markdown import markdown_table
+from benchmarks.since import changed_since
 from safecircuits.organism.family import MIN_REFUSED, UNITS_FAMILY
 from safecircuits.units.scores import METHODS
 
@@ -83,6 +84,8 @@ python -m benchmarks.ground_truth.build --out FAMILY --part all
 python -m benchmarks.ground_truth.units --models aligned planted-units FAMILY/units-* --out docs/ground_truth_units.json \\
     --page docs/ground_truth_units.md
 ```
+
+{changed_since(results["provenance"]["date"], "units")}
 """
 
 

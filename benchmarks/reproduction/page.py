@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reproduction.measured import NUMBERS, ROOT
+from benchmarks.since import changed_since
 from safecircuits.base.files import write_text
 from safecircuits.papers.published import PAPERS, Paper, published
 from safecircuits.report.html import VERDICTS
@@ -53,6 +54,7 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
 def _introduction(entries: Sequence[dict[str, Any]]) -> str:
     tables = {paper: published(paper).to_dict("records") for paper in PAPERS}
     total = sum(map(len, tables.values()))
+    oldest = min((entry["provenance"]["date"] for entry in entries), default="9999")
     ours = sum(_measured(paper, row, entries) is not None for paper, rows in tables.items() for row in rows)
     return f"""\
 # Reproduction
@@ -67,6 +69,8 @@ shows where it can be checked, not what a chat model of size would do.
 *Not run* means that no number of that model was measured here. This page is made of `safecircuits.papers.published` and
 [`reproduction.json`](reference/reproduction.json) by `python -m benchmarks.reproduction.page`; what a run of yours
 found is added by `python -m benchmarks.reproduction.measured RUN`.
+
+{changed_since(oldest, "units", "counts", "rates")}
 """
 
 
