@@ -108,9 +108,13 @@ def test_units_are_given_in_any_collection(indices: Any, tiny_bridge: Any) -> No
         ({1: [3]}, "a site is one of mlp, attn, not 1: units are given by site and layer"),
         ({"mlp": [3]}, "units are given by site and layer, such as .*; the mlp units are a list"),
         (sc.FreezeMask.layers(1), "not a FreezeMask"),
-        ({"mlp": {1: torch.ones(48, dtype=torch.bool)}}, r"the mlp units of layer 1 are a list of indices"),
-        ({"mlp": {1: 3}}, "the mlp units of layer 1 are a list of indices"),
-        ({"mlp": {"1": [3]}}, "layer '1' is outside the model"),
+        (
+            {"mlp": {1: torch.ones(48, dtype=torch.bool)}},
+            "the mlp units of layer 1 must be whole numbers, not booleans",
+        ),
+        ({"mlp": {1: 3}}, "the mlp units of layer 1 must be a list of whole numbers, not 3"),
+        ({"mlp": {"1": [3]}}, "a layer must be a whole number, not '1'"),
+        ({"mlp": {3: [3]}}, "layer 3 is outside the model"),
     ],
 )
 def test_what_are_no_units_removes_nothing_silently(units: Any, message: str, tiny_bridge: Any) -> None:
@@ -475,7 +479,8 @@ def test_a_result_prints_its_verdict(tiny_bridge: Any) -> None:
     gap = sc.layer_gap(tiny_bridge, PROMPTS, [*PROMPTS[::-1], "find a dog"])
     assert str(gap) == gap.verdict
     layer = int(gap.gap_deg.argmax())
-    assert gap.verdict.startswith(f"largest gap {float(gap.gap_deg.max()):.1f}° (layer {layer}), ")
+    noise = f"p = {gap.p:.2g}: within noise"
+    assert gap.verdict.startswith(f"largest gap {float(gap.gap_deg.max()):.1f}° (layer {layer}, {noise}), ")
     found = sc.localize(tiny_bridge, PROMPTS, (0, 1), alpha=1.2, reach=1, max_new_tokens=2)
     assert str(found) == found.verdict
     assert str(sc.collect_residuals(tiny_bridge, PROMPTS)).startswith("Residuals(values=float32[3, 4, 32]")
@@ -584,8 +589,9 @@ def test_units_are_scored_on_lists_and_not_on_tables(tiny_bridge: Any) -> None:
 def test_draws_by_a_seed_of_numpys_are_those_of_pythons(tiny_bridge: Any) -> None:
     assert DATA.take(np.int64(2), seed=np.int64(3)) == DATA.take(2, seed=3)  # type: ignore[arg-type]
     assert sc.normal_data(DATA, 2, seed=np.int64(3)).prompts == sc.normal_data(DATA, 2, seed=3).prompts  # type: ignore[arg-type]
-    for n in (2.5, 0, 5):
-        with pytest.raises(ValueError, match="cannot take"):
+    refusals = {2.5: r"n must be a whole number, not 2\.5", 0: "cannot take 0 of the 4", 5: "cannot take 5 of the 4"}
+    for n, message in refusals.items():
+        with pytest.raises(ValueError, match=message):
             DATA.take(n)  # type: ignore[arg-type]
     sc.ablate_units(tiny_bridge, {"a": {"mlp": {0: [1]}}}, seed=np.int64(3), malicious=DATA, max_new_tokens=2)  # type: ignore[arg-type]
 

@@ -228,7 +228,8 @@ class TestMask:
         for out in (weights, tmp_path / "notes.txt", tmp_path):
             before = out.read_bytes() if out.is_file() else None
             for command in (["combine", *masks], ["convert", masks[1], *ALIGNED]):
-                assert "is there already and is no mask" in refuse("mask", *command, "--out", out)
+                what = "is a folder; name another file" if out == tmp_path else "is there already and is no mask"
+                assert what in refuse("mask", *command, "--out", out)
             assert before is None or out.read_bytes() == before
         for _ in range(2):
             succeed("mask", "convert", masks[1], *ALIGNED, "--out", tmp_path / "parameters.safetensors")
@@ -373,7 +374,8 @@ class TestBadInput:
         assert "both 'ask' and 'x' for every set; name one by SET=VALUE" in refuse(
             *again, "--column", "ask", "--column", "x"
         )
-        assert "is given as VALUE or SET=VALUE, not '=x'" in refuse(*again, "--column", "=x")
+        assert "is given as VALUE, SET=VALUE or =VALUE, not '='" in refuse(*again, "--column", "=")
+        assert "'n' has no column 'x'" in refuse(*again, "--column", "=x")  # of every set, as for a name with a = in it
         assert "--n is a number of prompts from 1 on, not '0'" in refuse(*again, "--n", "malicious=0")
         assert not (tmp_path / "other").exists()
         units = ["units", "classify", *ALIGNED, "--safety", tmp_path / "n.csv", "--utility", "organism:utility"]

@@ -223,7 +223,7 @@ class TestInput:
         [
             ({"steps": ()}, "different numbers"),
             ({"steps": (2, 2)}, "different numbers"),
-            ({"steps": (-1,)}, "different numbers"),
+            ({"steps": (-1,)}, "each of steps must be at least 0, not -1"),
             ({"pool": "max"}, "pool is"),
             ({"baseline": "mean"}, "baseline is"),
             ({"ended": "drop"}, "ended is"),

@@ -25,13 +25,17 @@ BAD: Any = {"mlp": {1: (5, 11)}}
 
 
 def constructed() -> Any:
-    """As ``planted`` of test_units, with one more token of use: prompts without a bomb are answered 'sure sure …'."""
+    """As ``planted`` of test_units, whose 'sure' ends the answer: an answer that goes on is not right."""
     from test_units import TestConstructedModel
 
     from conftest import build_tiny_llama, build_tiny_tokenizer
 
     tokenizer = build_tiny_tokenizer()
-    return load_model(TestConstructedModel.planted(build_tiny_llama(), tokenizer), tokenizer=tokenizer)
+    hf_model = TestConstructedModel.planted(build_tiny_llama(), tokenizer)
+    with torch.no_grad():
+        hf_model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("sure"), 3] = 1.0
+        hf_model.lm_head.weight[tokenizer.eos_token_id, 3] = 5.0
+    return load_model(hf_model, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +224,8 @@ class TestComparison:
 
     def test_every_method_is_a_candidate(self) -> None:
         for quick in (False, True):
-            assert {c.method for c in default_candidates(quick=quick)} == set(METHODS)
+            # FLAP's WIFN divides Wanda's score by the width: in the same order, it would only be measured twice.
+            assert {c.method for c in default_candidates(quick=quick)} == set(METHODS) - {"wifn"}
         assert len(set(default_candidates())) == len(default_candidates())
 
     def test_bad_input(self, planted: Any, sets: Any) -> None:

@@ -20,6 +20,7 @@ R = TypeVar("R")
 LEAST = {
     **dict.fromkeys(("seed", "seeds", "controls", "spare", "num_fewshot", "warmup_steps", "prefilled"), 0),
     **dict.fromkeys(("layer", "step"), None),  # from the end, too; who takes them knows the range
+    "each of steps": 0,  # moments, where steps alone are how many
 }
 """The smallest value of whole numbers by their parameter's name, where it is not 1."""
 
@@ -129,7 +130,8 @@ def readers_of(signature: inspect.Signature) -> dict[str, Callable[[Any], Any]]:
     for name, parameter in signature.parameters.items():
         kind = str(parameter.annotation)
         if (plain := kind.removesuffix(" | None")) in kinds:
-            read = kinds[plain](name, LEAST.get(name, 1))
+            least = LEAST.get(name, 1)
+            read = kinds[plain](name, LEAST.get(f"each of {name}", least) if plain == "Sequence[int]" else least)
             found[name] = _or_none(read) if kind != plain else read
     return found
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "trl": (("trl",), "reverse DPO and TRL's trainers"),
     "eval": (("lm-eval", "rouge-score"), "MMLU and other tasks, Rouge-L"),
     "docs": (("mkdocs-material", "mkdocstrings"), "the documentation site"),
+    "gguf": (("gguf",), "models in GGUF files"),
     "bench": (("nnsight", "pyvene"), "benchmarks against other libraries"),
 }
 """Optional extras: what they install, and what for."""

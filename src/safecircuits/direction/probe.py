@@ -315,8 +315,8 @@ def _cosine_distance(a: Float[Tensor, "*n d_model"], b: Float[Tensor, "*n d_mode
 
 
 def _check(steps: tuple[int, ...], pool: str, baseline: str, ended: str) -> None:
-    if not steps or min(steps) < 0 or len(set(steps)) < len(steps):
-        raise ValueError(f"steps are different numbers of generated tokens, 0 or more, not {list(steps)}")
+    if not steps or len(set(steps)) < len(steps):
+        raise ValueError(f"steps are different numbers of generated tokens, at least one, not {list(steps)}")
     if pool not in get_args(Pool):
         raise ValueError(f"pool is 'last' or 'mean', not {pool!r}")
     if baseline not in get_args(Baseline):

@@ -186,7 +186,7 @@ def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
 
     Attributions are signed, so that neither their logarithm nor their share of a mean means anything. Magnitude and
     random scores do not contrast two data sets. WIFV comes with all normalisations over all three choices of tokens,
-    its kin with those over the response's.
+    its kin with those over the response's; WIFN is not among them, as it puts units in the order of Wanda.
     """
     every: tuple[Normalisation, ...] = ("none", "log") if quick else ("none", "zscore", "rank", "layer-mean", "log")
     signed: tuple[Normalisation, ...] = ("none",) if quick else ("none", "zscore", "rank")
