@@ -109,3 +109,9 @@ def test_pad_left_keeps_the_last_token_last() -> None:
     batch = pad_left([Encoded((5, 6, 7), 3), Encoded((9,), 1)])
     assert batch.input_ids[:, -1].tolist() == [7, 9]
     assert not batch.is_response.any()
+
+
+def test_identity_names_a_set_its_size_and_its_content() -> None:
+    some = PromptSet("a", ("x", "y"))
+    assert some.identity == {"name": "a", "n": 2, "sha": some.fingerprint}
+    assert some.take(1).identity == {"name": "a", "n": 1, "sha": PromptSet("b", ("x",)).fingerprint}

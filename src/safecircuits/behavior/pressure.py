@@ -262,7 +262,7 @@ def pressure(
             error.kept["attempts"] = tuple(attempts)
             raise
     made_by = {
-        "malicious": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+        "malicious": prompts.identity,
         "prefill_sha": None if openings is None else PromptSet("openings", openings).fingerprint,
         "judged": judged,
         "detector": detector if isinstance(detector, str) else repr(detector),

@@ -164,7 +164,7 @@ def response_loss(
         broken = int((~torch.isfinite(nats)).nonzero()[0])
         raise FloatingPointError(f"the loss of response {broken} of set {heldout.name!r} is not finite")
     made_by = {
-        "heldout": {"name": heldout.name, "n": len(heldout), "sha": heldout.fingerprint},
+        "heldout": heldout.identity,
         "template": template,
         "system": system,
     }

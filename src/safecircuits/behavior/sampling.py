@@ -89,7 +89,7 @@ def sampled_refusals(
     prompts = as_prompt_set(malicious, "malicious")
     completions = sample(model, prompts, samples=samples, temperature=temperature, seed=seed, **options)
     provenance = {
-        "malicious": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+        "malicious": prompts.identity,
         "samples": samples,
         "temperature": temperature,
         "detector": detector if isinstance(detector, str) else repr(detector),

@@ -299,7 +299,7 @@ def probe_direction(
         answers=answers,
         refused=refused(answers, detector),
         provenance={
-            "malicious": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+            "malicious": prompts.identity,
             "template": template,
             "system": system,
             "detector": detector if isinstance(detector, str) else repr(detector),

@@ -151,7 +151,7 @@ class RefusalCounter:
         """
         prompts, detector = self.prompts, self.detector
         return {
-            "over_rejection": {"name": prompts.name, "n": len(prompts), "sha": prompts.fingerprint},
+            "over_rejection": prompts.identity,
             "components": self._components,
             "substituted": substituted(self.model, self.components),
             "detector": detector if isinstance(detector, str) else repr(detector),

@@ -170,8 +170,8 @@ def decision_layers(
         verdicts.append(refused(answers, detector))
     n_layers, rule = int(model.cfg.n_layers), rule or DecisionRule()
     provenance: dict[str, Any] = {
-        "normal": {"name": n.name, "n": size, "sha": n.fingerprint},
-        "malicious": {"name": m.name, "n": size, "sha": m.fingerprint},
+        "normal": n.identity,
+        "malicious": m.identity,
         "detector": detector if isinstance(detector, str) else repr(detector),
         "max_new_tokens": max_new_tokens,
         "template": template,

@@ -167,12 +167,8 @@ def compare(normal: Residuals, malicious: Residuals, *, pairs: Pairs = "all", fo
     else:
         raise ValueError(f"pairs is 'all' or 'paper', not {pairs!r}")
     provenance = {
-        "normal": {"name": normal.prompts.name, "n": len(normal.prompts), "sha": normal.prompts.fingerprint},
-        "malicious": {
-            "name": malicious.prompts.name,
-            "n": len(malicious.prompts),
-            "sha": malicious.prompts.fingerprint,
-        },
+        "normal": normal.prompts.identity,
+        "malicious": malicious.prompts.identity,
     }
     gap = _gap(nn, nm, formula)
     p = largest_gap_p(n, m, (normal.prompts, malicious.prompts), formula=formula)

@@ -107,6 +107,11 @@ class PromptSet:
         text = json.dumps([self.prompts, self.responses], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result keeps of the set: its ``name``, the number ``n`` of prompts, and ``sha``, its fingerprint."""
+        return {"name": self.name, "n": len(self), "sha": self.fingerprint}
+
     def take(self, n: int | None, *, seed: int | None = None) -> PromptSet:
         """The first ``n`` prompts (all if None), or ``n`` drawn without replacement when a seed is given."""
         if n is None:

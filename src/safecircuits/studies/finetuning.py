@@ -120,7 +120,7 @@ def finetuning_study(
             "model": subject.name,
             "weights": fingerprint,
             "seeds": list(seeds),
-            "malicious": {"name": malicious.name, "n": len(malicious), "sha": malicious.fingerprint},
+            "malicious": malicious.identity,
             "scenarios": {s.name: {"train": s.train.name, "sha": s.train.fingerprint} for s in scenarios},
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),

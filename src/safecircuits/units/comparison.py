@@ -268,7 +268,7 @@ def score_comparison(
         None if planted is None else _point(removals, planted, planted),
         {
             **{
-                name: {"name": data.name, "n": len(data), "sha": data.fingerprint}
+                name: data.identity
                 for name, data in (("safety", safety), ("utility", utility_data), ("reference", reference))
             },
             "sites": list(sites),

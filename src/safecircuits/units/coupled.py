@@ -107,8 +107,7 @@ def coupled_scores(
                 raise FloatingPointError(f"the coupled scores of the {site} site in layer {layer} are not finite")
         scores[site] = rows.abs()  # only "vectorize" has sums below zero
     moments = {site: Moments(count, rows, torch.zeros_like(rows)) for site, rows in scores.items()}
-    identity = None if data is None else {"name": data.name, "n": len(data), "sha": data.fingerprint}
-    provenance = {"data": identity, "template": template, "kind": kind}
+    provenance = {"data": data and data.identity, "template": template, "kind": kind}
     return CoupledScores(
         scores=scores,
         moments=moments,

@@ -98,7 +98,7 @@ def score_units(
     if tokens != only:
         raise ValueError(f"{method} scores are over {only} tokens; tokens={tokens!r} has no meaning for them")
     common: dict[str, Any] = {"sites": sites, "template": template, "max_tokens": max_tokens, "progress": progress}
-    provenance: dict[str, Any] = {"data": _identity(data), "template": template}
+    provenance: dict[str, Any] = {"data": data.identity, "template": template}
     if method != "snip":
         common["count_beginning"] = count_beginning
         provenance["beginning"] = beginning_facts(tokenizer_of(model), template, count_beginning)
@@ -151,9 +151,5 @@ def _attribution(
         values = mean_activations(model, reference, **common)
     many = steps if method == "integrated" else None
     moments = attribution_moments(model, data, answers, values, steps=many, **common)
-    where = {**_identity(reference), "paired": paired} if isinstance(reference, PromptSet) else "values"
+    where = {**reference.identity, "paired": paired} if isinstance(reference, PromptSet) else "values"
     return moments, {"answers": asdict(answers), "reference": where, **({"steps": many} if many else {})}
-
-
-def _identity(data: PromptSet) -> dict[str, Any]:
-    return {"name": data.name, "n": len(data), "sha": data.fingerprint}

@@ -125,8 +125,8 @@ def head_probe(
             weight = logistic_regression(x[:, train], harmful[train], penalty)
             right[layer][:, test] = (_logits(x[:, test], weight) > 0) == harmful[test]
     provenance = {
-        "malicious": {"name": malicious.name, "n": len(malicious), "sha": malicious.fingerprint},
-        "normal": {"name": normal.name, "n": len(normal), "sha": normal.fingerprint},
+        "malicious": malicious.identity,
+        "normal": normal.identity,
         "folds": folds,
         "penalty": penalty,
         "seed": seed,

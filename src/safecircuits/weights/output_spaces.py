@@ -116,7 +116,7 @@ def output_spaces(
             bases[f"{layer}.{component}"] = vectors.flip(1)[:, :keep].float().cpu().contiguous()
             values[f"{layer}.{component}"] = energies.flip(0)[:keep].clamp(min=0).sqrt().float().cpu()
     provenance: dict[str, Any] = {
-        "data": {"name": data.name, "n": len(data), "sha": data.fingerprint},
+        "data": data.identity,
         "template": template,
         "beginning": beginning_facts(tokenizer_of(model), template, count_beginning),
     }

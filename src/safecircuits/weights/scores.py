@@ -180,7 +180,7 @@ def score_weights(
     if broken:
         raise FloatingPointError(f"the scores of matrix {broken[0]} (layer.matrix) are not finite")
     provenance: dict[str, Any] = {
-        "data": {"name": data.name, "n": len(data), "sha": data.fingerprint},
+        "data": data.identity,
         "template": template,
     }
     if method == "wanda":

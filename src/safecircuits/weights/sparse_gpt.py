@@ -106,7 +106,7 @@ def sparse_gpt(
         )
         weights[key], masks[key] = weight.to(matrix.view.dtype).cpu(), gone.cpu()
     provenance = {
-        "data": {"name": data.name, "n": len(data), "sha": data.fingerprint},
+        "data": data.identity,
         "tokens": tokens,
         "template": template,
         "share": share,
