@@ -106,7 +106,7 @@ found = step(
 )
 deciding = step(sc.DecisionLayers, "decision", lambda: sc.decision_layers(model, data["normal"], data["malicious"]))
 print("scaling: ", found.verdict)
-print("swapping:", deciding.verdict)
+print("patching:", deciding.verdict)
 
 # %% [markdown]
 # ## Side by side
@@ -183,7 +183,7 @@ sorted(str(path) for path in OUT.iterdir())
 # ## Before you believe it
 #
 # - *Does it find what is known?* Set `SUBJECT` to `planted-layers` first, where refusing was trained into layers 3 to
-#   5. What a script finds there says what its answer is worth elsewhere (tutorial 1: scaling is off, swapping is
+#   5. What a script finds there says what its answer is worth elsewhere (tutorial 1: scaling is off, patching is
 #   right).
 # - *Would a control give it too?* The base model beside the aligned one, random units beside the found ones.
 # - *How wide is it?* `found.verdict` says here that other ranges do as well. A range without this is half a result.

@@ -121,7 +121,7 @@ the search stays there.
 {verdict}; the nearest is "{nearest.method}", {lead:.2f} [{low:.2f}, {high:.2f}] behind.
 
 - **decision layers** (`safecircuits.layers.decision.decision_layers`): the residual stream at the positions after the
-  instruction is swapped between a harmless and a malicious prompt after one layer at a time. The range starts where
+  instruction is patched between a harmless and a malicious prompt after one layer at a time. The range starts where
   that first moves the refuse-minus-comply score by {rule["appear"]:.0%} of the full difference (and beyond noise), and ends
   where it moves {rule["complete"]:.0%} of it, in that layer and all later ones.
 - **gap onset**: `layer_gap(...).onset()`, the paper's first guess, read off the angle-gap curve by a written rule.
@@ -226,7 +226,7 @@ def _shares(results: dict[str, Any]) -> str:
     lines = [
         "## The share of the decision, layer by layer",
         "",
-        "Share of the refuse-minus-comply difference that swapping the residual stream after a layer carries over; planted "
+        "Share of the refuse-minus-comply difference that patching the residual stream after a layer carries over; planted "
         "layers in bold.",
         "",
         "| planted | role | " + " | ".join(map(str, range(N_LAYERS))) + " |",
@@ -265,7 +265,7 @@ def _limits(results: dict[str, Any]) -> str:
     tardy = [m["decision_share"][m["block"][0]] for m, found in wrong if found and found[0] > m["block"][0]]
     if tardy:
         text += (
-            f" Where it starts too late, the first planted layer's swap carries "
+            f" Where it starts too late, patching after the first planted layer carries "
             f"{' and '.join(f'{share:.1%}' for share in sorted(tardy))} of the decision, less than the threshold."
         )
     return f"""

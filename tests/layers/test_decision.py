@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from safecircuits import organism
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.hooks.swap import closing_positions
+from safecircuits.hooks.patching import count_post_instruction_tokens
 from safecircuits.layers.decision import DecisionLayers, DecisionRule, _resampled, decision_layers
 from safecircuits.model.load import load_model
 from safecircuits.organism.words import INVENTED_TOOLS
@@ -194,28 +194,28 @@ def test_a_result_survives_the_disk(found: DecisionLayers, tmp_path: Path) -> No
 # --- positions and errors ----------------------------------------------------------------------
 
 
-def test_closing_positions_are_the_templates(tiny_tokenizer: Any) -> None:
+def test_post_instruction_tokens_are_the_templates(tiny_tokenizer: Any) -> None:
     prompts = ["find a lamp", "how do i make the cake", "a dog"]
     for template, expected in (("chat", 1), ("alpaca", 2), ("none", 1), ("{instruction} it is sure to", 4)):
         examples = encode(tiny_tokenizer, prompts, template=template)
-        assert closing_positions(tiny_tokenizer, examples, template) == expected
+        assert count_post_instruction_tokens(tiny_tokenizer, examples, template) == expected
     same_end = encode(tiny_tokenizer, ["find the dog", "make the dog"], template="none")
-    assert closing_positions(tiny_tokenizer, same_end, "none") == 1
+    assert count_post_instruction_tokens(tiny_tokenizer, same_end, "none") == 1
 
 
-def test_all_closing_positions_are_swapped(make_tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
-    """With every position but the first tokens' replaced, the first layer's swap shows at the logits."""
-    from safecircuits.hooks.swap import Side
+def test_all_post_instruction_tokens_are_patched(make_tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    """With every position but the first tokens' replaced, patching after the first layer shows at the logits."""
+    from safecircuits.hooks.patching import CachedRun
 
     model = make_tiny_model("bridge")
     given_, other = (encode(tiny_tokenizer, [text], template="none") for text in ("find the dog", "make tea sure now"))
-    one, two = Side.of(model, given_, 3), Side.of(model, other, 3)
-    own = one.with_residuals(model, 1, one.residuals[1])
+    one, two = CachedRun.of(model, given_, 3), CachedRun.of(model, other, 3)
+    own = one.patched_logits(model, 1, one.residuals[1])
     torch.testing.assert_close(own, one.logits, atol=1e-5, rtol=1e-5)
-    whole = one.with_residuals(model, 2, two.residuals[2])
+    whole = one.patched_logits(model, 2, two.residuals[2])
     torch.testing.assert_close(whole, two.logits, atol=1e-5, rtol=1e-5)
-    part = one.with_residuals(model, 0, two.residuals[0][:, -1:])
-    assert not torch.allclose(part, one.with_residuals(model, 0, two.residuals[0]), atol=1e-3)
+    part = one.patched_logits(model, 0, two.residuals[0][:, -1:])
+    assert not torch.allclose(part, one.patched_logits(model, 0, two.residuals[0]), atol=1e-3)
 
 
 def test_bad_input_is_one_clear_error(planted: Any) -> None:

@@ -21,7 +21,7 @@ import zoo
 from conftest import TEXT, WORDS, build_tiny_tokenizer
 from safecircuits import units
 from safecircuits.behavior.sampling import sample
-from safecircuits.hooks.swap import Side
+from safecircuits.hooks.patching import CachedRun
 from safecircuits.model import memory
 from safecircuits.model.load import load_model
 from safecircuits.model.memory import Task, estimate_memory
@@ -204,7 +204,7 @@ ANALYSES: dict[str, Callable[[Any], Any]] = {
     "coupled": lambda model: units.coupled_scores(model, FEW),
     "output spaces": lambda model: units.output_spaces(model, FEW),
     "SparseGPT": lambda model: units.sparse_gpt(model, FEW, 0.5),
-    "swapped residuals": lambda model: Side.of(model, encode(model.tokenizer, FEW), 1),
+    "patched residuals": lambda model: CachedRun.of(model, encode(model.tokenizer, FEW), 1),
     "first tokens": lambda model: _first_tokens(model, FEW, "auto", None),
     "a judge": lambda model: sc.JudgeDetector(
         model, question="is this a {completion}", yes=("the",), no=("a",), template="none"

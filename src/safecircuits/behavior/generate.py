@@ -19,7 +19,7 @@ from safecircuits.base.reading import parse_json, read_text
 from safecircuits.behavior.decoding import Until as Until
 from safecircuits.behavior.decoding import Writer, decode_greedily
 from safecircuits.behavior.decoding import end_tokens as end_tokens
-from safecircuits.behavior.speculative import BranchedDecoding
+from safecircuits.behavior.speculative import SpeculativeDecoding
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.passes import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
@@ -130,7 +130,7 @@ def generate(
 ) -> Completions:
     """Greedy completions of at most ``max_new_tokens`` tokens; hooks on the model stay in force.
 
-    A prompt leaves its batch at the end of its text, and tokens that all prompts begin with are computed once; with
+    A prompt leaves its batch at the end of its text, and the prefix that all prompts share is computed once; with
     hooks of your own on the model, which may look at whole batches, neither happens.
 
     Args:
@@ -221,10 +221,10 @@ def generate_scaled(
     for group in groups:
         scaling = RowScaling(model, group, components=components)
         with running(model, scaling.hooks) as runner:
-            if BranchedDecoding.possible(runner, examples, max_new_tokens):
+            if SpeculativeDecoding.possible(runner, examples, max_new_tokens):
                 branches = Branches(group, int(model.cfg.n_layers))
                 guesses = drafts if drafts is not None else [()] * n
-                decoding = BranchedDecoding(runner, tuple(examples), guesses, branches, scaling, writer, budget)
+                decoding = SpeculativeDecoding(runner, tuple(examples), guesses, branches, scaling, writer, budget)
                 written += decoding.run(progress)
             else:
                 owner = tuple(which for which in range(len(group)) for _ in range(n))
@@ -278,7 +278,7 @@ def _alone(
 def _decode_all(
     runner: Runner, jobs: _Jobs, scaling: RowScaling | None, writer: Writer, progress: bool
 ) -> list[list[int]]:
-    """Token ids of each job. The beginning that all prompts share is computed once for each scaled model."""
+    """Token ids of each job. The prefix that all prompts share is computed and cached once for each scaled model."""
     shared = runner.prefix_length(jobs.examples, writer.max_new_tokens)
     owner = torch.tensor(jobs.owner)
     written: list[list[int]] = [[] for _ in jobs.examples]
@@ -306,7 +306,7 @@ def _decode_all(
             answers,
             writer,
             select=lambda alive: select(models[alive]),
-            drop=runner.drops,
+            drop=runner.drops_finished,
         )
         for row, tokens in zip(batch.rows, answers, strict=True):
             written[row] = tokens

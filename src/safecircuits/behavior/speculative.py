@@ -1,9 +1,9 @@
-"""Complete prompts under many scaled models at once: layers shared where models are alike, and answers guessed first.
+"""Speculative decoding under many scaled models at once, with the layers in which models are alike computed once.
 
-A scaled model mostly says what another one has said, so that answer is fed along with the prompt, and one pass says
-how much of it each model would have written itself. Tokens after the first that differs are masked out, and from there
-the answer goes on in the same way, guessed from answers that began like it. What comes out is what each model writes
-alone, to rounding.
+A scaled model mostly says what another one has said, so that answer is the draft: it is fed along with the prompt, and
+one pass verifies how much of it each model would have written itself (Leviathan et al., 2023, for greedy decoding).
+Tokens after the first that is rejected are masked out, and from there the answer goes on in the same way, drafted from
+answers that began like it. What comes out is what each model writes alone, to rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safecircuits.prompts.prompt_set import Encoded
 
 
 @dataclass(frozen=True)
-class BranchedDecoding:
+class SpeculativeDecoding:
     """All models on all prompts; ``run`` gives the tokens of each.
 
     Attributes:
@@ -40,12 +40,12 @@ class BranchedDecoding:
     scaling: RowScaling
     writer: Writer
     max_tokens: int
-    habits: Habits = field(default_factory=lambda: Habits())
+    drafter: PrefixDrafter = field(default_factory=lambda: PrefixDrafter())
 
     @staticmethod
     def possible(runner: Runner, examples: Sequence[Encoded], max_new_tokens: int) -> bool:
-        """Whether the model's blocks can be parted, and positions that are masked out again change nothing."""
-        return runner.parts and runner.counts_by_mask(max(map(len, examples)) + 2 * max_new_tokens)
+        """Whether a pass may gain rows on its way, and positions that are masked out again change nothing."""
+        return runner.can_branch and runner.counts_by_mask(max(map(len, examples)) + 2 * max_new_tokens)
 
     def run(self, progress: bool) -> list[list[list[int]]]:
         """Token ids by model and prompt."""
@@ -53,7 +53,7 @@ class BranchedDecoding:
         drafts = [tuple(draft[: self.writer.max_new_tokens - 1]) for draft in self.drafts]
         written: list[list[list[int]]] = [[[] for _ in self.examples] for _ in self.branches.group[0]]
         for draft in self.drafts:
-            self.habits.learn(draft)
+            self.drafter.learn(draft)
         shared = self.runner.prefix_length(self.examples, 2 * self.writer.max_new_tokens)
         prefix = self._prefix(shared) if shared else None
         own = without_prefix(self.examples, shared)
@@ -64,7 +64,7 @@ class BranchedDecoding:
             for model, of_model in enumerate(answers):
                 for row, tokens in zip(batch.rows, of_model, strict=True):
                     written[model][row] = tokens
-                    self.habits.learn(tokens)
+                    self.drafter.learn(tokens)
 
         budget = max(1, self.max_tokens // self.branches.last)
         finished = each_batch(joined, work, budget, beside=shared, tight=True)
@@ -132,7 +132,7 @@ class BranchedDecoding:
             seen = places > torch.tensor(wrong, device=decoder.device)[:, None]
             decoder.set_mask(decoder.mask * seen.to(decoder.mask))
             room = self.writer.max_new_tokens - 1
-            guesses = [self.habits.guess(tokens)[: room - len(tokens)] for tokens in written]
+            guesses = [self.drafter.draft(tokens)[: room - len(tokens)] for tokens in written]
             most = worth_feeding(list(map(len, guesses)))
             guesses = [guess[:most] for guess in guesses]
             fed = pad_left([Encoded((tokens[-1], *guess), 0) for tokens, guess in zip(written, guesses, strict=True)])
@@ -162,8 +162,8 @@ def worth_feeding(lengths: Sequence[int]) -> int:
     return min(sorted(set(lengths)), key=tokens)
 
 
-class Habits:
-    """How answers have gone on after each beginning."""
+class PrefixDrafter:
+    """Drafts by lookup: how answers have gone on after each prefix."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[int, ...], Counter[int]] = {}
@@ -173,7 +173,7 @@ class Habits:
         for i in range(1, len(tokens)):
             self._next.setdefault(tuple(tokens[:i]), Counter())[tokens[i]] += 1
 
-    def guess(self, tokens: Sequence[int]) -> tuple[int, ...]:
+    def draft(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """What mostly came after these tokens, as far as more than half of the answers agree."""
         known, n = tuple(tokens), len(tokens)
         while known in self._next:

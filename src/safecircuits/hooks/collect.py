@@ -69,7 +69,7 @@ def collect_residuals(
 ) -> Residuals:
     """Residual stream after each block at the last prompt token, where the answer is about to start (§3.2).
 
-    Tokens that all prompts begin with are computed once, and nothing after the last of ``layers``; with hooks of your
+    The prefix that all prompts share is computed once, and nothing after the last of ``layers``; with hooks of your
     own on the model every prompt runs in full.
 
     Args:
@@ -102,7 +102,7 @@ def collect_residuals(
         rows[:] = batch.rows
 
     def after() -> None:
-        if rows:  # not the beginning that all prompts share
+        if rows:  # not the prefix that all prompts share
             # One transfer from the device, wherever the layers are.
             here = kept[0].device
             values[:, rows] = torch.stack([kept[slot].to(here) for slot in range(len(wanted))]).float().cpu()

@@ -1,9 +1,9 @@
 """Forward passes for the sake of our hooks: no work twice, unless hooks of somebody else's are in force.
 
-What all prompts begin with (a template, a system prompt) is computed once; layers after the last one needed, and the
-logits, are not computed at all, nor most of the last layer where only the last position is looked at; a bridge that
-nobody watches is run as the plain Hugging Face model it wraps. Values are equal to rounding. A hook of somebody else's
-may look at whole batches, so with one in force none of this happens.
+The prefix that all prompts share (a template, a system prompt) is computed once (prefix cache); layers after the last
+one needed, and the logits, are not computed at all, nor most of the last layer where only the last position is looked
+at; a bridge that nobody watches is run as the plain Hugging Face model it wraps. Values are equal to rounding. A hook
+of somebody else's may look at whole batches, so with one in force none of this happens.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Runner:
 
     model: HookedModel
     plain: PlainModel | None
-    shares: bool
-    """Whether work may be shared between prompts: every hook in force treats each token by itself."""
-    foreign: bool
+    per_token: bool
+    """Whether every hook in force treats each token by itself, so that work may be shared between prompts."""
+    other_hooks: bool
     """Whether hooks are in force that the caller of this pass has not placed."""
 
     def decoder(self) -> Decoder:
-        return Decoder(self.model, None if self.plain is None else self.plain.model, self.ends())
+        return Decoder(self.model, None if self.plain is None else self.plain.model, self.per_position())
 
-    def ends(self, layer: int = -1) -> list[nn.Module]:
-        """The parts of a layer that may leave positions out: none where somebody else's hook would miss them."""
-        if self.foreign:
+    def per_position(self, layer: int = -1) -> list[nn.Module]:
+        """The modules of a layer that may leave positions out: none where somebody else's hook would miss them."""
+        if self.other_hooks:
             return []
         if self.plain is not None:
             return self.plain.per_position(layer)
@@ -53,17 +53,17 @@ class Runner:
         return [] if mlp is None else [mlp]
 
     def prefix_length(self, examples: Sequence[Encoded], beyond: int = 0) -> int:
-        """Leading tokens to be computed once for all ``examples``; 0 where sharing them would change a result.
+        """Tokens of the shared prefix of ``examples``, to be cached; 0 where caching them would change a result.
 
-        Padding then stands between the beginning and the rest of a prompt, so positions must be counted by the mask,
+        Padding then stands between the prefix and the rest of a prompt, so positions must be counted by the mask,
         and a sliding window must not be shorter than prompt and ``beyond`` further tokens together.
         """
-        if not self.shares or not self.counts_by_mask(max(map(len, examples)) + beyond):
+        if not self.per_token or not self.counts_by_mask(max(map(len, examples)) + beyond):
             return 0
         return common_prefix(examples)
 
     def counts_by_mask(self, longest: int) -> bool:
-        """Whether up to ``longest`` tokens may have masked positions between them and be none the wiser."""
+        """Whether masked positions among up to ``longest`` tokens change nothing: positions are counted by the mask."""
         cfg = self.model.cfg
         if is_bridge(self.model):
             config = self.model.original_model.config.get_text_config()  # type: ignore[attr-defined]
@@ -97,20 +97,20 @@ class Runner:
         Args:
             last_position: whether in that layer the hooks only look at the last position.
             before: called before each pass with its batch, and for how many prompts each row of it stands: all of
-                them for the beginning they share (a batch of no rows), else 1.
+                them for their shared prefix (a batch of no rows), else 1.
             after: called when the pass has succeeded; one that ran out of memory is tried again in parts.
         """
         # A hook further up, of whoever, must fire too; which layer it is on is not worth finding out.
-        block = None if self.foreign else self.block(last_layer)
-        ends = self.ends(last_layer) if last_position else ()
+        block = None if self.other_hooks else self.block(last_layer)
+        ends = self.per_position(last_layer) if last_position else ()
         shared = self.prefix_length(examples)
         prefix: Decoder | None = None
         if shared:
-            # Prompts that share a beginning have as much of it marked: what is marked goes by the tokens alone.
-            beginning = pad_left([Encoded(examples[0].ids[:shared], shared, min(examples[0].beginning, shared))], ())
-            before(beginning, len(examples))
+            # Prompts that share a prefix have as much of it marked: what is marked goes by the tokens alone.
+            start = pad_left([Encoded(examples[0].ids[:shared], shared, min(examples[0].beginning, shared))], ())
+            before(start, len(examples))
             prefix = self.decoder()
-            prefix.feed(beginning.input_ids, beginning.attention_mask, block, keep=True, ends=ends)
+            prefix.feed(start.input_ids, start.attention_mask, block, keep=True, ends=ends)
             after()
             examples = without_prefix(examples, shared)
 
@@ -127,16 +127,16 @@ class Runner:
             pass
 
     @property
-    def drops(self) -> bool:
+    def drops_finished(self) -> bool:
         """Whether a finished prompt may leave its batch."""
         wrapped = getattr(self.model, "original_model", None)
         # RecurrentGemma keeps the states of a batch in its modules, where no cache can choose rows.
-        return self.shares and getattr(getattr(wrapped, "config", None), "model_type", "") != "recurrent_gemma"
+        return self.per_token and getattr(getattr(wrapped, "config", None), "model_type", "") != "recurrent_gemma"
 
     @property
-    def parts(self) -> bool:
+    def can_branch(self) -> bool:
         """Whether a pass may gain rows on its way through the blocks (``Branches``)."""
-        return not self.foreign and (self.plain is not None or not is_bridge(self.model))
+        return not self.other_hooks and (self.plain is not None or not is_bridge(self.model))
 
     def blocks(self) -> list[nn.Module]:
         """The decoder layers."""

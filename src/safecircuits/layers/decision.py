@@ -1,8 +1,8 @@
-"""Where refusing is decided: the layers in which swapping the last token's residual stream comes to swap the decision.
+"""Where refusing is decided: the layers in which patching the residual stream comes to carry the decision.
 
 The angle gap and the scaling search look at what a layer does to angles and counts; both react to layers that merely
 carry a decision on. Here a malicious prompt's residual stream is put into a harmless prompt's run, and the other way
-round, after one layer at a time (activation patching, or interchange), at the positions after the instruction. Below
+round, after one layer at a time (activation patching, or interchange), at the post-instruction tokens. Below
 the layers that decide, that changes nothing: the decision still has to be read off the instruction. Above them it
 carries all of the difference, however much later layers turn and amplify it. The layers in between are the answer.
 """
@@ -26,7 +26,7 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
-from safecircuits.hooks.swap import Side, closing_positions
+from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
 from safecircuits.results.result import Result
@@ -57,7 +57,7 @@ class DecisionRule:
     def range(self, share: Sequence[float], low: Sequence[float] | None = None) -> LayerRange:
         """Apply the rule to the share of each layer; ``low`` is the lower end of its interval."""
         noise = [0.0] * len(share) if low is None else low
-        last = len(share) - 1  # after the last layer the swapped residual stream is all that the logits see
+        last = len(share) - 1  # after the last layer the patched residual stream is all that the logits see
         while last > 0 and share[last - 1] >= self.complete:
             last -= 1
         first = next((k for k in range(last) if share[k] >= self.appear and (low is None or noise[k] > 0)), last)
@@ -66,13 +66,13 @@ class DecisionRule:
 
 @dataclass(frozen=True)
 class DecisionLayers(Result):
-    """The layers that decide, and the share of the decision that a swap after each layer carries."""
+    """The layers that decide, and the share of the decision that patching after each layer carries."""
 
     layers: LayerRange | None
     """None if the model does not refuse malicious prompts more often than harmless ones, beyond noise; nothing is
     measured then, and all values are NaN."""
     share: Float[Tensor, " layer"]
-    """Mean effect of the swap over the mean difference of the two prompts' scores; 1 after the last layer."""
+    """Mean effect of patching over the mean difference of the two prompts' scores; 1 after the last layer."""
     low: Float[Tensor, " layer"]
     high: Float[Tensor, " layer"]
     """95 % bootstrap band of the share over pairs of prompts; it holds all layers at once, since one is picked."""
@@ -137,15 +137,15 @@ def decision_layers(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> DecisionLayers:
-    """Find the layers that decide whether to refuse, by swapping residual streams between pairs of prompts.
+    """Find the layers that decide whether to refuse, by activation patching between pairs of prompts.
 
     The k-th harmless prompt is paired with the k-th malicious one, up to the shorter set's length. What decides is read
     at the first answer token: the log-probability of the tokens with which the model's own refusals of the malicious
     prompts begin, minus that of the tokens with which its answers to the harmless ones do. No base model is needed.
     It costs two forward passes over the pairs for each layer.
 
-    The positions swapped are those after the instruction that are the same in all prompts: the last token, and the
-    other closing tokens of the template where it has some.
+    The positions patched are the post-instruction tokens: the last token, and the other tokens that the template
+    writes after the instruction, the same in all prompts.
 
     Args:
         normal: harmless prompts; an over-rejection set serves as well, and asks more of the layers.
@@ -184,12 +184,12 @@ def decision_layers(
         full = torch.full((size,), float("nan"), dtype=torch.float32)
         return DecisionLayers(None, nothing, nothing, nothing, effect, full, *by_pair)
     examples = [encode(tokenizer_of(model), prompts, template=template) for prompts in sets]
-    positions = closing_positions(model.tokenizer, [*examples[0], *examples[1]], template)
-    sides = tuple(Side.of(model, given, positions, max_tokens) for given in examples)
+    positions = count_post_instruction_tokens(model.tokenizer, [*examples[0], *examples[1]], template)
+    runs = tuple(CachedRun.of(model, given, positions, max_tokens) for given in examples)
     openings = _openings(
-        sides[1].logits.argmax(-1)[verdicts[1]].tolist(), sides[0].logits.argmax(-1)[~verdicts[0]].tolist()
+        runs[1].logits.argmax(-1)[verdicts[1]].tolist(), runs[0].logits.argmax(-1)[~verdicts[0]].tolist()
     )
-    effect, full = _effects(model, (sides[0], sides[1]), openings, progress)
+    effect, full = _effects(model, (runs[0], runs[1]), openings, progress)
     share = effect.mean(1) / full.mean()
     low, high = simultaneous_band(share, _resampled(effect, full))
     provenance["positions"] = positions
@@ -208,20 +208,20 @@ def _refuses_more(malicious: Bool[Tensor, " prompt"], normal: Bool[Tensor, " pro
 
 
 def _effects(
-    model: HookedModel, sides: tuple[Side, Side], openings: dict[str, list[int]], progress: bool
+    model: HookedModel, runs: tuple[CachedRun, CachedRun], openings: dict[str, list[int]], progress: bool
 ) -> tuple[Float[Tensor, "layer pair"], Float[Tensor, " pair"]]:
-    """Effect of the swap after each layer, the mean of both directions, and the whole difference."""
+    """Effect of patching after each layer, the mean of both directions, and the whole difference."""
 
     def score(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
         refuse, comply = (logits[:, openings[name]].logsumexp(-1) for name in ("refuse", "comply"))
         return refuse - comply
 
-    normal, malicious = sides
+    normal, malicious = runs
     before, after = score(normal.logits), score(malicious.logits)
     effects = []
-    for layer in track(range(len(normal.residuals)), "swapped residual streams", enabled=progress):
-        gained = score(normal.with_residuals(model, layer, malicious.residuals[layer])) - before
-        lost = after - score(malicious.with_residuals(model, layer, normal.residuals[layer]))
+    for layer in track(range(len(normal.residuals)), "patched residual streams", enabled=progress):
+        gained = score(normal.patched_logits(model, layer, malicious.residuals[layer])) - before
+        lost = after - score(malicious.patched_logits(model, layer, normal.residuals[layer]))
         effects.append((gained + lost) / 2)
     return torch.stack(effects), after - before
 

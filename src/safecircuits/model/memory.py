@@ -149,7 +149,7 @@ def batch_tokens(
     """Tokens of one batch of ``examples``: ``max_tokens``, or without it what ``fitting_tokens`` says.
 
     Args:
-        more: tokens of each example beside its own: a shared beginning, an answer.
+        more: tokens of each example beside its own: a cached prefix, an answer.
         cached, gradients: as in ``fitting_tokens``.
     """
     if max_tokens is not None:

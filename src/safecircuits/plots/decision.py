@@ -1,4 +1,4 @@
-"""The share of the decision to refuse that a swap after each layer carries, and the layers that decide."""
+"""The share of the decision to refuse that patching after each layer carries, and the layers that decide."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plot_decision(decision: Recorded | Record, *, planted: Block | None = None, 
     ax.plot(layers, record["share"], "o-", color=BLUE, markeredgecolor=PAPER)
     for threshold in record["thresholds"]:
         ax.axhline(threshold, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
-    percent_axis(ax, "y", "decision carried by a swap (%)")
+    percent_axis(ax, "y", "decision carried by patching (%)")
     layer_axis(ax, len(layers))
     marks = []
     if known := bounds(planted):

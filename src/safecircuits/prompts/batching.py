@@ -80,7 +80,7 @@ def each_batch(
     behind when it raises.
 
     Args:
-        beside: further tokens that each example takes memory for: a shared beginning, an answer.
+        beside: further tokens that each example takes memory for: a cached prefix, an answer.
         tight: end a batch of a fair size where the examples get shorter, rather than pad them.
     """
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i]), i))

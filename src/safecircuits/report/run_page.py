@@ -16,7 +16,7 @@ SHOWN = {
     "models": "Similarities of pairs, one panel a model",
     "comparison": "Similarities and angle gaps of the models, and their differences",
     "sweeps": "Refused over-rejection prompts against the moving bound of the scaled block",
-    "decision": "Decision carried by a swap of the residual stream after each layer",
+    "decision": "Decision carried by patching the residual stream after each layer",
     "grid": "Refused over-rejection prompts for every scaled block of layers",
     "attention": "Attention of the last token to a question’s words by layer",
     "transplant": "Rates of source, target, and target with transplanted layers",

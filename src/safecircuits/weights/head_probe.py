@@ -161,7 +161,7 @@ def head_outputs(
     def after() -> None:
         nonlocal values
         if not rows:
-            return  # the beginning that all prompts share
+            return  # the prefix that all prompts share
         if values is None:
             values = torch.empty(n_layers, len(prompts), *kept[0].shape[1:], dtype=torch.float32)
         for layer, last in kept.items():

@@ -1,4 +1,4 @@
-"""Which layers refuse: scaling sweeps, swaps of the residual stream, and every block scaled."""
+"""Which layers refuse: scaling sweeps, activation patching, and every block scaled."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def decide(
     max_new_tokens: TokensOption = 8,
     template: TemplateOption = "auto",
 ) -> None:
-    """Find the layers that decide whether to refuse, by swapping residual streams. Writes a freeze mask, too.
+    """Find the layers that decide whether to refuse, by activation patching. Writes a freeze mask, too.
 
     On models with refusal planted in a known block this finds more of it than the scaling search does.
 

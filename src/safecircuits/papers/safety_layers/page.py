@@ -106,13 +106,13 @@ def _localization(study: SafetyLayersStudy, made: StudyPage) -> None:
     if study.decision is not None:
         plot_decision(study.decision, planted=study.planted, ax=made.axes("decision"))
         verdict = study.decision.verdict
-        exhibits.append(Exhibit("decision", "Decision carried by a swap after each layer", f"Decision {verdict}."))
+        exhibits.append(Exhibit("decision", "Decision carried by patching after each layer", f"Decision {verdict}."))
     exhibits.append(Exhibit(None, "Ranges", "All ranges that the study found.", [_ranges(study)]))
     made.add(
         "localization",
         "Which layers refuse",
         f"Scaling a block by α and counting refusals of {len(study.located.baseline.refused)} prompts that only sound "
-        "dangerous: the upper bound moves first, then the lower. Decision layers are found another way, by swapping "
+        "dangerous: the upper bound moves first, then the lower. Decision layers are found another way, by patching "
         "residual streams between harmful and harmless prompts layer by layer.",
         exhibits,
     )
@@ -128,7 +128,7 @@ def _ranges(study: SafetyLayersStudy) -> Table:
     if study.decision is not None:
         shares = study.decision.range_shares
         often = f"in {next(iter(shares.values())):.0%} of resamples" if shares else "within noise"
-        found.append(("decision layers", study.decision.layers, f"by swapping residual streams; {often}"))
+        found.append(("decision layers", study.decision.layers, f"by activation patching; {often}"))
     rows = [[name, str(block) if block else "none", note] for name, block, note in found]
     columns = ["method", "layers", "note"]
     if study.planted is not None:

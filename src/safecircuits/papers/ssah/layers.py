@@ -41,7 +41,7 @@ def layers_of_units(study: SsahStudy, run: RunDirectory, model: HookedModel) -> 
 
 
 def _located(study: SsahStudy, run: RunDirectory, model: HookedModel) -> SafetyBlock:
-    """By scaling, as *Safety Layers* does; where that finds nothing or everything, by swapping residual streams."""
+    """By scaling, as *Safety Layers* does; where that finds nothing or everything, by activation patching."""
     p, s = study.prompts, study.settings
     assert p.normal is not None
     assert p.over_rejection is not None
@@ -55,4 +55,4 @@ def _located(study: SsahStudy, run: RunDirectory, model: HookedModel) -> SafetyB
     if decided is None:
         return SafetyBlock(found.layers, f"scaling, α = {found.alpha:g}" + f", {NOT_LOCATED}" * (not found.located))
     why = "ended at the whole model" if found.located else "located nothing"
-    return SafetyBlock(decided, f"swapping residual streams, since scaling {why}")
+    return SafetyBlock(decided, f"activation patching, since scaling {why}")

@@ -1,4 +1,4 @@
-"""Put the residual stream of other prompts into a run, at the positions that close every prompt alike."""
+"""Activation patching: the residual stream of other prompts in a run, at the post-instruction tokens."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import Encoded, render
 
 
-def closing_positions(tokenizer: Any, examples: Sequence[Encoded], template: str = "auto") -> int:
-    """How many last tokens are the template's own and the same in all prompts; at least the last one.
+def count_post_instruction_tokens(tokenizer: Any, examples: Sequence[Encoded], template: str = "auto") -> int:
+    """How many post-instruction tokens there are: last tokens that are the template's own and the same in all prompts.
 
-    What a model gathers about an instruction after reading it, it gathers there.
+    At least 1, the last token. What a model gathers about an instruction after reading it, it gathers there.
     """
     marker = "instruction"
     closing = render(tokenizer, marker, template).rpartition(marker)[2]
@@ -34,7 +34,7 @@ def closing_positions(tokenizer: Any, examples: Sequence[Encoded], template: str
 
 
 @dataclass(frozen=True)
-class Side:
+class CachedRun:
     """Prompts with what the model makes of them: first answer logits, and the residual stream after every layer."""
 
     examples: tuple[Encoded, ...]
@@ -45,7 +45,9 @@ class Side:
     max_tokens: int
 
     @classmethod
-    def of(cls, model: HookedModel, examples: Sequence[Encoded], positions: int, max_tokens: int | None = None) -> Side:
+    def of(
+        cls, model: HookedModel, examples: Sequence[Encoded], positions: int, max_tokens: int | None = None
+    ) -> CachedRun:
         """Run the prompts once.
 
         Raises:
@@ -66,20 +68,20 @@ class Side:
         budget = batch_tokens(model, examples, max_tokens, cached=True)
         return cls(tuple(examples), _first_logits(model, examples, hooks, budget), residuals, budget)
 
-    def with_residuals(
+    def patched_logits(
         self, model: HookedModel, layer: int, values: Float[Tensor, "prompt pos d_model"]
     ) -> Float[Tensor, "prompt d_vocab"]:
-        """The logits when the residual stream after ``layer`` is ``values`` at the last positions."""
+        """The logits with the residual stream after ``layer`` patched: ``values`` at the last positions."""
 
         def hooks(rows: Sequence[int]) -> dict[str, HookFn]:
             mine = values[list(rows)]
 
-            def swap(resid: Tensor) -> Tensor:
+            def patch(resid: Tensor) -> Tensor:
                 out = resid.clone()
                 out[:, -mine.shape[1] :] = mine.to(resid)
                 return out
 
-            return {resid_post(layer): swap}
+            return {resid_post(layer): patch}
 
         return _first_logits(model, self.examples, hooks, self.max_tokens)
 
