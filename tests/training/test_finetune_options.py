@@ -1,4 +1,4 @@
-"""Batches by length and packed, precision, recomputation, optimizers, cutting, and a disk that fills up."""
+"""Batches by length and packed, precision, gradient checkpointing, optimizers, cutting, and a disk that fills up."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def test_processes_share_a_step_without_rest(n: int, batch_size: int, size: int,
         assert all(share.weight == 1 for share in of_each[0])
 
 
-# --- precision, recomputation, optimizers ------------------------------------------------------------------------
+# --- precision, gradient checkpointing, optimizers -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["hf", "bridge", "hooked"])
-def test_recomputing_layers_gives_the_same_bits(
+def test_gradient_checkpointing_gives_the_same_bits(
     kind: str, make_tiny_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     def outcome(recompute: bool) -> tuple[Any, Any, int]:

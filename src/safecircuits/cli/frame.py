@@ -234,7 +234,7 @@ def run_command(
                 given["template"] = Template(given["template"], **{key: chosen[key] for key in beside})
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             try:
-                with redirect_stdout(sys.stderr):  # what others print is no data
+                with redirect_stdout(sys.stderr):  # what libraries print must not mix with the results on stdout
                     function(run, **own.gathered(given))
             except AlreadyComplete as done:
                 typer.echo(f"{done}; --force runs it again", err=True)

@@ -29,7 +29,7 @@ from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm, mask_digest
 from safecircuits.studies.hyperparameters import Settings, hyperparameters, steps_of
-from safecircuits.studies.measure import Curve, ExtraMetric, Ruler, WatchedOptimizer
+from safecircuits.studies.measure import Curve, ExtraMetric, ScenarioMetrics, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.studies.subject import Subject
@@ -165,10 +165,10 @@ class _Study:
     def _train(
         self, scenario: Scenario, arm: Arm, mask: FreezeMask | None, seed: int, settings: dict[str, Any]
     ) -> StudyRun:
-        ruler = self._ruler(scenario, settings)
-        before = self._before(scenario, settings, ruler)
+        metrics = self._metrics(scenario, settings)
+        before = self._before(scenario, settings, metrics)
         steps = arm.longer * steps_of(scenario, settings)
-        curve = Curve(ruler)
+        curve = Curve(metrics)
         optimizer = WatchedOptimizer(
             settings.pop("optimizer", "adamw"), settings.get("lr", 3e-4), settings.get("weight_decay", 0.0)
         )
@@ -204,8 +204,8 @@ class _Study:
             points = [dict(point) for point in run.evaluations]
             if kept is not None and mask is not None:
                 rewind(model, kept, mask)
-                points[-1] = {"step": run.steps, **ruler.point(model)}
-            figures = ruler.figures(measured)
+                points[-1] = {"step": run.steps, **metrics.point(model)}
+            figures = metrics.figures(measured)
             n_parameters = sum(p.numel() for p in checkpoint_parameters(model).values())
         start = {"step": 0.0, **before["point"]}
         return StudyRun(
@@ -227,19 +227,19 @@ class _Study:
             frozen_bit_identical=run.frozen_bit_identical,
         )
 
-    def _before(self, scenario: Scenario, settings: Settings, ruler: Ruler) -> dict[str, dict[str, float]]:
+    def _before(self, scenario: Scenario, settings: Settings, metrics: ScenarioMetrics) -> dict[str, dict[str, float]]:
         """What the model does before any training, once for each scenario and template."""
         path = self.out / "before" / f"{_slug(scenario.name)}-{_short(self._identity(scenario, settings, False))}.json"
         if not path.exists():
             with self.subject.untouched() as model:
-                measured = {"figures": ruler.figures(model), "point": ruler.point(model)}
+                measured = {"figures": metrics.figures(model), "point": metrics.point(model)}
             write_text(path, json.dumps(measured, indent=1) + "\n")
         found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    def _ruler(self, scenario: Scenario, settings: Settings) -> Ruler:
+    def _metrics(self, scenario: Scenario, settings: Settings) -> ScenarioMetrics:
         template: EvaluationOptions = {"template": settings.get("template", "auto")}
-        return Ruler({**template, **self.options}, scenario.held_out, self.curve_prompts, self.extra)
+        return ScenarioMetrics({**template, **self.options}, scenario.held_out, self.curve_prompts, self.extra)
 
     def _identity(self, scenario: Scenario, settings: Settings, training: bool = True) -> dict[str, Any]:
         """What decides a measurement; with ``training`` the hyper-parameters too."""

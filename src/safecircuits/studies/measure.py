@@ -21,7 +21,7 @@ MMLU by lm-evaluation-harness (which needs no rows)."""
 
 
 @dataclass
-class Ruler:
+class ScenarioMetrics:
     """Measures a model for one scenario, at the end of a run and on the way.
 
     Attributes:
@@ -60,13 +60,13 @@ class Ruler:
 class Curve:
     """A callback of ``finetune`` that measures a point, and knows how long training took without the measuring."""
 
-    def __init__(self, ruler: Ruler) -> None:
-        self.ruler, self.measuring, self.trained_until = ruler, 0.0, 0.0
+    def __init__(self, metrics: ScenarioMetrics) -> None:
+        self.metrics, self.measuring, self.trained_until = metrics, 0.0, 0.0
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:  # noqa: ARG002
         began = time.perf_counter()
         self.trained_until = began - self.measuring
-        point = self.ruler.point(model)
+        point = self.metrics.point(model)
         self.measuring += time.perf_counter() - began
         return point
 

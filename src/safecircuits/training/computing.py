@@ -14,7 +14,7 @@ from safecircuits.model.parameters import is_plain
 
 
 @contextmanager
-def recomputing(model: Any) -> Iterator[None]:
+def gradient_checkpointing(model: Any) -> Iterator[None]:
     """Gradient checkpointing inside: of a layer only its input is kept, and the rest is computed again for backward.
 
     Transformers' own works in training mode alone, and there dropout would be on.
@@ -22,7 +22,7 @@ def recomputing(model: Any) -> Iterator[None]:
     layers = [layer.__dict__ for layer in decoder_layers(model)]  # a bridge hands attributes on to what it wraps
     before = [own.get("forward") for own in layers]
     for layer, own in zip(decoder_layers(model), layers, strict=True):
-        own["forward"] = _recomputed(layer.forward)
+        own["forward"] = _checkpointed(layer.forward)
     try:
         yield
     finally:
@@ -49,7 +49,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     return layers
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)

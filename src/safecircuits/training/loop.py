@@ -20,7 +20,7 @@ from safecircuits.training.loss import LossOn, Precision, require_separable
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
 from safecircuits.training.optimizers import make_optimizer as make_optimizer
 from safecircuits.training.order import Batches, Order, truncate
-from safecircuits.training.phases import Freeze, Stretch, frozen_throughout, mask_fingerprint, stretches
+from safecircuits.training.phases import Freeze, PhaseSteps, frozen_throughout, mask_fingerprint, phase_steps
 from safecircuits.training.phases import Phase as Phase
 from safecircuits.training.processes import Processes
 from safecircuits.training.recipe import Recipe, require_counts
@@ -152,7 +152,7 @@ def finetune(
     examples, truncated = truncate(encoded, max_length, loss_on)
     lengths = [len(example) for example in examples] if batches == "length" else None
     order = Order(len(examples), recipe.per_step, seed, lengths)
-    plan = stretches(freeze, steps, epochs, order.steps_per_epoch)
+    plan = phase_steps(freeze, steps, epochs, order.steps_per_epoch)
     if warmup_steps > plan[-1].stop:
         steps_in_all = f"warmup_steps is {warmup_steps} and the run has {plan[-1].stop} steps"
         notify(f"{steps_in_all}: the learning rate never reaches {lr:g}")
@@ -222,7 +222,7 @@ def finetune(
     )
 
 
-def _require_usable(model: Any, plan: Sequence[Stretch]) -> None:
+def _require_usable(model: Any, plan: Sequence[PhaseSteps]) -> None:
     """Raise now, and not when its turn comes, for weights or masks that training cannot use."""
     if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         raise ValueError(
@@ -230,14 +230,14 @@ def _require_usable(model: Any, plan: Sequence[Stretch]) -> None:
             "load the model with dtype=torch.float32 or torch.bfloat16"
         )
     require_exportable(model)
-    for stretch in plan:
-        if stretch.mask is not None and not stretch.mask:
+    for phase in plan:
+        if phase.mask is not None and not phase.mask:
             raise ValueError("the freeze mask freezes nothing; pass None to train without one")
-    for stretch in plan[1:]:
-        with frozen(model, stretch.mask):
+    for phase in plan[1:]:
+        with frozen(model, phase.mask):
             pass
 
 
-def _provenance(plan: Sequence[Stretch]) -> Any:
-    found = [None if stretch.mask is None else dict(stretch.mask.provenance) for stretch in plan]
+def _provenance(plan: Sequence[PhaseSteps]) -> Any:
+    found = [None if phase.mask is None else dict(phase.mask.provenance) for phase in plan]
     return found[0] if len(found) == 1 else found

@@ -19,7 +19,7 @@ Batches = Literal["random", "length", "packed"]
 """Examples in random order; steps of examples of similar length, in random order; or random, packed into rows."""
 
 _WINDOW = 50
-"""Steps' worth of examples that are sorted by length at a time, so that the company of an example still varies."""
+"""Steps' worth of examples that are sorted by length at a time, so that no example always has the same neighbours."""
 
 
 class Order:

@@ -34,7 +34,7 @@ Freeze = FreezeMask | Sequence[Phase] | None
 
 
 @dataclass(frozen=True)
-class Stretch:
+class PhaseSteps:
     """A phase in a run: what is frozen in the steps from ``start`` (of 0) until before ``stop``."""
 
     mask: FreezeMask | None
@@ -42,7 +42,7 @@ class Stretch:
     stop: int
 
 
-def stretches(freeze: Freeze, steps: int | None, epochs: int | None, steps_per_epoch: int) -> list[Stretch]:
+def phase_steps(freeze: Freeze, steps: int | None, epochs: int | None, steps_per_epoch: int) -> list[PhaseSteps]:
     """The phases of a run, counted in steps.
 
     Raises:
@@ -62,19 +62,19 @@ def stretches(freeze: Freeze, steps: int | None, epochs: int | None, steps_per_e
         phases = list(freeze)
     if not phases:
         raise ValueError("freeze is an empty sequence: give a FreezeMask, None, or at least one Phase")
-    found: list[Stretch] = []
+    found: list[PhaseSteps] = []
     for phase in phases:
         start = found[-1].stop if found else 0
         length = phase.steps if phase.steps is not None else (phase.epochs or 1) * steps_per_epoch
-        found.append(Stretch(phase.mask, start, start + length))
+        found.append(PhaseSteps(phase.mask, start, start + length))
     return found
 
 
-def frozen_throughout(plan: Sequence[Stretch]) -> FreezeMask | None:
+def frozen_throughout(plan: Sequence[PhaseSteps]) -> FreezeMask | None:
     """What no phase trains; None if that is nothing."""
     kept = plan[0].mask
-    for stretch in plan[1:]:
-        kept = None if kept is None or stretch.mask is None else kept & stretch.mask
+    for phase in plan[1:]:
+        kept = None if kept is None or phase.mask is None else kept & phase.mask
     return kept or None
 
 

@@ -115,13 +115,13 @@ class Processes:
             raise failure
 
     @contextmanager
-    def spread(self, loss: TrainingLoss, trained: Mapping[str, nn.Parameter]) -> Iterator[Spread]:
+    def distributed(self, loss: TrainingLoss, trained: Mapping[str, nn.Parameter]) -> Iterator[DistributedLoss]:
         """The loss over all processes: gradients of a backward pass are the mean of those of the processes."""
         if self.size == 1:
-            yield Spread(loss, dict(trained))
+            yield DistributedLoss(loss, dict(trained))
         elif not self.shard:
             try:
-                yield Spread(self.accelerator.prepare_model(loss, device_placement=False), dict(trained))
+                yield DistributedLoss(self.accelerator.prepare_model(loss, device_placement=False), dict(trained))
             finally:
                 self.accelerator.free_memory()
         else:
@@ -129,7 +129,7 @@ class Processes:
                 loss, decoder_layers(loss._models[0]), trained, self.accelerator.device.type, **self._policy()
             )
             try:
-                yield Spread(loss, sharded.trained, sharded)
+                yield DistributedLoss(loss, sharded.trained, sharded)
                 sharded.gather()
             finally:
                 sharded.close()
@@ -147,7 +147,7 @@ class Processes:
         return {key: value for key, value in chosen.items() if value is not None}
 
 
-class Spread:
+class DistributedLoss:
     """A loss in training on all processes.
 
     Attributes:

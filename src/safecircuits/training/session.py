@@ -18,14 +18,14 @@ from safecircuits.model.parameters import live_parameters
 from safecircuits.prompts.prompt_set import Encoded
 from safecircuits.training import checkpoint
 from safecircuits.training.checkpoint import Progress, Saved
-from safecircuits.training.computing import recomputing
+from safecircuits.training.computing import gradient_checkpointing
 from safecircuits.training.freeze import frozen
 from safecircuits.training.log import Log
 from safecircuits.training.loss import TrainingLoss
 from safecircuits.training.optimizers import make_optimizer, rate
 from safecircuits.training.order import shares
-from safecircuits.training.phases import Stretch
-from safecircuits.training.processes import Processes, Spread
+from safecircuits.training.phases import PhaseSteps
+from safecircuits.training.processes import DistributedLoss, Processes
 from safecircuits.training.recipe import Recipe
 from safecircuits.training.sharding import whole
 
@@ -53,7 +53,7 @@ class Session:
     model: Any
     recipe: Recipe
     examples: Sequence[Encoded]
-    plan: Sequence[Stretch]
+    plan: Sequence[PhaseSteps]
     processes: Processes
     rows: Rows
     identity: Mapping[str, Any]
@@ -90,61 +90,61 @@ class Session:
 
     def _phase(self, index: int, saved: Saved | None) -> None:
         """One phase, from its start or from a checkpoint within it."""
-        stretch = self.plan[index]
+        phase = self.plan[index]
         self.done = replace(self.done, phase=index)
         if index and saved is None and self.folder is not None:
             folder, live = self.folder, live_parameters(self.model)
             start = {name: live[name] for name in self._trained_before}
             self.processes.once(lambda: checkpoint.save_start(folder, index, start))
-        recompute = recomputing(self.model) if self.gradient_checkpointing else nullcontext()
-        with frozen(self.model, stretch.mask) as handle, recompute:
+        checkpointing = gradient_checkpointing(self.model) if self.gradient_checkpointing else nullcontext()
+        with frozen(self.model, phase.mask) as handle, checkpointing:
             loss = TrainingLoss(self.model, self.recipe.loss_on, self.recipe.mixed_precision)
-            with self.processes.spread(loss, handle.named_trainable()) as spread:
-                self._steps(stretch, spread, saved)
+            with self.processes.distributed(loss, handle.named_trainable()) as distributed:
+                self._steps(phase, distributed, saved)
             self._trained_before |= set(handle.named_trainable())
             self.done.phases.append(
                 {
-                    "steps": stretch.stop - stretch.start,
+                    "steps": phase.stop - phase.start,
                     "n_trainable": handle.n_trainable,
                     "n_frozen": handle.n_frozen,
-                    "frozen_digest": None if stretch.mask is None else handle.frozen_digest,
+                    "frozen_digest": None if phase.mask is None else handle.frozen_digest,
                 }
             )
 
-    def _steps(self, stretch: Stretch, spread: Spread, saved: Saved | None) -> None:
+    def _steps(self, phase: PhaseSteps, distributed: DistributedLoss, saved: Saved | None) -> None:
         recipe, total = self.recipe, self.plan[-1].stop
-        optimizer = make_optimizer(recipe.optimizer, list(spread.trained.values()), recipe.lr, recipe.weight_decay)
+        optimizer = make_optimizer(recipe.optimizer, list(distributed.trained.values()), recipe.lr, recipe.weight_decay)
         peaks = [group["lr"] for group in optimizer.param_groups]
         if saved is not None:
-            saved.restore(spread.trained, optimizer)
-        steps = range(max(stretch.start, self.done.step), stretch.stop)
+            saved.restore(distributed.trained, optimizer)
+        steps = range(max(phase.start, self.done.step), phase.stop)
         for step in track(steps, self._title(), enabled=self.progress and self.processes.is_main):
             if self._is_low_enough():
                 break
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(step, total, recipe.warmup_steps, recipe.schedule)
-            record = self._step(step, spread, optimizer)
+            record = self._step(step, distributed, optimizer)
             self.done.losses.append(record["loss"])
             self._log.write(record)
             last = step + 1 == total or self._is_low_enough()
             evaluated = bool(self.callbacks) and (last or _is_due(step, self.eval_every))
             kept = self.folder is not None and (last or _is_due(step, self.checkpoint_every))
-            if evaluated or kept or last or step + 1 == stretch.stop:
-                self._require_finite(step, spread, optimizer)
+            if evaluated or kept or last or step + 1 == phase.stop:
+                self._require_finite(step, distributed, optimizer)
             if evaluated:
-                self._evaluate(step + 1, spread)
+                self._evaluate(step + 1, distributed)
             if kept:
-                self._save(spread, optimizer)
+                self._save(distributed, optimizer)
         optimizer.zero_grad()
 
-    def _step(self, step: int, spread: Spread, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def _step(self, step: int, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """One optimizer step; the line of the log for it."""
         recipe = self.recipe
-        loss, tokens = self._backward(step, spread)
+        loss, tokens = self._backward(step, distributed)
         if self.on_gradients is not None:
-            self.on_gradients(step, spread.trained)
+            self.on_gradients(step, distributed.trained)
         limit = math.inf if recipe.max_grad_norm is None else recipe.max_grad_norm
-        norm = float(whole(nn.utils.clip_grad_norm_(list(spread.trained.values()), limit)))
+        norm = float(whole(nn.utils.clip_grad_norm_(list(distributed.trained.values()), limit)))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
             raise FloatingPointError(f"the training {what} at step {step + 1}; try a lower lr than {recipe.lr}")
@@ -159,11 +159,11 @@ class Session:
             "seconds": round(time.perf_counter() - self._began, 3),
         }
 
-    def _require_finite(self, step: int, spread: Spread, optimizer: torch.optim.Optimizer) -> None:
+    def _require_finite(self, step: int, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> None:
         """Raise a FloatingPointError, on every process, if a step has left something that is not a number."""
         state = [value for values in optimizer.state.values() for value in values.values()]
         broken = {
-            "weights": sum(not _is_finite(p) for p in spread.trained.values()),
+            "weights": sum(not _is_finite(p) for p in distributed.trained.values()),
             "optimizer's averages": sum(not _is_finite(v) for v in state if isinstance(v, torch.Tensor)),
         }
         for what, count in broken.items():
@@ -173,7 +173,7 @@ class Session:
                     f"weight_decay than {self.recipe.weight_decay}"
                 )
 
-    def _backward(self, step: int, spread: Spread) -> tuple[float, int]:
+    def _backward(self, step: int, distributed: DistributedLoss) -> tuple[float, int]:
         """Gradients of the mean loss over all target tokens of a step; returns that loss and their number."""
         recipe, processes = self.recipe, self.processes
         examples = [self.examples[i] for i in self.rows(step)]
@@ -183,16 +183,16 @@ class Session:
         passes = shares(examples, recipe.batch_size, processes.rank, processes.size, recipe.batches == "packed")
         loss = 0.0
         for i, share in enumerate(passes):
-            with nullcontext() if i + 1 == len(passes) else spread.without_sync():
-                mean = spread.loss(share.batch) / count
+            with nullcontext() if i + 1 == len(passes) else distributed.without_sync():
+                mean = distributed.loss(share.batch) / count
                 # The gradients of the processes will be averaged, but the loss is a sum over them.
                 (mean * (share.weight * processes.size)).backward()
             loss += mean.item() * share.weight
         return processes.sum(loss), count
 
-    def _evaluate(self, step: int, spread: Spread) -> None:
+    def _evaluate(self, step: int, distributed: DistributedLoss) -> None:
         figures: dict[str, Any] = {}
-        with spread.whole_model(), torch.no_grad():
+        with distributed.whole_model(), torch.no_grad():
             for callback in self.callbacks:
                 found = callback(self.model, step)
                 found = getattr(found, "rates", found)  # what ``evaluate`` returns has them
@@ -206,9 +206,9 @@ class Session:
             self.done.evaluations.append({"step": step, **figures})
             self._log.write(self.done.evaluations[-1])
 
-    def _save(self, spread: Spread, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> None:
         assert self.folder is not None
-        folder, trained = self.folder, checkpoint.whole_tensors(spread.trained)
+        folder, trained = self.folder, checkpoint.whole_tensors(distributed.trained)
         state = checkpoint.whole_state(optimizer)
         self.processes.once(lambda: checkpoint.save(folder, self.done, self.identity, trained, state))
 

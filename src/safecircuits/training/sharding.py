@@ -19,7 +19,7 @@ from safecircuits.training.slices import Slice
 _HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks")
 
 
-class _Face:
+class _ModuleState:
     """What sharding changes about a module: class, parameters, buffers' memory, hooks, attributes."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -30,8 +30,8 @@ class _Face:
         self.attributes = set(module.__dict__)
         self.slice = (module.rest, module.index, module.order) if isinstance(module, Slice) else None
 
-    def show(self, other: _Face) -> None:
-        """Give the module this face in the place of the other; what others have hooked since stays."""
+    def replace(self, other: _ModuleState) -> None:
+        """Put the module into this state, out of the other; what others have hooked since stays."""
         module = self.module
         module.__class__ = self.kind
         module._parameters.update(self.parameters)
@@ -62,8 +62,8 @@ class Sharded:
         from torch.distributed.fsdp import fully_shard
 
         self.root = root
-        self._plain = [_Face(module) for module in root.modules()]
-        self._originals = {id(p): p for face in self._plain for p in face.parameters.values() if p is not None}
+        self._plain = [_ModuleState(module) for module in root.modules()]
+        self._originals = {id(p): p for state in self._plain for p in state.parameters.values() if p is not None}
         memory = {key: p.data for key, p in self._originals.items()}
         mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
         for module in [*layers, root]:
@@ -77,11 +77,11 @@ class Sharded:
                 module.rest, module.index, module.order = (
                     t.to(here) for t in (module.rest, module.index, module.order)
                 )
-        self._shards = [_Face(module) for module in root.modules()]
+        self._shards = [_ModuleState(module) for module in root.modules()]
         sharded = {
             id(original): shard
-            for plain, face in zip(self._plain, self._shards, strict=True)
-            for original, shard in zip(plain.parameters.values(), face.parameters.values(), strict=True)
+            for plain, state in zip(self._plain, self._shards, strict=True)
+            for original, shard in zip(plain.parameters.values(), state.parameters.values(), strict=True)
             if original is not None and shard is not None
         }
         self.trained = {name: sharded[id(p)] for name, p in trained.items()}
@@ -91,11 +91,11 @@ class Sharded:
     def whole(self) -> Iterator[None]:
         """The model as it was before, with the weights of the moment, on every process."""
         self.gather()
-        self._show(self._plain, self._shards)
+        self._put(self._plain, self._shards)
         try:
             yield
         finally:
-            self._show(self._shards, self._plain)
+            self._put(self._shards, self._plain)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -110,16 +110,16 @@ class Sharded:
         """Make the modules what they were. The weights are those of the last ``gather``."""
         from torch.distributed._composable_state import _module_state_mapping
 
-        self._show(self._plain, self._shards)
-        for face in self._plain:
-            _module_state_mapping.pop(face.module, None)
-            for name in set(face.module.__dict__) - face.attributes:
-                del face.module.__dict__[name]
+        self._put(self._plain, self._shards)
+        for state in self._plain:
+            _module_state_mapping.pop(state.module, None)
+            for name in set(state.module.__dict__) - state.attributes:
+                del state.module.__dict__[name]
 
     @staticmethod
-    def _show(faces: list[_Face], others: list[_Face]) -> None:
-        for face, other in zip(faces, others, strict=True):
-            face.show(other)
+    def _put(states: list[_ModuleState], others: list[_ModuleState]) -> None:
+        for state, other in zip(states, others, strict=True):
+            state.replace(other)
 
 
 def whole(value: Any) -> Any:
