@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     return (yield from _skipping_hooked_transformers())
 
 
-@pytest.fixture(autouse=True)
-def every_size_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the few tokens of tests take the ways that pay with many."""
-    monkeypatch.setattr("safecircuits.model.last_positions._WORTH", 1)
+@pytest.fixture(scope="class")
+def narrow_last_layer() -> Iterator[None]:
+    """For tests that ask for it: a last layer is narrowed for the few tokens of a test too, not from 128 on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safecircuits.model.last_positions._WORTH", 1)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import safecircuits as sc
 import zoo
@@ -30,7 +29,6 @@ from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import localize
 from safecircuits.model.attach import hooks_in_force
 from safecircuits.model.forward import Decoder, device_of
-from safecircuits.model.last_positions import only_at_last
 from safecircuits.model.load import load_model
 from safecircuits.model.memory import estimate_memory, fitting_tokens
 from safecircuits.prompts.batching import MAX_TOKENS, batches, common_prefix, each_batch, pad_left, without_prefix
@@ -55,6 +53,7 @@ DATA = sc.PromptSet("d", PROMPTS, ANSWERS)
 OPTIONS: dict[str, Any] = {"template": TEMPLATE}
 
 both = pytest.mark.parametrize("backend", ["bridge", "hooked"])
+pytestmark = pytest.mark.usefixtures("narrow_last_layer")
 
 
 @contextmanager
@@ -273,12 +272,6 @@ class TestOnlyWhatIsNeeded:
             sc.collect_residuals(model, PROMPTS)
         assert not seen.get("blocks.2.mlp") or seen["blocks.2.mlp"] == [width]
 
-    def test_a_few_tokens_are_not_worth_it(self, tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("safecircuits.model.last_positions._WORTH", 1000)
-        seen = positions_by_part(tiny_bridge)
-        sc.collect_residuals(tiny_bridge, PROMPTS)
-        assert seen["blocks.2.mlp"] == seen["blocks.0.mlp"]
-
     @both
     def test_answers_with_a_narrow_last_layer_are_the_models_own(self, backend: str, make_tiny_model: Any) -> None:
         model = make_tiny_model(backend, 3)
@@ -296,67 +289,6 @@ class TestOnlyWhatIsNeeded:
         with sc.scaled(tiny_bridge, (2, 2), 1.2):
             sc.collect_residuals(tiny_bridge, PROMPTS, layers=[0])
         assert fired
-
-
-class Part(nn.Module):
-    """Doubles its input, and keeps what it was given; ``form`` says how the result comes out."""
-
-    def __init__(self, form: Any = lambda x: x) -> None:
-        super().__init__()
-        self.form, self.seen = form, list[tuple[int, ...]]()
-
-    def forward(self, x: torch.Tensor, *others: Any, **more: Any) -> Any:
-        self.seen.append(tuple(x.shape))
-        return self.form(2 * x)
-
-
-class TestOnlyAtLast:
-    X = torch.arange(40 * 6 * 3, dtype=torch.float32).reshape(40, 6, 3) + 1
-
-    def test_the_others_are_zero(self) -> None:
-        part = Part()
-        with only_at_last([part], 2, 6):
-            out = part(self.X)
-        assert part.seen == [(40, 2, 3)]
-        assert torch.equal(out[:, -2:], 2 * self.X[:, -2:])
-        assert not out[:, :-2].any()
-        assert torch.equal(part(self.X), 2 * self.X)
-
-    def test_forms_of_a_mixture_of_experts(self) -> None:
-        beside, in_one = Part(lambda y: (y, "taken")), Part(lambda y: (y.flatten(0, 1), "taken"))
-        with only_at_last([beside, in_one], 2, 6):
-            plain, taken = beside(self.X)
-            flat = in_one(self.X)[0].view(self.X.shape)
-        assert taken == "taken"
-        assert torch.equal(plain, flat)
-        assert torch.equal(plain[:, -2:], 2 * self.X[:, -2:])
-
-    @pytest.mark.parametrize(
-        "call",
-        [
-            lambda part, x: part(x, x),  # a residual stream, added inside
-            lambda part, x: part(x, mask=x[..., 0]),
-            lambda part, x: part(x=x),
-            lambda part, x: part(x.transpose(0, 1)).transpose(0, 1),  # positions first
-            lambda part, x: part(x.flatten(0, 1)).view(x.shape),
-        ],
-    )
-    def test_whatever_else_is_given_runs_in_full(self, call: Any) -> None:
-        part = Part()
-        with only_at_last([part], 2, 6):
-            out = call(part, self.X)
-        assert torch.equal(out, 2 * self.X)
-
-    def test_a_layer_that_runs_twice_is_an_error(self) -> None:
-        part = Part()
-        with only_at_last([part], 1, 6), pytest.raises(RuntimeError, match="Part of the last layer ran twice in one"):
-            part(part(self.X))
-
-    @pytest.mark.parametrize("form", [lambda y: y[:, 0], lambda y: y.transpose(0, 1), lambda y: y[:1]])
-    def test_a_result_of_another_form_is_an_error(self, form: Any) -> None:
-        part = Part(form)
-        with only_at_last([part], 2, 6), pytest.raises(RuntimeError, match=r"Part of the last layer made \["):
-            part(self.X)
 
 
 _EXPERTS = {

@@ -10,6 +10,8 @@ import pytest
 import configurations
 import zoo
 
+pytestmark = pytest.mark.usefixtures("narrow_last_layer")  # in every architecture, for the few tokens of a test
+
 # What transformer-lens 3.9 has no bridge of, or makes one that computes something else: what its error says.
 REFUSED = {
     "Ministral": "Unsupported architecture",

@@ -18,6 +18,8 @@ from safecircuits.behavior.generate import generate_scaled
 from safecircuits.layers.attention import attention_map
 from safecircuits.model.sites import ModelShape
 
+pytestmark = pytest.mark.usefixtures("narrow_last_layer")  # in every architecture, for the few tokens of a test
+
 PROMPTS = configurations.PROMPTS
 TAUGHT = sc.PromptSet("taught", tuple(PROMPTS), ("take some salt and water", "sorry i cannot", "help is here", "sure"))
 UNITS: Any = {"mlp": {0: (3, 40)}, "attn": {1: (2, 3)}}
