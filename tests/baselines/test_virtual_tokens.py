@@ -95,6 +95,15 @@ def test_against_peft_by_itself(kind: str, make_tiny_model: Callable[..., Any]) 
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+class Enough:
+    """One word is enough."""
+
+    reason = "after a word"
+
+    def __call__(self, text: str, left: int) -> bool:
+        return bool(text)
+
+
 @kinds
 def test_it_learns_and_everything_measures_it(kind: str, make_tiny_model: Callable[..., Any]) -> None:
     model = make_tiny_model("bridge")
@@ -106,8 +115,12 @@ def test_it_learns_and_everything_measures_it(kind: str, make_tiny_model: Callab
     assert run.evaluations[-1]["loss"] == pytest.approx(response_loss(tuned, HELD).loss)  # type: ignore[arg-type]
     found = evaluate(tuned, malicious=BAD, utility=HELD, max_new_tokens=4)  # type: ignore[arg-type]
     assert set(found.rates) == {"malicious_refused", "utility"}
-    with pytest.raises(ValueError, match="leave out early stopping"):
-        generate(tuned, BAD, until=lambda text, left: True)  # type: ignore[arg-type]
+    tokens: list[list[int]] = []
+    whole = generate(tuned, BAD, max_new_tokens=4, token_ids=tokens)  # type: ignore[arg-type]
+    stopped = generate(tuned, BAD, max_new_tokens=4, until=Enough())  # type: ignore[arg-type]
+    assert [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens] == list(whole.texts)
+    assert [text.split()[:1] for text in whole.texts] == [text.split() for text in stopped.texts]
+    assert stopped.cut == Enough.reason
 
 
 def test_as_arms(make_tiny_model: Callable[..., Any]) -> None:
@@ -135,7 +148,6 @@ def test_what_needs_hook_points_says_so(make_tiny_model: Callable[..., Any], pla
         model, _ = virtual_tokens(model, TASK, settings=PrefixSettings(2), steps=1, progress=False)
     kind = type(model).__name__
     for call in (
-        lambda: generate(model, BAD, token_ids=[]),
         lambda: generate_scaled(model, BAD, [{0: 1.1}]),
         lambda: RefusalCounter(model, BAD),
         lambda: localize(model, BAD, (0, 1)),

@@ -8,7 +8,6 @@ are PEFT's. There is nothing to merge, so the tuned model is a model of its own;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from safecircuits.base.arguments import checked
-from safecircuits.behavior.generate import end_tokens
 from safecircuits.model.forward import require_known
 from safecircuits.model.fused import copies_of_fused
 from safecircuits.model.load import to_hugging_face
 from safecircuits.model.sites import HookedModel, is_bridge
-from safecircuits.prompts.batching import MAX_TOKENS, batches, position_ids
-from safecircuits.prompts.prompt_set import Encoded, PromptSet
+from safecircuits.prompts.batching import position_ids
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.loop import finetune
 from safecircuits.training.run import FinetuneRun
 
@@ -51,11 +49,10 @@ class TunedModel(nn.Module):
         tokenizer: that of the model.
     """
 
-    def __init__(self, peft: Any, tokenizer: Any, n_before: int, ends: set[int]) -> None:
+    def __init__(self, peft: Any, tokenizer: Any, n_before: int) -> None:
         super().__init__()
         self.peft, self.tokenizer = peft, tokenizer
         self.n_before = n_before
-        self._ends = ends
 
     def forward(
         self,
@@ -68,43 +65,14 @@ class TunedModel(nn.Module):
         out = self._run(input_ids, self._mask(attention_mask), self._cache(len(input_ids)))
         return out.logits if return_type == "logits" else out
 
-    def continuations(
-        self, examples: Sequence[Encoded], max_new_tokens: int, *, max_tokens: int | None = None
-    ) -> list[str]:
-        """What the model writes after each example, greedily, in the order of the examples."""
-        tokens = self.continuation_tokens(examples, max_new_tokens, max_tokens=max_tokens)
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
+    def greedy_decoder(self) -> TunedDecoder:
+        """What ``generate`` decodes a batch with."""
+        return TunedDecoder(self)
 
-    @torch.inference_mode()
-    def continuation_tokens(
-        self, examples: Sequence[Encoded], max_new_tokens: int, *, max_tokens: int | None = None
-    ) -> list[list[int]]:
-        """The token ids of ``continuations``, without the one that ends a text."""
-        found: list[list[int]] = [[] for _ in examples]
-        device = next(self.parameters()).device
-        for batch in batches(examples, max_tokens or MAX_TOKENS):
-            require_known(self, batch.input_ids)
-            new, mask = batch.input_ids.to(device), self._mask(batch.attention_mask.to(device))
-            cache = self._cache(len(new), keep=True)
-            written: list[list[int]] = [[] for _ in range(len(new))]
-            going = [True] * len(new)
-            for _ in range(max_new_tokens):
-                logits: Float[Tensor, "batch d_vocab"] = self._run(new, mask, cache, logits_to_keep=1).logits[:, -1]
-                if not torch.isfinite(logits).all():
-                    raise FloatingPointError("the logits of the tuned model are not finite")
-                chosen = logits.argmax(-1)
-                for row, token in enumerate(chosen.tolist()):
-                    going[row] = going[row] and token not in self._ends
-                    if going[row]:
-                        written[row].append(token)
-                if not any(going):
-                    break
-                new = chosen[:, None]
-                mask = torch.cat([mask, torch.ones_like(new)], dim=1)
-            for row, tokens in zip(batch.rows, written, strict=True):
-                found[row] = tokens
-        return found
+    @property
+    def generation_config(self) -> Any:
+        """The base model's, which says what ends a text."""
+        return self.peft.get_base_model().generation_config
 
     def get_input_embeddings(self) -> nn.Module:
         """Of the tokens that a tokenizer makes, as Hugging Face's models call it."""
@@ -133,6 +101,36 @@ class TunedModel(nn.Module):
         from transformers import DynamicCache
 
         return DynamicCache()
+
+
+class TunedDecoder:
+    """Feeds tokens to a tuned model step by step over a key/value cache."""
+
+    def __init__(self, model: TunedModel) -> None:
+        self.model, self.device = model, next(model.parameters()).device
+        self.cache: Any = None
+        self.mask: Int[Tensor, "batch before+pos"] | None = None
+
+    def step(
+        self, input_ids: Int[Tensor, "batch new"], attention_mask: Int[Tensor, "batch new"]
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Feed ``new`` further positions of each row; the logits after the last of them."""
+        require_known(self.model, input_ids)
+        new, mask = input_ids.to(self.device), attention_mask.to(self.device)
+        if self.mask is None:
+            self.mask, self.cache = self.model._mask(mask), self.model._cache(len(new), keep=True)
+        else:
+            self.mask = torch.cat([self.mask, mask], dim=1)
+        logits: Tensor = self.model._run(new, self.mask, self.cache, logits_to_keep=1).logits[:, -1]
+        return logits
+
+    def rows(self, index: Int[Tensor, " row"]) -> TunedDecoder:
+        """Go on with some of the rows alone."""
+        assert self.mask is not None
+        index = index.to(self.device)
+        self.mask = self.mask[index]
+        self.cache.batch_select_indices(index)
+        return self
 
 
 @checked
@@ -188,6 +186,6 @@ def virtual_tokens(
         config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=settings.virtual_tokens, adapter_layers=layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tuned = TunedModel(get_peft_model(plain, config), model.tokenizer, before, end_tokens(model)).eval()
+        tuned = TunedModel(get_peft_model(plain, config), model.tokenizer, before).eval()
     run = finetune(tuned, data, seed=seed, tokenizer=model.tokenizer, **options)
     return tuned, run

@@ -10,7 +10,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from safecircuits.model.bridge import generation_config_of
-from safecircuits.model.forward import Decoder
 from safecircuits.model.sites import HookedModel
 
 
@@ -20,6 +19,16 @@ class Until(Protocol):
     reason: str
 
     def __call__(self, text: str, left: int) -> bool: ...
+
+
+class Steps(Protocol):
+    """What decodes a batch over a key/value cache: a ``Decoder``, or that of a model with virtual tokens."""
+
+    def step(self, input_ids: Int[Tensor, "batch new"], attention_mask: Int[Tensor, "batch new"], /) -> Tensor:
+        """Feed ``new`` further positions of each row; the logits after the last of them, ``[batch d_vocab]``."""
+
+    def rows(self, index: Int[Tensor, " row"], /) -> Steps:
+        """What goes on with some of the rows."""
 
 
 class Writer:
@@ -56,7 +65,7 @@ class Writer:
 
 
 def decode_greedily(
-    decoder: Decoder,
+    decoder: Steps,
     ids: Int[Tensor, "row new"],
     mask: Int[Tensor, "row new"],
     written: list[list[int]],

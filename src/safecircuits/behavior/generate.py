@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,8 +16,8 @@ from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.progress import track
 from safecircuits.base.reading import parse_json, read_text
+from safecircuits.behavior.decoding import Steps, Writer, decode_greedily
 from safecircuits.behavior.decoding import Until as Until
-from safecircuits.behavior.decoding import Writer, decode_greedily
 from safecircuits.behavior.decoding import end_tokens as end_tokens
 from safecircuits.behavior.speculative import SpeculativeDecoding
 from safecircuits.hooks.branching import Branches
@@ -27,7 +27,7 @@ from safecircuits.model.attach import hooks_in_force
 from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
-from safecircuits.prompts.batching import Batch, each_batch, without_prefix
+from safecircuits.prompts.batching import MAX_TOKENS, Batch, each_batch, without_prefix
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 
 if TYPE_CHECKING:
@@ -139,19 +139,12 @@ def generate(
         token_ids: a list that gets the tokens of each completion, as ``generate_scaled`` takes for its drafts.
 
     Raises:
-        ValueError: if ``max_new_tokens`` is not positive; for ``until`` and ``token_ids`` of a model that decodes by
-            itself (one with virtual tokens).
+        ValueError: if ``max_new_tokens`` is not positive.
         FloatingPointError: if the logits are not finite, which greedy decoding would hide.
     """
     _check(max_new_tokens)
     prompts = as_prompt_set(prompts)
     examples = encode(tokenizer_of(model), prompts, template=template, system=system)
-    if token_ids is not None:
-        require_hooked(model, "giving token ids")
-    if hasattr(model, "continuation_tokens"):
-        _require_whole(model, until)
-        tokens: list[list[int]] = model.continuation_tokens(examples, max_new_tokens, max_tokens=max_tokens)
-        return _completions(prompts, tokens, Writer(model, max_new_tokens, None))
     written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
     if token_ids is not None:
         token_ids += written
@@ -168,10 +161,6 @@ def continuations(
     progress: bool = False,
 ) -> list[str]:
     """What the model writes after each example, greedily, as decoded; in the order of the examples."""
-    if hasattr(model, "continuations"):  # a model that is no TransformerLens model and decodes by itself
-        _require_whole(model, until)
-        own: list[str] = model.continuations(examples, max_new_tokens, max_tokens=max_tokens)
-        return own
     written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
     return writer.texts(written)
 
@@ -234,11 +223,6 @@ def generate_scaled(
     return [_completions(prompts, of_profile, writer) for of_profile in written]
 
 
-def _require_whole(model: HookedModel, until: Until | None) -> None:
-    if until is not None:
-        raise ValueError(f"a {type(model).__name__} writes its completions whole: leave out early stopping")
-
-
 def _check(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -268,9 +252,13 @@ def _alone(
     until: Until | None,
     progress: bool,
 ) -> tuple[list[list[int]], Writer]:
+    writer = Writer(model, max_new_tokens, until)
+    if hasattr(model, "greedy_decoder"):  # one with virtual tokens, which has no hook points
+        with torch.inference_mode():
+            own = _in_batches(examples, lambda _: model.greedy_decoder(), max_tokens or MAX_TOKENS, writer, progress)
+            return own, writer
     budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
     jobs = _Jobs(tuple(examples), (0,) * len(examples), budget)
-    writer = Writer(model, max_new_tokens, until)
     with running(model) as runner:
         return _decode_all(runner, jobs, None, writer, progress), writer
 
@@ -281,7 +269,6 @@ def _decode_all(
     """Token ids of each job. The prefix that all prompts share is computed and cached once for each scaled model."""
     shared = runner.prefix_length(jobs.examples, writer.max_new_tokens)
     owner = torch.tensor(jobs.owner)
-    written: list[list[int]] = [[] for _ in jobs.examples]
     prefix: Decoder | None = None
 
     def select(models: torch.Tensor) -> None:
@@ -295,25 +282,58 @@ def _decode_all(
         prefix = runner.decoder()
         prefix.feed(beginning, torch.ones_like(beginning), runner.block(int(runner.model.cfg.n_layers) - 1), keep=True)
 
+    def decoder(rows: Sequence[int]) -> Decoder:
+        return runner.decoder() if prefix is None else prefix.rows(owner[list(rows)])
+
+    return _in_batches(
+        without_prefix(jobs.examples, shared) if shared else jobs.examples,
+        decoder,
+        jobs.max_tokens,
+        writer,
+        progress,
+        beside=shared,
+        select=lambda rows: select(owner[rows]),
+        drop=runner.drops_finished,
+    )
+
+
+def _in_batches(
+    examples: Sequence[Encoded],
+    decoder: Callable[[Sequence[int]], Steps],
+    max_tokens: int,
+    writer: Writer,
+    progress: bool,
+    *,
+    beside: int = 0,
+    select: Callable[[list[int]], None] = lambda _: None,
+    drop: bool = True,
+) -> list[list[int]]:
+    """Token ids of each example.
+
+    Args:
+        decoder: what decodes a batch of examples, given by their places.
+        beside: tokens in the cache before those of each example.
+        select: told which examples the next steps are of.
+        drop: whether finished ones leave their batch.
+    """
+    written: list[list[int]] = [[] for _ in examples]
+
     def work(batch: Batch) -> None:
-        models = owner[list(batch.rows)]
-        decoder = runner.decoder() if prefix is None else prefix.rows(models)
         answers: list[list[int]] = [[] for _ in batch.rows]
         decode_greedily(
-            decoder,
+            decoder(batch.rows),
             batch.input_ids,
             batch.attention_mask,
             answers,
             writer,
-            select=lambda alive: select(models[alive]),
-            drop=runner.drops_finished,
+            select=lambda alive: select([batch.rows[place] for place in alive]),
+            drop=drop,
         )
         for row, tokens in zip(batch.rows, answers, strict=True):
             written[row] = tokens
 
-    own = without_prefix(jobs.examples, shared) if shared else jobs.examples
-    finished = each_batch(own, work, jobs.max_tokens, beside=shared)
+    finished = each_batch(examples, work, max_tokens, beside=beside)
     each_done = (1 for n in finished for _ in range(n))
-    for _ in track(each_done, "completions", total=len(own), enabled=progress):
+    for _ in track(each_done, "completions", total=len(examples), enabled=progress):
         pass
     return written

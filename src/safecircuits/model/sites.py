@@ -55,7 +55,7 @@ def require_hooked(model: Any, purpose: str = "an analysis") -> None:
 
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer of a hooked model; a ValueError where there is none."""
-    if not hasattr(model, "continuations"):  # what decodes by itself needs no hook points
+    if not hasattr(model, "greedy_decoder"):  # what brings its own decoder needs no hook points
         require_hooked(model)
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: load_model(model, tokenizer=...) gives it one")
