@@ -110,5 +110,5 @@ class TestInAModel:
         assert sc.generate(model, MANY, max_new_tokens=6).texts == texts
         seen = positions_by_part(model)
         sc.collect_residuals(model, MANY)
-        assert set(seen["blocks.2.mlp"]) == {1}
-        assert min(seen["blocks.0.mlp"]) > 1
+        assert 1 in seen["blocks.2.mlp"]
+        assert 1 not in seen["blocks.0.mlp"]
