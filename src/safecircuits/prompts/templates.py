@@ -13,6 +13,8 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
+from safecircuits.prompts.trial import UnboundedTemplate, try_template
+
 TEMPLATES = {
     "alpaca": (
         "Below is an instruction that describes a task. "
@@ -113,10 +115,17 @@ def fill(template: Template, prompt: str) -> str:
 
 
 def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | None = None, **options: Any) -> str:
-    """``apply_chat_template`` as text, on a day that stays the same."""
+    """``apply_chat_template`` as text, on a day that stays the same; a template that is new is tried apart first.
+
+    Raises:
+        UnboundedTemplate: a ValueError, for a template that loops without end or builds gigabytes.
+    """
     template = tokenizer.chat_template
     if hasattr(tokenizer, "get_chat_template"):
         template = tokenizer.get_chat_template()  # the one of several that is for chats
+    if isinstance(template, str):
+        special = getattr(tokenizer, "special_tokens_map", None) or {}
+        try_template(template, tuple((name, str(token)) for name, token in special.items() if isinstance(token, str)))
     if isinstance(template, str) and "strftime_now" in template:
         options["chat_template"] = _on_day(Date.fromisoformat(date or PINNED)) + template
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
@@ -206,6 +215,8 @@ class Chat:
         messages = [{"role": role, "content": content} for role, content in said]
         try:
             return chat_text(self.tokenizer, messages, date=self.template.date, add_generation_prompt=not answered)
+        except UnboundedTemplate:
+            raise
         except Exception as error:  # Jinja's own, which the template raises: Gemma's takes no system prompt
             what = "a system prompt" if system else "this prompt"
             raise ValueError(
