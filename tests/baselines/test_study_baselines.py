@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safecircuits.baselines.lisa import LisaSettings, lisa
 from safecircuits.baselines.reverse_dpo import reverse_dpo
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.prompt_set import TEMPLATES, PromptSet
 from safecircuits.training.loop import finetune
 
 USER = PromptSet("user", ("how do i bake a cake", "find the dog", "make tea"), ("take some", "in the house", "here is"))
@@ -152,3 +153,38 @@ def test_reverse_dpo_refuses_what_it_cannot_train(tiny_bridge: Any, tiny_llama_h
         reverse_dpo(tiny_llama_hf, COMPLIED, SAFE, tokenizer=tiny_tokenizer)
     with pytest.raises(ValueError, match="at least 1"):
         reverse_dpo(tiny_llama_hf, COMPLIED, REFUSED, tokenizer=tiny_tokenizer, steps=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("template", ["chat", "alpaca"])
+def test_reverse_dpo_trains_on_the_template_s_own_end_of_turn(
+    template: str, make_tiny_llama: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    """What goes through the model: both turns as apply_chat_template writes them, or the response and EOS."""
+    pytest.importorskip("trl")
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ '<user>' if m.role == 'user' else '<assistant>' }} {{ m.content }} "
+        "<unk> {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    expected = set()
+    for pairs in (COMPLIED, REFUSED):
+        for prompt, answer in zip(pairs, pairs.require_responses(), strict=True):
+            if template == "chat":
+                turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+                text = tokenizer.apply_chat_template(turns, tokenize=False)
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            else:
+                text = TEMPLATES["alpaca"].replace("{instruction}", prompt)
+                ids = tokenizer(text)["input_ids"] + tokenizer(answer, add_special_tokens=False)["input_ids"]
+                ids.append(tokenizer.eos_token_id)
+            expected.add(tuple(ids))
+    model, seen = make_tiny_llama(), set()
+
+    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
+        for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True):
+            seen.add(tuple(ids[mask.bool()].tolist()))
+
+    model.model.register_forward_pre_hook(note, with_kwargs=True)
+    reverse_dpo(model, COMPLIED, REFUSED, tokenizer=tokenizer, steps=1, lr=1e-3, template=template)
+    assert seen == expected

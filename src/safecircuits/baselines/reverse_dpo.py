@@ -19,7 +19,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.progress import without_bars
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.parameters import is_plain
-from safecircuits.prompts.prompt_set import PromptSet, render
+from safecircuits.prompts.prompt_set import PromptSet, encode, render
 from safecircuits.training.freeze import frozen
 
 
@@ -62,7 +62,8 @@ def reverse_dpo(
         complied, refused: the same prompts with the answer that is preferred here and with the one that is not; the
             user's own, as none come with the package.
         beta: DPO's; the paper gives no hyper-parameters for this experiment, so all defaults are TRL's.
-        template: as in ``safecircuits.prompts.prompt_set.encode``.
+        template: as in ``safecircuits.prompts.prompt_set.encode``, whose tokens these are: an answer is closed as the
+            chat template closes it.
 
     Raises:
         ValueError: for a hooked model, prompts that differ, or sets without responses.
@@ -88,11 +89,20 @@ def reverse_dpo(
     from datasets import Dataset
     from transformers import PrinterCallback
 
+    ids = _encoded(tokenizer, complied, refused, template)
+
+    class Pairs(DPOTrainer):
+        """TRL's trainer on the tokens that the template gives: TRL itself would end every answer by EOS."""
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return _with_ids(super()._prepare_dataset(dataset, *args, **kwargs), ids)
+
     pairs = Dataset.from_dict(
         {
-            "prompt": [_without_bos(tokenizer, render(tokenizer, prompt, template)) for prompt in complied],
+            "prompt": [render(tokenizer, prompt, template) for prompt in complied],
             "chosen": list(complied.require_responses()),
             "rejected": list(refused.require_responses()),
+            _PAIR: list(range(len(complied))),
         }
     )
     began = time.perf_counter()
@@ -113,7 +123,7 @@ def reverse_dpo(
             report_to=[],
             disable_tqdm=True,
         )
-        trainer = DPOTrainer(model=model, args=settings, train_dataset=pairs, processing_class=tokenizer)
+        trainer = Pairs(model=model, args=settings, train_dataset=pairs, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         with torch.random.fork_rng():
             trainer.train()
@@ -131,11 +141,31 @@ def reverse_dpo(
     )
 
 
-def _without_bos(tokenizer: Any, text: str) -> str:
-    """The text without the beginning of sequence that TRL's tokenization would put in front a second time."""
-    bos = tokenizer.bos_token
-    adds_it = bos is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return text.removeprefix(bos) if adds_it else text
+_PARTS = ("prompt", "chosen", "rejected")
+_PAIR = "pair"
+
+
+def _encoded(tokenizer: Any, complied: PromptSet, refused: PromptSet, template: str) -> list[tuple[list[int], ...]]:
+    """Ids of the prompt and of both answers of each pair, closed as the template closes an answer."""
+    both = (encode(tokenizer, prompts, template=template, with_responses=True) for prompts in (complied, refused))
+    made: list[tuple[list[int], ...]] = []
+    for good, bad in zip(*both, strict=True):
+        start = min(good.response_start, bad.response_start)
+        made.append((list(good.ids[:start]), list(good.ids[start:]), list(bad.ids[start:])))
+    return made
+
+
+def _with_ids(prepared: Any, ids: list[tuple[list[int], ...]]) -> Any:
+    """TRL's table with these ids in the place of its own.
+
+    Raises:
+        ImportError: for a version of TRL whose table has other columns than those that are known.
+    """
+    known = [[part + end for part in _PARTS] for end in ("_ids", "_input_ids")]
+    columns = next((columns for columns in known if set(columns) <= set(prepared.column_names)), None)
+    if columns is None:
+        raise ImportError(f"this version of TRL keeps tokens in other columns ({', '.join(prepared.column_names)})")
+    return prepared.map(lambda row: dict(zip(columns, ids[row[_PAIR]], strict=True)))
 
 
 @contextmanager
