@@ -32,7 +32,7 @@ CONTEXT_COLUMNS = {
     "behaviour": (("contextstring", "context"), "{context}\n\n---\n\n{prompt}"),
 }
 """What stands beside a prompt and belongs to it, and how the two are joined, by the prompt's column: a context behind
-the instruction (Alpaca, Dolly), or before the behaviour (HarmBench)."""
+the instruction (Alpaca, Dolly), or before the behaviour, in the form that HarmBench's own code gives both."""
 
 
 @checked
