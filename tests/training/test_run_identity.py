@@ -78,7 +78,8 @@ def test_the_fingerprint_sees_every_entry_and_its_place() -> None:
 
 
 OVERFLOW: dict[str, dict[str, Any]] = {
-    "rate": {"lr": float("inf")},
+    "rate": {"lr": 1e38, "warmup_steps": 0},
+    "rate beyond float32": {"lr": 1e300, "warmup_steps": 0},
     "decay": {"lr": 1e3, "weight_decay": 1e38, "warmup_steps": 0},
     "step": {"lr": 3e38, "optimizer": "sgd", "max_grad_norm": None},
 }
@@ -90,7 +91,7 @@ def test_weights_that_are_no_numbers_after_the_last_step_are_an_error(how: str, 
     length = {"steps": 1} if "steps" in FROZEN[frozen] else {}
     options = FROZEN[frozen] | length | OVERFLOW[how]
     seen: list[int] = []
-    with pytest.raises(FloatingPointError, match=r"not finite|is (nan|inf)"):
+    with pytest.raises(FloatingPointError, match=r"the weights after step 1 are not finite"):
         trained(
             model_of("bridge"),
             **options,

@@ -148,7 +148,7 @@ class Session:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
             raise FloatingPointError(f"the training {what} at step {step + 1}; try a lower lr than {recipe.lr}")
-        optimizer.step()
+        self._update(step, optimizer)
         optimizer.zero_grad()
         return {
             "step": step + 1,
@@ -159,6 +159,14 @@ class Session:
             "seconds": round(time.perf_counter() - self._began, 3),
         }
 
+    def _update(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            optimizer.step()
+        except RuntimeError as error:  # a rate that Python's floats hold and the weights' dtype does not
+            if "without overflow" not in str(error):
+                raise
+            raise self._not_finite("weights", step) from error
+
     def _require_finite(self, step: int, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> None:
         """Raise a FloatingPointError, on every process, if a step has left something that is not a number."""
         state = [value for values in optimizer.state.values() for value in values.values()]
@@ -168,10 +176,13 @@ class Session:
         }
         for what, count in broken.items():
             if self.processes.sum(float(count)):
-                raise FloatingPointError(
-                    f"the {what} after step {step + 1} are not finite; try a lower lr than {self.recipe.lr} or a lower "
-                    f"weight_decay than {self.recipe.weight_decay}"
-                )
+                raise self._not_finite(what, step)
+
+    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+        return FloatingPointError(
+            f"the {what} after step {step + 1} are not finite; try a lower lr than {self.recipe.lr} or a lower "
+            f"weight_decay than {self.recipe.weight_decay}"
+        )
 
     def _backward(self, step: int, distributed: DistributedLoss) -> tuple[float, int]:
         """Gradients of the mean loss over all target tokens of a step; returns that loss and their number."""
