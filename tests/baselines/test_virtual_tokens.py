@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import localize
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.forward import logits
-from safecircuits.model.load import load_model
+from safecircuits.model.load import load_model, save_pretrained
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
 from safecircuits.studies.arms import full
@@ -155,6 +156,25 @@ def test_what_needs_hook_points_says_so(make_tiny_model: Callable[..., Any], pla
     ):
         with pytest.raises(ValueError, match=f"needs a TransformerLens model, not a {kind}, which has no hook points"):
             call()
+
+
+@kinds
+def test_the_adapter_is_saved_by_itself(kind: str, make_tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    tuned, _ = virtual_tokens(
+        make_tiny_model("bridge"), TASK, settings=KINDS[kind], steps=2, batch_size=6, lr=0.05, progress=False
+    )
+    with pytest.raises(ValueError, match=r"a TunedModel is no model .*model\.peft\.save_pretrained"):
+        save_pretrained(tuned, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    tuned.peft.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(make_tiny_model("hf"), tmp_path / "adapter").eval()
+    [example] = encode(tokenizer(), HELD[:1], with_responses=True)
+    ids = torch.tensor([example.ids])
+    with torch.no_grad():
+        got = again(ids, attention_mask=torch.ones_like(ids)).logits
+        torch.testing.assert_close(got, tuned(ids, torch.ones_like(ids), return_type="logits")[:, -ids.shape[1] :])
 
 
 def test_what_it_cannot_do(tiny_bridge: Any, tiny_hooked: Any) -> None:

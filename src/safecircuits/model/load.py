@@ -117,14 +117,24 @@ def save_pretrained(model: Any, folder: str | Path) -> Path:
 
     Raises:
         ValueError: for a HookedTransformer that ``load_model`` did not build, which has no Hugging Face configuration;
-            for a file of that name, and for a folder with a PEFT adapter, which would be loaded on top.
+            for virtual tokens, which are an adapter; for a file of that name, and for a folder with a PEFT adapter,
+            which would be loaded on top.
         OSError: if it cannot be written; the earlier checkpoint stays.
     """
-    return write_checkpoint(to_hugging_face(model), getattr(model, "tokenizer", None), folder)
+    hf_model = to_hugging_face(model)
+    if not hasattr(hf_model, "save_pretrained"):
+        kept = "its adapter with model.peft.save_pretrained(folder)" if hasattr(model, "peft") else "its state_dict()"
+        raise ValueError(f"a {type(model).__name__} is no model of Hugging Face's that a checkpoint holds: save {kept}")
+    return write_checkpoint(hf_model, getattr(model, "tokenizer", None), folder)
 
 
 def require_exportable(model: Any) -> None:
-    """Raise a ValueError, before an hour of training, for a model that ``save_pretrained`` could not write after it."""
+    """Raise a ValueError, before an hour of training, for a model that ``save_pretrained`` could not write after it.
+
+    A module that is no model of Hugging Face's (one with virtual tokens) is for its owner to save.
+    """
+    if not hasattr(model, "hook_dict") and not hasattr(model, "save_pretrained"):
+        return
     tokenizer = getattr(model, "tokenizer", None)
     try:
         if not hasattr(model, "hook_dict") or is_bridge(model):
