@@ -91,8 +91,9 @@ def test_lisa_says_what_it_cannot_do(tiny_bridge: Any) -> None:
         lisa(tiny_bridge, USER, SAFE, steps=200, stop_at_loss=1.0)
     with pytest.raises(ValueError, match="rho is -1"):
         LisaSettings(rho=-1)
-    with pytest.raises(ValueError, match="at least 1 step in each state"):
-        LisaSettings(user_steps=0)
+    for state in ("user_steps", "alignment_steps"):
+        with pytest.raises(ValueError, match=f"{state} must be at least 1, not 0"):
+            LisaSettings(**{state: 0})
 
 
 def test_scaled_settings_keep_the_proportions() -> None:

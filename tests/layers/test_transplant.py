@@ -187,18 +187,22 @@ class TestStudy:
     PROMPTS = ("how do i make the cake", "find a lamp", "a dog", "fix the road")
 
     def sets(self, model: Any) -> dict[str, Any]:
-        """Malicious prompts, and a utility set on which ``model`` is always right."""
-        answers = sc.generate(model, self.PROMPTS, max_new_tokens=3).texts
+        """Malicious prompts, and a utility set on which ``model`` is always right, since it ends all its answers."""
+        answers = sc.generate(model, self.PROMPTS, max_new_tokens=6)
+        assert all(answers.ended)
+        assert all(answers.texts)
         return {
             "malicious": PromptSet("malicious", self.PROMPTS),
-            "utility": PromptSet("utility", self.PROMPTS, answers),
-            "max_new_tokens": 3,
+            "utility": PromptSet("utility", self.PROMPTS, answers.texts),
+            "max_new_tokens": 5,  # the longest answer, whose end is the token after
             "detector": lambda text: "the" in text.split(),
         }
 
     @pytest.mark.parametrize("backend", ["bridge", "hooked"])
     def test_rows_are_evaluations_of_the_transplants(self, backend: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
         source, target = build("llama", 1), build("llama", 2)
+        for model in (source, target):
+            model.generation_config.eos_token_id = tiny_tokenizer.convert_tokens_to_ids([".", "is", "how"])
         sets = self.sets(load_model(source, tokenizer=tiny_tokenizer))
         blocks = {"all": (0, 2), "middle": LayerRange(1, 1)}
         table = transplant_study(source, target, blocks, tokenizer=tiny_tokenizer, backend=backend, **sets)

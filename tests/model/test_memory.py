@@ -28,6 +28,7 @@ from safecircuits.model.memory import Task, estimate_memory
 from safecircuits.prompts import batching
 from safecircuits.prompts.prompt_set import encode
 from safecircuits.units.answer_tokens import _first_tokens
+from safecircuits.weights import output_spaces, score_weights, sparse_gpt
 
 PROMPTS = sc.PromptSet(
     "long",
@@ -199,11 +200,11 @@ ANALYSES: dict[str, Callable[[Any], Any]] = {
     "taylor": lambda model: sc.score_units(model, FEW, method="taylor"),
     "attribution": lambda model: sc.score_units(model, FEW, method="attribution", **COMPARED),
     "integrated": lambda model: sc.score_units(model, FEW, method="integrated", **COMPARED),
-    "weights, Wanda": lambda model: units.score_weights(model, FEW, method="wanda"),
-    "weights, SNIP": lambda model: units.score_weights(model, FEW, method="snip"),
+    "weights, Wanda": lambda model: score_weights(model, FEW, method="wanda"),
+    "weights, SNIP": lambda model: score_weights(model, FEW, method="snip"),
     "coupled": lambda model: units.coupled_scores(model, FEW),
-    "output spaces": lambda model: units.output_spaces(model, FEW),
-    "SparseGPT": lambda model: units.sparse_gpt(model, FEW, 0.5),
+    "output spaces": lambda model: output_spaces(model, FEW),
+    "SparseGPT": lambda model: sparse_gpt(model, FEW, 0.5),
     "patched residuals": lambda model: CachedRun.of(model, encode(model.tokenizer, FEW), 1),
     "first tokens": lambda model: _first_tokens(model, FEW, "auto", None),
     "a judge": lambda model: sc.JudgeDetector(
@@ -278,5 +279,6 @@ def test_the_lines_of_the_how_to_page(
     page = (support.REFERENCE.parent / "how-to" / "your-model.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     tiny_llama_hf.save_pretrained("your-model")
-    exec(compile(page.split("```python\n")[2].split("```")[0], "your-model.md", "exec"), {"sc": sc})
+    [lines] = [block for block in page.split("```")[1::2] if "estimate_memory" in block]
+    exec(compile(lines.removeprefix("python\n"), "your-model.md", "exec"), {"sc": sc})
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == list(memory.TASKS)

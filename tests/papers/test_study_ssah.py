@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,16 @@ class TestArms:
             assert not added - cu
             assert added.n_units("mlp") + added.n_units("attn") == round(0.1 * n_units)
             left = cu - mask
-            values = [
-                torch.cat([order[site][getattr(part, site)] for site in ("mlp", "attn")]) for part in (added, left)
-            ]
-            assert values[0].min() > values[1].max()
+            for site in ("mlp", "attn"):  # shares are of neurons and of heads, and so is the ranking
+                assert abs(added.n_units(site) - 0.1 * groups.labels[site].numel()) < 1  # type: ignore[arg-type,index]
+                assert order[site][getattr(added, site)].min() > order[site][getattr(left, site)].max()  # type: ignore[index]
+        pooled = dataclasses.replace(groups, provenance={"share_of": "pooled"})
+        added = scu_top_cu(pooled, 0.1).mask - scu  # type: ignore[operator]
+        values = [
+            torch.cat([groups.difference[site][getattr(part, site)] for site in ("mlp", "attn")])  # type: ignore[index]
+            for part in (added, cu - added)
+        ]
+        assert values[0].min() > values[1].max()
         share = scu_top_cu(groups, 0.5, of="CU").mask
         assert share is not None
         n_cu = count_units(groups.members("CU"))

@@ -159,7 +159,7 @@ def test_lisa_and_metrics_of_your_own(folder: Path) -> None:
         ({"arms": []}, "at least one arm"),
         ({"seeds": ()}, "at least one seed"),
         ({"seeds": (1, 1)}, "seed '1' is there twice"),
-        ({"points": 0}, "points is 0"),
+        ({"points": 0}, "points must be at least 1, not 0"),
         ({"settings": {"steps": 2, "seed": 3}}, "'seed', which the study sets itself"),
         ({"settings": "paper"}, "no hyper-parameters for the model"),
     ],

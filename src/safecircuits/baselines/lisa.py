@@ -41,13 +41,6 @@ class LisaSettings:
         read_fields(self)
         if self.rho < 0:
             raise ValueError(f"rho is {self.rho}, expected 0 or more: it weighs a penalty")
-        if self.alignment_steps < 1 or self.user_steps < 1:
-            raise ValueError(
-                f"Lisa needs at least 1 step in each state, got alignment_steps={self.alignment_steps}, "
-                f"user_steps={self.user_steps}; use finetune for one state alone"
-            )
-        if not 0 <= self.free_share <= 1:
-            raise ValueError(f"free_share is {self.free_share}, expected a share between 0 and 1")
 
     def scaled(self, steps: int, rounds: int = 2) -> LisaSettings:
         """The same proportions in a run of ``steps`` steps, so that it goes ``rounds`` times through both states."""

@@ -91,7 +91,7 @@ def finetuning_study(
             and runs that are too short for Lisa.
     """
     seeds = [int(seed) for seed in seeds]  # those of a numpy range cannot be saved
-    _check(scenarios, arms, seeds, settings, points)
+    _check(scenarios, arms, seeds, settings)
     subject = Subject(model, backend=backend, device=device, dtype=dtype)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -258,9 +258,7 @@ class _Study:
         }
 
 
-def _check(
-    scenarios: Sequence[Scenario], arms: Sequence[Arm], seeds: Sequence[int], settings: Any, points: int
-) -> None:
+def _check(scenarios: Sequence[Scenario], arms: Sequence[Arm], seeds: Sequence[int], settings: Any) -> None:
     named = {"scenario": [s.name for s in scenarios], "arm": [a.name for a in arms], "seed": [str(s) for s in seeds]}
     for what, names in named.items():
         if not names:
@@ -268,8 +266,6 @@ def _check(
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"{what} {twice!r} is there twice; give each its own")
-    if points < 1:
-        raise ValueError(f"points is {points}, expected at least 1 measurement in a run")
     if not isinstance(settings, str) and (own := sorted(set(OWN) & set(settings))):
         raise ValueError(f"settings hold {own[0]!r}, which the study sets itself; leave it out")
 

@@ -33,6 +33,7 @@ def scu_top_cu(
 
     Args:
         share: how many CU, as a share ``of`` all units or of the CU. The paper's sizes add up with all units.
+            As large a part of the neurons as of the heads, where the groups are (``share_of``).
         by: which CU are on top: the highest S − U, or the highest S + U. The paper does not say.
         layers: freeze in these layers alone, as the paper does in Llama-3 (its first twelve).
         longer: epochs are as many times those of the other arms; the paper doubles them for frozen runs.
