@@ -70,6 +70,11 @@ class TunedModel(nn.Module):
         return TunedDecoder(self)
 
     @property
+    def config(self) -> Any:
+        """The base model's."""
+        return self.peft.get_base_model().config
+
+    @property
     def generation_config(self) -> Any:
         """The base model's, which says what ends a text."""
         return self.peft.get_base_model().generation_config

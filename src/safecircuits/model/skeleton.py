@@ -25,17 +25,20 @@ def with_buffers(config: Any, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def decoder_layers(hf_model: Any) -> nn.ModuleList:
-    """The decoder layers of any Hugging Face language model, in order.
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of any language model, in order: a hooked model's blocks, or a Hugging Face model's layers.
 
-    They are the list of ``num_hidden_layers`` modules that holds the most parameters: a list of as many experts, say,
-    lies inside one of them.
+    The latter are the list of ``num_hidden_layers`` modules that holds the most parameters: a list of as many experts,
+    say, lies inside one of them.
 
     Raises:
         ValueError: if the model has no such list.
     """
-    n_layers = hf_model.config.get_text_config().num_hidden_layers
-    lists = [m for m in hf_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if hasattr(model, "hook_dict"):
+        blocks: nn.ModuleList = model.blocks
+        return blocks
+    n_layers = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     if not lists:
-        raise ValueError(f"{type(hf_model).__name__} has no list of its {n_layers} layers, so they are not found")
+        raise ValueError(f"{type(model).__name__} has no list of its {n_layers} layers, so they are not found")
     return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from safecircuits.training.computing import decoder_layers
+from safecircuits.model.skeleton import decoder_layers
 from safecircuits.training.loss import Precision, TrainingLoss
 from safecircuits.training.sharding import Sharded
 
@@ -126,7 +126,7 @@ class Processes:
                 self.accelerator.free_memory()
         else:
             sharded = Sharded(
-                loss, decoder_layers(loss._models[0]), trained, self.accelerator.device.type, **self._policy()
+                loss, list(decoder_layers(loss._models[0])), trained, self.accelerator.device.type, **self._policy()
             )
             try:
                 yield DistributedLoss(loss, sharded.trained, sharded)
