@@ -15,7 +15,7 @@ from torch import Tensor
 
 import safecircuits as sc
 from conftest import build_tiny_tokenizer, randomised
-from safecircuits.model.skeleton import decoder_layers
+from safecircuits.model.modules import decoder_layers
 from safecircuits.prompts.prompt_set import encode
 
 ROPE: dict[str, Any] = {"rope_theta": 10000.0}

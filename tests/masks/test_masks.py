@@ -22,9 +22,9 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.bridge import hf_config_of
 from safecircuits.model.hooked import hf_state_from_hooked
 from safecircuits.model.load import load_model
+from safecircuits.model.modules import meta_model_of
 from safecircuits.model.parameters import checkpoint_parameters
 from safecircuits.model.sites import ModelShape
-from safecircuits.model.skeleton import skeleton_of
 
 SHAPE = ModelShape("LlamaForCausalLM", n_layers=3, d_model=32, d_mlp=48, n_heads=4, n_kv_heads=2)
 
@@ -268,7 +268,7 @@ def test_a_hooked_transformers_masks_land_on_the_same_entries() -> None:
     with torch.no_grad():
         for name, parameter in marked.named_parameters():
             parameter.copy_(frozen.get(name, torch.zeros(())).to(parameter.dtype))
-    landed = hf_state_from_hooked(marked, skeleton_of(hf_config_of(marked)))
+    landed = hf_state_from_hooked(marked, meta_model_of(hf_config_of(marked)))
     assert_same_masks({k: v.bool() for k, v in landed.items() if v.any()}, mask.parameter_masks(HF))
 
 

@@ -13,7 +13,7 @@ from safecircuits.model.forward import logits
 from safecircuits.model.load import load_model
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
-from safecircuits.weights.output_spaces import output_spaces, without_directions, without_directions_in_turn
+from safecircuits.weights.output_spaces import output_spaces, without_directions, without_directions_layerwise
 
 WORDS = ("cake", "lamp", "road", "house", "tea", "dog")
 SAFETY = sc.PromptSet(
@@ -59,7 +59,7 @@ def projection(outputs: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def in_turn(hf_model: Any, tokenizer: Any, rank: int, utility_rank: int) -> None:
+def layer_by_layer(hf_model: Any, tokenizer: Any, rank: int, utility_rank: int) -> None:
     for layer in range(3):
         by_safety, by_utility = (written(hf_model, tokenizer, data, layer) for data in (SAFETY, UTILITY))
         for module, s, u in zip(linears(hf_model, layer), by_safety, by_utility, strict=True):
@@ -75,13 +75,13 @@ def output_of(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", ["bridge", "hooked"])
-def test_in_turn_is_the_published_procedure(backend: Any) -> None:
+def test_layerwise_is_the_published_procedure(backend: Any) -> None:
     tokenizer = build_tiny_tokenizer()
     model = load_model(build_tiny_llama(), tokenizer=tokenizer, backend=backend)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     by_hand = build_tiny_llama()
-    in_turn(by_hand, tokenizer, 3, 2)
-    with without_directions_in_turn(model, SAFETY, UTILITY, rank=3, utility_rank=2):
+    layer_by_layer(by_hand, tokenizer, 3, 2)
+    with without_directions_layerwise(model, SAFETY, UTILITY, rank=3, utility_rank=2):
         got = output_of(model)
     torch.testing.assert_close(got, output_of(load_model(by_hand, tokenizer=tokenizer)), rtol=1e-3, atol=2e-3)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -98,7 +98,7 @@ def test_a_failure_half_way_leaves_the_model_as_it_was(tiny_bridge: Any) -> None
         pytest.raises(
             ValueError, match=r"on this data matrix 0\.q writes 2 directions, so 5 of them would be arbitrary"
         ),
-        without_directions_in_turn(tiny_bridge, few, rank=5),
+        without_directions_layerwise(tiny_bridge, few, rank=5),
     ):
         pass
     assert all(torch.equal(v, state[k]) for k, v in tiny_bridge.state_dict().items())

@@ -10,7 +10,7 @@ import torch
 
 from safecircuits.behavior.agreement import AgreementTable
 from safecircuits.direction.probe import DirectionProbe, probe_direction
-from safecircuits.model.in_turn import Source, described, in_turn
+from safecircuits.model.each_model import Source, described, measure_each
 from safecircuits.model.load import Backend
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -81,7 +81,7 @@ def compare_directions(
 
     Args:
         models: by name: hooked models, names or folders, or functions that make one when its turn comes.
-        template: for all models, or by name; see ``in_turn``.
+        template: for all models, or by name; see ``measure_each``.
         backend, dtype, device: of models that are loaded here.
         options: as for ``probe_direction``.
 
@@ -93,7 +93,7 @@ def compare_directions(
     def measure(model: HookedModel, asked: str) -> DirectionProbe:
         return probe_direction(model, prompts, template=asked, progress=progress, **options)
 
-    probes, used = in_turn(
+    probes, used = measure_each(
         models, measure, template=template, backend=backend, dtype=dtype, device=device, progress=progress
     )
     sources = {name: described(source) for name, source in models.items()}

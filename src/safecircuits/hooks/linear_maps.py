@@ -119,7 +119,7 @@ def watched(
                         stack.callback(_on_module(model, layer, component, way, fn).remove)
                     else:
                         hooks.setdefault(point, []).append(fn)
-        stack.enter_context(attached(model, {name: _in_turn(fns) for name, fns in hooks.items()}))
+        stack.enter_context(attached(model, {name: _composed(fns) for name, fns in hooks.items()}))
         yield
 
 
@@ -131,7 +131,7 @@ def _flattened(seen: Seen, layer: int, component: Component) -> HookFn:
     return run
 
 
-def _in_turn(fns: Sequence[HookFn]) -> HookFn:
+def _composed(fns: Sequence[HookFn]) -> HookFn:
     def run(activation: Tensor) -> Tensor | None:
         for fn in fns:
             out = fn(activation)

@@ -17,8 +17,8 @@ from safecircuits.layers.angles import Formula
 from safecircuits.layers.interval import GapInterval, interval_of, resampled_gaps
 from safecircuits.layers.onset import Onset, OnsetRule
 from safecircuits.layers.similarity import LayerGap, Pairs, compare, require_pairs
-from safecircuits.model.in_turn import Source as Source
-from safecircuits.model.in_turn import described, in_turn
+from safecircuits.model.each_model import Source as Source
+from safecircuits.model.each_model import described, measure_each
 from safecircuits.model.load import Backend
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -183,7 +183,7 @@ def compare_gaps(
         resampled = resampled_gaps(n, m, draws=draws, seed=seed, formula=formula)
         return compare(n, m, pairs=pairs, formula=formula), resampled
 
-    found, used = in_turn(
+    found, used = measure_each(
         models, measure, template=template, backend=backend, dtype=dtype, device=device, progress=progress
     )
     gaps = {name: gap for name, (gap, _) in found.items()}

@@ -20,7 +20,7 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.model.load import Backend, load_checkpoint, load_model, to_hugging_face
-from safecircuits.model.skeleton import decoder_layers
+from safecircuits.model.modules import decoder_layers
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from safecircuits.model.attach import attached
 from safecircuits.model.checkpoint import first_line
 from safecircuits.model.forward import Decoder, logits, without_dropout
 from safecircuits.model.miniature import TOKENS, miniature_of, windows
+from safecircuits.model.modules import decoder_layers
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
-from safecircuits.model.skeleton import decoder_layers
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import Encoded
 

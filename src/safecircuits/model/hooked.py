@@ -69,20 +69,20 @@ def build_hooked_transformer(hf_model: nn.Module) -> Any:
     return hooked.eval()
 
 
-def hf_state_from_hooked(hooked: Any, hf_skeleton: nn.Module) -> dict[str, Tensor]:
-    """The Hugging Face state dict that ``hooked`` stands for; ``hf_skeleton`` gives names and shapes only."""
-    landing = landing_map(hooked.cfg, hf_skeleton)
-    total = sum(p.numel() for p in hf_skeleton.parameters())
+def hf_state_from_hooked(hooked: Any, meta_model: nn.Module) -> dict[str, Tensor]:
+    """The Hugging Face state dict that ``hooked`` stands for; ``meta_model`` gives names and shapes only."""
+    landing = landing_map(hooked.cfg, meta_model)
+    total = sum(p.numel() for p in meta_model.parameters())
     flat = torch.full((total + 1,), float("nan"), dtype=next(hooked.parameters()).dtype)
     for name, parameter in hooked.named_parameters():
         value, serial = parameter.detach().cpu().flatten(), landing[name].flatten()
         if torch.any(value[serial == 0] != 0):
-            raise ValueError(f"{name} is not zero, but {type(hf_skeleton).__name__} has no such parameter to hold it")
+            raise ValueError(f"{name} is not zero, but {type(meta_model).__name__} has no such parameter to hold it")
         flat[serial] = value
     if torch.isnan(flat[1:]).any():
-        raise ValueError(f"the HookedTransformer does not determine every entry of {type(hf_skeleton).__name__}")
-    pieces = torch.split(flat[1:], [p.numel() for p in hf_skeleton.parameters()])
-    named = zip(hf_skeleton.named_parameters(), pieces, strict=True)
+        raise ValueError(f"the HookedTransformer does not determine every entry of {type(meta_model).__name__}")
+    pieces = torch.split(flat[1:], [p.numel() for p in meta_model.parameters()])
+    named = zip(meta_model.named_parameters(), pieces, strict=True)
     return {name: piece.reshape(parameter.shape).clone() for (name, parameter), piece in named}
 
 

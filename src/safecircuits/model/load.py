@@ -27,9 +27,9 @@ from safecircuits.model.checkpoint_folder import rehearse, ties_of, write_checkp
 from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.faithful import require_faithful
 from safecircuits.model.fused import fuse_again
+from safecircuits.model.modules import with_buffers
 from safecircuits.model.own_weights import MERGE, require_no_wrapper
 from safecircuits.model.sites import HookedModel, is_bridge, require_unprocessed
-from safecircuits.model.skeleton import with_buffers
 
 Backend = Literal["bridge", "hooked"]
 
@@ -162,32 +162,32 @@ def to_hugging_face(model: Any) -> Any:
                 "keep them tied"
             )
     weights = next(model.parameters())
-    skeleton = with_buffers(config, weights.dtype)
+    exported = with_buffers(config, weights.dtype)
     if is_bridge(model):
         fuse_again(model)
         unwrapped = {plain_name(k): v for k, v in model.original_model.state_dict().items()}
-        if lacking := sorted(set(skeleton.state_dict()) - set(unwrapped)):
+        if lacking := sorted(set(exported.state_dict()) - set(unwrapped)):
             raise ValueError(
                 f"the model has no {lacking[0]!r} of its own, as its architecture says, but a wrapper in its place, "
                 f"which no plain checkpoint holds; {MERGE}"
             )
-        state: dict[str, Tensor] = {k: unwrapped[k] for k in skeleton.state_dict()}
+        state: dict[str, Tensor] = {k: unwrapped[k] for k in exported.state_dict()}
         own = {plain_name(name): buffer for name, buffer in model.original_model.named_buffers()}
     else:
         from safecircuits.model.hooked import hf_state_from_hooked
 
-        state, own = hf_state_from_hooked(model, skeleton), {}
-        for key in set(skeleton.state_dict()) - set(state):
-            tied_to = skeleton.all_tied_weights_keys.get(key)
-            state[key] = skeleton.get_buffer(key) if tied_to is None else state[tied_to]
-    skeleton.load_state_dict(state, assign=True, strict=True)
-    skeleton.tie_weights()
-    for name, buffer in list(skeleton.named_buffers()):
+        state, own = hf_state_from_hooked(model, exported), {}
+        for key in set(exported.state_dict()) - set(state):
+            tied_to = exported.all_tied_weights_keys.get(key)
+            state[key] = exported.get_buffer(key) if tied_to is None else state[tied_to]
+    exported.load_state_dict(state, assign=True, strict=True)
+    exported.tie_weights()
+    for name, buffer in list(exported.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         kept = own.get(name, buffer)
-        setattr(skeleton.get_submodule(owner), leaf, kept if kept.shape == buffer.shape else buffer)
-    skeleton.generation_config = copy.deepcopy(generation_config_of(model) or skeleton.generation_config)
-    return skeleton.eval()
+        setattr(exported.get_submodule(owner), leaf, kept if kept.shape == buffer.shape else buffer)
+    exported.generation_config = copy.deepcopy(generation_config_of(model) or exported.generation_config)
+    return exported.eval()
 
 
 def _tied(model: Any, config: Any) -> bool | None:

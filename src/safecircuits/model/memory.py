@@ -18,7 +18,7 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.dtypes import torch_dtype
 from safecircuits.model.decoder_sizes import DecoderSizes
-from safecircuits.model.skeleton import skeleton_of
+from safecircuits.model.modules import meta_model_of
 from safecircuits.prompts.batching import MAX_TOKENS
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 
@@ -238,7 +238,7 @@ def _weights(model: Any, dtype: torch.dtype | None) -> tuple[Any, int, int, int]
         config, held = model, None
         own = getattr(config, "dtype", None) or torch.float32
         own = getattr(torch, own) if isinstance(own, str) else own
-    count = sum(p.numel() for p in skeleton_of(config).parameters())
+    count = sum(p.numel() for p in meta_model_of(config).parameters())
     itemsize = (dtype or own).itemsize
     return config, (held or count) * itemsize, count, itemsize
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from safecircuits.model.bridge import bridge_of, hf_config_of, plain_name
 from safecircuits.model.fused import copies_of_fused
+from safecircuits.model.modules import meta_model_of
 from safecircuits.model.sites import is_bridge
-from safecircuits.model.skeleton import skeleton_of
 
 Masks = dict[str, Bool[Tensor, "..."]]
 """By parameter name a boolean tensor of the parameter's shape."""
@@ -40,7 +40,7 @@ def checkpoint_parameters(model: Any) -> dict[str, nn.Parameter]:
         return dict(model.named_parameters())
     if not is_bridge(model):
         return {name: p for name, p in model.named_parameters() if p.requires_grad or torch.any(p != 0)}
-    names = {name for name, _ in skeleton_of(hf_config_of(model)).named_parameters()}
+    names = {name for name, _ in meta_model_of(hf_config_of(model)).named_parameters()}
     everything = model.original_model.named_parameters(remove_duplicate=False)
     return {plain_name(name): p for name, p in everything if plain_name(name) in names}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safecircuits.base.arguments import checked
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from safecircuits.base.progress import without_bars
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
 from safecircuits.model.sites import HookedModel
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
 from safecircuits.model.parameters import live_parameters
 from safecircuits.model.sites import HookedModel

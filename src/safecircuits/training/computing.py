@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from safecircuits.model.skeleton import decoder_layers
+from safecircuits.model.modules import decoder_layers
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from safecircuits.model.skeleton import decoder_layers
+from safecircuits.model.modules import decoder_layers
 from safecircuits.training.loss import Precision, TrainingLoss
 from safecircuits.training.sharding import Sharded
 

@@ -29,9 +29,9 @@ from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.model.checkpoint_folder import write_checkpoint
 from safecircuits.model.forward import logits, n_embeddings
 from safecircuits.model.load import to_hugging_face
+from safecircuits.model.modules import decoder_layers
 from safecircuits.model.parameters import as_hooked
 from safecircuits.model.sites import ModelShape
-from safecircuits.model.skeleton import decoder_layers
 from safecircuits.prompts.batching import Batch
 from safecircuits.units.selection import Selection, count_units
 

@@ -7,7 +7,7 @@ from safecircuits.weights.output_spaces import (
     OutputSpaces,
     output_spaces,
     without_directions,
-    without_directions_in_turn,
+    without_directions_layerwise,
 )
 from safecircuits.weights.scores import WeightMask, WeightScores, score_weights, weight_set_difference, without_weights
 from safecircuits.weights.sparse_gpt import SparseWeights, sparse_gpt, with_sparse_weights
@@ -30,6 +30,6 @@ __all__ = [
     "weight_set_difference",
     "with_sparse_weights",
     "without_directions",
-    "without_directions_in_turn",
+    "without_directions_layerwise",
     "without_weights",
 ]

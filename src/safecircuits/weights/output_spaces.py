@@ -8,7 +8,7 @@ streams by: exact, and without storing an activation.
 Their code goes through the layers in turn: X of a layer is what the layers below write once they have been changed, and
 U come from a randomised SVD of as many iterations as are asked for (20), which has not converged where singular values
 are close. ``without_directions`` takes all matrices of the model as it is, so that one pass serves any rank;
-``without_directions_in_turn`` goes as they do, with exact U.
+``without_directions_layerwise`` goes as they do, with exact U.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def without_directions(
 
 
 @contextmanager
-def without_directions_in_turn(
+def without_directions_layerwise(
     model: HookedModel,
     safety: PromptSet,
     utility: PromptSet | None = None,

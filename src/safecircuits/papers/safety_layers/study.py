@@ -24,7 +24,7 @@ from safecircuits.layers.localization import Localization, localize
 from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicious
 from safecircuits.layers.onset import search_start
 from safecircuits.layers.transplant import TransplantTable, transplant_study
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.load import load_checkpoint
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.papers.safety_layers.parts import SEARCHES, SafetyLayersStudy, StudyPrompts, StudySettings, Work

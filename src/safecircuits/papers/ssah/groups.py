@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from safecircuits.base.progress import say
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.sites import HookedModel
 from safecircuits.papers.ssah.parts import TUNED, Cut, SsahStudy
 from safecircuits.papers.ssah.training import tuned_model

@@ -10,7 +10,7 @@ from safecircuits.base.vocabulary import SITES
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.pressure import Pressure, pressure
 from safecircuits.hooks.ablate import ablated
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model
 from safecircuits.model.sites import HookedModel
 from safecircuits.papers.ssah.parts import REMOVED, PrunedGroup, SsahStudy

@@ -16,7 +16,7 @@ from safecircuits.baselines.lora import LoraSettings
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.direction.compare import DirectionComparison, compare_directions
-from safecircuits.model.in_turn import release
+from safecircuits.model.each_model import release
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.papers.ssah.groups import Classifier, cut_groups, stability, transfers
 from safecircuits.papers.ssah.layers import layers_of_units

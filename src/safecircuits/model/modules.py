@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def skeleton_of(config: Any) -> Any:
+def meta_model_of(config: Any) -> Any:
     """The Hugging Face model of a configuration without weights (on the meta device)."""
     from transformers import AutoModelForCausalLM
 

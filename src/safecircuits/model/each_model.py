@@ -20,7 +20,7 @@ Source = HookedModel | str | Path | Callable[[], HookedModel]
 """A hooked model; what ``load_model`` loads; or a function that makes a hooked model when its turn comes."""
 
 
-def in_turn(
+def measure_each(
     models: Mapping[str, Source],
     measure: Callable[[HookedModel, str], T],
     *,
