@@ -73,7 +73,7 @@ def test_a_hooked_transformer_is_right_or_refused(name: str) -> None:
 
 def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the library's own comparison the table finds what is wrong."""
-    monkeypatch.setattr("safecircuits.model.load.require_faithful", lambda *args: None)
+    monkeypatch.setattr("safecircuits.model.load.require_equivalent", lambda *args: None)
     status, note = configurations.examine("Falcon, alibi", "bridge")
     assert status == "wrong"
     assert "residuals off by 0.0" in note

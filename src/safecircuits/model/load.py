@@ -25,7 +25,7 @@ from safecircuits.model.checkpoint import DeviceMap, require_unquantised, requir
 from safecircuits.model.checkpoint import load_checkpoint as load_checkpoint
 from safecircuits.model.checkpoint_folder import rehearse, ties_of, write_checkpoint
 from safecircuits.model.copies import let_copies_be_apart
-from safecircuits.model.faithful import require_faithful
+from safecircuits.model.equivalence import require_equivalent
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.modules import with_buffers
 from safecircuits.model.own_weights import MERGE, require_no_wrapper
@@ -103,7 +103,7 @@ def load_model(
     require_weights(hf_model)
     make = bridge_of if backend == "bridge" else _hooked
     model: HookedModel = make(hf_model)
-    require_faithful(model, hf_model, make)
+    require_equivalent(model, hf_model, make)
     _give_tokenizer(model, tokenizer)
     return model
 
@@ -239,5 +239,5 @@ def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=")
     if is_bridge(model) and not hooks_in_force(model)[0]:
-        require_faithful(model, model.original_model, bridge_of, reference=lambda: to_hugging_face(model))
+        require_equivalent(model, model.original_model, bridge_of, reference=lambda: to_hugging_face(model))
     return model

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from safecircuits.base.record import Record, Recorded, record_of
-from safecircuits.plots.style import COLUMN, INK, PAPER, VERMILLION, axes_or_new, styled
+from safecircuits.plots.style import COLUMN, INK, PAPER, VERMILLION, axes_or_new, cells_by_layer, styled
 from safecircuits.plots.units import MAX_PRINTED_LAYERS, SITE_NAMES
 
 if TYPE_CHECKING:
@@ -40,12 +39,7 @@ def plot_mask(mask: Recorded | Record, *, ax: Axes | None = None) -> Axes:
                 ax.text(layer, y, _percent(share), ha="center", va="center_baseline", fontsize=7.5, color=color)
     ax.set_yticks(range(len(shares)), [SITE_NAMES[site] for site in shares])
     ax.set(xlim=(-0.5, n_layers - 0.5), ylim=(len(shares) - 0.5, -0.5), xlabel="layer", title="frozen units (%)")
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    ax.grid(False)
-    return ax
+    return cells_by_layer(ax)
 
 
 def _percent(share: float) -> str:

@@ -157,6 +157,15 @@ def layer_axis(ax: Axes, n_layers: int) -> None:
     ax.grid(True, axis="y")
 
 
+def cells_by_layer(ax: Axes) -> Axes:
+    """An axis of cells: whole layers on x; no ticks, spines or grid."""
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+    return ax
+
+
 def legend_above(ax: Axes, columns: int, *, side: Literal["left", "right"] = "left", **options: Any) -> None:
     """A legend in rows of ``columns`` on top of the axis, outside, where it covers no data; flush with one side."""
     at: Any = {"loc": f"lower {side}", "bbox_to_anchor": (float(side == "right"), 1.02)}

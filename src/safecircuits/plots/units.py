@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from safecircuits.base.record import Record, Recorded, ablations, curve, interval, number, record_of
 from safecircuits.base.text import percent
@@ -20,6 +19,7 @@ from safecircuits.plots.style import (
     PAPER,
     Metric,
     axes_or_new,
+    cells_by_layer,
     legend_above,
     percent_axis,
     styled,
@@ -232,9 +232,4 @@ def plot_unit_map(groups: Recorded | Record, *, ax: Axes | None = None) -> Axes:
                 ax.text(layer, y, str(count), ha="center", va="center_baseline", fontsize=7.5)
     ax.set_yticks(positions, labels)
     ax.set(xlim=(-0.5, n_layers - 0.5), ylim=(positions[-1] + 0.5, -0.5), xlabel="layer")
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    ax.grid(False)
-    return ax
+    return cells_by_layer(ax)

@@ -74,7 +74,7 @@ _VERDICTS: dict[tuple[str, ...], str | None] = {}
 """By configuration: what is wrong with it, or None."""
 
 
-def require_faithful(
+def require_equivalent(
     model: HookedModel,
     hf_model: Any,
     make: Callable[[Any], HookedModel],

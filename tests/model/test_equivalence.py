@@ -14,9 +14,9 @@ import safecircuits as sc
 import zoo
 from conftest import build_tiny_llama
 from safecircuits.base.notices import Notice
-from safecircuits.model import faithful
+from safecircuits.model import equivalence
 from safecircuits.model.bridge import bridge_of
-from safecircuits.model.faithful import difference, require_faithful
+from safecircuits.model.equivalence import difference, require_equivalent
 from safecircuits.model.miniature import TOKENS, miniature_of
 
 both = pytest.mark.parametrize("backend", zoo.backends())
@@ -24,7 +24,7 @@ both = pytest.mark.parametrize("backend", zoo.backends())
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faithful, "_VERDICTS", {})
+    monkeypatch.setattr(equivalence, "_VERDICTS", {})
 
 
 def load(hf_model: Any, backend: str = "bridge") -> Any:
@@ -82,7 +82,7 @@ def test_each_case_is_told_apart() -> None:
 def test_another_scale_of_the_logits_is_seen() -> None:
     hf_model = configurations.build("StableLM")
     bridge = bridge_of(hf_model)
-    require_faithful(bridge, hf_model, bridge_of)
+    require_equivalent(bridge, hf_model, bridge_of)
     bridge.original_model.lm_head.register_forward_hook(lambda *args: args[-1] * 1.02)
     assert "the logits are off by 2.0%" in str(difference(bridge, hf_model, (9, 4)))
 
@@ -91,8 +91,8 @@ def test_another_scale_of_the_logits_is_seen() -> None:
 def test_a_configuration_is_compared_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hf_model = build_tiny_llama()
     passes: list[int] = []
-    original = faithful._alone
-    monkeypatch.setattr(faithful, "_alone", lambda *args: passes.append(1) or original(*args))
+    original = equivalence._alone
+    monkeypatch.setattr(equivalence, "_alone", lambda *args: passes.append(1) or original(*args))
     load(hf_model, backend)
     first = len(passes)
     load(build_tiny_llama(seed=1), backend)  # other weights, the same configuration
@@ -105,7 +105,7 @@ def test_a_refusal_is_remembered_too(monkeypatch: pytest.MonkeyPatch) -> None:
     hf_model = configurations.build("Falcon, alibi")
     with pytest.raises(ValueError, match="off by") as first:
         load(hf_model)
-    monkeypatch.setattr(faithful, "difference", lambda *args: pytest.fail("was compared again"))
+    monkeypatch.setattr(equivalence, "difference", lambda *args: pytest.fail("was compared again"))
     with pytest.raises(ValueError, match="off by") as second:
         load(hf_model)
     assert str(first.value) == str(second.value)
@@ -131,17 +131,17 @@ def test_right_ones_in_half_precision(name: str) -> None:
 
 
 def test_a_long_window_is_compared_on_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faithful, "_SMALL", 0)  # as if it were large
+    monkeypatch.setattr(equivalence, "_SMALL", 0)  # as if it were large
     hf_model = build_window(40)
     assert difference(bridge_of(hf_model), hf_model, (12, 7)) is None
     assert difference(without("sliding_window")(hf_model), hf_model, (12, 7)) is None, "twelve tokens do not show it"
-    require_faithful(bridge_of(hf_model), hf_model, bridge_of)
-    monkeypatch.setattr(faithful, "_VERDICTS", {})
+    require_equivalent(bridge_of(hf_model), hf_model, bridge_of)
+    monkeypatch.setattr(equivalence, "_VERDICTS", {})
     make = without("sliding_window")
     with pytest.raises(
         ValueError, match=r"in a small model of its settings: the residual stream after layer 0 is off by"
     ):
-        require_faithful(make(hf_model), hf_model, lambda hf: make(hf))
+        require_equivalent(make(hf_model), hf_model, lambda hf: make(hf))
 
 
 @pytest.mark.skipif("hooked" not in zoo.backends(), reason="transformer-lens 4 has no HookedTransformer")
