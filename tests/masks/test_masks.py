@@ -169,6 +169,19 @@ def test_what_needs_a_shape_says_so(call: Callable[[FreezeMask], Any]) -> None:
         call(FreezeMask.layers((0, 1)))
 
 
+def test_fingerprint_follows_what_is_frozen_and_not_where_it_comes_from() -> None:
+    made = {"mlp": {1: [3, 5]}, "attn": {0: [1]}}
+    mask = FreezeMask.of_units(made, SHAPE, {"made": "by hand"})
+    assert mask.fingerprint == FreezeMask.of_units(made, SHAPE).fingerprint
+    others = [
+        mask.restrict(sites="mlp"),
+        mask.restrict(sites="attn"),
+        FreezeMask.of_units({"mlp": {1: [3]}}, SHAPE),
+        ~mask,
+    ]
+    assert len({m.fingerprint for m in [mask, *others]}) == 5
+
+
 def test_random_control_has_the_same_size_and_other_places() -> None:
     mask = FreezeMask.of_units({"mlp": {1: range(30)}, "attn": {0: [1, 2, 3]}}, SHAPE)
     control = FreezeMask.random_units(mask, seed=1)

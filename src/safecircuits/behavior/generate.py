@@ -277,10 +277,12 @@ def _decode_all(
 
     if shared:
         n_models = int(owner.max()) + 1
-        beginning = torch.tensor(jobs.examples[0].ids[:shared]).repeat(n_models, 1)
+        prefix_ids = torch.tensor(jobs.examples[0].ids[:shared]).repeat(n_models, 1)
         select(torch.arange(n_models))
         prefix = runner.decoder()
-        prefix.feed(beginning, torch.ones_like(beginning), runner.block(int(runner.model.cfg.n_layers) - 1), keep=True)
+        prefix.feed(
+            prefix_ids, torch.ones_like(prefix_ids), runner.block(int(runner.model.cfg.n_layers) - 1), keep=True
+        )
 
     def decoder(rows: Sequence[int]) -> Decoder:
         return runner.decoder() if prefix is None else prefix.rows(owner[list(rows)])

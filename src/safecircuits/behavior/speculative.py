@@ -74,12 +74,12 @@ class SpeculativeDecoding:
         return written
 
     def _prefix(self, shared: int) -> Decoder:
-        beginning = torch.tensor(self.examples[0].ids[:shared]).repeat(self.branches.first, 1)
+        prefix_ids = torch.tensor(self.examples[0].ids[:shared]).repeat(self.branches.first, 1)
         decoder, blocks = self.runner.decoder(), self.runner.blocks()
         with self.branches.attached(blocks, 1):
             self.scaling.select(self.branches.models(1))
             decoder.open(list(map(len, self.branches.members)))
-            decoder.feed(beginning, torch.ones_like(beginning), blocks[-1], keep=True)
+            decoder.feed(prefix_ids, torch.ones_like(prefix_ids), blocks[-1], keep=True)
         return decoder
 
     def _batch(self, batch: Batch, drafts: Sequence[tuple[int, ...]], prefix: Decoder | None) -> list[list[list[int]]]:

@@ -9,6 +9,7 @@ masks with half of a layer's units each, together, freeze the whole layer. Norms
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -228,6 +229,11 @@ class FreezeMask:
         if model is not None:
             lines.append(f"share of parameters: {100 * mask.share_of_parameters(model):.2f} %")
         return "\n".join(lines)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of what is frozen; where the mask comes from does not count."""
+        return hashlib.sha256(self.mlp.numpy().tobytes() + self.attn.numpy().tobytes()).hexdigest()[:16]
 
     def record(self) -> dict[str, list[float]]:
         """The frozen share of each layer's units, by site."""

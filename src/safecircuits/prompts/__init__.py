@@ -7,10 +7,10 @@ from safecircuits.prompts.templates import (
     Chat,
     Template,
     chat_text,
+    common_prefix_length,
     fill,
     render,
     resolve_template,
-    shared_beginning,
     without_ends,
 )
 
@@ -23,10 +23,10 @@ __all__ = [
     "Template",
     "as_prompt_set",
     "chat_text",
+    "common_prefix_length",
     "encode",
     "fill",
     "render",
     "resolve_template",
-    "shared_beginning",
     "without_ends",
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from safecircuits.base.arguments import whole
 from safecircuits.prompts.templates import TEMPLATES as TEMPLATES
-from safecircuits.prompts.templates import Chat, Template, fill, shared_beginning, without_ends
+from safecircuits.prompts.templates import Chat, Template, common_prefix_length, fill, without_ends
 from safecircuits.prompts.templates import render as render
 from safecircuits.prompts.templates import resolve_template as resolve_template
 
@@ -207,7 +207,9 @@ def encode(
         raise ValueError(f"response {silent} of set {prompts.name!r} has no tokens; every prompt needs a response")
     if chat:
         whole = _ids(tokenizer, [chat.answered(p, r) for p, r in zip(prompts, responses, strict=True)])
-        return [Encoded(tuple(ids), shared_beginning(ids, asked)) for ids, asked in zip(whole, prompt_ids, strict=True)]
+        return [
+            Encoded(tuple(ids), common_prefix_length(ids, asked)) for ids, asked in zip(whole, prompt_ids, strict=True)
+        ]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return [Encoded((*p, *a, *end), len(p)) for p, a in zip(prompt_ids, answer_ids, strict=True)]
 

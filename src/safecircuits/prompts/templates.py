@@ -173,7 +173,7 @@ class Chat:
         response = without_ends(response, self.ends)
         whole = self._text([("user", prompt), ("assistant", response)])
         begun = self.asked(prompt)
-        first = shared_beginning(self._text([("user", prompt)]), begun)
+        first = common_prefix_length(self._text([("user", prompt)]), begun)
         if not whole.startswith(begun[:first]):
             raise ValueError(
                 "the tokenizer's chat template writes a prompt otherwise once it is answered, so that what the model "
@@ -236,7 +236,7 @@ class Chat:
             given = self._as_it_comes([("user", _ASKED)], _SYSTEM).partition(_ASKED)[0]
         except ValueError:
             return None
-        same = shared_beginning(plain, given)
+        same = common_prefix_length(plain, given)
         if _SYSTEM not in given or plain.endswith(given[len(given) - (len(plain) - same) :]):
             return None
         exchange = [("user", _ASKED), ("assistant", _ANSWERED)]
@@ -268,7 +268,7 @@ def without_ends(response: str, ends: tuple[str, ...]) -> str:
     return response
 
 
-def shared_beginning(a: Sequence[Any], b: Sequence[Any]) -> int:
+def common_prefix_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many characters or tokens two begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
@@ -280,7 +280,7 @@ def _special(tokenizer: Any) -> list[str]:
 
 def _shared(a: str, b: str, tokens: list[str]) -> int:
     """How many characters two texts begin with alike, up to the last token that is whole."""
-    end = shared_beginning(a, b)
+    end = common_prefix_length(a, b)
     for token in tokens:
         start = a.find(token, max(0, end - len(token) + 1))
         if 0 <= start < end < start + len(token):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -71,7 +70,7 @@ class Arm:
         more = {
             "lora": None if self.lora is None else vars(self.lora),
             "tokens": None if self.tokens is None else {"kind": type(self.tokens).__name__, **vars(self.tokens)},
-            "first": None if self.first is None else mask_digest(self.first),
+            "first": None if self.first is None else self.first.fingerprint,
             "longer": self.longer if self.longer > 1 else None,
             "only_units": self.only_units or None,
             "rewind": self.rewind or None,
@@ -83,11 +82,6 @@ class Arm:
             "lisa": None if self.lisa is None else vars(self.lisa),
             **{name: value for name, value in more.items() if value is not None},
         }
-
-
-def mask_digest(mask: FreezeMask) -> str:
-    """Sixteen hex digits of what a mask freezes."""
-    return hashlib.sha256(mask.mlp.numpy().tobytes() + mask.attn.numpy().tobytes()).hexdigest()[:16]
 
 
 Block = LayerRange | Sequence[int]

@@ -27,7 +27,7 @@ from safecircuits.model.load import Backend
 from safecircuits.model.parameters import checkpoint_parameters
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.studies.arms import Arm, mask_digest
+from safecircuits.studies.arms import Arm
 from safecircuits.studies.hyperparameters import Settings, hyperparameters, steps_of
 from safecircuits.studies.measure import Curve, ExtraMetric, ScenarioMetrics, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
@@ -149,7 +149,7 @@ class _Study:
         identity = self._identity(scenario, settings) | {
             "train": scenario.train.fingerprint,
             "arm": arm.describe(),
-            "mask": None if mask is None else mask_digest(mask),
+            "mask": None if mask is None else mask.fingerprint,
             "seed": seed,
             "points": self.points,
         }

@@ -20,7 +20,7 @@ from safecircuits.training.loss import LossOn, Precision, require_separable
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
 from safecircuits.training.optimizers import make_optimizer as make_optimizer
 from safecircuits.training.order import Batches, Order, truncate
-from safecircuits.training.phases import Freeze, PhaseSteps, frozen_throughout, mask_fingerprint, phase_steps
+from safecircuits.training.phases import Freeze, PhaseSteps, frozen_throughout, phase_steps
 from safecircuits.training.phases import Phase as Phase
 from safecircuits.training.processes import Processes
 from safecircuits.training.recipe import Recipe, require_counts
@@ -161,6 +161,8 @@ def finetune(
     _require_usable(model, plan)
     always = frozen_throughout(plan)
     digest = None if always is None else frozen_digest(model, always)
+    masks = [None if phase.mask is None else phase.mask.check(model).fingerprint for phase in plan]
+    phases = [[phase.stop - phase.start, mask] for phase, mask in zip(plan, masks, strict=True)]
     identity: dict[str, Any] = {
         "data": data.fingerprint,
         "steps": plan[-1].stop,
@@ -168,7 +170,7 @@ def finetune(
         "template": resolve_template(tokenizer, template),
         "model": type(model).__name__,
         "frozen": digest,
-        "phases": [[s.stop - s.start, mask_fingerprint(s.mask, model)] for s in plan] if len(plan) > 1 else None,
+        "phases": phases if len(plan) > 1 else None,
         "weights": weights_fingerprint(model) if processes.size > 1 or checkpoint_dir is not None else None,
     }
     processes.require_same(identity)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from safecircuits.base.arguments import whole
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -76,11 +72,3 @@ def frozen_throughout(plan: Sequence[PhaseSteps]) -> FreezeMask | None:
     for phase in plan[1:]:
         kept = None if kept is None or phase.mask is None else kept & phase.mask
     return kept or None
-
-
-def mask_fingerprint(mask: FreezeMask | None, model: Any) -> str | None:
-    """SHA-256 (hex) of which units of this model the mask freezes."""
-    if mask is None:
-        return None
-    mask = mask.check(model)
-    return hashlib.sha256(b"".join(np.packbits(m.numpy()).tobytes() for m in (mask.mlp, mask.attn))).hexdigest()
