@@ -177,11 +177,22 @@ def test_the_adapter_is_saved_by_itself(kind: str, make_tiny_model: Callable[...
         torch.testing.assert_close(got, tuned(ids, torch.ones_like(ids), return_type="logits")[:, -ids.shape[1] :])
 
 
+def test_gradient_checkpointing_of_an_adapter_changes_nothing(make_tiny_model: Callable[..., Any]) -> None:
+    options: dict[str, Any] = {"settings": LlamaAdapterSettings(2), "steps": 2, "lr": 0.05, "progress": False}
+    runs = [
+        virtual_tokens(make_tiny_model("bridge"), TASK, gradient_checkpointing=again, **options)[1]
+        for again in (False, True)
+    ]
+    assert runs[0].losses == runs[1].losses
+
+
 def test_what_it_cannot_do(tiny_bridge: Any, tiny_hooked: Any) -> None:
     with pytest.raises(ValueError, match="give a TransformerBridge"):
         virtual_tokens(tiny_hooked, TASK, settings=PrefixSettings(), steps=1)
     with pytest.raises(ValueError, match="do not take freeze"):
         virtual_tokens(tiny_bridge, TASK, settings=PrefixSettings(), steps=1, freeze=FreezeMask.layers((1, 1)))
+    with pytest.raises(ValueError, match="leave out gradient_checkpointing"):
+        virtual_tokens(tiny_bridge, TASK, settings=PrefixSettings(2), steps=1, gradient_checkpointing=True)
     with pytest.raises(ValueError, match="virtual_tokens is at least 1"):
         virtual_tokens(tiny_bridge, TASK, settings=PrefixSettings(0), steps=1)
     qwen = load_model(ZOO["Qwen2"].build(), tokenizer=tokenizer())

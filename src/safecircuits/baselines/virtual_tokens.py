@@ -156,8 +156,8 @@ def virtual_tokens(
 
     Raises:
         ImportError: without PEFT.
-        ValueError: for a HookedTransformer, a bridge that computes with copies of fused matrices, a freeze mask, and
-            an architecture for which PEFT has no LLaMA-Adapter.
+        ValueError: for a HookedTransformer, a bridge that computes with copies of fused matrices, a freeze mask, prefix
+            tuning with gradient checkpointing, and an architecture for which PEFT has no LLaMA-Adapter.
     """
     try:
         from peft import AdaptionPromptConfig, PrefixTuningConfig, get_peft_model
@@ -171,6 +171,11 @@ def virtual_tokens(
         raise ValueError(
             "virtual tokens go on Hugging Face's own modules: give a TransformerBridge of an architecture with "
             "separate query, key and value matrices"
+        )
+    if isinstance(settings, PrefixSettings) and options.get("gradient_checkpointing"):
+        raise ValueError(
+            "prefix tuning keeps its virtual tokens in the key/value cache, which a layer that is computed again would "
+            "fill twice: leave out gradient_checkpointing"
         )
     if settings.virtual_tokens < 1:
         raise ValueError(f"virtual_tokens is at least 1, not {settings.virtual_tokens}")
