@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.models import WordLevel
 
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer
@@ -55,6 +56,19 @@ def test_another_models_checkpoint_is_refused(kind: str, frozen: str, tmp_path: 
         assert all(torch.equal(p, before[name]) for name, p in other.named_parameters())
     again = trained(model_of(kind), **FROZEN[frozen], checkpoint_dir=tmp_path)
     assert again.losses == want.losses
+
+
+def test_a_checkpoint_of_the_same_texts_in_other_tokens_is_refused(tmp_path: Path) -> None:
+    """Another tokenizer, or another chat template in it, makes other data of the same prompts."""
+    trained(model_of("bridge"), steps=3, checkpoint_dir=tmp_path)
+    turns, unknown = build_tiny_tokenizer(), build_tiny_tokenizer()
+    turns.chat_template = "{% for m in messages %}{{ m.content }} <user> {% endfor %}"
+    unknown.backend_tokenizer.model = WordLevel({"<unk>": 1, "the": 8}, unk_token="<unk>")
+    for other in (turns, unknown):
+        with pytest.raises(ValueError, match="was made with tokens = "):
+            trained(model_of("bridge"), steps=3, checkpoint_dir=tmp_path, tokenizer=other)
+    again = trained(model_of("bridge"), steps=3, checkpoint_dir=tmp_path, tokenizer=build_tiny_tokenizer())
+    assert again.settings["resumed_from"] == 3
 
 
 def test_the_fingerprint_sees_every_entry_and_its_place() -> None:

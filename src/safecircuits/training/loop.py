@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from safecircuits.base.notices import notify
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.forward import without_dropout
 from safecircuits.model.load import require_exportable
-from safecircuits.prompts.prompt_set import PromptSet, encode, resolve_template
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode, resolve_template
 from safecircuits.training.freeze import frozen, frozen_digest
 from safecircuits.training.loss import LossOn, Precision, require_separable
 from safecircuits.training.optimizers import MakeOptimizer, OptimizerName, Schedule
@@ -116,8 +118,8 @@ def finetune(
 
     Raises:
         ValueError: for data without responses, a mask of another model, one that freezes nothing or everything, a
-            checkpoint of another run or of other starting weights, a model that could not be saved afterwards, and
-            processes that do not agree.
+            checkpoint of another run, of other starting weights or of other tokens, a model that could not be saved
+            afterwards, and processes that do not agree.
         OSError: if a checkpoint cannot be written; the one before is kept.
         FloatingPointError: if loss or gradient is not finite, when the weights are those of the step before; or if the
             last step, or one that is to be kept or evaluated, left weights or optimizer that are not. The last good
@@ -165,6 +167,7 @@ def finetune(
     phases = [[phase.stop - phase.start, mask] for phase, mask in zip(plan, masks, strict=True)]
     identity: dict[str, Any] = {
         "data": data.fingerprint,
+        "tokens": _tokens_fingerprint(examples),
         "steps": plan[-1].stop,
         **recipe.settings(),
         "template": resolve_template(tokenizer, template),
@@ -222,6 +225,14 @@ def finetune(
             "trained_phases": session.phases,
         },
     )
+
+
+def _tokens_fingerprint(examples: Sequence[Encoded]) -> str:
+    """Sixteen hex digits of what is trained on: another tokenizer, or another template in it, is other data."""
+    seen = hashlib.sha256()
+    for example in examples:
+        seen.update(json.dumps([example.ids, example.response_start]).encode())
+    return seen.hexdigest()[:16]
 
 
 def _require_usable(model: Any, plan: Sequence[PhaseSteps]) -> None:
