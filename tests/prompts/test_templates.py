@@ -231,6 +231,14 @@ def test_templates_that_spell_their_special_tokens(adds: str, before: str, after
     assert both.ids[-1] == 1 != both.ids[-2]
 
 
+@pytest.mark.parametrize("adds", ["bos", "none"])
+def test_a_system_prompt_does_not_push_away_the_beginning_that_a_template_spells(adds: str) -> None:
+    tokenizer = make_tokenizer(None, adds=adds)
+    [ids] = [e.ids for e in encode(tokenizer, ["how"], template="<s>Q: {instruction}", system="Be kind.")]
+    assert list(ids) == tokenizer("<s>Be kind.\n\nQ: how", add_special_tokens=False).input_ids
+    assert ids.count(0) == 1
+
+
 class TestDates:
     def test_the_day_is_pinned_and_can_be_given(self) -> None:
         tokenizer = TOKENIZERS["llama3"]

@@ -148,6 +148,8 @@ def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> 
     if isinstance(prompts, Mapping) or hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
         # Going through a table gives the names of its columns.
         raise ValueError(f"a {type(prompts).__name__} is a table: load_prompts(table, column=...) makes prompts of it")
+    if isinstance(prompts, set | frozenset):
+        raise ValueError("a set has no order, so that prompts would change from run to run: pass sorted(prompts)")
     return prompts if isinstance(prompts, PromptSet) else PromptSet(name, tuple(prompts))
 
 
@@ -191,7 +193,7 @@ def encode(
     prompts = as_prompt_set(prompts)
     resolved = resolve_template(tokenizer, Template.of(template, system))
     chat = Chat(tokenizer, resolved) if resolved.name == "chat" else None
-    texts = [chat.asked(prompt) if chat else fill(resolved, prompt) for prompt in prompts]
+    texts = [chat.asked(prompt) if chat else fill(tokenizer, resolved, prompt) for prompt in prompts]
     prompt_ids = _ids(tokenizer, texts) if chat else _opened(tokenizer, texts)
     empty = next((i for i, ids in enumerate(prompt_ids) if not ids), None)
     if empty is not None:

@@ -105,13 +105,16 @@ def render(tokenizer: Any, prompt: str, template: str = "auto", system: str | No
     A system prompt goes where the chat template wants it, and in front of the other templates; ``""`` is none.
     """
     resolved = resolve_template(tokenizer, Template.of(template, system))
-    return Chat(tokenizer, resolved).asked(prompt) if resolved.name == "chat" else fill(resolved, prompt)
+    return Chat(tokenizer, resolved).asked(prompt) if resolved.name == "chat" else fill(tokenizer, resolved, prompt)
 
 
-def fill(template: Template, prompt: str) -> str:
-    """A prompt in a template that is not the tokenizer's own."""
-    filled = TEMPLATES.get(template.name, template.name).replace("{instruction}", prompt)
-    return f"{template.system}\n\n{filled}" if template.system else filled
+def fill(tokenizer: Any, template: Template, prompt: str) -> str:
+    """A prompt in a template that is not the tokenizer's own; a beginning that the template spells stays in front."""
+    text = TEMPLATES.get(template.name, template.name)
+    bos = tokenizer.bos_token or ""
+    start = bos if template.system and bos and text.startswith(bos) else ""
+    system = f"{template.system}\n\n" if template.system else ""
+    return start + system + text.removeprefix(start).replace("{instruction}", prompt)
 
 
 def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | None = None, **options: Any) -> str:
