@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from safecircuits.data.sources import load_prompts
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 
 ROWS = [{"instruction": "how, exactly?", "output": "so"}, {"instruction": 'say "hi"', "output": "hi"}]
 
@@ -81,6 +81,19 @@ def test_bad_tables(content: str, options: dict[str, str], message: str, tmp_pat
     (tmp_path / "p.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
         load_prompts(tmp_path / "p.csv", **options)
+
+
+def test_prompts_that_can_be_read_but_once_are_read() -> None:
+    assert load_prompts(text for text in ("a", "b")).prompts == ("a", "b")
+    assert load_prompts(iter([{"prompt": "a", "response": "b"}])).responses == ("b",)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_has_no_order_to_keep(kind: Any) -> None:
+    for read in (load_prompts, as_prompt_set):
+        with pytest.raises(ValueError, match=r"a set has no order.*sorted\(prompts\)"):
+            read(kind(["a", "b"]))
+    assert load_prompts({"a": 1, "b": 2}.keys()).prompts == ("a", "b")  # these have one
 
 
 def test_bad_sources(tmp_path: Path) -> None:

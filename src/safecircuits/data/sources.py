@@ -76,6 +76,8 @@ def load_prompts(
     Raises:
         ValueError: for a source that cannot be read, a column that is not there (names those that are), an empty set.
     """
+    if isinstance(source, Iterator):
+        source = list(source)  # it can be read but once
     table = None if isinstance(source, str | Path | PromptSet) else _table_of(_split_of(source, split))
     if where and table is None and (not isinstance(source, str | Path) or str(source).startswith("organism:")):
         what = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
@@ -134,6 +136,8 @@ def _table_of(source: Any) -> dict[str, list[Any]] | None:
     if names is not None and hasattr(source, "__getitem__"):
         _require_different(list(map(str, names)), f"the {type(source).__name__}")
         return {str(name): list(source[name]) for name in names}
+    if isinstance(source, set | frozenset):
+        raise ValueError("a set has no order, so that prompts would change from run to run: pass sorted(prompts)")
     if not hasattr(source, "__iter__"):
         raise ValueError(
             f"cannot read prompts from a {type(source).__name__}: pass a file, the id of a data set, a table, a list "
