@@ -71,7 +71,8 @@ def same_answer(answer: str, reference: str) -> bool:
     """Whether two answers are the same one, up to case, white space, one final period, and typographic shape.
 
     Typographic quotation marks equal straight ones, a minus sign a hyphen, a letter with its accent the two put
-    together (NFC); characters without a shape count for nothing. Every other sign counts: ``-5`` is not ``5``, ``#1`` not ``1``, ``3.50`` not ``3.5``.
+    together (NFC); characters without a shape count for nothing. Every other sign counts: ``-5`` is not ``5``, ``#1``
+    not ``1``, ``3.50`` not ``3.5``.
     """
     return _as_answer(answer) == _as_answer(reference)
 
