@@ -38,7 +38,7 @@ from safecircuits.units.scores import (
     TokenChoice,
     UnitScores,
 )
-from safecircuits.units.selection import Selection, Shares, by_site, count_units, flat, top, unflat
+from safecircuits.units.selection import Selection, Shares, by_site, count_units, flat, top, top_in_proportion, unflat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,6 +220,7 @@ def score_comparison(
     sites: Sequence[Site] = SITES,
     planted: Units | None = None,
     max_utility_loss: float = 0.02,
+    proportionate: bool = False,
     resume: str | Path | None = None,
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
@@ -233,6 +234,8 @@ def score_comparison(
         counts: how many units are removed, ascending; ``COUNTS`` as far as there are units unless given.
         planted: the units that carry refusal by construction, where they are known.
         max_utility_loss: how much utility (of 1) a sufficient set may cost.
+        proportionate: remove as large a part of the neurons as of the heads, each ranked apart, as ``classify_units``
+            cuts groups; otherwise both are in one ranking.
         resume: a file for the measurements, so that an interrupted comparison goes on where it was.
         sets: passed to ``evaluate``; ``malicious`` and ``utility`` are required, and should not be what is scored on.
 
@@ -255,10 +258,11 @@ def score_comparison(
     if not intact.rates["malicious_refused"]:
         raise ValueError("the intact model refuses nothing, so no unit can carry refusal")
     scores = _Scores(model, safety, utility_data, reference, tuple(sites), sets)
+    first = top_in_proportion if proportionate else top
     curves = []
     for candidate in track(chosen, "score comparison", total=len(chosen), enabled=progress):
         order = scores.order(candidate)
-        points = tuple(_point(removals, top(order, count), planted) for count in counts)
+        points = tuple(_point(removals, first(order, count), planted) for count in counts)
         curves.append(_curve(candidate, points, intact, max_utility_loss))
     return ScoreComparison(
         intact,
@@ -274,6 +278,7 @@ def score_comparison(
             "sites": list(sites),
             "counts": list(counts),
             "max_utility_loss": max_utility_loss,
+            "proportionate": proportionate,
         },
     )
 

@@ -26,9 +26,9 @@ from safecircuits.units.selection import (
     by_layer,
     by_site,
     flat,
-    in_proportion,
     mean_ranks,
     top,
+    top_in_proportion,
     unflat,
     unit_sizes,
 )
@@ -88,13 +88,7 @@ class UnitGroups(Result):
         """
         order = self.difference if by == "difference" else self.total
         among = None if group is None else flat(self.labels) == GROUPS.index(group)
-        if not proportionate:
-            return top(order, n, among)
-        chosen: Selection = {}
-        for site, count in in_proportion(n, order).items():
-            mine = None if group is None else (self.labels[site] == GROUPS.index(group)).flatten()
-            chosen |= top({site: order[site]}, count, mine)
-        return chosen
+        return top_in_proportion(order, n, among) if proportionate else top(order, n, among)
 
     def to_frame(self) -> pd.DataFrame:
         """Units of each group by site and layer."""

@@ -57,6 +57,17 @@ def top(
     return {site: by_layer(mask) for site, mask in unflat(picked, order).items()}
 
 
+def top_in_proportion(
+    order: Mapping[Site, Float[Tensor, "layer unit"]], n: int, among: Bool[Tensor, " unit"] | None = None
+) -> Selection:
+    """``top`` with as large a part of the neurons as of the heads, each ranked apart."""
+    allowed = None if among is None else unflat(among, order)
+    chosen: Selection = {}
+    for site, count in in_proportion(whole(n, "n"), order).items():
+        chosen |= top({site: order[site]}, count, None if allowed is None else allowed[site].flatten())
+    return chosen
+
+
 def within_budget(sizes: Float[Tensor, " unit"], budget: float) -> int:
     """How many leading units come nearest to ``budget`` together; ``sizes`` are theirs, in the order they are taken."""
     if len(sizes) == 0 or sizes.min() == sizes.max():

@@ -41,6 +41,7 @@ def curves(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
             reference,
             candidates=tuple(cut.safest for cut in s.cuts.values()),
             counts=_curve_counts(study),
+            proportionate=True,  # as groups are cut, so that a curve passes through its SCU
             resume=run.work("curves.jsonl"),
             progress=True,
             **sets,
