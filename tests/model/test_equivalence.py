@@ -16,7 +16,7 @@ from conftest import build_tiny_llama
 from safecircuits.base.notices import Notice
 from safecircuits.model import equivalence
 from safecircuits.model.bridge import bridge_of
-from safecircuits.model.equivalence import difference, require_equivalent
+from safecircuits.model.equivalence import Verdict, compared, require_equivalent
 from safecircuits.model.miniature import TOKENS, miniature_of
 
 both = pytest.mark.parametrize("backend", zoo.backends())
@@ -48,13 +48,13 @@ def without(*names: str) -> Any:
 def test_each_case_is_told_apart() -> None:
     hf_model = build_tiny_llama()
     bridge = bridge_of(hf_model)
-    assert difference(bridge, hf_model, (20, 7)) is None
+    assert compared(bridge, hf_model, (20, 7)) == Verdict()
     layer = bridge.original_model.model.layers[1]
 
     def found(change: Any) -> str:
         handle = layer.register_forward_hook(change, with_kwargs=True)
         try:
-            return difference(bridge, hf_model, (20, 7)) or ""
+            return compared(bridge, hf_model, (20, 7)).wrong or ""
         finally:
             handle.remove()
 
@@ -84,7 +84,7 @@ def test_another_scale_of_the_logits_is_seen() -> None:
     bridge = bridge_of(hf_model)
     require_equivalent(bridge, hf_model, bridge_of)
     bridge.original_model.lm_head.register_forward_hook(lambda *args: args[-1] * 1.02)
-    assert "the logits are off by 2.0%" in str(difference(bridge, hf_model, (9, 4)))
+    assert "the logits are off by 2.0%" in str(compared(bridge, hf_model, (9, 4)).wrong)
 
 
 @both
@@ -105,7 +105,7 @@ def test_a_refusal_is_remembered_too(monkeypatch: pytest.MonkeyPatch) -> None:
     hf_model = configurations.build("Falcon, alibi")
     with pytest.raises(ValueError, match="off by") as first:
         load(hf_model)
-    monkeypatch.setattr(equivalence, "difference", lambda *args: pytest.fail("was compared again"))
+    monkeypatch.setattr(equivalence, "compared", lambda *args: pytest.fail("was compared again"))
     with pytest.raises(ValueError, match="off by") as second:
         load(hf_model)
     assert str(first.value) == str(second.value)
@@ -118,7 +118,7 @@ def test_half_precision_hides_nothing() -> None:
         for block in hf_model.transformer.h:
             block.attn.c_attn.weight[:, :64] *= 0.05  # the scale of scores this small changes little
     hf_model = hf_model.to(torch.bfloat16)
-    assert difference(bridge_of(hf_model), hf_model, (20, 7)) is None
+    assert compared(bridge_of(hf_model), hf_model, (20, 7)) == Verdict()
     with pytest.raises(ValueError, match="in a small model of its settings"):
         load(hf_model)
     load(configurations.build("GPT-2").to(torch.bfloat16))
@@ -133,8 +133,8 @@ def test_right_ones_in_half_precision(name: str) -> None:
 def test_a_long_window_is_compared_on_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equivalence, "_SMALL", 0)  # as if it were large
     hf_model = build_window(40)
-    assert difference(bridge_of(hf_model), hf_model, (12, 7)) is None
-    assert difference(without("sliding_window")(hf_model), hf_model, (12, 7)) is None, "twelve tokens do not show it"
+    assert compared(bridge_of(hf_model), hf_model, (12, 7)) == Verdict()
+    assert compared(without("sliding_window")(hf_model), hf_model, (12, 7)) == Verdict(), "twelve tokens do not show it"
     require_equivalent(bridge_of(hf_model), hf_model, bridge_of)
     monkeypatch.setattr(equivalence, "_VERDICTS", {})
     make = without("sliding_window")
@@ -212,7 +212,7 @@ def test_published_sizes_have_a_small_model_of_the_same_settings(kind: str) -> N
         getattr(small.config, "head_dim", None) or small.config.hidden_size // small.config.num_attention_heads
     ) == head
     assert (getattr(small.config, "sliding_window", None) or 0) < TOKENS / 3
-    assert difference(bridge_of(small), small, (TOKENS, TOKENS // 3)) is None
+    assert compared(bridge_of(small), small, (TOKENS, TOKENS // 3)) == Verdict()
 
 
 def test_a_model_that_is_not_finite_itself_is_said_to_be_unknown() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from safecircuits.model.attach import HookFn, every_module, require_fired
+from safecircuits.model.equivalence import OTHERWISE_PLAIN
 from safecircuits.model.sites import HookedModel, is_bridge
 
 _KNOWN: weakref.WeakKeyDictionary[Any, PlainModel | None] = weakref.WeakKeyDictionary()
@@ -101,9 +102,12 @@ def plain_model(model: HookedModel) -> PlainModel | None:
     """The plain model of a bridge, or None where there is none that computes the same.
 
     There is none for a HookedTransformer, and where the bridge's parameters are not those of its architecture:
-    adapters, quantised or fused weights, several devices.
+    adapters, quantised or fused weights, several devices. Nor for one whose architecture itself computes padded rows
+    otherwise, as was seen when it was loaded.
     """
-    if not is_bridge(model) or any("forward" in m.__dict__ for m in every_module(model)):
+    if not is_bridge(model) or hasattr(model, OTHERWISE_PLAIN):
+        return None
+    if any("forward" in m.__dict__ for m in every_module(model)):
         return None
     if model in _KNOWN:
         known = _KNOWN[model]

@@ -29,6 +29,8 @@ _TOKENS = 6
 _ALIKE = 0.02  # of a value's size: rounding in half precision, and a bias beside a large multiple
 _SEEN = 1e-5  # of a block's output: more than one row of a batch may differ from an equal one
 _PERIOD = 4
+_SMALLER = tuple(4.0**-k for k in range(6))  # of the residual stream's size: how large a matrix's output is made
+_TINY = 0.02  # what a norm is given, and some times its ε, which lets sizes through
 
 _NONE = "the layer has none of its own that every token goes through (in a mixture of experts each expert has one)"
 
@@ -159,8 +161,9 @@ class _Trial:
         changes: dict[str, Change] = {}
         for layer, name in names.items():
             beside = _size(self.usual[f"blocks.{layer}.hook_resid_pre"])  # as large as what it is added to
-            changes[name] = _of_sizes(self.usual[name], [large, 2 * large, -large, 0.0, beside, 2 * beside])
-        seen = self.run(6, changes)
+            pairs = [size for part in _SMALLER for size in (part * beside, 2 * part * beside)]
+            changes[name] = _of_sizes(self.usual[name], [large, 2 * large, -large, 0.0, *pairs])
+        seen = self.run(4 + 2 * len(_SMALLER), changes)
         wanting: dict[int, list[str]] = {}
         for layer in names:
             if not self._is_cancelled(layer, component, seen):
@@ -177,10 +180,19 @@ class _Trial:
         """Whether what the matrix gives is felt, and its size is not."""
         if component in ("q", "k"):
             return any(_is_normed(value) for name, value in seen.items() if name.startswith(f"blocks.{layer}.attn."))
-        once, twice, _, never, beside, double = seen[f"blocks.{layer}.hook_resid_post"].double()
-        felt = (twice - once).norm() >= _ALIKE * (once - never).norm()
-        # A norm of the whole residual stream (OPT-350m) forgets it beside a large y, and no size of y with it.
-        return not bool(felt) and bool((double - beside).norm() < 0.25 * (beside - never).norm())
+        after = seen[f"blocks.{layer}.hook_resid_post"].double()
+        once, twice, _, never = after[:4]
+        if (twice - once).norm() >= _ALIKE * (once - never).norm():
+            return False
+        # A norm of the whole residual stream (OPT-350m) forgets it beside a large y, and feels every size of a smaller
+        # one. Not counted is what is so small that a norm of y alone feels it too: beside its ε, and a bias before it.
+        end = f"blocks.{layer}.{sublayer_of(component)}.{'o' if sublayer_of(component) == 'attn' else 'out'}:out"
+        written = seen.get(end, seen[f"blocks.{layer}.{sublayer_of(component)}.{component}:out"]).double()
+        least = max(_TINY, 8 * _size(written[3]))
+        return not any(
+            _size(given - written[3]) >= least and (double - single).norm() >= 0.25 * (single - never).norm()
+            for given, single, double in zip(written[4::2], after[4::2], after[5::2], strict=True)
+        )
 
     def _choose(self, roles: Roles, component: Component, wanting: dict[int, list[str]]) -> None:
         """The first point of each layer at which a factor is felt at the end of the block."""

@@ -70,8 +70,19 @@ class Tolerance:
         return None if apart <= self.most else apart
 
 
-_VERDICTS: dict[tuple[str, ...], str | None] = {}
-"""By configuration: what is wrong with it, or None."""
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a model, and with Hugging Face's own modules in its place; None where nothing is."""
+
+    wrong: str | None = None
+    plain: str | None = None
+
+
+_VERDICTS: dict[tuple[str, ...], Verdict] = {}
+"""By configuration."""
+
+OTHERWISE_PLAIN = "_safecircuits_otherwise_plain"
+"""Set on a bridge in whose place Hugging Face's own modules may not run: they compute padded rows otherwise."""
 
 
 def require_equivalent(
@@ -80,7 +91,10 @@ def require_equivalent(
     make: Callable[[Any], HookedModel],
     reference: Callable[[], Any] | None = None,
 ) -> None:
-    """A ValueError if ``model`` does not compute what ``hf_model`` does, naming where and by how much.
+    """A ValueError if ``model`` does not compute what ``hf_model`` does of each row, naming where and by how much.
+
+    Where Hugging Face's own modules do not give the rows of a padded batch what they give them alone (the float32
+    softmax of a float64 BLOOM), and the bridge does, the bridge is marked as one that always runs itself.
 
     A configuration that was compared in this process costs nothing. One with sliding windows, unusual positions or
     weights in half precision is compared on a small random model of it too (``safecircuits.model.miniature``).
@@ -93,24 +107,26 @@ def require_equivalent(
     key = _key(model, hf_model)
     if key not in _VERDICTS:
         _VERDICTS[key] = _verdict(model, hf_model if reference is None else reference(), make)
-    if (wrong := _VERDICTS[key]) is not None:
-        raise ValueError(wrong)
+    verdict = _VERDICTS[key]
+    if verdict.wrong is not None:
+        raise ValueError(verdict.wrong)
+    if verdict.plain is not None:
+        setattr(model, OTHERWISE_PLAIN, True)
 
 
 def _is_small(hf_model: Any) -> bool:
     return bool(hf_model.dtype.itemsize > 2 and sum(p.numel() for p in hf_model.parameters()) <= _SMALL)
 
 
-def _verdict(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedModel]) -> str | None:
+def _verdict(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedModel]) -> Verdict:
     small = _is_small(hf_model)
     beyond = max(windows(hf_model.config), default=0)
     rows = (TOKENS, TOKENS // 3) if small else _ROWS
-    if (wrong := difference(model, hf_model, rows)) is not None:
-        return wrong
-    if small and beyond < TOKENS // 2:
-        return None
+    found = compared(model, hf_model, rows)
+    if found.wrong is not None or (small and beyond < TOKENS // 2):
+        return found
     if hf_model.dtype.itemsize > 2 and not beyond and not _positions_vary(hf_model.config):
-        return None
+        return found
     reason = f"beyond its window of {beyond} tokens" if beyond else "in full precision at more"
     miniature = miniature_of(hf_model)
     try:
@@ -122,12 +138,13 @@ def _verdict(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedMode
             f"this {type(hf_model).__name__} was compared with Hugging Face on {rows[0]} tokens and not {reason}: "
             "no small model of its configuration can be built"
         )
-        return None
-    return difference(small_model, miniature, (TOKENS, TOKENS // 3), where=" in a small model of its settings")
+        return found
+    closer = compared(small_model, miniature, (TOKENS, TOKENS // 3), where=" in a small model of its settings")
+    return Verdict(closer.wrong, found.plain or closer.plain)
 
 
-def difference(model: HookedModel, hf_model: Any, lengths: Sequence[int], where: str = "") -> str | None:
-    """What ``model`` computes otherwise than ``hf_model`` on rows of these lengths in tokens; None if nothing.
+def compared(model: HookedModel, hf_model: Any, lengths: Sequence[int], where: str = "") -> Verdict:
+    """What ``model`` computes otherwise than ``hf_model`` on rows of these lengths in tokens.
 
     Hugging Face's own modules stand in for a bridge wherever nobody watches it, so they are compared too: padded and
     cached, with themselves on each row alone.
@@ -141,18 +158,19 @@ def difference(model: HookedModel, hf_model: Any, lengths: Sequence[int], where:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            return f"Hugging Face's own {architecture} does not run here: {type(error).__name__}: {error}"
+            return Verdict(f"Hugging Face's own {architecture} does not run here: {type(error).__name__}: {error}")
         if not all(bool(torch.isfinite(trace).all()) for row in want for trace in row):
             notify(
                 f"Hugging Face's own {architecture} gives values that are not finite, so whether what "
                 "transformer-lens makes of it computes the same is not known"
             )
-            return None
+            return Verdict()
         tolerance = Tolerance.of(hf_model, small=_is_small(hf_model))
-        for way in (_Way(model, None, tolerance), *([_Way(model, hf_model, tolerance)] if is_bridge(model) else [])):
-            if (wrong := way.compared(examples, want)) is not None:
-                return f"{_what(way, architecture)}{where}: {wrong}; {_advice(model)}"
-    return None
+        wrong = _Way(model, None, tolerance).compared(examples, want)
+        if wrong is not None:
+            return Verdict(f"{_what(model, architecture)}{where}: {wrong}; {_advice(model)}")
+        plain = _Way(model, hf_model, tolerance).compared(examples, want) if is_bridge(model) else None
+    return Verdict(plain=plain)
 
 
 def _alone(hf_model: Any, example: Encoded) -> Traces:
@@ -292,10 +310,8 @@ def _positions_vary(config: Any) -> bool:
     return isinstance(rope, dict) and "'default'" not in str(rope)
 
 
-def _what(way: _Way, architecture: str) -> str:
-    if way.plain is not None:
-        return f"a batch of this {architecture} does not give each prompt what it gives it alone"
-    kind = "bridge" if is_bridge(way.model) else "HookedTransformer"
+def _what(model: HookedModel, architecture: str) -> str:
+    kind = "bridge" if is_bridge(model) else "HookedTransformer"
     return f"transformer-lens's {kind} of this {architecture} does not compute what Hugging Face does"
 
 
