@@ -13,7 +13,7 @@ from torch import Tensor
 import safecircuits as sc
 from conftest import build_tiny_tokenizer, randomised
 from safecircuits.hooks import attached, scaled, substituted
-from safecircuits.hooks.roles import _Trial, roles_of
+from safecircuits.hooks.roles import _ALIKE_MODELS, _Trial, roles_of
 from safecircuits.model.attach import without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.prompts.batching import pad_left
@@ -164,3 +164,32 @@ def test_finding_out_touches_no_hook_of_others(backend: Any, make_tiny_model: An
     hooked(model)
     assert calls == []
     assert roles_of(model).problems == {}
+
+
+def post_norm_opt(factor: float) -> Any:
+    """As OPT-350m: a norm of the whole residual stream behind each sublayer, here with MLPs of this size beside it."""
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16, "num_hidden_layers": 2}
+    config = transformers.OPTConfig(
+        vocab_size=len(build_tiny_tokenizer()), num_attention_heads=4, do_layer_norm_before=False, **sizes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = randomised(transformers.OPTForCausalLM(config)).eval()
+    with torch.no_grad():
+        for layer in hf.model.decoder.layers:
+            layer.fc2.weight.mul_(factor)
+    return hf
+
+
+@pytest.mark.parametrize("factor", [1.0, 10.0, 100.0])
+def test_a_norm_of_the_whole_stream_cancels_nothing_however_large_the_mlp(factor: float) -> None:
+    hf = post_norm_opt(factor)
+    model = sc.load_model(hf, tokenizer=build_tiny_tokenizer())
+    _ALIKE_MODELS.clear()  # found once a configuration, whatever the weights
+    for component, module in {"v": "self_attn.v_proj", "in": "fc1", "out": "fc2"}.items():
+        changed = copy.deepcopy(hf)
+        for layer in changed.model.decoder.layers:
+            layer.get_submodule(module).weight.data.mul_(ALPHA)
+        with scaled(model, (0, 1), ALPHA, components=[component]):  # type: ignore[list-item]
+            torch.testing.assert_close(hooked(model), plain(changed), **CLOSE)
+    assert substituted(model) == {}

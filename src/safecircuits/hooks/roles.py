@@ -29,8 +29,9 @@ _TOKENS = 6
 _ALIKE = 0.02  # of a value's size: rounding in half precision, and a bias beside a large multiple
 _SEEN = 1e-5  # of a block's output: more than one row of a batch may differ from an equal one
 _PERIOD = 4
-_SMALLER = tuple(4.0**-k for k in range(6))  # of the residual stream's size: how large a matrix's output is made
-_TINY = 0.02  # what a norm is given, and some times its ε, which lets sizes through
+_SMALLER = tuple(2.0**-k for k in range(-1, 12))  # of the residual stream's size, or 1: how large an output is made
+_TINY = 0.02  # of what a norm is given: what is smaller may vanish beside the ε with which the norm divides
+_FELT = 0.1  # of what there is to feel: a norm of y alone passes on at most 0.02 at these sizes, one of a sum 0.3
 
 _NONE = "the layer has none of its own that every token goes through (in a mixture of experts each expert has one)"
 
@@ -160,10 +161,10 @@ class _Trial:
             return
         changes: dict[str, Change] = {}
         for layer, name in names.items():
-            beside = _size(self.usual[f"blocks.{layer}.hook_resid_pre"])  # as large as what it is added to
-            pairs = [size for part in _SMALLER for size in (part * beside, 2 * part * beside)]
-            changes[name] = _of_sizes(self.usual[name], [large, 2 * large, -large, 0.0, *pairs])
-        seen = self.run(4 + 2 * len(_SMALLER), changes)
+            beside = max(1.0, _size(self.usual[f"blocks.{layer}.hook_resid_pre"]))
+            sizes = [large, 2 * large, -large, 0.0, *(part * beside for part in _SMALLER)]
+            changes[name] = _of_sizes(self.usual[name], sizes)
+        seen = self.run(4 + len(_SMALLER), changes)
         wanting: dict[int, list[str]] = {}
         for layer in names:
             if not self._is_cancelled(layer, component, seen):
@@ -185,13 +186,12 @@ class _Trial:
         if (twice - once).norm() >= _ALIKE * (once - never).norm():
             return False
         # A norm of the whole residual stream (OPT-350m) forgets it beside a large y, and feels every size of a smaller
-        # one. Not counted is what is so small that a norm of y alone feels it too: beside its ε, and a bias before it.
+        # one. Not counted is what is so small that a norm of y alone feels it too, beside its ε.
         end = f"blocks.{layer}.{sublayer_of(component)}.{'o' if sublayer_of(component) == 'attn' else 'out'}:out"
         written = seen.get(end, seen[f"blocks.{layer}.{sublayer_of(component)}.{component}:out"]).double()
-        least = max(_TINY, 8 * _size(written[3]))
         return not any(
-            _size(given - written[3]) >= least and (double - single).norm() >= 0.25 * (single - never).norm()
-            for given, single, double in zip(written[4::2], after[4::2], after[5::2], strict=True)
+            _size(given - written[3]) >= _TINY and (double - single).norm() >= _FELT * (single - never).norm()
+            for given, single, double in zip(written[5:], after[5:], after[4:-1], strict=True)
         )
 
     def _choose(self, roles: Roles, component: Component, wanting: dict[int, list[str]]) -> None:
