@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.model.attach import HookFn, attached
 from safecircuits.model.forward import run
 from safecircuits.model.in_use import used_alone
+from safecircuits.model.kernels import attending
 from safecircuits.model.sites import HookedModel, is_bridge, tokenizer_of
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import Encoded, encode, render, resolve_template
@@ -144,19 +145,8 @@ def eager_attention(model: HookedModel) -> Iterator[None]:
     Some bridges leave attention to the model they wrap, whose fused kernels (SDPA, flash) never form a pattern. A
     HookedTransformer always forms it and is left alone.
     """
-    with used_alone(model):
-        modules = model.original_model.modules() if is_bridge(model) else ()  # type: ignore[attr-defined]
-        configs: dict[int, Any] = {
-            id(c): c for m in modules if hasattr(c := getattr(m, "config", None), "_attn_implementation")
-        }
-        before = [(config, config._attn_implementation) for config in configs.values()]
-        try:
-            for config, _ in before:
-                config._attn_implementation = "eager"
-            yield
-        finally:
-            for config, implementation in before:  # outer configurations first: setting one sets those inside it
-                config._attn_implementation = implementation
+    with used_alone(model), attending(model.original_model, "eager") if is_bridge(model) else nullcontext():  # type: ignore[attr-defined]
+        yield
 
 
 def _checked_heads(heads: str | Sequence[int], n_heads: int) -> list[int]:

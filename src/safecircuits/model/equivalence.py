@@ -26,6 +26,7 @@ from safecircuits.base.notices import notify
 from safecircuits.model.attach import attached
 from safecircuits.model.checkpoint import first_line
 from safecircuits.model.forward import Decoder, logits, without_dropout
+from safecircuits.model.kernels import attending
 from safecircuits.model.miniature import TOKENS, miniature_of, windows
 from safecircuits.model.modules import decoder_layers
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
@@ -169,8 +170,11 @@ def compared(model: HookedModel, hf_model: Any, lengths: Sequence[int], where: s
         wrong = _Way(model, None, tolerance).compared(examples, want)
         if wrong is not None:
             return Verdict(f"{_what(model, architecture)}{where}: {wrong}; {_advice(model)}")
-        plain = _Way(model, hf_model, tolerance).compared(examples, want) if is_bridge(model) else None
-    return Verdict(plain=plain)
+        if not is_bridge(model):
+            return Verdict()
+        # TransformerLens may have chosen another kernel than the model had, and what stands in has that one, too.
+        with attending(hf_model, model.original_model.config._attn_implementation):  # type: ignore[attr-defined]
+            return Verdict(plain=_Way(model, hf_model, tolerance).compared(examples, want))
 
 
 def _alone(hf_model: Any, example: Encoded) -> Traces:
