@@ -16,6 +16,7 @@ import browser
 from commands import refuse, succeed
 from hostile import MARK, PAYLOADS, SHAPE, SVG, WORDS, folder_of, hostile_run, record
 from safecircuits.base.files import write_text
+from safecircuits.cli.config import _parse
 from safecircuits.plots.style import RC
 from safecircuits.plots.svg import inline_saved, inline_svg
 from safecircuits.results.result import Result
@@ -350,6 +351,10 @@ CONFIGS = {
     "nested.yaml": (f"draws: {'[' * 5000}{']' * 5000}\n", "nested too deeply"),
     "lists.yaml": ("draws: [[1], [2]]\n", "one value or a list of values"),
     "object.yaml": ("draws: !!python/object/apply:os.system ['true']\n", "constructor"),
+    "twice.yaml": ("draws: 1\ndraws: 2\n", "has 'draws' 2 times"),
+    "twice_spelled.yaml": ("final-norm: true\nfinal_norm: false\n", "'final_norm' twice"),
+    "yes.yaml": ("draws: yes\n", "'draws' is True there"),
+    "yes.toml": ("draws = true\n", "'draws' is True there"),
     "nested.toml": (f"draws = {'[' * 5000}{']' * 5000}\n", "nested too deeply"),
     "large.yaml": ("#" * (2**20 + 1), "at most 1048576 are read"),
 }
@@ -362,3 +367,10 @@ def test_configuration_files_are_bounded(tmp_path: Path, name: str) -> None:
     found = refuse("layers", "similarity", "--config", tmp_path / name, "--out", tmp_path / "out")
     assert message in found
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_written_in_a_configuration_is_what_is_read(tmp_path: Path) -> None:
+    """YAML reads 6:14 in sixties and 010 in eights."""
+    (tmp_path / "c.yaml").write_text("layers: 6:14\nseed: 010\ndate: 2026-01-31\nlr: 1e-3\njson: yes\nout: null\n")
+    want = {"layers": "6:14", "seed": "010", "date": "2026-01-31", "lr": "1e-3", "json": True, "out": None}
+    assert _parse(tmp_path / "c.yaml") == want
