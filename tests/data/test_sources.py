@@ -96,6 +96,11 @@ def test_a_set_has_no_order_to_keep(kind: Any) -> None:
     assert load_prompts({"a": 1, "b": 2}.keys()).prompts == ("a", "b")  # these have one
 
 
+def test_columns_of_different_lengths_are_named() -> None:
+    with pytest.raises(ValueError, match="different numbers of rows: 'prompt' 2, 'response' 1"):
+        load_prompts({"prompt": ["a", "b"], "response": ["c"]})
+
+
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no prompt file"):
         load_prompts(tmp_path / "absent.csv")

@@ -135,7 +135,11 @@ def _table_of(source: Any) -> dict[str, list[Any]] | None:
         names = list(source)
     if names is not None and hasattr(source, "__getitem__"):
         _require_different(list(map(str, names)), f"the {type(source).__name__}")
-        return {str(name): list(source[name]) for name in names}
+        table = {str(name): list(source[name]) for name in names}
+        if len({len(column) for column in table.values()}) > 1:
+            lengths = ", ".join(f"{name!r} {len(column)}" for name, column in table.items())
+            raise ValueError(f"the columns of the {type(source).__name__} have different numbers of rows: {lengths}")
+        return table
     if isinstance(source, set | frozenset):
         raise ValueError("a set has no order, so that prompts would change from run to run: pass sorted(prompts)")
     if not hasattr(source, "__iter__"):
