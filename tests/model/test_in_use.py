@@ -7,11 +7,13 @@ import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer
@@ -149,3 +151,15 @@ def test_threads_that_run_the_modules_themselves_are_not_held_up() -> None:
         want = model.original_model(input_ids=ids).logits
         for got in pool.map(lambda _: model.original_model(input_ids=ids).logits.detach(), range(4)):
             torch.testing.assert_close(got, want)
+
+
+def test_models_that_are_saved_at_once_are_all_whole(tmp_path: Path) -> None:
+    """And what is made afterwards has memory: what makes a model without weights acts on every thread."""
+    models = [sc.load_model(build_tiny_llama(seed=i), tokenizer=build_tiny_tokenizer()) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: sc.save_pretrained(models[i], tmp_path / str(i)), range(4)))
+    assert not torch.nn.Linear(2, 2).weight.is_meta
+    ids = torch.arange(5, 15)[None]
+    for i in range(4):
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / str(i))
+        assert torch.equal(saved(ids).logits, build_tiny_llama(seed=i)(ids).logits)

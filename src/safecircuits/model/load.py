@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,10 +147,19 @@ def require_exportable(model: Any) -> None:
         raise ValueError(f"{what} could not be saved after training, so it is not trained: {error}") from error
 
 
+# accelerate's model without weights changes ``nn.Module`` for all threads: blocks that overlap would leave it changed.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 def to_hugging_face(model: Any) -> Any:
     """A plain Hugging Face model with the weights that ``model`` has now (shared with it where that is possible)."""
     if not hasattr(model, "hook_dict"):
         return model
+    with _ONE_AT_A_TIME:
+        return _to_hugging_face(model)
+
+
+def _to_hugging_face(model: Any) -> Any:
     config = hf_config_of(model)
     tied = _tied(model, config)
     if tied is not None and tied != bool(getattr(config, "tie_word_embeddings", False)):
