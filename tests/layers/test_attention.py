@@ -207,7 +207,7 @@ class TestQuestionTokens:
 
     def test_a_tokenizer_without_offsets(self, tiny_llama_hf: Any) -> None:
         class Slow:
-            is_fast, chat_template, bos_token_id, eos_token_id = False, None, None, None
+            is_fast, chat_template, bos_token, bos_token_id, eos_token_id = False, None, None, None, None
 
             def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
                 return {"input_ids": [[1, 2] for _ in texts]}
