@@ -14,7 +14,8 @@ CHANGES: dict[Topic, tuple[str, str]] = {
     ),
     "counts": (
         "2026-11-29",
-        "counts before and after are compared by exact tests, corrected for the block or layer having been chosen",
+        "counts before and after are compared by exact tests, corrected for the block or layer having been chosen, and "
+        "the search for α stops where a tenth of the answers are no language to the unscaled model",
     ),
     "rates": ("2026-11-29", "intervals of rates over seeds are Wilson's and stay within 0 and 100 %"),
 }
