@@ -2,8 +2,9 @@
 
 At eight tokens a text is four or five words, and salad of these looks like any other text to whoever counts. The model
 before it was changed knows better: what it finds less likely than ``limit`` nats a token is not its language. With
-SmolLM2-135M-Instruct its own answers of eight tokens cost 0.2 to 1.4 nats a token, those of layers 8 to 15 scaled by
-1.1 at most 2.3, by 1.2 (still sentences, one of 16 none) 1.6 to 6.1, by 1.4 (salad) 5.6 to 10.8; the limit is 5.4.
+SmolLM2-135M-Instruct its own sixteen answers of eight tokens cost 0.3 to 3.7 nats a token, those of layers 8 to 15
+scaled by 1.2 (still sentences) 1.9 to 5.0, by 1.3 (salad begins) 2.7 to 7.3 and by 1.4 (salad) 3.3 to 10.0; the limit
+is 5.4 (``python -m benchmarks.models.coherence``).
 """
 
 from __future__ import annotations
