@@ -71,6 +71,7 @@ def test_a_hooked_transformer_is_right_or_refused(name: str) -> None:
         assert name not in UNHOOKED
 
 
+@pytest.mark.skipif(version("transformer-lens") >= "4", reason="transformer-lens 4 computes Falcon with alibi rightly")
 def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the library's own comparison the table finds what is wrong."""
     monkeypatch.setattr("safecircuits.model.load.require_equivalent", lambda *args: None)
