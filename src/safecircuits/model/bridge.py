@@ -66,7 +66,7 @@ def bridge_of(hf_model: nn.Module) -> Any:
     # memory and leaves the caller's object as it was.
     shared: dict[int, Any] = {id(t): t for t in (*hf_model.parameters(), *hf_model.buffers())}
     wrapped: Any = copy.deepcopy(hf_model, shared)
-    forget_packing(wrapped)
+    forget_packing(wrapped, wrapped.config)
     _restore_forward(wrapped)
     architecture = type(wrapped).__name__
     wrapped.config.architectures = [architecture]
@@ -88,10 +88,10 @@ def bridge_of(hf_model: nn.Module) -> Any:
     return bridge.eval()
 
 
-def forget_packing(model: Any) -> None:
-    """Take away what calls the weights, which are plain ones now, packed: an export would say so too."""
+def forget_packing(*owners: Any) -> None:
+    """Take from models and configurations what calls their weights, plain ones now, packed; exports would repeat it."""
     notes = ("quantization_config", "hf_quantizer", "is_quantized", "quantization_method", "_pre_quantization_dtype")
-    for owner in (model, model.config):
+    for owner in owners:
         for name in notes:
             owner.__dict__.pop(name, None)
 

@@ -105,7 +105,7 @@ def load_checkpoint(
                     "folder, or from Python pass tokenizer="
                 ) from error
     if packed is not None:
-        forget_packing(model)
+        forget_packing(model, model.config)
         model.generation_config.eos_token_id = packed.end_tokens or None
     if device_map is None:
         model = _moved(model, device, name)

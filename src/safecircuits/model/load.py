@@ -17,6 +17,7 @@ from safecircuits.model.bridge import (
     BUILT_FROM,
     BuiltFrom,
     bridge_of,
+    forget_packing,
     generation_config_of,
     hf_config_of,
     plain_name,
@@ -212,7 +213,7 @@ def _hooked(hf_model: nn.Module) -> Any:
 
     model = build_hooked_transformer(hf_model)
     kept = BuiltFrom(copy.deepcopy(hf_model.config), copy.deepcopy(getattr(hf_model, "generation_config", None)))
-    kept.config.__dict__.pop("quantization_config", None)  # the weights are plain numbers by now
+    forget_packing(kept.config)
     setattr(model, BUILT_FROM, kept)
     return model
 
