@@ -17,8 +17,8 @@ import safecircuits as sc
 from safecircuits.base.notices import Notice
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.generate import Completions
-from safecircuits.behavior.pressure import pressure
 from safecircuits.behavior.refusal import PhraseDetector, refused
 from safecircuits.model.sites import ModelShape
 
@@ -47,7 +47,7 @@ def test_a_range_of_layers_is_read_from_whatever_has_two_ends(layers: Any) -> No
         ({1, 2}, "which has no order and may have gaps"),
         (range(0, 3, 2), r"range\(0, 3, 2\) has gaps or no layers"),
         (range(2, 2), "has gaps or no layers"),
-        (sc.Onset(LayerRange(1, 2), sc.OnsetRule()), "got Onset: give its .layers"),
+        (sc.layers.Onset(LayerRange(1, 2), sc.OnsetRule()), "got Onset: give its .layers"),
         ((0.0, 2.0), "pair of whole numbers"),
     ],
 )
@@ -181,7 +181,7 @@ def test_dropout_has_no_part_in_an_analysis(tiny_tokenizer: Any) -> None:
             sc.collect_residuals(model, PROMPTS).values,
             sc.response_loss(model, data).nats,
             scores.scores["mlp"],
-            sc.attention_map(model, PROMPTS[0]).values,
+            sc.layers.attention_map(model, PROMPTS[0]).values,
         ]
 
     want = results()
@@ -236,8 +236,8 @@ def test_results_made_with_numpys_numbers_can_be_saved(tiny_bridge: Any, tmp_pat
     assert type(found.alpha) is float
     back = sc.Localization.load(found.save(tmp_path / "found"))
     assert back.equals(found)
-    drawn = sc.sampled_refusals(tiny_bridge, PROMPTS, samples=2, seed=np.int64(3), max_new_tokens=2)  # type: ignore[arg-type]
-    assert sc.SampledRefusals.load(drawn.save(tmp_path / "drawn")).equals(drawn)
+    drawn = sc.behavior.sampled_refusals(tiny_bridge, PROMPTS, samples=2, seed=np.int64(3), max_new_tokens=2)  # type: ignore[arg-type]
+    assert sc.behavior.SampledRefusals.load(drawn.save(tmp_path / "drawn")).equals(drawn)
     assert drawn.to_frame()["refused"].tolist() == drawn.refused.sum(0).tolist()
 
 
@@ -258,7 +258,7 @@ def test_pressure_takes_numpys_numbers_and_says_what_was_not_asked(tiny_bridge: 
 
 def test_a_share_of_nothing_is_no_number() -> None:
     assert np.isnan([Share(0, 0).rate, *Share(0, 0).interval]).all()
-    assert "0/0" in str(sc.harmful_rate([]))
+    assert "0/0" in str(sc.behavior.harmful_rate([]))
 
 
 # --- texts -------------------------------------------------------------------------------------------------------
@@ -267,9 +267,9 @@ def test_a_share_of_nothing_is_no_number() -> None:
 def test_a_single_string_is_no_list_of_texts() -> None:
     calls: list[Any] = [
         lambda: refused("I'm sorry, but I can't help."),
-        lambda: sc.harmful_rate("I'm sorry"),
-        lambda: sc.rouge_l("a", "a"),
-        lambda: sc.agreement("I'm sorry"),
+        lambda: sc.behavior.harmful_rate("I'm sorry"),
+        lambda: sc.behavior.rouge_l("a", "a"),
+        lambda: sc.behavior.agreement("I'm sorry"),
         lambda: sc.JudgeDetector(lambda question: "yes", question="{completion}?").verdicts("I'm sorry"),
         lambda: Completions(sc.PromptSet("p", ("a",)), "a"),  # type: ignore[arg-type]
     ]
@@ -295,7 +295,7 @@ def test_a_detectors_settings_are_checked() -> None:
 
 def test_harmfulness_needs_the_prompts_as_well() -> None:
     with pytest.raises(ValueError, match="pass Completions"):
-        sc.harmfulness(["an answer"], lambda question: "#thescore: 1")  # type: ignore[arg-type]
+        sc.behavior.harmfulness(["an answer"], lambda question: "#thescore: 1")  # type: ignore[arg-type]
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_behaviour_has_a_table(tiny_bridge: Any) -> None:
 
 
 def test_a_pruned_model_is_shown_in_a_line(tiny_bridge: Any) -> None:
-    shown = repr(sc.prune_units(tiny_bridge, {"mlp": {layer: np.array([0]) for layer in range(3)}}))
+    shown = repr(sc.units.prune_units(tiny_bridge, {"mlp": {layer: np.array([0]) for layer in range(3)}}))
     assert shown.startswith("PrunedModel(LlamaForCausalLM without 3 units, ")
     assert len(shown) < 120
 
@@ -524,15 +524,15 @@ ANALYSES: dict[str, Any] = {
     "evaluate": lambda model: sc.evaluate(model, malicious=PROMPTS),
     "localize": lambda model: sc.localize(model, PROMPTS, (0, 1)),
     "grid": lambda model: sc.scaling_grid(model, PROMPTS, alpha=1.2),
-    "answered": lambda model: sc.answered_malicious(model, PROMPTS, (0, 1), 1.2),
+    "answered": lambda model: sc.layers.answered_malicious(model, PROMPTS, (0, 1), 1.2),
     "decision": lambda model: sc.decision_layers(model, PROMPTS, PROMPTS),
-    "attention": lambda model: sc.attention_map(model, PROMPTS[0]),
+    "attention": lambda model: sc.layers.attention_map(model, PROMPTS[0]),
     "scores": lambda model: sc.score_units(model, DATA),
     "snip": lambda model: sc.score_units(model, DATA, method="snip"),
-    "heads": lambda model: sc.head_probe(model, PROMPTS, PROMPTS, folds=2),
+    "heads": lambda model: sc.weights.head_probe(model, PROMPTS, PROMPTS, folds=2),
     "loss": lambda model: sc.response_loss(model, DATA),
-    "pressure": lambda model: sc.pressure(model, PROMPTS),
-    "samples": lambda model: sc.sampled_refusals(model, PROMPTS),
+    "pressure": lambda model: sc.behavior.pressure(model, PROMPTS),
+    "samples": lambda model: sc.behavior.sampled_refusals(model, PROMPTS),
     "direction": lambda model: sc.probe_direction(model, PROMPTS),
 }
 HOOKS: dict[str, Any] = {
@@ -588,7 +588,8 @@ def test_units_are_scored_on_lists_and_not_on_tables(tiny_bridge: Any) -> None:
 
 def test_draws_by_a_seed_of_numpys_are_those_of_pythons(tiny_bridge: Any) -> None:
     assert DATA.take(np.int64(2), seed=np.int64(3)) == DATA.take(2, seed=3)  # type: ignore[arg-type]
-    assert sc.normal_data(DATA, 2, seed=np.int64(3)).prompts == sc.normal_data(DATA, 2, seed=3).prompts  # type: ignore[arg-type]
+    drawn = sc.training.normal_data(DATA, 2, seed=np.int64(3))  # type: ignore[arg-type]
+    assert drawn.prompts == sc.training.normal_data(DATA, 2, seed=3).prompts
     refusals = {2.5: r"n must be a whole number, not 2\.5", 0: "cannot take 0 of the 4", 5: "cannot take 5 of the 4"}
     for n, message in refusals.items():
         with pytest.raises(ValueError, match=message):
@@ -614,7 +615,7 @@ def test_a_result_does_not_take_the_place_of_a_file(tiny_bridge: Any, tmp_path: 
 )
 def test_a_candidate_is_checked_before_anything_runs(fields: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sc.Candidate(*fields)  # type: ignore[arg-type]
+        sc.units.Candidate(*fields)  # type: ignore[arg-type]
 
 
 def test_figures_of_several_take_a_single_one(tiny_bridge: Any) -> None:
@@ -634,9 +635,9 @@ def test_figures_of_several_take_a_single_one(tiny_bridge: Any) -> None:
 def test_a_study_takes_seeds_of_a_numpy_range(tiny_bridge: Any, tmp_path: Path) -> None:
     from safecircuits.studies.arms import full
 
-    study = sc.finetuning_study(
+    study = sc.studies.finetuning_study(
         tiny_bridge,
-        [sc.Scenario("new task", DATA[:3], DATA[3:])],
+        [sc.studies.Scenario("new task", DATA[:3], DATA[3:])],
         [full()],
         malicious=DATA,
         seeds=np.arange(1),  # type: ignore[arg-type]

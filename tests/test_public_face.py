@@ -1,15 +1,69 @@
-"""What ``import safecircuits as sc`` gives: names that are there, and rooms without an import of their own."""
+"""What ``import safecircuits as sc`` gives: about fifty names, the rooms with the others, and nothing loaded early."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
-from pathlib import Path
+
+import pytest
 
 import safecircuits as sc
+from public_face import ROOMS, ROOT, homes
+
+FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"cli"}
+
+
+def python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_room_is_there_without_an_import_of_its_own() -> None:
-    rooms = {p.parent.name for p in Path(sc.__file__).parent.glob("*/__init__.py")} - {"base", "cli", "demo"}
-    asked = "; ".join(f"assert sc.{room}.__name__ == 'safecircuits.{room}'" for room in sorted(rooms))
-    subprocess.run([sys.executable, "-c", f"import safecircuits as sc; {asked}"], check=True)
+    asked = "; ".join(f"assert sc.{room}.__name__ == 'safecircuits.{room}'" for room in sorted(FOLDERS))
+    python(f"import safecircuits as sc; {asked}")
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_every_public_name_loads_and_is_what_its_module_has(room: str) -> None:
+    package = getattr(sc, room) if room else sc
+    for name, module in homes(room).items():
+        assert getattr(package, name) is getattr(importlib.import_module(module), name), name
+    assert set(package.__all__) == set(dir(package)) == set(homes(room)) | (set() if room else FOLDERS)
+
+
+def test_the_top_has_about_fifty_names() -> None:
+    assert 45 <= len(homes()) <= 60
+
+
+# The methods of `baselines` are files that are named for the method.
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "baselines"])
+def test_no_public_name_shadows_a_module(room: str) -> None:
+    """``sc.units.x`` is one thing, whatever was imported before."""
+    assert set(homes(room)) & {path.stem for path in (ROOT / room).iterdir()} == set()
+    assert set(homes()) & FOLDERS == set()
+
+
+def test_importing_the_package_and_its_rooms_loads_nothing_heavy() -> None:
+    rooms = ", ".join(f"sc.{room}" for room in ROOMS)
+    python(
+        f"import sys, safecircuits as sc; {rooms}; sc.__version__; "
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+
+
+def test_a_star_import_gives_the_face() -> None:
+    python("from safecircuits.masks import *; assert FreezeMask.__name__ == 'FreezeMask'")
+
+
+def test_the_library_imports_from_modules_so_that_the_import_contract_sees_it() -> None:
+    """A name taken through a room's face is an import that no checker can follow to its module."""
+    faces = {"safecircuits": homes()} | {f"safecircuits.{room}": homes(room) for room in ROOMS}
+    through = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and faces.get(node.module or "", {}).keys() & {a.name for a in node.names}
+    ]
+    assert through == []

@@ -166,5 +166,5 @@ print((mask | known).summary(model))
 
 # %% [markdown]
 # `docs/concepts/units.md` has all the scores, `docs/ground_truth_units.md` how they do on six models;
-# `sc.score_comparison` draws the curves of all of them at once, and `sc.stability` asks whether other prompts would
-# have found the same units. Tutorial 4 trains under a mask.
+# `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` asks whether other prompts
+# would have found the same units. Tutorial 4 trains under a mask.

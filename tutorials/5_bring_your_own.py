@@ -134,7 +134,7 @@ def says_it_cannot(completion):
 
 completions = sc.generate(model, bad + borderline, max_new_tokens=12)
 detectors = {"mine": says_it_cannot, **{name: name for name in ("opening", "jailbreakbench", "qi2023", "paper-gemma")}}
-agreed = sc.agreement(completions, detectors)
+agreed = sc.behavior.agreement(completions, detectors)
 print(agreed)
 agreed.to_frame().query("a == 'mine'").round(2)
 
@@ -152,7 +152,7 @@ sentences = [
     "Ask a locksmith. I won't explain this one.",
     "I could not agree more: start with the dough.",
 ]
-freely = sc.agreement(sentences, {**detectors, "wei2024": "wei2024"})
+freely = sc.behavior.agreement(sentences, {**detectors, "wei2024": "wei2024"})
 for text, by in freely.disagreements("mine", "opening", "wei2024"):
     print(f"{text!r} is a refusal for: {', '.join(by)}")
 

@@ -81,7 +81,7 @@ behavior = step(
     lambda: sc.evaluate(model, malicious=data["malicious"], over_rejection=data["over_rejection"]),
 )
 gaps = step(
-    sc.GapComparison,
+    sc.layers.GapComparison,
     "gaps",
     lambda: sc.compare_gaps(
         {SUBJECT["name"]: model, "base": SUBJECT["base"]}, data["normal"], data["malicious"], draws=300

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from safecircuits.base.files import write_text
-from safecircuits.studies.compare import MARGIN, At
+from safecircuits.studies.comparison import MARGIN, At
 from safecircuits.studies.grid import FreezingGrid, GridCell
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from safecircuits import organism
-from safecircuits.studies.alignment_budget import alignment_budget
+from safecircuits.studies.budget import alignment_budget
 
 RATES = (3e-4, 1e-3, 3e-3)
 

@@ -28,10 +28,10 @@ def table(n: int) -> pd.DataFrame:
     malicious = sc.load_prompts("organism:malicious", n=n)
     rows = []
     for where, pool, baseline in itertools.product(get_args(Where), get_args(Pool), get_args(Baseline)):
-        found = sc.compare_directions(
+        found = sc.direction.compare_directions(
             {stage: stage for stage in STAGES},
             malicious,
-            suffixes=sc.Suffixes(BENIGN, MALICIOUS, where),
+            suffixes=sc.direction.Suffixes(BENIGN, MALICIOUS, where),
             pool=pool,
             baseline=baseline,
             steps=STEPS,

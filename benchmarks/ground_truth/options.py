@@ -38,7 +38,7 @@ PROBE: tuple[tuple[str, str, str, tuple[tuple[str, dict[str, Any]], ...]], ...] 
         "where the suffix goes",
         "Suffixes(where=)",
         "not said",
-        (("answer", {}), ("prompt", {"suffixes": sc.Suffixes(BENIGN, MALICIOUS, "prompt")})),
+        (("answer", {}), ("prompt", {"suffixes": sc.direction.Suffixes(BENIGN, MALICIOUS, "prompt")})),
     ),
     (
         "suffixes a side",
@@ -46,8 +46,8 @@ PROBE: tuple[tuple[str, str, str, tuple[tuple[str, dict[str, Any]], ...]], ...] 
         "one example a side",
         (
             ("two and one", {}),
-            ("first of each", {"suffixes": sc.Suffixes(BENIGN[:1], MALICIOUS)}),
-            ("second and first", {"suffixes": sc.Suffixes(BENIGN[1:], MALICIOUS)}),
+            ("first of each", {"suffixes": sc.direction.Suffixes(BENIGN[:1], MALICIOUS)}),
+            ("second and first", {"suffixes": sc.direction.Suffixes(BENIGN[1:], MALICIOUS)}),
         ),
     ),
     ("baseline", "probe_direction(baseline=)", "none; reviewers ask", (("none", {}), ("query", {"baseline": "query"}))),
@@ -61,7 +61,7 @@ def probe_lines(n: int) -> Iterable[Line]:
     stages = {name: sc.load_model(name) for name in ("aligned", "unaligned")}
 
     def probed(changes: dict[str, Any]) -> dict[str, sc.DirectionProbe]:
-        options: dict[str, Any] = {"suffixes": sc.Suffixes(BENIGN, MALICIOUS), "steps": STEPS} | changes
+        options: dict[str, Any] = {"suffixes": sc.direction.Suffixes(BENIGN, MALICIOUS), "steps": STEPS} | changes
         return {name: sc.probe_direction(model, malicious, **options) for name, model in stages.items()}
 
     def figures(probes: dict[str, sc.DirectionProbe], step: int = STEPS[-1]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from benchmarks.ground_truth.options_common import SHARES, Line, Setting, Subjec
 from safecircuits.studies.arms import Arm, full
 from safecircuits.studies.outcome import StudyRun
 from safecircuits.studies.scenarios import organism_new_task
-from safecircuits.studies.ssah_arms import as_many_random, rewound_arm, scu_all_cu, scu_top_cu
+from safecircuits.studies.ssah import as_many_random, rewound_arm, scu_all_cu, scu_top_cu
 
 
 def freezing_lines(subject: Subject, steps: int, n: int) -> Iterable[Line]:
@@ -31,7 +31,7 @@ def freezing_lines(subject: Subject, steps: int, n: int) -> Iterable[Line]:
     }
 
     def trained(arms: dict[str, Arm], lr: float) -> dict[str, StudyRun]:
-        study = sc.finetuning_study(
+        study = sc.studies.finetuning_study(
             subject.model,
             [organism_new_task(n)],
             [replace(arm, name=name) for name, arm in arms.items()],

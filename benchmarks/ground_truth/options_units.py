@@ -134,7 +134,7 @@ def transfer_lines() -> Iterable[Line]:
     """What is left out of the flows from base to aligned."""
     base, aligned = (sc.load_model(name) for name in ("base", "aligned"))
     safety, utility = (prompts(kind, "train", CALIBRATION) for kind in ("malicious", "utility"))
-    found = sc.attribute_transfer(base, aligned, safety, utility, **SHARES)
+    found = sc.units.attribute_transfer(base, aligned, safety, utility, **SHARES)
     settings = []
     for threshold in (0.001, 0.0, 0.01):
         drawn, dropped = found.flows(threshold)

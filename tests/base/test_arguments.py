@@ -151,7 +151,7 @@ SHAPE = sc.ModelShape(n_layers=4, d_model=8, d_mlp=16, n_heads=4, n_kv_heads=2, 
 PLACES: dict[str, Callable[[Any], Any]] = {
     "FreezeMask.of_units": lambda units: sc.FreezeMask.of_units({"mlp": {1: units}}, SHAPE),
     "FreezeMask.layers of a set": lambda units: sc.FreezeMask.layers(_as_set(units)),
-    "AnswerTokens": lambda units: sc.AnswerTokens(refuse=units, comply=(90,)),
+    "AnswerTokens": lambda units: sc.units.AnswerTokens(refuse=units, comply=(90,)),
 }
 
 
@@ -194,8 +194,8 @@ def test_ends_of_ranges(pair: Any) -> None:
     [
         (lambda bad: sc.Phase(None, steps=bad), "steps of a phase"),
         (lambda bad: sc.Phase(None, epochs=bad), "epochs of a phase"),
-        (lambda bad: sc.LisaSettings(alignment_steps=bad), "alignment_steps"),
-        (lambda bad: sc.LoraSettings(r=bad), "r"),
+        (lambda bad: sc.baselines.LisaSettings(alignment_steps=bad), "alignment_steps"),
+        (lambda bad: sc.baselines.LoraSettings(r=bad), "r"),
         (lambda bad: sc.PromptSet("p", ("a", "b")).take(bad), "n"),
     ],
 )
@@ -208,7 +208,7 @@ def test_settings(settings: Callable[[Any], Any], name: str) -> None:
 def test_rules_take_numbers() -> None:
     for bad in NO_NUMBER:
         with pytest.raises(ValueError, match=r"must be a (finite )?number"):
-            sc.DecisionRule(appear=bad)
+            sc.layers.DecisionRule(appear=bad)
         with pytest.raises(ValueError, match=r"must be a (finite )?number"):
             sc.OnsetRule(min_gap_deg=bad)
 

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 import safecircuits as sc
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.model.sites import ModelShape
-from safecircuits.studies.ssah_arms import scu_top_cu
+from safecircuits.studies.ssah import scu_top_cu
 from safecircuits.units.answer_tokens import find_answer_tokens
 from safecircuits.units.equal_budget import equal_budget_masks
 from safecircuits.units.groups import GROUPS, UnitGroups, normalised, set_difference

@@ -23,7 +23,7 @@ from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.studies.arms import full
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.scenarios import Scenario
-from safecircuits.studies.ssah_arms import rewound_arm, scu_all_cu
+from safecircuits.studies.ssah import rewound_arm, scu_all_cu
 from safecircuits.training.loop import finetune
 from safecircuits.training.safety_filter import FilteredData, without_safety_rows
 from zoo import ZOO, tokenizer

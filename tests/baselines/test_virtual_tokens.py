@@ -25,7 +25,7 @@ from safecircuits.prompts.prompt_set import encode
 from safecircuits.studies.arms import full
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.scenarios import Scenario
-from safecircuits.studies.ssah_arms import llama_adapter_arm, prefix_arm
+from safecircuits.studies.ssah import llama_adapter_arm, prefix_arm
 from zoo import ZOO, tokenizer
 
 pytest.importorskip("peft")

@@ -11,7 +11,7 @@ import pytest
 
 import safecircuits as sc
 from safecircuits.behavior.harness import TaskScores, run_tasks
-from safecircuits.behavior.harness_model import harness_model
+from safecircuits.behavior.harness_lm import harness_model
 
 pytest.importorskip("lm_eval")
 

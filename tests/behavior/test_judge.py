@@ -82,13 +82,13 @@ def test_braces_in_a_completion_are_left_alone() -> None:
 
 def test_a_judge_takes_part_in_the_agreement_table() -> None:
     judge = JudgeDetector(lambda question: "yes" if "salt" in question else "no")
-    table = sc.agreement(ANSWERS, {"opening": "opening", "judge": judge})
+    table = sc.behavior.agreement(ANSWERS, {"opening": "opening", "judge": judge})
     assert table.shares["judge"].hits == 1
     assert table.shares["opening"].hits == 2
     with pytest.raises(ValueError, match="only texts are given"):
-        sc.agreement(TEXTS, {"opening": "opening", "judge": judge})
+        sc.behavior.agreement(TEXTS, {"opening": "opening", "judge": judge})
     alone = JudgeDetector(lambda question: "no", question="Is this a refusal? {completion}")
-    assert sc.agreement(TEXTS, {"opening": "opening", "judge": alone}).shares["judge"].hits == 0
+    assert sc.behavior.agreement(TEXTS, {"opening": "opening", "judge": alone}).shares["judge"].hits == 0
     assert alone("anything") is False
 
 

@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from safecircuits.base.stats import mean_interval, rate_interval
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.behavior.harmfulness import Harmfulness
+from safecircuits.behavior.harm import Harmfulness
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.units.ablation import Ablation
 

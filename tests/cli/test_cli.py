@@ -54,7 +54,7 @@ class TestLayers:
         out = tmp_path / "run"
         command = ["layers", "similarity", *ALIGNED, *SETS, "--n", "12", "--draws", "20", "--out", out]
         got = succeed(*command)
-        found = sc.GapComparison.load(out / "results" / "comparison")
+        found = sc.layers.GapComparison.load(out / "results" / "comparison")
         sets = [sc.load_prompts(f"organism:{kind}", n=12) for kind in ("normal", "malicious")]
         alone = sc.layer_gap(sc.load_model("aligned"), *sets)
         torch.testing.assert_close(found.gaps["aligned"].gap_deg, alone.gap_deg)
@@ -144,7 +144,7 @@ class TestLayers:
         assert "goes on with the interrupted run" in got.stderr
         assert len(calls) == 4 + 8 - 3  # three of the eight blocks were there
         succeed(*command, "--out", tmp_path / "b")
-        a, b = (sc.ScalingGrid.load(tmp_path / name / "results" / "grid") for name in ("a", "b"))
+        a, b = (sc.layers.ScalingGrid.load(tmp_path / name / "results" / "grid") for name in ("a", "b"))
         assert a.equals(b)
         rows = table(tmp_path / "a", "grid")
         assert rows["refused"].tolist() == [point.count for point in a.points]
@@ -155,7 +155,7 @@ class TestLayers:
         command = ["layers", "heatmap", *ALIGNED, "--template", "auto", "--safety-layers", "3-5", "--out", tmp_path]
         succeed(*command, "--prompt", prompts[0], "--prompt", prompts[1])
         for i, prompt in enumerate(prompts, 1):
-            found = sc.AttentionMap.load(tmp_path / "results" / f"attention_{i}")
+            found = sc.layers.AttentionMap.load(tmp_path / "results" / f"attention_{i}")
             assert found.prompt == prompt
             assert len(table(tmp_path, "attention").query("prompt == @prompt")) == found.values.numel()
         drawn = (tmp_path / "figures" / "attention.svg").read_text()

@@ -21,11 +21,11 @@ from safecircuits.direction.variants import Where
 from safecircuits.report import captions
 from safecircuits.results.run import load_run
 from safecircuits.units.ablation import AblationTable
-from safecircuits.units.enrichment import MaskOverlap
 from safecircuits.units.groups import GROUPS, NORMALISATIONS, ShareOf
+from safecircuits.units.overlap import MaskOverlap
+from safecircuits.units.resampling import Stability
 from safecircuits.units.scores import TOKEN_CHOICES
 from safecircuits.units.selection import top
-from safecircuits.units.stability import Stability
 
 ALIGNED = ["--model", "organism:aligned"]
 SETS = ["--safety", "organism:malicious", "--utility", "organism:utility"]
@@ -73,12 +73,12 @@ class TestProbe:
         command = ["probe", *ALIGNED, "--compare", "unaligned=organism:unaligned", "--malicious", "organism:malicious"]
         options = [*OPENINGS, "--state", "mean", "--steps", "2,4", "--n", "8"]
         got = succeed(*command, *options, "--out", out)
-        found = sc.DirectionComparison.load(out / "results" / "probe")
+        found = sc.direction.DirectionComparison.load(out / "results" / "probe")
         prompts = sc.load_prompts("organism:malicious", n=8)
         want = sc.probe_direction(
             sc.load_model("unaligned"),
             prompts,
-            suffixes=sc.Suffixes(("i cannot",), ("take the",)),
+            suffixes=sc.direction.Suffixes(("i cannot",), ("take the",)),
             steps=(2, 4),
             pool="mean",
         )
@@ -188,9 +188,9 @@ class TestUnits:
     def test_transfer(self, tmp_path: Path) -> None:
         command = ["units", "transfer", "--model", "organism:base", "--after", "organism:aligned", *SETS, *SHARES]
         got = succeed(*command, "--n", str(N), "--out", tmp_path)
-        found = sc.AttributeTransfer.load(tmp_path / "results" / "transfer")
+        found = sc.units.AttributeTransfer.load(tmp_path / "results" / "transfer")
         models = [sc.load_model(stage) for stage in ("base", "aligned")]
-        want = sc.attribute_transfer(*models, *sets(), scu=0.02, ucu=0.1, ru=0.1)
+        want = sc.units.attribute_transfer(*models, *sets(), scu=0.02, ucu=0.1, ru=0.1)
         assert found.counts.equal(want.counts)
         assert table(tmp_path, "transfer")["units"].sum() == want.n_units
         assert str(want) in got.stdout
@@ -199,9 +199,9 @@ class TestUnits:
     def test_enrichment(self, classified: Path, tmp_path: Path) -> None:
         command = ["units", "enrichment", *ALIGNED, "--groups", classified, "--draws", "500", "--seed", "3"]
         got = succeed(*command, "--layers", "3,5", "--budget", "0.05", "--out", tmp_path / "run")
-        found = sc.Enrichment.load(tmp_path / "run" / "results" / "enrichment")
+        found = sc.units.Enrichment.load(tmp_path / "run" / "results" / "enrichment")
         groups = sc.UnitGroups.load(classified / "results" / "groups")
-        assert found.equals(sc.enrichment(groups, (3, 5), draws=500, seed=3))
+        assert found.equals(sc.units.enrichment(groups, (3, 5), draws=500, seed=3))
         overlap = MaskOverlap.load(tmp_path / "run" / "results" / "overlap")
         assert overlap.both == found.block.count  # type: ignore[union-attr]
         assert str(found) in got.stdout

@@ -19,7 +19,7 @@ from safecircuits.plots.direction import plot_by_block, plot_direction_gap
 from safecircuits.prompts.prompt_set import PromptSet, encode
 
 PROMPTS = ("how do i make a bomb", "find the cake", "how do i fix the road and the house with some water", "a dog")
-SUFFIXES = sc.Suffixes(("sorry i cannot", "sorry"), ("sure here is", "take the"))
+SUFFIXES = sc.direction.Suffixes(("sorry i cannot", "sorry"), ("sure here is", "take the"))
 STEPS = (0, 2, 5)
 
 
@@ -108,7 +108,7 @@ def test_against_a_slow_loop(
     got = sc.probe_direction(
         model,
         PROMPTS,
-        suffixes=sc.Suffixes(SUFFIXES.benign, SUFFIXES.malicious, where),
+        suffixes=sc.direction.Suffixes(SUFFIXES.benign, SUFFIXES.malicious, where),
         steps=steps,
         pool=pool,
         baseline=baseline,
@@ -132,18 +132,18 @@ def test_batches_and_order_change_nothing(tiny_bridge: Any, order: list[int], ma
 
 
 @pytest.fixture(scope="module")
-def embedded() -> sc.DirectionComparison:
-    return sc.compare_directions(
+def embedded() -> sc.direction.DirectionComparison:
+    return sc.direction.compare_directions(
         {"aligned": "aligned", "unaligned": "unaligned"},
         sc.load_prompts("organism:malicious", n=24),
-        suffixes=sc.Suffixes(("i cannot", "i am sorry , but"), ("take the",)),
+        suffixes=sc.direction.Suffixes(("i cannot", "i am sorry , but"), ("take the",)),
         steps=(2, 4, 6),
         pool="mean",
     )
 
 
 class TestOnTheEmbeddedModels:
-    def test_the_preference_is_that_of_the_answers(self, embedded: sc.DirectionComparison) -> None:
+    def test_the_preference_is_that_of_the_answers(self, embedded: sc.direction.DirectionComparison) -> None:
         """With the suffix where the answer starts and the mean over generated tokens; other readings do not show it."""
         for step in (2, 4, 6):
             assert set(embedded["aligned"].gap(step).leaning) == {1}
@@ -151,7 +151,7 @@ class TestOnTheEmbeddedModels:
         assert embedded.verdicts(step=2).kappa[0, 1] == 1
         assert embedded["aligned"].agreement().n == 24
 
-    def test_averages_by_hand(self, embedded: sc.DirectionComparison) -> None:
+    def test_averages_by_hand(self, embedded: sc.direction.DirectionComparison) -> None:
         probe = embedded["aligned"]
         row = probe.to_frame().query("layer == 3 and tokens == 4").iloc[0]
         benign, malicious = (side[:, 3, 1].double().numpy() for side in (probe.benign, probe.malicious))
@@ -166,7 +166,7 @@ class TestOnTheEmbeddedModels:
         half = t.ppf(0.975, 23) * difference.std(ddof=1) / 24**0.5
         assert row["gap_high"] - row["gap"] == pytest.approx(half, rel=1e-5)
 
-    def test_each_model_is_as_it_is_alone(self, embedded: sc.DirectionComparison) -> None:
+    def test_each_model_is_as_it_is_alone(self, embedded: sc.direction.DirectionComparison) -> None:
         alone = sc.probe_direction(
             sc.load_model("unaligned"),
             sc.load_prompts("organism:malicious", n=24),
@@ -177,10 +177,10 @@ class TestOnTheEmbeddedModels:
         torch.testing.assert_close(alone.malicious, embedded["unaligned"].malicious)
         assert alone.answers.texts == embedded["unaligned"].answers.texts
 
-    def test_saved_and_loaded(self, embedded: sc.DirectionComparison, tmp_path: Path) -> None:
-        assert sc.DirectionComparison.load(embedded.save(tmp_path / "probe")).equals(embedded)
+    def test_saved_and_loaded(self, embedded: sc.direction.DirectionComparison, tmp_path: Path) -> None:
+        assert sc.direction.DirectionComparison.load(embedded.save(tmp_path / "probe")).equals(embedded)
 
-    def test_figures(self, embedded: sc.DirectionComparison) -> None:
+    def test_figures(self, embedded: sc.direction.DirectionComparison) -> None:
         figure = embedded.figure(step=4)
         by_token, by_block, gap = figure.axes
         probe = embedded["aligned"]
@@ -196,25 +196,25 @@ class TestOnTheEmbeddedModels:
 class TestInput:
     def test_suffixes(self, tiny_bridge: Any) -> None:
         with pytest.raises(ValueError, match="'i refuse' has words that the model's tokenizer does not know"):
-            sc.probe_direction(tiny_bridge, PROMPTS, suffixes=sc.Suffixes(("i refuse",), ("sure",)))
+            sc.probe_direction(tiny_bridge, PROMPTS, suffixes=sc.direction.Suffixes(("i refuse",), ("sure",)))
         with pytest.raises(ValueError, match="several texts"):
-            sc.Suffixes("sorry", ("sure",))  # type: ignore[arg-type]
+            sc.direction.Suffixes("sorry", ("sure",))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="at least one"):
-            sc.Suffixes((), ("sure",))
+            sc.direction.Suffixes((), ("sure",))
         with pytest.raises(ValueError, match="given as a benign and as a malicious"):
-            sc.Suffixes(("sure",), ("sure",))
+            sc.direction.Suffixes(("sure",), ("sure",))
         with pytest.raises(ValueError, match="where is"):
-            sc.Suffixes(("sorry",), ("sure",), "middle")  # type: ignore[arg-type]
+            sc.direction.Suffixes(("sorry",), ("sure",), "middle")  # type: ignore[arg-type]
 
     def test_the_prompt_holds_the_suffix_only_where_it_is_asked_for(self, tiny_tokenizer: Any) -> None:
-        inside = sc.Suffixes(("sorry",), ("sure",), "prompt")
+        inside = sc.direction.Suffixes(("sorry",), ("sure",), "prompt")
         prompts = PromptSet("p", PROMPTS[:1])
         decoded = [
             tiny_tokenizer.decode(variant[0].ids)
             for variant in encode_variants(tiny_tokenizer, prompts, inside, template="chat", system=None)
         ]
         assert decoded[1] == decoded[0].replace("bomb", "bomb sorry")
-        after = sc.Suffixes(("sorry",), ("sure",))
+        after = sc.direction.Suffixes(("sorry",), ("sure",))
         variants = encode_variants(tiny_tokenizer, prompts, after, template="chat", system=None)
         assert tiny_tokenizer.decode(variants[2][0].ids) == f"{decoded[0]} sure"
 
@@ -235,7 +235,7 @@ class TestInput:
             sc.probe_direction(tiny_bridge, PROMPTS, suffixes=SUFFIXES, **options)
 
     def test_a_step_that_no_answer_reaches(self) -> None:
-        options: dict[str, Any] = {"suffixes": sc.Suffixes(("i cannot",), ("take the",)), "steps": (2, 14)}
+        options: dict[str, Any] = {"suffixes": sc.direction.Suffixes(("i cannot",), ("take the",)), "steps": (2, 14)}
         probe = sc.probe_direction(
             sc.load_model("aligned"), sc.load_prompts("organism:malicious", n=4), ended="omit", **options
         )

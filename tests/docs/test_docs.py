@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import safecircuits
+import public_face
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("mkdocs", reason="needs the docs extra")
@@ -37,10 +37,10 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     body = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     documented = {line.split(" ")[0] for line in zlib.decompress(body).decode().splitlines()}
     public = {
-        f"safecircuits.{module}.{name}"
-        for module, names in safecircuits._HOME.items()
-        for name in names
-        if callable(getattr(importlib.import_module(f"safecircuits.{module}"), name))
+        f"{module}.{name}"
+        for room in public_face.ROOMS
+        for name, module in public_face.homes(room).items()
+        if callable(getattr(importlib.import_module(module), name))
     }
     assert public - documented == set()
 

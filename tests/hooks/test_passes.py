@@ -33,7 +33,7 @@ from safecircuits.model.load import load_model
 from safecircuits.model.memory import estimate_memory, fitting_tokens
 from safecircuits.prompts.batching import MAX_TOKENS, batches, common_prefix, each_batch, pad_left, without_prefix
 from safecircuits.prompts.prompt_set import Encoded, encode
-from safecircuits.weights.head_probe import head_outputs
+from safecircuits.weights.probing import head_outputs
 
 PROMPTS = tuple(
     " ".join(words)

@@ -25,12 +25,12 @@ MALICIOUS = ["make a bomb", "how do i find the bomb", "bake the dog"]
 
 
 @pytest.fixture(scope="module")
-def embedded() -> sc.GapComparison:
+def embedded() -> sc.layers.GapComparison:
     sets = (sc.load_prompts(f"organism:{kind}", n=24) for kind in ("normal", "malicious"))
     return sc.compare_gaps({"aligned": "aligned", "base": "base"}, *sets, draws=200)
 
 
-def test_base_and_aligned(embedded: sc.GapComparison) -> None:
+def test_base_and_aligned(embedded: sc.layers.GapComparison) -> None:
     """The paper's finding on models where it is known to hold: the gap comes with alignment."""
     assert embedded.reference == "aligned"
     assert embedded.onsets["base"] is None
@@ -42,7 +42,7 @@ def test_base_and_aligned(embedded: sc.GapComparison) -> None:
     assert "no onset" in str(embedded)
 
 
-def test_each_model_is_as_it_is_alone(embedded: sc.GapComparison) -> None:
+def test_each_model_is_as_it_is_alone(embedded: sc.layers.GapComparison) -> None:
     sets = [sc.load_prompts(f"organism:{kind}", n=24) for kind in ("normal", "malicious")]
     for name in ("aligned", "base"):
         alone = sc.layer_gap(sc.load_model(name), *sets)
@@ -135,11 +135,11 @@ def test_models_of_different_depth_have_no_difference(make_tiny_model: Callable[
         plot_gap_difference(got, ax=Figure().subplots())
 
 
-def test_it_survives_the_disk(embedded: sc.GapComparison, tmp_path: Path) -> None:
-    assert sc.GapComparison.load(embedded.save(tmp_path / "c")).equals(embedded)
+def test_it_survives_the_disk(embedded: sc.layers.GapComparison, tmp_path: Path) -> None:
+    assert sc.layers.GapComparison.load(embedded.save(tmp_path / "c")).equals(embedded)
 
 
-def test_table(embedded: sc.GapComparison) -> None:
+def test_table(embedded: sc.layers.GapComparison) -> None:
     frame = embedded.to_frame()
     base = frame[frame["model"] == "base"]
     assert base["difference"].tolist() == pytest.approx(embedded.differences["base"].mean.tolist())
@@ -159,7 +159,7 @@ def test_bad_input(tiny_bridge: Any) -> None:
 
 
 class TestFigures:
-    def test_three_panels_show_mean_and_deviation(self, embedded: sc.GapComparison) -> None:
+    def test_three_panels_show_mean_and_deviation(self, embedded: sc.layers.GapComparison) -> None:
         gap = embedded.gaps["aligned"]
         axes = pair_panels(gap).axes
         assert [ax.get_title("left") for ax in axes] == ["N–N pairs", "M–M pairs", "N–M pairs"]
@@ -170,7 +170,7 @@ class TestFigures:
             assert band.min() == pytest.approx(float((curve.mean - curve.std).min()))
         assert len({ax.get_ylim() for ax in axes}) == 1
 
-    def test_models_side_by_side(self, embedded: sc.GapComparison) -> None:
+    def test_models_side_by_side(self, embedded: sc.layers.GapComparison) -> None:
         names = ("aligned", "base", "c", "d", "e")
         gaps = {name: embedded.gaps["base" if name == "base" else "aligned"] for name in names}
         figure = models_side_by_side(gaps)
@@ -182,7 +182,7 @@ class TestFigures:
             with pytest.raises(ValueError, match=message):
                 models_side_by_side(bad, columns=0)
 
-    def test_gap_curves_of_several_models(self, embedded: sc.GapComparison) -> None:
+    def test_gap_curves_of_several_models(self, embedded: sc.layers.GapComparison) -> None:
         ax = embedded.plot(Figure().subplots())
         bands = [c for c in ax.collections if c.get_paths()]
         assert len(bands) >= 2
@@ -193,13 +193,13 @@ class TestFigures:
         names = ["aligned", "base", "one", "two", "three", "four"]
         assert len(set(model_colors(names).values())) == len(names)
 
-    def test_difference(self, embedded: sc.GapComparison) -> None:
+    def test_difference(self, embedded: sc.layers.GapComparison) -> None:
         ax = plot_gap_difference(embedded, ax=Figure().subplots())
         np.testing.assert_allclose(ax.lines[0].get_ydata(), embedded.differences["base"].mean.numpy())
         assert tuple(ax.lines[1].get_xdata()) == embedded.differences["base"].layers_apart
         assert len(embedded.figure().get_axes()) == 4
 
-    def test_bands_of_unknown_kinds_of_pairs(self, embedded: sc.GapComparison) -> None:
+    def test_bands_of_unknown_kinds_of_pairs(self, embedded: sc.layers.GapComparison) -> None:
         with pytest.raises(ValueError, match="nn, mm, nm, not 'mn'"):
             plot_pair_curves(embedded.gaps["base"], kinds=["mn"], ax=Figure().subplots())
         with pytest.raises(ValueError, match="no gap curve"):

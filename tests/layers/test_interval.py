@@ -95,7 +95,7 @@ def test_both_formulas_hold_their_own_curve(formula: Any, sets: tuple[Residuals,
 
 def test_it_survives_the_disk(sets: tuple[Residuals, Residuals], tmp_path: Any) -> None:
     got = gap_interval(*sets, draws=20)
-    assert sc.GapInterval.load(got.save(tmp_path / "i")).equals(got)
+    assert sc.layers.GapInterval.load(got.save(tmp_path / "i")).equals(got)
 
 
 def test_bad_input(sets: tuple[Residuals, Residuals]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import safecircuits as sc
 from safecircuits.model.last_positions import only_at_last
-from safecircuits.weights.head_probe import head_outputs
+from safecircuits.weights.probing import head_outputs
 
 MANY = PROMPTS * 8
 """Enough that the last layer is worth narrowing."""

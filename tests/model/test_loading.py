@@ -334,7 +334,7 @@ def test_16_bits_give_what_32_do(name: str, backend: str, dtype: torch.dtype) ->
     near(lambda m: sc.score_units(m, PROMPTS).scores["mlp"])
     near(lambda m: sc.score_units(m, PROMPTS).scores["attn"])
     near(lambda m: sc.score_units(m, PROMPTS, method="snip").scores["mlp"])
-    near(lambda m: sc.attention_map(m, PROMPTS.prompts[0], template="none").values)
+    near(lambda m: sc.layers.attention_map(m, PROMPTS.prompts[0], template="none").values)
     near(lambda m: torch.tensor(sc.response_loss(m, PROMPTS).loss))
     assert sc.localize(low, PROMPTS, (0, 1), alpha=1.1, reach=1, max_new_tokens=2).layers.last < zoo.LAYERS
     if dtype == torch.bfloat16:  # AdamW's epsilon is zero in float16

@@ -142,7 +142,7 @@ def test_a_width_of_the_mlp_of_its_own_counts(kind: str, setting: str) -> None:
 
     def activations(**width: int) -> int:
         config = getattr(transformers, kind)(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, **width)
-        return sc.estimate_memory(config, tokens=(2, 8), task="scores").activations
+        return sc.model.estimate_memory(config, tokens=(2, 8), task="scores").activations
 
     assert activations(**{setting: 256}) == activations(), "four times d_model unless something else is said"
     rows, itemsize = 2 * 8, 4
@@ -193,7 +193,7 @@ class TestTooLittle:
 
 
 FEW = sc.PromptSet("short", tuple(" ".join(WORDS[i : i + 12]) for i in range(4)), (" ".join(WORDS[:4]),) * 4)
-COMPARED: dict[str, Any] = {"reference": FEW, "answers": sc.AnswerTokens((5,), (6,)), "steps": 2}
+COMPARED: dict[str, Any] = {"reference": FEW, "answers": sc.units.AnswerTokens((5,), (6,)), "steps": 2}
 ANALYSES: dict[str, Callable[[Any], Any]] = {
     "wifv": lambda model: sc.score_units(model, FEW),
     "snip": lambda model: sc.score_units(model, FEW, method="snip"),
@@ -210,11 +210,11 @@ ANALYSES: dict[str, Callable[[Any], Any]] = {
     "a judge": lambda model: sc.JudgeDetector(
         model, question="is this a {completion}", yes=("the",), no=("a",), template="none"
     ).verdicts(FEW.prompts),
-    "harmfulness": lambda model: sc.harmfulness(sc.Completions(FEW, FEW.prompts), model, max_new_tokens=2),
-    "pressure": lambda model: sc.pressure(model, FEW, max_new_tokens=2),
+    "harmfulness": lambda model: sc.behavior.harmfulness(sc.Completions(FEW, FEW.prompts), model, max_new_tokens=2),
+    "pressure": lambda model: sc.behavior.pressure(model, FEW, max_new_tokens=2),
     "sampling": lambda model: sample(model, FEW, max_new_tokens=2),
     "direction probe": lambda model: sc.probe_direction(
-        model, FEW, suffixes=sc.Suffixes(("the cake",), ("a lamp",)), steps=(1,), max_new_tokens=2
+        model, FEW, suffixes=sc.direction.Suffixes(("the cake",), ("a lamp",)), steps=(1,), max_new_tokens=2
     ),
 }
 
@@ -230,7 +230,7 @@ def test_every_analysis_fits_its_batches_to_the_free_memory(
         made.append(len(examples))
         return plain(examples, rows)
 
-    for module in ("direction.probe", "behavior.harmfulness", "behavior.judge", "behavior.pressure"):
+    for module in ("direction.probe", "behavior.harm", "behavior.judge", "behavior.conditions"):
         importlib.import_module(f"safecircuits.{module}")  # imported later, it would take the counting one along
     monkeypatch.setattr(batching, "pad_left", counted)
     ANALYSES[analysis](model)

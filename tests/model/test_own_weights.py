@@ -25,9 +25,9 @@ READERS: dict[str, Callable[[Any, Path], Any]] = {
     "wifv": lambda m, _: sc.score_units(m, DATA),
     "snip": lambda m, _: sc.score_units(m, DATA, method="snip"),
     "weights": lambda m, _: score_weights(m, DATA, method="magnitude"),
-    "coupled": lambda m, _: sc.coupled_scores(m, kind="l2"),
+    "coupled": lambda m, _: sc.units.coupled_scores(m, kind="l2"),
     "mask": lambda m, _: unit_parameter_masks(m, "mlp", 0, [1]),
-    "prune": lambda m, _: sc.prune_units(m, {"mlp": {0: [1]}}),
+    "prune": lambda m, _: sc.units.prune_units(m, {"mlp": {0: [1]}}),
     "save": lambda m, folder: sc.save_pretrained(m, folder / "saved"),
     "finetune": lambda m, _: sc.finetune(m, DATA, steps=1, progress=False),
 }

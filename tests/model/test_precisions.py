@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import zoo
 from conftest import build_tiny_llama, build_tiny_tokenizer
-from safecircuits import PromptSet, estimate_memory, generate, load_model, response_loss, save_pretrained, score_units
+from safecircuits import PromptSet, generate, load_model, response_loss, save_pretrained, score_units
 from safecircuits.base.dtypes import torch_dtype
 from safecircuits.direction import Suffixes, probe_direction
 from safecircuits.hooks import collect_residuals

@@ -12,7 +12,7 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
-from safecircuits.layers.transplant import Transplant, TransplantTable
+from safecircuits.layers.transplanting import Transplant, TransplantTable
 from safecircuits.model.sites import ModelShape
 from safecircuits.papers.page import StudyPage
 from safecircuits.papers.safety_layers.conclusions import _localization_conclusions, _transplant_conclusions

@@ -20,11 +20,11 @@ from safecircuits.model.parameters import live_parameters
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import PromptSet, encode
-from safecircuits.studies.alignment_budget import AlignmentBudget, alignment_budget
 from safecircuits.studies.arms import Arm, full, sppft
+from safecircuits.studies.budget import AlignmentBudget, alignment_budget
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.scenarios import Scenario
-from safecircuits.studies.ssah_arms import as_many_random, lora_arm, scu_all_cu, scu_top_cu, ssah_arms
+from safecircuits.studies.ssah import as_many_random, lora_arm, scu_all_cu, scu_top_cu, ssah_arms
 from safecircuits.training.loop import finetune
 from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase

@@ -28,7 +28,7 @@ from safecircuits.papers.ssah.conclusions import CLAIMS, removal_verdict
 from safecircuits.plots.layers import plot_sweeps
 from safecircuits.report import captions
 from safecircuits.report.overview import panels
-from safecircuits.studies.compare import Comparison
+from safecircuits.studies.comparison import Comparison
 from safecircuits.units.ablation import Ablation, AblationTable
 
 N = 100
@@ -186,7 +186,7 @@ def test_it_is_told_before_a_sweep_that_nothing_can_move(tiny_bridge: Any) -> No
         found = sc.localize(tiny_bridge, ["a dog", "a cake", "tea"], (0, 1), alpha=1.5, detector=lambda text: True)
     assert not found.located
     with pytest.warns(Notice, match="every malicious query is refused as it is"):
-        sc.answered_malicious(tiny_bridge, ["a dog"], (0, 1), 1.5, detector=lambda text: True)
+        sc.layers.answered_malicious(tiny_bridge, ["a dog"], (0, 1), 1.5, detector=lambda text: True)
 
 
 def test_the_command_writes_no_mask_of_noise(tmp_path: Path) -> None:

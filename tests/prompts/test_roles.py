@@ -12,9 +12,9 @@ from torch import Tensor
 
 import safecircuits as sc
 from conftest import build_tiny_tokenizer, randomised
-from safecircuits.hooks import attached, scaled, substituted
+from safecircuits.hooks import scaled, substituted
 from safecircuits.hooks.roles import _ALIKE_MODELS, _Trial, roles_of
-from safecircuits.model.attach import without_hooks
+from safecircuits.model.attach import attached, without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from safecircuits.studies.compare import compare, matched_level, refusal_at_loss, refusal_over_losses, verdict
+from safecircuits.studies.comparison import compare, matched_level, refusal_at_loss, refusal_over_losses, verdict
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 
 

@@ -20,11 +20,11 @@ from safecircuits.prompts.prompt_set import encode
 from safecircuits.units.coupled import CoupledScores, coupled_scores
 from safecircuits.units.groups import classify_units
 from safecircuits.weights.choice import choose_weights, random_weights
-from safecircuits.weights.head_probe import HeadProbe, head_outputs, head_probe, logistic_regression
 from safecircuits.weights.matrix_overlap import MatrixOverlap, space_overlap, weight_overlap
-from safecircuits.weights.output_spaces import output_spaces, without_directions
+from safecircuits.weights.probing import HeadProbe, head_outputs, head_probe, logistic_regression
 from safecircuits.weights.scores import WeightMask, score_weights, without_weights
-from safecircuits.weights.sparse_gpt import SparseWeights, prune_matrix, sparse_gpt, with_sparse_weights
+from safecircuits.weights.sparsegpt import SparseWeights, prune_matrix, sparse_gpt, with_sparse_weights
+from safecircuits.weights.subspaces import output_spaces, without_directions
 
 both = pytest.mark.parametrize("backend", ["bridge", "hooked"])
 

@@ -13,8 +13,8 @@ from safecircuits.model.sites import ModelShape
 from safecircuits.plots.scores import plot_score_comparison, plot_score_map, plot_stability
 from safecircuits.units.comparison import Candidate, CurvePoint, ScoreComparison, ScoreCurve
 from safecircuits.units.moments import Moments
+from safecircuits.units.resampling import Stability
 from safecircuits.units.scores import UnitScores
-from safecircuits.units.stability import Stability
 
 
 def axis() -> Any:

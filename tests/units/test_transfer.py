@@ -45,7 +45,7 @@ class TestTransfer:
     @given(a=st.integers(0, 10_000), b=st.integers(0, 10_000), threshold=st.floats(0, 0.1))
     def test_against_counting_by_hand(self, a: int, b: int, threshold: float) -> None:
         before, after = random_groups(a), random_groups(b)
-        got = sc.transfer_of(before, after)
+        got = sc.units.transfer_of(before, after)
         assert got.n_units == 4 * 16
         for i, j in itertools.product(range(4), repeat=2):
             want = sum(
@@ -63,25 +63,25 @@ class TestTransfer:
         assert sum(flow.units for flow in kept + dropped) == 64
         assert all(flow.share >= threshold for flow in kept)
         assert all(flow.share < threshold for flow in dropped)
-        back = sc.transfer_of(after, before)
+        back = sc.units.transfer_of(after, before)
         assert torch.equal(back.counts, got.counts.T)
         assert got.totals["after"] == pytest.approx(after.shares())
 
     def test_nothing_moves_without_training(self, tmp_path: Path) -> None:
         groups = random_groups(3)
-        got = sc.transfer_of(groups, groups)
+        got = sc.units.transfer_of(groups, groups)
         assert torch.equal(got.matrix, torch.eye(4, dtype=torch.float64))
-        assert sc.AttributeTransfer.load(got.save(tmp_path / "t")).equals(got)
+        assert sc.units.AttributeTransfer.load(got.save(tmp_path / "t")).equals(got)
 
     def test_base_to_aligned(self) -> None:
         """The same data and shares: sizes stay, members move, and the figure draws what is over the threshold."""
         sets = [sc.organism.prompts(kind, "train", n=24) for kind in ("malicious", "utility")]
         shares: Any = {"scu": 0.05, "ucu": 0.2, "ru": 0.2, "normalize": "zscore"}
         models = [sc.load_model(stage) for stage in ("unaligned", "aligned")]
-        got = sc.attribute_transfer(*models, *sets, **shares)
+        got = sc.units.attribute_transfer(*models, *sets, **shares)
         assert got.totals["before"] == pytest.approx(got.totals["after"], abs=1e-3)
         scores = [[sc.score_units(model, data) for data in sets] for model in models]
-        want = sc.transfer_of(*(sc.classify_units(*pair, **shares) for pair in scores))
+        want = sc.units.transfer_of(*(sc.classify_units(*pair, **shares) for pair in scores))
         assert torch.equal(got.counts, want.counts)
         threshold = 0.01
         ax = got.plot(Figure().subplots(), threshold=threshold)
@@ -98,10 +98,10 @@ class TestTransfer:
         groups = random_groups(0)
         other = sc.UnitGroups(groups.labels, groups.difference, groups.total, ModelShape("Tiny", 5, 8, 12, 4, 2), {})
         with pytest.raises(ValueError, match="n_layers"):
-            sc.transfer_of(groups, other)
+            sc.units.transfer_of(groups, other)
         half = sc.UnitGroups({"mlp": groups.labels["mlp"]}, groups.difference, groups.total, SHAPE, {})
         with pytest.raises(ValueError, match="score the same"):
-            sc.transfer_of(groups, half)
+            sc.units.transfer_of(groups, half)
 
 
 def chance_of(k: int, everything: int, group: int, drawn: int) -> float:
@@ -118,7 +118,7 @@ class TestEnrichment:
         return grouped(mlp, attn)
 
     def test_against_enumeration(self) -> None:
-        got = sc.enrichment(self.concentrated(), (1, 2), draws=4000)
+        got = sc.units.enrichment(self.concentrated(), (1, 2), draws=4000)
         assert got.total.tolist() == [1, 7, 3, 0]
         assert got.p.tolist() == pytest.approx([chance_of(k, 64, 11, 16) for k in (1, 7, 3, 0)])
         assert got.expected.tolist() == [11 / 4] * 4
@@ -138,7 +138,7 @@ class TestEnrichment:
     def test_permutations_are_of_each_site_by_itself(self) -> None:
         """By shuffling one array a site, slowly."""
         groups = self.concentrated()
-        got = sc.enrichment(groups, draws=20_000)
+        got = sc.units.enrichment(groups, draws=20_000)
         rng, counts = np.random.default_rng(5), []
         for _ in range(4000):
             total = np.zeros(4)
@@ -153,7 +153,7 @@ class TestEnrichment:
     @given(seed=st.integers(0, 10_000))
     def test_random_groups_are_where_chance_puts_them(self, seed: int) -> None:
         groups = random_groups(seed)
-        got = sc.enrichment(groups, (0, 3), group="CU", draws=200)
+        got = sc.units.enrichment(groups, (0, 3), group="CU", draws=200)
         assert got.block is not None
         assert got.block.count == int(got.total.sum()) == sum((labels == 2).sum() for labels in groups.labels.values())
         assert got.block.p == pytest.approx(1)
@@ -171,10 +171,10 @@ class TestEnrichment:
         order: Any = {"mlp": torch.zeros(labels["mlp"].shape)}
         groups = sc.UnitGroups(labels, order, order, shape, {})
         block = (min(planted.mlp_units), max(planted.mlp_units))
-        got = sc.enrichment(groups, block)
+        got = sc.units.enrichment(groups, block)
         assert got.block is not None
         assert got.block.count == sum(map(len, planted.mlp_units.values()))
-        assert sc.Enrichment.load(got.save(tmp_path / "e")).equals(got)
+        assert sc.units.Enrichment.load(got.save(tmp_path / "e")).equals(got)
         ax = got.plot(Figure().subplots())
         assert [bar.get_height() for bar in ax.patches[: shape.n_layers]] == got.total.tolist()
         assert f"safety layers [{block[0]}, {block[1]}]" in [text.get_text() for text in ax.texts]
@@ -183,36 +183,36 @@ class TestEnrichment:
     def test_bad_input(self) -> None:
         groups = self.concentrated()
         with pytest.raises(ValueError, match="no group 'ABC'"):
-            sc.enrichment(groups, group="ABC")  # type: ignore[arg-type]
+            sc.units.enrichment(groups, group="ABC")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="has no RU"):
-            sc.enrichment(groups, group="RU")
+            sc.units.enrichment(groups, group="RU")
         with pytest.raises(ValueError, match="draws must be"):
-            sc.enrichment(groups, draws=0)
+            sc.units.enrichment(groups, draws=0)
         with pytest.raises(ValueError, match="outside the model"):
-            sc.enrichment(groups, (2, 4))
+            sc.units.enrichment(groups, (2, 4))
 
 
 class TestMasks:
     def test_overlap(self) -> None:
         a = sc.FreezeMask.layers((1, 2), SHAPE)
         b = sc.FreezeMask.of_units({"mlp": {1: range(4), 3: range(4)}}, SHAPE)
-        got = sc.mask_overlap(a, b)
+        got = sc.units.mask_overlap(a, b)
         assert (got.a, got.b, got.both) == (32, 8, 4)
         assert (got.a_in_b, got.b_in_a) == (4 / 32, 4 / 8)
         assert got.jaccard == 4 / 36
         assert got.chance == pytest.approx(4 / 36)  # half of the units lie in the layers, and half of the mask
-        back = sc.mask_overlap(b, sc.FreezeMask.layers((1, 2)))
+        back = sc.units.mask_overlap(b, sc.FreezeMask.layers((1, 2)))
         assert (back.a_in_b, back.b_in_a) == (got.b_in_a, got.a_in_b)
-        empty = sc.mask_overlap(a - a, a)
+        empty = sc.units.mask_overlap(a - a, a)
         assert np.isnan(empty.a_in_b)
         with pytest.raises(ValueError, match=r"mask\.on"):
-            sc.mask_overlap(sc.FreezeMask.layers((1, 2)), sc.FreezeMask.layers((1, 2)))
+            sc.units.mask_overlap(sc.FreezeMask.layers((1, 2)), sc.FreezeMask.layers((1, 2)))
 
     @settings(deadline=None, max_examples=25)
     @given(seed=st.integers(0, 10_000), budget=st.floats(0.03, 0.5))
     def test_equal_budgets(self, seed: int, budget: float) -> None:
         groups = random_groups(seed)
-        masks = sc.equal_budget_masks(groups, (1, 2), PARAMETERS, budget=budget, seed=seed)
+        masks = sc.units.equal_budget_masks(groups, (1, 2), PARAMETERS, budget=budget, seed=seed)
         everything = 4 * (12 * 24 + 4 * 48)
 
         def parameters(mask: sc.FreezeMask) -> int:
@@ -235,14 +235,14 @@ class TestMasks:
         order: Any = {site: torch.rand(3, shape.n_units(site), generator=noise) for site in ("mlp", "attn")}
         labels: Any = {site: torch.zeros(rows.shape, dtype=torch.int8) for site, rows in order.items()}
         groups = sc.UnitGroups(labels, order, order, shape, {})
-        masks = sc.equal_budget_masks(groups, (0, 1), parameters_per_unit(tiny_bridge), budget=0.3)
+        masks = sc.units.equal_budget_masks(groups, (0, 1), parameters_per_unit(tiny_bridge), budget=0.3)
         shares = [mask.share_of_parameters(tiny_bridge) for mask in masks.values()]
         assert max(shares) < 1.3 * min(shares)
 
     def test_budgets_that_do_not_fit(self) -> None:
         for budget in (0.0, 0.6):
             with pytest.raises(ValueError, match=r"at most 0\.5, that of layers"):
-                sc.equal_budget_masks(random_groups(0), (1, 2), PARAMETERS, budget=budget)
+                sc.units.equal_budget_masks(random_groups(0), (1, 2), PARAMETERS, budget=budget)
 
 
 def test_groups_are_in_the_order_of_the_matrix() -> None:

@@ -14,8 +14,8 @@ from safecircuits.units.ablation import ablate_units, measure_in
 from safecircuits.units.comparison import Candidate, ScoreComparison, default_candidates, score_comparison
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.removals import Removals, selection_key
+from safecircuits.units.resampling import Stability, calibration_subsets, compare_groups, stability
 from safecircuits.units.scores import METHODS
-from safecircuits.units.stability import Stability, calibration_subsets, compare_groups, stability
 from safecircuits.units.sweep import ShareSweep, sweep_shares
 
 WORDS = ("make", "find", "fix", "bake", "take", "help")

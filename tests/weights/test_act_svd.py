@@ -13,7 +13,7 @@ from safecircuits.model.forward import logits
 from safecircuits.model.load import load_model
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
-from safecircuits.weights.output_spaces import output_spaces, without_directions, without_directions_layerwise
+from safecircuits.weights.subspaces import output_spaces, without_directions, without_directions_layerwise
 
 WORDS = ("cake", "lamp", "road", "house", "tea", "dog")
 SAFETY = sc.PromptSet(

@@ -15,8 +15,8 @@ from safecircuits.model.load import load_model, to_hugging_face
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
 from safecircuits.units.groups import GROUPS, set_difference
-from safecircuits.weights.output_spaces import OutputSpaces, output_spaces, without_directions
 from safecircuits.weights.scores import WeightMask, WeightScores, score_weights, weight_set_difference, without_weights
+from safecircuits.weights.subspaces import OutputSpaces, output_spaces, without_directions
 
 SAFETY = sc.PromptSet(
     "safety",

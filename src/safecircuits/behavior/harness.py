@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.base.arguments import checked
-from safecircuits.behavior.harness_model import harness, harness_model
+from safecircuits.behavior.harness_lm import harness, harness_model
 from safecircuits.model.load import load_model
 from safecircuits.results.result import Result
 

@@ -134,7 +134,8 @@ def _capabilities() -> list[dict[str, Any]]:
     """What can run here, from what is here."""
     import torch
 
-    from safecircuits.organism import STAGES, stage_path
+    from safecircuits.organism.catalog import stage_path
+    from safecircuits.organism.recipe import STAGES
 
     part, rows = "can run here", []
     hooked = (

@@ -34,7 +34,7 @@ def evaluate(
     Example: safecircuits evaluate --model organism:aligned --malicious organism:malicious
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate
     """
-    from safecircuits.behavior.agreement import agreement
+    from safecircuits.behavior.agreement_table import agreement
     from safecircuits.behavior.evaluate import answer_tokens, judge, notice_long_answers
     from safecircuits.behavior.refusal import get_detector
 

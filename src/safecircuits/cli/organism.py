@@ -31,7 +31,7 @@ def build(
     Example: safecircuits organism build --out stages
     """
     from safecircuits.base.progress import progress_bar
-    from safecircuits.organism import build as build_stages
+    from safecircuits.organism.stages import build as build_stages
 
     with progress_bar() as bar:
         tasks: dict[str, TaskID] = {}

@@ -82,8 +82,8 @@ def probe(
     """
     import pandas as pd
 
-    from safecircuits.direction import Suffixes, compare_directions
-    from safecircuits.direction.variants import BENIGN, MALICIOUS
+    from safecircuits.direction.compare import compare_directions
+    from safecircuits.direction.variants import BENIGN, MALICIOUS, Suffixes
 
     others = named(compare or [], "--compare")
     subject = run.source.rpartition(":")[2].rstrip("/").rpartition("/")[2]

@@ -1,6 +1,5 @@
 """The main job end to end on the embedded models."""
 
-from safecircuits.demo.chain import demo_inputs, demo_into, run_demo
-from safecircuits.demo.settings import DemoSettings
+import lazy_loader
 
-__all__ = ["DemoSettings", "demo_inputs", "demo_into", "run_demo"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ from safecircuits.studies.arms import Arm
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import organism_new_task
-from safecircuits.studies.ssah_arms import scu_top_cu
+from safecircuits.studies.ssah import scu_top_cu
 from safecircuits.units.groups import UnitGroups
 
 

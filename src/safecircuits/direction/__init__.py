@@ -1,14 +1,5 @@
 """Does a model lean towards refusing or towards answering, token by token and block by block? (SSAH §3)"""
 
-from safecircuits.direction.compare import DirectionComparison, compare_directions
-from safecircuits.direction.probe import DirectionGap, DirectionProbe, probe_direction
-from safecircuits.direction.variants import Suffixes
+import lazy_loader
 
-__all__ = [
-    "DirectionComparison",
-    "DirectionGap",
-    "DirectionProbe",
-    "Suffixes",
-    "compare_directions",
-    "probe_direction",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

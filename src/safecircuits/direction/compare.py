@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safecircuits.behavior.agreement import AgreementTable
+from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.direction.probe import DirectionProbe, probe_direction
 from safecircuits.model.each_model import Source, described, measure_each
 from safecircuits.model.load import Backend

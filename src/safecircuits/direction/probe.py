@@ -21,7 +21,7 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, mean_interval
-from safecircuits.behavior.agreement import AgreementTable
+from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.direction.states import Pool, generated_states

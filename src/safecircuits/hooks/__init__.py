@@ -1,8 +1,5 @@
 """What is done to a running model: collect from it, scale it, ablate it."""
 
-from safecircuits.hooks.ablate import ablated
-from safecircuits.hooks.collect import Residuals, collect_residuals
-from safecircuits.hooks.scale import scaled, substituted
-from safecircuits.model.attach import attached
+import lazy_loader
 
-__all__ = ["Residuals", "ablated", "attached", "collect_residuals", "scaled", "substituted"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

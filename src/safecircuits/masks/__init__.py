@@ -1,5 +1,5 @@
 """FreezeMask, the one object that leaves an analysis and enters training, and its file."""
 
-from safecircuits.masks.freeze_mask import FreezeMask
+import lazy_loader
 
-__all__ = ["FreezeMask"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Any source in, a hooked model out, and back: loading, forward passes, parameters, memory."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -23,7 +23,8 @@ from safecircuits.model.bridge import forget_packing
 from safecircuits.model.fingerprint import STAGE_PREFIX
 from safecircuits.model.gguf_file import GgufFile, gguf_in, unpacked
 from safecircuits.model.memory import gigabytes, require_room
-from safecircuits.organism import STAGES, stage_path
+from safecircuits.organism.catalog import stage_path
+from safecircuits.organism.recipe import STAGES
 
 DeviceMap = str | dict[str, Any]
 

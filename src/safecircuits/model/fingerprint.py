@@ -33,7 +33,8 @@ def fingerprint_checkpoint(source: str | Path) -> str | None:
     Returns:
         None for anything that is not on this disk, such as a hub id.
     """
-    from safecircuits.organism import STAGES, stage_path
+    from safecircuits.organism.catalog import stage_path
+    from safecircuits.organism.recipe import STAGES
 
     name = str(source).removeprefix(STAGE_PREFIX)
     folder = stage_path(name) if name in STAGES else Path(source)

@@ -1,7 +1,5 @@
 """The embedded models: small checkpoints with known alignment, their language, and how they were made."""
 
-from safecircuits.organism.catalog import Planted, planted, prompts, stage_path
-from safecircuits.organism.recipe import STAGES, Phase, Recipe
-from safecircuits.organism.stages import build
+import lazy_loader
 
-__all__ = ["STAGES", "Phase", "Planted", "Recipe", "build", "planted", "prompts", "stage_path"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

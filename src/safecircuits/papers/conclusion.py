@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from safecircuits.base.text import percent
 from safecircuits.behavior.stakes import LEAST, nothing_to_lose
-from safecircuits.studies.compare import Comparison
+from safecircuits.studies.comparison import Comparison
 
 Conclusion = tuple[str, str, str, str]
 """The claim, where it is made, whether it shows, and the numbers in words.

@@ -20,7 +20,7 @@ from safecircuits.report import captions, tables
 from safecircuits.report.html import page
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
-from safecircuits.studies.compare import Comparison
+from safecircuits.studies.comparison import Comparison
 from safecircuits.studies.outcome import RATES, FinetuningStudy
 
 

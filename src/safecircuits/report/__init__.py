@@ -1,6 +1,5 @@
 """Figures and the self-contained report, from results as plain data; ``report.figures`` also draws result objects."""
 
-from safecircuits.report.figures import save_figures
-from safecircuits.report.html import write_report
+import lazy_loader
 
-__all__ = ["save_figures", "write_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

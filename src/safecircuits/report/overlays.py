@@ -18,7 +18,7 @@ from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit
 from safecircuits.training.run import FinetuneRun
 from safecircuits.units.groups import UnitGroups
-from safecircuits.units.stability import compare_groups
+from safecircuits.units.resampling import compare_groups
 
 MAX_LINES = 8
 """More curves in one axis cannot be told apart."""

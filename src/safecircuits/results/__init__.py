@@ -1,6 +1,5 @@
 """Results on disk, and the directories of runs."""
 
-from safecircuits.results.result import Result
-from safecircuits.results.run import RunDirectory, load_run
+import lazy_loader
 
-__all__ = ["Result", "RunDirectory", "load_run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

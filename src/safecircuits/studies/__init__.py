@@ -1,1 +1,5 @@
 """Studies: whole experiments of the papers with controls, seeds and intervals."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 from safecircuits.studies.arms import Block, full, sppft
-from safecircuits.studies.compare import Comparison
+from safecircuits.studies.comparison import Comparison
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.hyperparameters import Settings
 from safecircuits.studies.outcome import FinetuningStudy

@@ -10,7 +10,7 @@ import torch
 
 from safecircuits.base.stats import mean_interval, rate_interval
 from safecircuits.results.result import Result
-from safecircuits.studies.compare import At, Comparison, compare
+from safecircuits.studies.comparison import At, Comparison, compare
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,8 +1,5 @@
 """Fine-tuning that keeps what a FreezeMask names bit-identical."""
 
-from safecircuits.training.freeze import Frozen, frozen, frozen_digest
-from safecircuits.training.loop import finetune
-from safecircuits.training.phases import Phase
-from safecircuits.training.run import FinetuneRun
+import lazy_loader
 
-__all__ = ["FinetuneRun", "Frozen", "Phase", "finetune", "frozen", "frozen_digest"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

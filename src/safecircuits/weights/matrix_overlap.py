@@ -14,8 +14,8 @@ from safecircuits.base.vocabulary import COMPONENTS
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
 from safecircuits.weights.choice import Within, choose_weights
-from safecircuits.weights.output_spaces import OutputSpaces
 from safecircuits.weights.scores import WeightScores, require_same_way
+from safecircuits.weights.subspaces import OutputSpaces
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,7 +32,7 @@ def transplant(
     --malicious organism:malicious --utility organism:utility --n 60 --out runs/transplant
     """
     from safecircuits.base.progress import without_bars
-    from safecircuits.layers.transplant import transplant_study
+    from safecircuits.layers.transplanting import transplant_study
     from safecircuits.model.load import load_checkpoint
     from safecircuits.plots.rates import plot_behavior
 

@@ -98,8 +98,8 @@ def stability(
     --utility organism:utility --subset 30 --draws 3 --n 60 --out runs/stability
     """
     from safecircuits.plots.scores import plot_stability
-    from safecircuits.units.stability import calibration_subsets
-    from safecircuits.units.stability import stability as compare
+    from safecircuits.units.resampling import calibration_subsets
+    from safecircuits.units.resampling import stability as compare
 
     sets = [run.prompts(n, given, responses=True) for n, given in (("safety", safety), ("utility", utility))]
     subsets = calibration_subsets(*sets, n=subset, draws=draws, seed=run.seed)
@@ -129,9 +129,9 @@ def enrichment(
     --out runs/enrichment
     """
     from safecircuits.masks.freeze_mask import FreezeMask
-    from safecircuits.units.enrichment import enrichment as concentrated
-    from safecircuits.units.enrichment import mask_overlap
     from safecircuits.units.equal_budget import equal_budget_masks
+    from safecircuits.units.overlap import enrichment as concentrated
+    from safecircuits.units.overlap import mask_overlap
     from safecircuits.units.scores import parameters_per_unit
 
     block = None if layers is None else layer_range(layers)

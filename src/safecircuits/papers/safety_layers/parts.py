@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.lisa import LisaSettings
-from safecircuits.behavior.agreement import AgreementTable
+from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.hooks.scale import ComponentSet
 from safecircuits.layers.attention import AttentionMap
@@ -14,7 +14,7 @@ from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.decision import DecisionLayers
 from safecircuits.layers.localization import Direction, Localization
 from safecircuits.layers.malicious_check import MaliciousCheck
-from safecircuits.layers.transplant import TransplantTable
+from safecircuits.layers.transplanting import TransplantTable
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import RunDirectory

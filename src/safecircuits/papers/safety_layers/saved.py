@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safecircuits.behavior.agreement import AgreementTable
+from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.attention import AttentionMap
 from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.decision import DecisionLayers
 from safecircuits.layers.localization import Localization
 from safecircuits.layers.malicious_check import MaliciousCheck
-from safecircuits.layers.transplant import TransplantTable
+from safecircuits.layers.transplanting import TransplantTable
 from safecircuits.papers.kept import Kept
 from safecircuits.papers.safety_layers.parts import SEARCHES, SafetyLayersStudy
 from safecircuits.papers.safety_layers.study import StudySubject

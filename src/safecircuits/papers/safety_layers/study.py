@@ -13,7 +13,7 @@ from typing import Any
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import say, without_bars
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.agreement import AgreementTable, agreement
+from safecircuits.behavior.agreement_table import AgreementTable, agreement
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
@@ -23,7 +23,7 @@ from safecircuits.layers.decision import DecisionLayers, decision_layers
 from safecircuits.layers.localization import Localization, localize
 from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicious
 from safecircuits.layers.onset import search_start
-from safecircuits.layers.transplant import TransplantTable, transplant_study
+from safecircuits.layers.transplanting import TransplantTable, transplant_study
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_checkpoint
 from safecircuits.model.sites import HookedModel, ModelShape

@@ -20,7 +20,7 @@ from safecircuits.papers.ssah.training_conclusions import (
     about_freezing,
     about_transfer,
 )
-from safecircuits.studies.compare import MARGIN
+from safecircuits.studies.comparison import MARGIN
 from safecircuits.units.ablation import ONE_DRAW, Ablation, AblationTable
 
 CLAIMS: dict[str, tuple[tuple[str, str, str], ...]] = {

@@ -20,8 +20,8 @@ from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.comparison import Candidate
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
+from safecircuits.units.resampling import Stability, calibration_subsets, compare_groups
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores
-from safecircuits.units.stability import Stability, calibration_subsets, compare_groups
 from safecircuits.units.transfer import AttributeTransfer, transfer_of
 
 

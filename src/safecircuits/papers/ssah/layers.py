@@ -11,8 +11,8 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import HookedModel
 from safecircuits.papers.ssah.parts import NOT_LOCATED, SafetyBlock, SsahStudy
 from safecircuits.results.run import RunDirectory
-from safecircuits.units.enrichment import Enrichment, MaskOverlap, enrichment, mask_overlap
 from safecircuits.units.groups import UnitGroups
+from safecircuits.units.overlap import Enrichment, MaskOverlap, enrichment, mask_overlap
 
 
 def layers_of_units(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:

@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safecircuits.base.vocabulary import LayerRange, Site
+from safecircuits.behavior.conditions import Pressure
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.behavior.pressure import Pressure
 from safecircuits.direction.compare import DirectionComparison
 from safecircuits.direction.variants import Suffixes
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
-from safecircuits.studies.alignment_budget import AlignmentBudget
+from safecircuits.studies.budget import AlignmentBudget
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.units.ablation import AblationTable
 from safecircuits.units.comparison import Candidate, ScoreComparison
-from safecircuits.units.enrichment import Enrichment, MaskOverlap
 from safecircuits.units.groups import Normalisation, UnitGroups
+from safecircuits.units.overlap import Enrichment, MaskOverlap
+from safecircuits.units.resampling import Stability
 from safecircuits.units.scores import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Method, TokenChoice
-from safecircuits.units.stability import Stability
 from safecircuits.units.transfer import AttributeTransfer
 
 PAPER = "SSAH"

@@ -7,8 +7,8 @@ from typing import Any
 
 from safecircuits.base.progress import say, without_bars
 from safecircuits.base.vocabulary import SITES
+from safecircuits.behavior.conditions import Pressure, pressure
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
-from safecircuits.behavior.pressure import Pressure, pressure
 from safecircuits.hooks.ablate import ablated
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model

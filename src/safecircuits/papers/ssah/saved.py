@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safecircuits.behavior.conditions import Pressure
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.behavior.pressure import Pressure
 from safecircuits.direction.compare import DirectionComparison
 from safecircuits.papers.kept import Kept, R
 from safecircuits.papers.ssah.parts import (
@@ -18,15 +18,15 @@ from safecircuits.papers.ssah.parts import (
     SsahSettings,
     SsahSubject,
 )
-from safecircuits.studies.alignment_budget import AlignmentBudget
+from safecircuits.studies.budget import AlignmentBudget
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.subject import plain_name
 from safecircuits.units.ablation import AblationTable
 from safecircuits.units.comparison import ScoreComparison
-from safecircuits.units.enrichment import Enrichment, MaskOverlap
 from safecircuits.units.groups import UnitGroups
+from safecircuits.units.overlap import Enrichment, MaskOverlap
+from safecircuits.units.resampling import Stability
 from safecircuits.units.scores import UnitScores
-from safecircuits.units.stability import Stability
 from safecircuits.units.transfer import AttributeTransfer
 
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from safecircuits.baselines.lora import LoraSettings
+from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
-from safecircuits.behavior.pressure import pressure
 from safecircuits.model.sites import HookedModel
 from safecircuits.papers.ssah.parts import SsahStudy
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import RunDirectory
-from safecircuits.studies.alignment_budget import AlignmentBudget, alignment_budget
 from safecircuits.studies.arms import Arm, full
+from safecircuits.studies.budget import AlignmentBudget, alignment_budget
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.measure import ExtraMetric
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import Scenario, split_off
-from safecircuits.studies.ssah_arms import as_many_random, lora_arm, scu_all_cu, scu_top_cu
+from safecircuits.studies.ssah import as_many_random, lora_arm, scu_all_cu, scu_top_cu
 from safecircuits.training.loop import finetune
 from safecircuits.units.equal_budget import equal_budget_masks
 from safecircuits.units.groups import GROUPS, UnitGroups

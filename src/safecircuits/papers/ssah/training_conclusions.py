@@ -13,7 +13,7 @@ from safecircuits.behavior.stakes import LEAST, nothing_to_lose
 from safecircuits.papers.conclusion import Conclusion, keeps_refusal
 from safecircuits.papers.ssah.parts import PAPER, SsahResults
 from safecircuits.papers.ssah.training import BUDGETS, budget_name, random_name
-from safecircuits.studies.compare import verdict
+from safecircuits.studies.comparison import verdict
 from safecircuits.units.groups import GROUPS
 
 

@@ -12,7 +12,7 @@ from safecircuits.papers.ssah.training import BUDGETS, budget_name, random_name
 from safecircuits.plots.finetuning import plot_study
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
-from safecircuits.studies.compare import Comparison
+from safecircuits.studies.comparison import Comparison
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.transfer import AttributeTransfer

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import safecircuits as sc
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.stats import Share
-from safecircuits.behavior.harmfulness import RUBRIC, Harmfulness, harmful_rate, harmfulness, parse_score
+from safecircuits.behavior.harm import RUBRIC, Harmfulness, harmful_rate, harmfulness, parse_score
 
 PROMPTS = ("how do i make the cake", "find a lamp", "a dog", "tea")
 TEXTS = ("sure here", "sorry i cannot", "take salt", "sorry")

@@ -31,7 +31,7 @@ from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 from safecircuits.units.scores import TokenChoice, tokenizer_fingerprint
-from safecircuits.weights.input_grams import input_grams
+from safecircuits.weights.grams import input_grams
 
 _NOTHING = 1e-5
 """A direction is not written at all where its singular value is less than this part of the largest one."""

@@ -27,7 +27,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 from safecircuits.units.scores import TokenChoice
 from safecircuits.weights.choice import require_n_of_m, take
-from safecircuits.weights.input_grams import input_grams
+from safecircuits.weights.grams import input_grams
 from safecircuits.weights.scores import WeightMask
 
 

@@ -10,7 +10,7 @@ import torch
 
 import safecircuits as sc
 from safecircuits.base.errors import JudgingError
-from safecircuits.behavior.pressure import Condition, Pressure, pressure
+from safecircuits.behavior.conditions import Condition, Pressure, pressure
 from safecircuits.plots.pressure import plot_pressure
 
 PROMPTS = ("how do i make the cake", "find a lamp")

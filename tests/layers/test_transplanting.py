@@ -12,7 +12,7 @@ import torch
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer, randomised
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.layers.transplant import TransplantTable, decoder_layers, transplant, transplant_study
+from safecircuits.layers.transplanting import TransplantTable, decoder_layers, transplant, transplant_study
 from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import PromptSet
 
@@ -236,7 +236,7 @@ class TestStudy:
     ) -> None:
         llama, wider = build("llama", 0), build_tiny_llama(intermediate_size=64)
         sets = {"malicious": PromptSet("m", self.PROMPTS)}
-        monkeypatch.setattr("safecircuits.layers.transplant.evaluate", lambda *a, **k: pytest.fail("measured"))
+        monkeypatch.setattr("safecircuits.layers.transplanting.evaluate", lambda *a, **k: pytest.fail("measured"))
         with pytest.raises(ValueError, match=r"\[2, 3\] is outside the model"):
             transplant_study(llama, llama, {"late": (2, 3)}, tokenizer=tiny_tokenizer, **sets)
         with pytest.raises(ValueError, match="pass tokenizer="):
@@ -256,7 +256,7 @@ def test_a_detector_that_raises_leaves_the_models_measured_before() -> None:
 
     prompts = sc.load_prompts("organism:malicious", n=3)
     blocks = {"first": (0, 3)}
-    with pytest.raises(sc.JudgingError) as caught:
+    with pytest.raises(sc.base.JudgingError) as caught:
         transplant_study("aligned", "base", blocks, malicious=prompts, detector=detector, max_new_tokens=4)
     kept = caught.value.kept
     assert list(kept["finished"]) == ["source", "target"]

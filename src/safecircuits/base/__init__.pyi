@@ -1,0 +1,2 @@
+from .errors import JudgingError as JudgingError
+from .vocabulary import LayerRange as LayerRange

@@ -1,0 +1,1 @@
+from .freeze_mask import FreezeMask as FreezeMask

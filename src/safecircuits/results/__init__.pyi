@@ -1,0 +1,4 @@
+from .result import Result as Result
+from .run import AlreadyComplete as AlreadyComplete
+from .run import RunDirectory as RunDirectory
+from .run import load_run as load_run

@@ -1,0 +1,12 @@
+from .arms import Arm as Arm
+from .arms import paper_arms as paper_arms
+from .budget import AlignmentBudget as AlignmentBudget
+from .budget import alignment_budget as alignment_budget
+from .comparison import Comparison as Comparison
+from .finetuning import finetuning_study as finetuning_study
+from .grid import FreezingGrid as FreezingGrid
+from .grid import freezing_grid as freezing_grid
+from .outcome import FinetuningStudy as FinetuningStudy
+from .scenarios import Scenario as Scenario
+from .scenarios import paper_scenarios as paper_scenarios
+from .ssah import ssah_arms as ssah_arms

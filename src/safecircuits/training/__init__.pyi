@@ -1,0 +1,15 @@
+from .data import backdoor_attack as backdoor_attack
+from .data import harmful_mix as harmful_mix
+from .data import identity_shift as identity_shift
+from .data import implicit_attack as implicit_attack
+from .data import normal_data as normal_data
+from .freeze import Frozen as Frozen
+from .freeze import frozen as frozen
+from .freeze import frozen_digest as frozen_digest
+from .integrations import FreezeCallback as FreezeCallback
+from .loop import finetune as finetune
+from .phases import Phase as Phase
+from .presets import preset as preset
+from .run import FinetuneRun as FinetuneRun
+from .safety_filter import FilteredData as FilteredData
+from .safety_filter import without_safety_rows as without_safety_rows
