@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,21 +200,6 @@ def test_post_instruction_tokens_are_the_templates(tiny_tokenizer: Any) -> None:
         assert count_post_instruction_tokens(tiny_tokenizer, examples, template) == expected
     same_end = encode(tiny_tokenizer, ["find the dog", "make the dog"], template="none")
     assert count_post_instruction_tokens(tiny_tokenizer, same_end, "none") == 1
-
-
-def test_all_post_instruction_tokens_are_patched(make_tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
-    """With every position but the first tokens' replaced, patching after the first layer shows at the logits."""
-    from safecircuits.hooks.patching import CachedRun
-
-    model = make_tiny_model("bridge")
-    given_, other = (encode(tiny_tokenizer, [text], template="none") for text in ("find the dog", "make tea sure now"))
-    one, two = CachedRun.of(model, given_, 3), CachedRun.of(model, other, 3)
-    own = one.patched_logits(model, 1, one.residuals[1])
-    torch.testing.assert_close(own, one.logits, atol=1e-5, rtol=1e-5)
-    whole = one.patched_logits(model, 2, two.residuals[2])
-    torch.testing.assert_close(whole, two.logits, atol=1e-5, rtol=1e-5)
-    part = one.patched_logits(model, 0, two.residuals[0][:, -1:])
-    assert not torch.allclose(part, one.patched_logits(model, 0, two.residuals[0]), atol=1e-3)
 
 
 def test_bad_input_is_one_clear_error(planted: Any) -> None:

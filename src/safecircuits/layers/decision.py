@@ -20,7 +20,6 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked, read_fields
 from safecircuits.base.paired import LEVEL
-from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, canonical_order, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
@@ -142,7 +141,9 @@ def decision_layers(
     The k-th harmless prompt is paired with the k-th malicious one, up to the shorter set's length. What decides is read
     at the first answer token: the log-probability of the tokens with which the model's own refusals of the malicious
     prompts begin, minus that of the tokens with which its answers to the harmless ones do. No base model is needed.
-    It costs two forward passes over the pairs for each layer.
+    Above a patched layer only the patched positions change, so what stands before them is computed once, and one pass
+    over the patched positions serves all layers; a model that allows no prefix cache is run over the pairs twice for
+    each layer.
 
     The positions patched are the post-instruction tokens: the last token, and the other tokens that the template
     writes after the instruction, the same in all prompts.
@@ -213,17 +214,14 @@ def _effects(
     """Effect of patching after each layer, the mean of both directions, and the whole difference."""
 
     def score(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
-        refuse, comply = (logits[:, openings[name]].logsumexp(-1) for name in ("refuse", "comply"))
+        refuse, comply = (logits[:, openings[name]].double().logsumexp(-1) for name in ("refuse", "comply"))
         return refuse - comply
 
     normal, malicious = runs
     before, after = score(normal.logits), score(malicious.logits)
-    effects = []
-    for layer in track(range(len(normal.residuals)), "patched residual streams", enabled=progress):
-        gained = score(normal.patched_logits(model, layer, malicious.residuals[layer])) - before
-        lost = after - score(malicious.patched_logits(model, layer, normal.residuals[layer]))
-        effects.append((gained + lost) / 2)
-    return torch.stack(effects), after - before
+    gained = normal.patched(model, malicious, score, progress=progress) - before
+    lost = after - malicious.patched(model, normal, score, progress=progress)
+    return (gained + lost) / 2, after - before
 
 
 def _openings(refusing: Sequence[int], answering: Sequence[int]) -> dict[str, list[int]]:
