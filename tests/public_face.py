@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
+from typing import Any
 
 import safecircuits
 
@@ -22,3 +24,12 @@ def homes(room: str = "") -> dict[str, str]:
         if isinstance(statement, ast.ImportFrom) and statement.module
         for alias in statement.names
     }
+
+
+def everything() -> dict[str, Any]:
+    """What is public anywhere, by its path from ``safecircuits``: ``localize``, ``units.coupled_scores``."""
+    top = homes()
+    below = {f"{room}.{name}": (name, module) for room in ROOMS for name, module in homes(room).items()}
+    paths = {name: (name, module) for name, module in top.items()}
+    paths |= {path: home for path, home in below.items() if paths.get(home[0]) != home}
+    return {path: getattr(importlib.import_module(module), name) for path, (name, module) in paths.items()}

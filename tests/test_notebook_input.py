@@ -507,13 +507,6 @@ def test_models_to_compare_are_named_and_have_a_tokenizer(tiny_bridge: Any, tiny
         sc.compare_gaps({"mine": tiny_llama_hf}, PROMPTS, PROMPTS)
 
 
-def test_every_result_that_is_returned_can_be_named_to_load_it() -> None:
-    from safecircuits.results.result import Result
-
-    for name in ("AblationTable", "CoupledScores", "MaskOverlap", "ScoreComparison", "ShareSweep", "Stability"):
-        assert issubclass(getattr(sc, name), Result)
-
-
 # --- models ------------------------------------------------------------------------------------------------------
 
 DATA = sc.PromptSet("d", tuple(PROMPTS), ("here is a cake", "sure", "with salt", "that is it"))

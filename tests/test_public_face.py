@@ -10,7 +10,9 @@ import sys
 import pytest
 
 import safecircuits as sc
-from public_face import ROOMS, ROOT, homes
+from public_face import ROOMS, ROOT, everything, homes
+from safecircuits.results.register import MODULES, class_named
+from safecircuits.results.result import Result
 
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"cli"}
 
@@ -67,3 +69,10 @@ def test_the_library_imports_from_modules_so_that_the_import_contract_sees_it() 
         if isinstance(node, ast.ImportFrom) and faces.get(node.module or "", {}).keys() & {a.name for a in node.names}
     ]
     assert through == []
+
+
+def test_every_result_that_is_returned_can_be_named_to_load_it() -> None:
+    """The parts of a study of both papers aside, which its run directory loads."""
+    public = {thing for thing in everything().values() if isinstance(thing, type)}
+    saved = {kind for kind in map(class_named, MODULES) if issubclass(kind, Result)}
+    assert {kind.__name__ for kind in saved - public if ".papers." not in kind.__module__} == set()

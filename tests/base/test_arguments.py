@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safecircuits as sc
+from public_face import everything
 from safecircuits.base.arguments import LEAST, SHARES, checked, indices, number, readers_of, share, whole
 from safecircuits.training.recipe import Recipe
 
@@ -92,8 +93,7 @@ class TestReaders:
 
 
 def _functions() -> Iterator[tuple[str, Callable[..., Any]]]:
-    for name in sc.__all__:
-        thing = getattr(sc, name)
+    for name, thing in everything().items():
         if inspect.isfunction(thing):
             yield name, thing
 
@@ -129,7 +129,7 @@ class Untouched:
 
 @pytest.mark.parametrize(("function", "parameter", "kind"), NUMBERED, ids=lambda part: str(part))
 def test_every_number_of_every_public_function_is_read_first(function: str, parameter: str, kind: str) -> None:
-    call = getattr(sc, function)
+    call = everything()[function]
     needed = [
         p.name
         for p in inspect.signature(call).parameters.values()

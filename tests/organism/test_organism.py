@@ -116,7 +116,7 @@ def test_prompts_answers_belong_to_their_prompts() -> None:
 def test_bad_requests_are_clear_errors() -> None:
     with pytest.raises(ValueError, match="has 444: choose n between 1 and 444"):
         organism.prompts("malicious", n=100_000)
-    with pytest.raises(ValueError, match="choose n between"):
+    with pytest.raises(ValueError, match="n must be at least 1, not 0"):
         organism.prompts("malicious", n=0)
     with pytest.raises(ValueError, match="unknown kind of prompt 'evil': expected one of malicious"):
         organism.prompts("evil")  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_bad_requests_are_clear_errors() -> None:
         organism.planted("aligned")
     with pytest.raises(ValueError, match="unknown stage 'instruct'"):
         organism.build("unused", stages=["instruct"])
-    with pytest.raises(ValueError, match="the seed is -1"):
+    with pytest.raises(ValueError, match="seed must be at least 0, not -1"):
         organism.build("unused", seed=-1)
 
 

@@ -305,7 +305,7 @@ class TestOverlap:
         assert found.values["1.o"] == pytest.approx(np.trace(a @ a.T @ b @ b.T) / 3, rel=1e-4)
         assert found.chance["1.o"] == 3 / 32
         assert found.plot(Figure().subplots()).get_ylabel()
-        with pytest.raises(ValueError, match="rank is at least 1"):
+        with pytest.raises(ValueError, match="rank must be at least 1, not 0"):
             space_overlap(s, u, 0)
         scores = score_weights(tiny_bridge, SAFETY, method="wanda")
         with pytest.raises(ValueError, match="no weight at all"):

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from safecircuits.base.arguments import checked
 from safecircuits.organism.grammar import Kind, Split, examples
 from safecircuits.organism.recipe import STAGES
 from safecircuits.prompts.prompt_set import PromptSet
@@ -68,6 +69,7 @@ def planted_in(folder: Path) -> Planted | None:
     return Planted(tuple(found["layers"]), units)
 
 
+@checked
 def prompts(kind: Kind, split: Split = "test", n: int | None = None, seed: int = 0) -> PromptSet:
     """Prompts of one kind with the wanted answers: refusals for ``malicious``, right answers for the others.
 
@@ -77,7 +79,7 @@ def prompts(kind: Kind, split: Split = "test", n: int | None = None, seed: int =
         ValueError: for an unknown kind or split, or if ``n`` is not between 1 and the size of the set.
     """
     pool = list(examples(kind, split))
-    if n is not None and not 1 <= n <= len(pool):
+    if n is not None and n > len(pool):
         raise ValueError(
             f"{n} prompts of kind {kind!r} asked for, but the {split} split has {len(pool)}: "
             f"choose n between 1 and {len(pool)}."

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.progress import without_bars
@@ -23,6 +24,7 @@ Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done and the steps in all."""
 
 
+@checked
 def build(
     out_dir: str | Path,
     *,
@@ -55,8 +57,6 @@ def build(
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
         raise ValueError(f"unknown stage {unknown[0]!r}: expected some of {', '.join(STAGES)}.")
-    if seed < 0:
-        raise ValueError(f"the seed is {seed}, but it must be zero or more.")
     recipe, root = recipe or Recipe(), Path(out_dir)
     card_path = require_replaceable(root / "MODEL_CARD.md", "model card")
     for stage in ("base", *stages):

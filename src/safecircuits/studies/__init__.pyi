@@ -5,8 +5,10 @@ from .budget import alignment_budget as alignment_budget
 from .comparison import Comparison as Comparison
 from .finetuning import finetuning_study as finetuning_study
 from .grid import FreezingGrid as FreezingGrid
+from .grid import GridCell as GridCell
 from .grid import freezing_grid as freezing_grid
 from .outcome import FinetuningStudy as FinetuningStudy
+from .outcome import StudyRun as StudyRun
 from .scenarios import Scenario as Scenario
 from .scenarios import paper_scenarios as paper_scenarios
 from .ssah import ssah_arms as ssah_arms

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.base.arguments import indices
+from safecircuits.base.arguments import checked, indices
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
@@ -52,6 +52,7 @@ class AnswerTokens:
         return refuse - logits[:, list(self.comply)].float().logsumexp(-1)
 
 
+@checked
 def find_answer_tokens(
     model: HookedModel,
     malicious: PromptSet,

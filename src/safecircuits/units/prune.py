@@ -24,6 +24,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
 from safecircuits.model.checkpoint_folder import write_checkpoint
@@ -171,6 +172,7 @@ def _require_same_as_ablated(source: Any, smaller: Any, units: Units, means: Uni
         )
 
 
+@checked
 def lowest_even(
     order: Mapping[Site, Float[Tensor, "layer unit"]], shape: ModelShape, *, neurons: int = 0, kv_heads: int = 0
 ) -> Selection:

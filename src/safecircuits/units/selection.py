@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.base.arguments import whole
+from safecircuits.base.arguments import checked, whole
 from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.ablate import Units
 from safecircuits.model.sites import ModelShape
@@ -160,6 +160,7 @@ def count_units(units: Units) -> int:
     return sum(len(indices) for by_layer in units.values() for indices in by_layer.values())
 
 
+@checked
 def random_units(like: Units, shape: ModelShape, seed: int, *, per_layer: bool = False) -> Selection:
     """As many units of each site as ``like`` has, drawn without replacement from all layers.
 

@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.weights.scores import WeightMask, WeightScores
 
 Within = Literal["row", "matrix"]
 
 
+@checked
 def choose_weights(
     scores: WeightScores,
     share: float | None = None,
@@ -64,6 +66,7 @@ def choose_weights(
     return WeightMask({key: chosen(score) for key, score in scores.scores.items()}, scores.shape, provenance)
 
 
+@checked
 def random_weights(like: WeightMask, seed: int = 0) -> WeightMask:
     """The control: as many weights of each matrix as ``like`` has, drawn without replacement."""
     generator = torch.Generator().manual_seed(seed)

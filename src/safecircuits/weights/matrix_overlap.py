@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import COMPONENTS
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
@@ -51,6 +52,7 @@ class MatrixOverlap(Result):
         return plot_overlap(self.to_frame(), self.chance, self.measure, ax=ax)
 
 
+@checked
 def weight_overlap(
     safety: WeightScores, utility: WeightScores, share: float = 0.05, *, within: Within = "matrix"
 ) -> MatrixOverlap:
@@ -79,14 +81,13 @@ def weight_overlap(
     return MatrixOverlap(one.jaccard(other), chance, "jaccard", safety.shape, provenance)
 
 
+@checked
 def space_overlap(safety: OutputSpaces, utility: OutputSpaces, rank: int) -> MatrixOverlap:
     """Share that the ``rank`` leading directions of safety and of utility have in common, matrix by matrix.
 
     Raises:
         ValueError: for spaces of another model, or of fewer directions than ``rank``.
     """
-    if rank < 1:
-        raise ValueError(f"rank is at least 1, not {rank}")
     # A random direction has, squared, a rank/out of itself in any space of that rank.
     chance = {key: min(1.0, rank / basis.shape[0]) for key, basis in safety.bases.items()}
     provenance = {"safety": safety.provenance, "utility": utility.provenance, "rank": rank}

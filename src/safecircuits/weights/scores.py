@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import Component
 from safecircuits.hooks.linear_maps import Matrix, components_of, watched
@@ -124,6 +125,7 @@ class WeightMask(Result):
         return in_checkpoint_names(model, masks, checkpoint_parameters(model)) if is_bridge(model) else masks
 
 
+@checked
 def score_weights(
     model: HookedModel,
     data: PromptSet,
@@ -191,6 +193,7 @@ def score_weights(
     return WeightScores(scores, method, where, count, ModelShape.of(model), fingerprint, provenance, relative)
 
 
+@checked
 def weight_set_difference(safety: WeightScores, utility: WeightScores, *, q: float, p: float) -> WeightMask:
     """The top ``q`` of each matrix by safety without its top ``p`` by utility: S^s(q) − S^u(p) (Wei et al. §2.3).
 

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import Component
 from safecircuits.hooks.linear_maps import Matrix, components_of
@@ -39,6 +40,7 @@ class SparseWeights(Result):
     removed: WeightMask
 
 
+@checked
 def sparse_gpt(
     model: HookedModel,
     data: PromptSet,

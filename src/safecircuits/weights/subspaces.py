@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import Component
 from safecircuits.hooks.linear_maps import Matrix, components_of
@@ -69,6 +70,7 @@ class OutputSpaces(Result):
         return shares
 
 
+@checked
 def output_spaces(
     model: HookedModel,
     data: PromptSet,
@@ -123,6 +125,7 @@ def output_spaces(
     return OutputSpaces(bases, values, tokens, ModelShape.of(model), tokenizer_fingerprint(model.tokenizer), provenance)
 
 
+@checked
 @contextmanager
 def without_directions(
     model: HookedModel,
@@ -157,6 +160,7 @@ def without_directions(
         yield
 
 
+@checked
 @contextmanager
 def without_directions_layerwise(
     model: HookedModel,
