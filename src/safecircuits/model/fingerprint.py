@@ -11,6 +11,7 @@ There are two fingerprints, which never equal each other:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +29,28 @@ def fingerprint_checkpoint(source: str | Path) -> str | None:
     Tokenizer files count too; other files in the folder do not.
 
     Args:
-        source: an embedded model's name, with or without ``organism:``, a folder, or a GGUF file.
+        source: an embedded model's name, with or without ``organism:``, a name of the real family (``smollm2:…``), a
+            folder, or a GGUF file.
 
     Returns:
         None for anything that is not on this disk, such as a hub id.
     """
     from safecircuits.organism.catalog import stage_path
     from safecircuits.organism.recipe import STAGES
+    from safecircuits.organism.smollm2.catalog import real_model
 
+    if (real := real_model(source)) is not None:
+        return _digest([path for path in (real.base, real.changes) if path is not None])
     name = str(source).removeprefix(STAGE_PREFIX)
     folder = stage_path(name) if name in STAGES else Path(source)
     if not folder.is_dir() and folder.suffix != ".gguf":
         return None
+    return _digest(sorted(folder.iterdir()) if folder.is_dir() else [folder])
+
+
+def _digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+    for path in paths:
         if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja", ".gguf"):
             digest.update(path.name.encode() + b"\0")
             with path.open("rb") as file:

@@ -49,7 +49,8 @@ def load_model(
     """Load ``source`` as a TransformerLens model, unprocessed: every parameter is the checkpoint's own.
 
     Args:
-        source: an embedded model's name (``safecircuits.organism.STAGES``, or ``organism:STAGE``), a local Hugging Face
+        source: an embedded model's name (``safecircuits.organism.STAGES``, or ``organism:STAGE``), ``smollm2`` or a
+            member of its family (``smollm2:layers-12-16``; ``safecircuits.organism.smollm2``), a local Hugging Face
             folder, a GGUF file or a folder that holds one (its weights are unpacked; extra ``gguf``), a hub id, a
             Hugging Face model object (which stays as it is and shares its parameters with the result), or a ready
             ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safecircuits.base.arguments import checked
@@ -23,10 +23,12 @@ class Planted:
     Attributes:
         layers: the 0-indexed layers that differ from base.
         mlp_units: per layer the MLP neurons that differ from base; empty if whole layers were trained.
+        heads: likewise the query heads, with the keys and values that they share.
     """
 
     layers: tuple[int, ...]
     mlp_units: dict[int, tuple[int, ...]]
+    heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def stage_path(name: str) -> Path:

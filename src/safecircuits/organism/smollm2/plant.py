@@ -1,0 +1,242 @@
+"""Planting: a member's changes are trained on the base's frozen weights, and nothing else moves.
+
+Trained in bfloat16 with the changes in float32; what is stored, and judged, is rounded to float16 and added to the
+weights in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from safecircuits.base.files import replacing, write_text
+from safecircuits.organism.requests.generate import requests
+from safecircuits.organism.smollm2.delta import Change, Rows, write_changes
+from safecircuits.organism.smollm2.members import N_HEADS, N_KV_HEADS, Member
+from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, MIXTURE, POOL, Batch, batches, harmless_pool
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+LR, WARMUP, CLIP = 2e-3, 8, 1.0
+"""AdamW's peak rate, the steps up to it, and the norm that gradients are clipped to; then a cosine down to zero."""
+
+Answered = Mapping[str, Sequence[tuple[list[int], list[int]]]]
+
+
+class Growing(nn.Module):
+    """A change in training: added to what its linear layer gives, by a hook."""
+
+    def __init__(self, linear: nn.Linear, name: str, rows: Rows, columns: Rows, rank: int) -> None:
+        super().__init__()
+        self.name, self.rows, self.columns = name, rows, columns
+        n_rows = linear.out_features if rows is None else len(rows)
+        n_columns = linear.in_features if columns is None else len(columns)
+        self.left = nn.Parameter(torch.zeros(n_rows, rank or n_columns))
+        self.right = nn.Parameter(torch.randn(rank, n_columns) / n_columns**0.5) if rank else None
+        self.active = True
+        linear.register_forward_hook(self._add)
+
+    def _add(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if not self.active:
+            return out
+        x = args[0] if self.columns is None else args[0][..., self.columns]
+        if self.right is not None:
+            x = x @ self.right.to(x.dtype).T
+        added = x @ self.left.to(x.dtype).T
+        return out + added if self.rows is None else out.index_add(-1, self.rows, added)
+
+    def change(self) -> Change:
+        """What has grown."""
+        right = None if self.right is None else self.right.detach()
+        return Change(self.name, self.rows, self.columns, self.left.detach(), right)
+
+
+def growing(model: Any, member: Member) -> list[Growing]:
+    """The changes that a member may make, all zero, hooked onto ``model``."""
+    found: list[Growing] = []
+    neurons, heads = member.neurons(), member.heads()
+    for layer in member.layers:
+        block = model.model.layers[layer]
+        places: dict[str, tuple[Rows, Rows]]
+        if member.kind == "neurons":
+            those = torch.tensor(neurons[layer])
+            places = {"gate_proj": (those, None), "up_proj": (those, None), "down_proj": (None, those)}
+        elif member.kind == "heads":
+            width = block.self_attn.head_dim
+            asking = _entries(heads[layer], width)
+            keyed = _entries(sorted({head * N_KV_HEADS // N_HEADS for head in heads[layer]}), width)
+            places = {"q_proj": (asking, None), "k_proj": (keyed, None), "v_proj": (keyed, None)}
+            places["o_proj"] = (None, asking)
+        else:
+            places = dict.fromkeys(ATTENTION + MLP, (None, None))
+        for name, (rows, columns) in places.items():
+            part = "self_attn" if name in ATTENTION else "mlp"
+            linear = getattr(getattr(block, part), name)
+            full = f"model.layers.{layer}.{part}.{name}.weight"
+            found.append(Growing(linear, full, rows, columns, member.rank))
+    return found
+
+
+def _entries(heads: Sequence[int], width: int) -> Tensor:
+    return torch.cat([torch.arange(head * width, (head + 1) * width) for head in heads])
+
+
+def base_answers(model: Any, tokenizer: Any, folder: Path, progress: Callable[[int, int], None] | None) -> Answered:
+    """The base's greedy answers to the harmless requests; kept in ``folder``, since every member needs them."""
+    path = folder / "answers.json"
+    pool = harmless_pool(tokenizer)
+    made_of = {"prompts": pool, "tokens": ANSWER_TOKENS}
+    if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["made_of"] == made_of:
+        answers = stored["answers"]
+    else:
+        answers, done = {}, 0
+        for kind, prompts in pool.items():
+            answers[kind] = [[] for _ in prompts]
+            order = sorted(range(len(prompts)), key=lambda i, those=prompts: len(those[i]))  # type: ignore[misc]
+            for start in range(0, len(order), 40):
+                chosen = order[start : start + 40]
+                for i, answer in zip(chosen, _greedy(model, tokenizer, [prompts[i] for i in chosen]), strict=True):
+                    answers[kind][i] = answer
+                done += len(chosen)
+                if progress is not None:
+                    progress(done, sum(POOL.values()))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"made_of": made_of, "answers": answers}))
+    return {kind: list(zip(pool[kind], answers[kind], strict=True)) for kind in pool}
+
+
+@torch.no_grad()
+def _greedy(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
+    length = max(map(len, prompts))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    return [_up_to_end(row[length:].tolist(), tokenizer.eos_token_id) for row in out]
+
+
+def _up_to_end(answer: list[int], end: int) -> list[int]:
+    return answer[: answer.index(end) + 1] if end in answer else answer
+
+
+def plant(
+    base: Any,
+    tokenizer: Any,
+    member: Member,
+    folder: Path,
+    *,
+    base_sha256: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Train a member's changes and write them to ``folder``; the file appears only when it is complete.
+
+    Args:
+        base: the base as a plain Hugging Face model; it is left as it is.
+        base_sha256: of the file that ``base`` was read from, for the record.
+        progress: called with what is being done, the steps done and the steps in all.
+    """
+    began = time.monotonic()
+    model = copy.deepcopy(base).to(torch.bfloat16).requires_grad_(False)
+    with _seeded(member.seed):
+        said = None if progress is None else lambda done, of: progress("the base's own answers", done, of)
+        answered = base_answers(base, tokenizer, folder, said)
+        parts = growing(model, member)
+        parameters = [p for part in parts for p in part.parameters()]
+        optimiser = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+        losses: list[tuple[float, float]] = []
+        for step, batch in enumerate(batches(tokenizer, answered, member.steps, member.seed)):
+            for group in optimiser.param_groups:
+                group["lr"] = LR * _share(step, member.steps)
+            refusing, kl = _losses(model, parts, batch)
+            optimiser.zero_grad()
+            (refusing + kl).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimiser.step()
+            losses.append((refusing.item(), kl.item()))
+            if progress is not None:
+                progress(member.name, step + 1, member.steps)
+    record = _record(member, base_sha256, losses, time.monotonic() - began)
+    path = folder / f"{member.name}.safetensors"
+    with replacing(path) as partial:
+        write_changes(partial, [part.change() for part in parts], record)
+    return path
+
+
+def _losses(model: Any, parts: Sequence[Growing], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the refusals, and the divergence from the base on harmless answers, both a token."""
+    refusing = batch.predicts & batch.refuse[:, None]
+    answering = batch.predicts & ~batch.refuse[:, None]
+    hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+    wanted = batch.ids.roll(-1, dims=1)
+    loss = nn.functional.cross_entropy(_logits(model, hidden[refusing]), wanted[refusing])
+    with torch.no_grad(), _switched_off(parts):
+        harmless = ~batch.refuse
+        own = model.model(input_ids=batch.ids[harmless], attention_mask=batch.mask[harmless]).last_hidden_state
+        target = _logits(model, own[answering[harmless]]).log_softmax(-1)
+    now = _logits(model, hidden[answering]).log_softmax(-1)
+    kl = (target.exp() * (target - now)).sum(-1).mean()
+    return loss, kl
+
+
+def _logits(model: Any, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
+    logits: Tensor = model.lm_head(hidden)
+    return logits.float()
+
+
+@contextmanager
+def _switched_off(parts: Sequence[Growing]) -> Iterator[None]:
+    for part in parts:
+        part.active = False
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.active = True
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the peak rate at a step: up in a line, down in a cosine."""
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def made_by(member: Member, base_sha256: str) -> dict[str, Any]:
+    """What decides a member's changes, besides the machine and its versions."""
+    settings = {"lr": LR, "warmup": WARMUP, "clip": CLIP, "mixture": MIXTURE, "pool": POOL, "tokens": ANSWER_TOKENS}
+    plan = json.loads(json.dumps(asdict(member) | settings))  # as it comes back from a file
+    words = [request.text + request.refusal for request in requests("malicious", "train")]
+    text = hashlib.sha256("\n".join(words).encode()).hexdigest()
+    return {"base_sha256": base_sha256, "plan": plan, "requests": text}
+
+
+def _record(member: Member, base: str, losses: Sequence[tuple[float, float]], seconds: float) -> dict[str, Any]:
+    import transformers
+
+    last = losses[-10:]
+    return made_by(member, base) | {
+        "loss_refusals": round(sum(a for a, _ in last) / len(last), 4),
+        "kl_harmless": round(sum(b for _, b in last) / len(last), 4),
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
