@@ -26,8 +26,8 @@ from safecircuits.data.sources import load_prompts
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.model.load import load_model
 from safecircuits.papers.published import PAPERS, published
-from safecircuits.papers.safety_layers.parts import StudyPrompts, StudySettings
 from safecircuits.papers.safety_layers.published import measured_numbers
+from safecircuits.papers.safety_layers.settings import StudyPrompts, StudySettings
 from safecircuits.papers.safety_layers.study import safety_layers_study
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.provenance import provenance

@@ -15,8 +15,7 @@ from test_study_ssah_page import small as small_ssah
 
 from browser import require_good, show
 from commands import refuse, succeed
-from safecircuits.papers.ssah.page import report_page
-from safecircuits.papers.ssah.parts import cut_by
+from safecircuits.papers.ssah.settings import cut_by
 from safecircuits.papers.ssah.study import ssah_study
 from safecircuits.report.compare_runs import compared_table
 from safecircuits.report.html import render
@@ -75,9 +74,9 @@ class TestOne:
             study = ssah_study("organism:aligned", ssah_prompts(), made, settings=settings, unaligned="unaligned")
             made.file("report.html").write_text("an earlier version")
         succeed("report", tmp_path / "run")
-        page, _ = report_page(study, run_provenance(load_run(tmp_path / "run")))
+        page, _ = study.page(run_provenance(load_run(tmp_path / "run")))
         assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == page
-        [row] = [row for row in study.removals["wifv"]["zero"].rows if row.name == "SCU"]
+        [row] = [row for row in study.removed["wifv"]["zero"].rows if row.name == "SCU"]
         assert f"{row.n_units} units" in page
         shutil.rmtree(tmp_path / "run" / "results" / "groups_0")
         assert "groups_0" in refuse("report", tmp_path / "run")

@@ -20,11 +20,9 @@ from safecircuits.cli import app
 from safecircuits.cli.study import _published, _sizes
 from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.localization import Localization
-from safecircuits.papers.safety_layers import study as study_module
-from safecircuits.papers.safety_layers.conclusions import conclusions
-from safecircuits.papers.safety_layers.page import report_page, saved_page
-from safecircuits.papers.safety_layers.parts import SafetyLayersStudy, StudyPrompts, StudySettings
-from safecircuits.papers.safety_layers.study import safety_layers_study
+from safecircuits.papers.safety_layers import checks, gap, localization
+from safecircuits.papers.safety_layers.settings import StudyPrompts, StudySettings
+from safecircuits.papers.safety_layers.study import StudySubject, safety_layers_study
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import RunDirectory, load_run, run_provenance
 from safecircuits.studies.outcome import FinetuningStudy
@@ -68,6 +66,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return study, folder
 
 
+def saved_page(folder: Path) -> str:
+    return StudySubject.load(folder / "results" / "subject").study(folder).page(run_provenance(load_run(folder)))[0]
+
+
 def test_every_part_is_there_and_loads_again(done: tuple[Any, Path]) -> None:
     study, folder = done
     kept = {path.name for path in (folder / "results").iterdir()}
@@ -82,7 +84,7 @@ def test_every_part_is_there_and_loads_again(done: tuple[Any, Path]) -> None:
 def test_the_report_is_made_again_from_what_is_saved(done: tuple[Any, Path]) -> None:
     study, folder = done
     record = load_run(folder)
-    assert saved_page(folder, record) == report_page(study, run_provenance(record))[0]
+    assert saved_page(folder) == study.page(run_provenance(record))[0]
 
 
 def test_the_base_model_has_no_gap_and_the_block_refuses_in_it(done: tuple[Any, Path]) -> None:
@@ -107,15 +109,15 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study_module, "answered_malicious", stop)
+        patched.setattr(checks, "answered_malicious", stop)
         with pytest.raises(KeyboardInterrupt), RunDirectory.open(tmp_path / "run", "study", {}) as run:
             safety_layers_study("aligned", prompts(), run, settings=settings)
 
     def again(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("counted again")
 
-    monkeypatch.setattr(study_module, "localize", again)
-    monkeypatch.setattr(study_module, "compare_gaps", again)
+    monkeypatch.setattr(localization, "localize", again)
+    monkeypatch.setattr(gap, "compare_gaps", again)
     with RunDirectory.open(tmp_path / "run", "study", {}) as run:
         study = safety_layers_study("aligned", prompts(), run, settings=settings)
     assert study.check is not None
@@ -132,14 +134,17 @@ def test_a_model_that_is_called_base_is_not_taken_for_the_base_model(
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study_module, "localize", stop)
+    monkeypatch.setattr(localization, "localize", stop)
     with pytest.raises(KeyboardInterrupt), RunDirectory.open(tmp_path / "run", "study", {}) as run:
         safety_layers_study(str(source), prompts(), run, settings=small(), base="organism:base")
     gaps = GapComparison.load(tmp_path / "run" / "results" / "gaps")
     assert gaps.onsets["base"] is None
     assert gaps.onsets["base (studied)"] is not None
-    subject = study_module.StudySubject.load(tmp_path / "run" / "results" / "subject")
-    assert [subject.study(beside_base=there).name for there in (True, False)] == ["base (studied)", "base"]
+    kept = tmp_path / "run" / "results"
+    subject = StudySubject.load(kept / "subject")
+    assert subject.empty(kept).name == "base (studied)"
+    shutil.rmtree(kept / "behavior_base")
+    assert subject.empty(kept).name == "base"
 
 
 def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,13 +167,13 @@ def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, monkeypatch: py
 
 def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:
     study, _ = done
-    html, figures = report_page(study, {"seed": 0})
+    html, figures = study.page({"seed": 0})
     located = study.located
     assert f"{located.lower.best.count} of 16 refused" in html
     assert f"Planted [3, 5]; located {study.block}" in html
     assert "Table 1" not in html  # none of the paper's models
     assert {"gaps", "pairs", "sweeps_0", "transplant", "attention", "finetuning_0"} <= set(figures)
-    entries = conclusions(study)
+    entries = study.conclusions()
     assert {entry["shows"] for entry in entries} <= {"yes", "no", "unclear", "inconclusive"}
     truth = next(entry for entry in entries if entry["paper"] == "ground truth")
     assert (truth["shows"] == "yes") == (located.located and study.block == LayerRange(3, 5))
@@ -178,7 +183,7 @@ def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:
 
 def test_the_page_in_a_browser(done: tuple[Any, Path], tmp_path: Path) -> None:
     _, folder = done
-    require_good({"study": saved_page(folder, load_run(folder))}, tmp_path)
+    require_good({"study": saved_page(folder)}, tmp_path)
 
 
 def test_what_holds_unscaled_too_is_no_effect_of_scaling(done: tuple[Any, Path]) -> None:
@@ -189,10 +194,10 @@ def test_what_holds_unscaled_too_is_no_effect_of_scaling(done: tuple[Any, Path])
             "before": replace(too_far.before, degenerate=before),
             "after": replace(too_far.after, degenerate=after),
         }
-        entries = conclusions(replace(study, too_far=replace(too_far, **points)))
+        entries = study.having(too_far=replace(too_far, **points)).conclusions()
         assert next(e for e in entries if "too far" in e["effect"])["shows"] == shows
-    still = {name: _unmoved(found) for name, found in study.searches.items()}
-    entries = conclusions(replace(study, searches=still))
+    still = {f"localization_{i}": _unmoved(found) for i, found in enumerate(study.searches.values())}
+    entries = study.having(**still).conclusions()
     assert next(e for e in entries if "the same whichever" in e["effect"])["shows"] == "inconclusive"
 
 
@@ -204,8 +209,7 @@ def _unmoved(found: Any) -> Any:
 
 def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[Any, Path]) -> None:
     study, _ = done
-    known = SafetyLayersStudy(**{**vars(study), "source": "meta-llama/Meta-Llama-3-8B-Instruct"})
-    html, _ = report_page(known, {})
+    html, _ = replace(study, source="meta-llama/Meta-Llama-3-8B-Instruct").page({})
     assert "upper [7, 12]" in html
     assert "9.62" in html  # harmful rate of SPPFT on D_N
     assert f"<td>139</td><td>{study.located.baseline.count}</td>" in html.replace("\n", "")

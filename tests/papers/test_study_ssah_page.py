@@ -17,15 +17,11 @@ from safecircuits.behavior.evaluate import Behavior
 from safecircuits.cli import app
 from safecircuits.cli.study_ssah import cuts
 from safecircuits.direction.variants import Suffixes
-from safecircuits.papers.ssah import groups as ssah_groups
-from safecircuits.papers.ssah import removal as ssah_removal
-from safecircuits.papers.ssah import study as ssah
-from safecircuits.papers.ssah import training as training_module
-from safecircuits.papers.ssah.conclusions import conclusions, removal_verdict
-from safecircuits.papers.ssah.page import report_page, saved_page
-from safecircuits.papers.ssah.parts import SsahPrompts, SsahSettings, SsahStudy, cut_by
-from safecircuits.papers.ssah.study import ssah_study
-from safecircuits.papers.ssah.training import arms_of, random_name
+from safecircuits.papers.ssah import behavior, direction, equal, removals, scores, stability
+from safecircuits.papers.ssah.freezing import arms_of, random_name
+from safecircuits.papers.ssah.removals import removal_verdict
+from safecircuits.papers.ssah.settings import SsahPrompts, SsahSettings, cut_by
+from safecircuits.papers.ssah.study import SsahStudy, SsahSubject, check_inputs, ssah_study
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import RunDirectory, load_run, run_provenance
 from safecircuits.studies.outcome import FinetuningStudy
@@ -76,7 +72,7 @@ def prompts(**changes: Any) -> SsahPrompts:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SsahStudy, Path]]:
     folder = tmp_path_factory.mktemp("study") / "run"
     with pytest.MonkeyPatch.context() as patched, RunDirectory.open(folder, "study", {}) as run:
-        patched.setattr(training_module, "BUDGETS", {"a quarter": 0.25})  # a budget is enough here
+        patched.setattr(equal, "BUDGETS", {"a quarter": 0.25})  # a budget is enough here
         yield ssah_study("aligned", prompts(), run, settings=small(), base="base", unaligned="unaligned"), folder
 
 
@@ -109,7 +105,7 @@ def test_curves_have_a_point_at_the_paper_s_share_that_is_the_removal_of_the_scu
 ) -> None:
     study, _ = done
     assert study.scores is not None
-    for curve, tables in zip(study.scores.curves, study.removals.values(), strict=True):
+    for curve, tables in zip(study.scores.curves, study.removed.values(), strict=True):
         [row] = [row for row in tables["zero"].rows if row.name == "SCU"]
         assert [point.removed for point in curve.points] == [1, 8, row.n_units]
         assert curve.points[-1].refusal == pytest.approx(row.behavior.rates["malicious_refused"])
@@ -119,7 +115,8 @@ def test_curves_have_a_point_at_the_paper_s_share_that_is_the_removal_of_the_scu
 def test_the_report_is_made_again_from_what_is_saved(done: tuple[SsahStudy, Path]) -> None:
     study, folder = done
     record = {"command": "study", "arguments": {}, "inputs": {}, "provenance": {}, "finished": "now", "seconds": 1}
-    assert saved_page(folder, record) == report_page(study, run_provenance(record))[0]
+    again = SsahSubject.load(folder / "results" / "subject").study(folder)
+    assert again.page(run_provenance(record))[0] == study.page(run_provenance(record))[0]
 
 
 def test_every_frozen_arm_has_as_many_random_units_beside_it(done: tuple[SsahStudy, Path]) -> None:
@@ -133,7 +130,7 @@ def test_every_frozen_arm_has_as_many_random_units_beside_it(done: tuple[SsahStu
 
 def test_the_paper_s_schedule_doubles_the_steps_and_begins_with_all_cu(done: tuple[SsahStudy, Path]) -> None:
     study, _ = done
-    arms = {arm.name: arm for arm in arms_of(SsahStudy(**{**vars(study), "settings": small(longer=2)}))}
+    arms = {arm.name: arm for arm in arms_of(replace(study, settings=small(longer=2)))}
     slow, every = arms["SCU+6%CU, paper's schedule (wifv)"], arms["SCU+all CU, paper's schedule (wifv)"]
     assert (slow.longer, every.longer, every.first) == (2, 2, None)
     assert slow.first == every.mask
@@ -153,7 +150,7 @@ def test_budgets_are_equal_and_full_fine_tuning_is_not_run_again(done: tuple[Ssa
 
 def test_a_base_model_has_utility_critical_and_redundant_units_alone(done: tuple[SsahStudy, Path]) -> None:
     study, _ = done
-    for found in study.transfers.values():
+    for found in study.transferred.values():
         before = found["base → aligned"].totals["before"]
         assert before["SCU"] == before["CU"] == 0
         assert before["RU"] == pytest.approx(0.148, abs=1e-3)
@@ -161,8 +158,8 @@ def test_a_base_model_has_utility_critical_and_redundant_units_alone(done: tuple
 
 def test_cutting_units_out_does_what_the_hooks_do(done: tuple[SsahStudy, Path]) -> None:
     study, _ = done
-    for name, found in study.pruned.items():
-        rows = {row.name: row.behavior for row in study.removals[name]["zero"].rows}
+    for name, found in study.cut_out.items():
+        rows = {row.name: row.behavior for row in study.removed[name]["zero"].rows}
         for group, one in found.items():
             assert one.behavior.rates == rows[group].rates
 
@@ -174,19 +171,20 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ssah_groups, "calibration_subsets", stop)
+        patched.setattr(stability, "calibration_subsets", stop)
         with pytest.raises(KeyboardInterrupt), RunDirectory.open(tmp_path / "run", "study", {}) as run:
             ssah_study("aligned", prompts(), run, settings=settings)
 
     def again(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    for module, names in (
-        (ssah, ("compare_directions", "evaluate")),
-        (ssah_removal, ("score_comparison", "ablate_groups")),
+    for module, name in (
+        (behavior, "evaluate"),
+        (direction, "compare_directions"),
+        (scores, "score_comparison"),
+        (removals, "ablate_groups"),
     ):
-        for name in names:
-            monkeypatch.setattr(module, name, again)
+        monkeypatch.setattr(module, name, again)
     with RunDirectory.open(tmp_path / "run", "study", {}) as run:
         study = ssah_study("aligned", prompts(), run, settings=settings)
     assert set(study.stability) == {"wifv"}
@@ -194,27 +192,27 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
     assert study.finetuning is None
     assert study.budget is None
     assert "results/stability_0" in load_run(tmp_path / "run")["files"]
-    html, _ = report_page(study, {})
+    html, _ = study.page({})
     assert "Table 1" in html
     assert "What fine-tuning leaves" not in html
 
 
 def test_the_page_says_what_the_numbers_are(done: tuple[SsahStudy, Path]) -> None:
     study, _ = done
-    html, figures = report_page(study, {"seed": 0})
+    html, figures = study.page({"seed": 0})
     assert {"scores", "removals_0", "pressure", "finetuning_0", "transfer_1_0", "budget", "enrichment_1"} <= set(
         figures
     )
     assert "66" in html  # a published figure of another model
-    rows = {row.name: row for row in study.removals["attribution"]["zero"].rows}
+    rows = {row.name: row for row in study.removed["attribution"]["zero"].rows}
     assert f"{rows['SCU'].n_units} units" in html
-    assert {entry["shows"] for entry in conclusions(study)} <= {"yes", "no", "unclear", "inconclusive"}
+    assert {entry["shows"] for entry in study.conclusions()} <= {"yes", "no", "unclear", "inconclusive"}
 
 
 def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[SsahStudy, Path]) -> None:
     study, _ = done
-    html, _ = report_page(SsahStudy(**{**vars(study), "source": "meta-llama/Llama-2-7b-chat-hf"}), {})
-    row = next(row for row in study.removals["wifv"]["zero"].rows if row.name == "SCU")
+    html, _ = replace(study, source="meta-llama/Llama-2-7b-chat-hf").page({})
+    row = next(row for row in study.removed["wifv"]["zero"].rows if row.name == "SCU")
     success = f"{100 * (1 - row.behavior.rates['malicious_refused']):.2f}"
     cells = "".join(html.split("removed SCU 1.3 %", 1)[1].split("asr_nosys", 1)[1].split("</tr>")[0].split())
     assert cells == f"</td><td>84</td><td>{success}</td>"
@@ -269,13 +267,13 @@ class TestCommand:
 
     def test_an_attribution_needs_normal_prompts(self) -> None:
         with pytest.raises(ValueError, match="normal prompts"):
-            ssah.check_inputs(prompts(normal=None), small())
+            check_inputs(prompts(normal=None), small())
 
     def test_alignment_data_need_responses(self) -> None:
         bare = PromptSet("bare", ("what is the name ?",))
         for name in ("known", "answered", "answered_held_out"):
             with pytest.raises(ValueError, match="'bare' has no responses"):
-                ssah.check_inputs(prompts(**{name: bare}), small())
+                check_inputs(prompts(**{name: bare}), small())
 
     def test_shares_and_layers_that_do_not_fit(self, tmp_path: Path) -> None:
         out = ("--model", "organism:aligned", "--out", str(tmp_path / "out"))

@@ -23,8 +23,8 @@ from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck
 from safecircuits.papers.conclusion import keeps_refusal
-from safecircuits.papers.safety_layers.page import _locates
-from safecircuits.papers.ssah.conclusions import CLAIMS, removal_verdict
+from safecircuits.papers.safety_layers.checks import locates
+from safecircuits.papers.ssah.removals import CLAIMS, removal_verdict
 from safecircuits.plots.layers import plot_sweeps
 from safecircuits.report import captions
 from safecircuits.report.overview import panels
@@ -151,7 +151,7 @@ def test_an_alpha_that_was_given_was_not_searched() -> None:
 @pytest.mark.parametrize(("refused", "said"), [(0, "100 of 100"), (96, "so few"), (100, "none is answered")])
 def test_few_are_answered_only_where_few_are(refused: int, said: str) -> None:
     check = MaliciousCheck(point(None, refused), point(LayerRange(0, 1), refused), {})
-    assert said in _locates(check)
+    assert said in locates(check)
 
 
 def test_a_curve_that_starts_below_half_did_not_fall_there() -> None:

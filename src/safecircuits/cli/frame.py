@@ -142,6 +142,13 @@ class Run:
         """``--device``, checked: a ValueError where this machine has no such device."""
         return torch_device(self.device)
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a page that is made before the run is complete says of how its numbers came about."""
+        from safecircuits.results.provenance import provenance
+
+        return provenance(command=f"safecircuits {self.command}", seed=self.seed, arguments=self.arguments)
+
     def say(self, text: str) -> None:
         """A finding in words, kept in ``run.json`` and printed at the end."""
         assert self.directory is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,6 @@ from safecircuits.cli.options import JsonOption
 if TYPE_CHECKING:
     from safecircuits.report.compare_runs import RunComparison
     from safecircuits.report.saved import SavedRun
-
-OWN_PAGES = {
-    "demo": "safecircuits.demo.chain",
-    "study safety-layers": "safecircuits.papers.safety_layers.page",
-    "study ssah": "safecircuits.papers.ssah.page",
-}
-"""Modules whose ``saved_page(folder, record)`` makes the page of a command's runs; others share one layout."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -85,13 +77,18 @@ def _of_others(runs: list[Path]) -> Iterator[None]:
 
 
 def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
+    from safecircuits.papers.part import Subject
     from safecircuits.report.run_page import run_page
     from safecircuits.report.saved import SavedRun
-    from safecircuits.results.run import REPORT
+    from safecircuits.results.run import REPORT, run_provenance
 
     run = SavedRun.open(folder)
-    if run.command in OWN_PAGES:
-        html = importlib.import_module(OWN_PAGES[run.command]).saved_page(folder, run.record)
+    if "subject" in run.kinds() and isinstance(subject := run.result("subject"), Subject):
+        html, _ = subject.study(folder).page(run_provenance(run.record))
+    elif run.command == "demo":
+        from safecircuits.demo.chain import saved_page
+
+        html = saved_page(folder, run.record)
     elif out is None and REPORT in run.record["files"]:
         raise ValueError(
             f"{str(folder / REPORT)!r} is the page that the run made itself, which holds more than its results say; "

@@ -18,10 +18,9 @@ from safecircuits.cli.options import (
     layer_range,
 )
 from safecircuits.cli.study_inputs import EMBEDDED, HELD_OUT, require, split_data, study_prompts
-from safecircuits.cli.study_output import write_report
 
 if TYPE_CHECKING:
-    from safecircuits.papers.ssah.parts import Cut, SsahPrompts, SsahStudy
+    from safecircuits.papers.ssah.settings import Cut, SsahPrompts
     from safecircuits.studies.scenarios import Scenario
 
 # One epoch of 320 rows is 40 steps. The rate was chosen on full fine-tuning alone, for the study of Safety Layers.
@@ -109,7 +108,7 @@ def ssah(
     --system "You are a careful assistant." --prefill "Sure, here is how" --out runs/llama
     """
     from safecircuits.direction.variants import BENIGN, MALICIOUS, Suffixes
-    from safecircuits.papers.ssah.parts import CUTS, QI_RECIPE, SsahPrompts, SsahSettings
+    from safecircuits.papers.ssah.settings import CUTS, QI_RECIPE, SsahPrompts, SsahSettings
     from safecircuits.papers.ssah.study import check_inputs, ssah_study
 
     embedded = run.source.startswith(EMBEDDED)
@@ -162,7 +161,7 @@ def ssah(
     check_inputs(prompts, settings)
     folder = run.begin(run.source, *(other for other in (base, unaligned) if other))
     study = ssah_study(run.source, prompts, folder, settings=settings, base=base, unaligned=unaligned)
-    _write(run, study)
+    study.write(run.provenance)
 
 
 # On two cores less is measured in each of some hundred short runs.
@@ -175,35 +174,11 @@ _EMBEDDED_SIZES: dict[str, Any] = {
 }
 
 
-def _write(run: Run, study: SsahStudy) -> None:
-    """Tables, figures, report and findings of a finished study."""
-    from safecircuits.papers.ssah.conclusions import conclusions
-    from safecircuits.papers.ssah.page import report_page
-
-    folder = run.directory
-    assert folder is not None
-    for number, tables in enumerate(study.removals.values()):
-        for condition, found in tables.items():
-            folder.table(f"removals_{number}_{condition}", found.to_frame())
-    for number, transfers in enumerate(study.transfers.values()):
-        for place, transfer in enumerate(transfers.values()):
-            folder.table(f"transfer_{number}_{place}", transfer.to_frame())
-    if study.scores is not None:
-        folder.table("scores", study.scores.to_frame())
-    if study.budget is not None:
-        folder.table("budget", study.budget.to_frame())
-    for name, tuned in (("finetuning", study.finetuning), ("equal_budgets", study.equal)):
-        if tuned is not None:
-            folder.table(name, tuned.summary())
-            folder.table(f"{name}_runs", tuned.to_frame())
-    write_report(run, conclusions(study), lambda about: report_page(study, about))
-
-
 def cuts(texts: list[str]) -> dict[str, Cut]:
     """``METHOD[:TOKENS[:NORMALIZE]]`` options as cuts by name: the method, or the whole text of its namesakes."""
     from typing import get_args
 
-    from safecircuits.papers.ssah.parts import cut_by
+    from safecircuits.papers.ssah.settings import cut_by
     from safecircuits.units.groups import NORMALISATIONS
     from safecircuits.units.scores import METHODS, TokenChoice
 

@@ -26,6 +26,11 @@ def entries(*groups: Iterable[Conclusion]) -> list[dict[str, str]]:
     ]
 
 
+def unless(why: str, shows: str, text: str) -> tuple[str, str]:
+    """A verdict and its numbers, unless there is a reason why it is inconclusive."""
+    return ("inconclusive", f"{why} {text}") if why else (shows, text)
+
+
 def keeps_refusal(
     found: Sequence[Comparison], reference: str = "full fine-tuning", *, longer: int = 1
 ) -> tuple[str, str]:

@@ -144,3 +144,8 @@ def compared_table(found: Sequence[Comparison], title: str = "Against full fine-
     reference = "full fine-tuning" if references <= {"full"} else "the other arm"
     columns = ["arm", "compared at", "refused", reference, "difference, points [95 %]", "verdict"]
     return Table(title, columns, rows)
+
+
+def finetuning_tables(name: str, tuned: FinetuningStudy | None) -> dict[str, pd.DataFrame]:
+    """The files of a fine-tuning study: means over seeds, and every run."""
+    return {} if tuned is None else {name: tuned.summary(), f"{name}_runs": tuned.to_frame()}

@@ -9,38 +9,41 @@ import pandas as pd
 from safecircuits.base.text import plain
 from safecircuits.papers.page import StudyPage, published_exhibit
 from safecircuits.papers.published import published
-from safecircuits.papers.safety_layers.parts import SafetyLayersStudy
+from safecircuits.papers.safety_layers.checks import CHECK
+from safecircuits.papers.safety_layers.localization import located
+from safecircuits.papers.safety_layers.settings import SafetyLayers
+from safecircuits.papers.safety_layers.training import FINETUNING
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 
 
-def measured_numbers(study: SafetyLayersStudy) -> dict[tuple[str, str], str]:
+def measured_numbers(study: SafetyLayers) -> dict[tuple[str, str], str]:
     """Measured numbers under the setting and metric by which the published tables have them."""
-    located = study.located
+    search = located(study)
+    block = search.layers
     found: dict[tuple[str, str], str] = {
-        ("alpha", "alpha"): f"{located.alpha:g}",
-        ("unscaled", "over_rejected"): str(located.baseline.count),
-        ("safety layers", "first"): str(study.block.first) if located.located else "none located",
-        ("safety layers", "last"): str(study.block.last) if located.located else "none located",
+        ("alpha", "alpha"): f"{search.alpha:g}",
+        ("unscaled", "over_rejected"): str(search.baseline.count),
+        ("safety layers", "first"): str(block.first) if search.located else "none located",
+        ("safety layers", "last"): str(block.last) if search.located else "none located",
         ("model", "n_layers"): str(study.shape.n_layers),
     }
-    for bound, sweep in (("upper", located.upper), ("lower", located.lower)):
+    for bound, sweep in (("upper", search.upper), ("lower", search.lower)):
         for point in sweep.points:
             found[f"{bound} {point.layers}", "over_rejected"] = str(point.count)
-    if study.check is not None:
-        answered = study.check.answered
-        found["unscaled", "malicious_answered"] = str(answered[0].hits)
-        found[f"{study.block} alpha {located.alpha:g}", "malicious_answered"] = str(answered[1].hits)
-    if study.finetuning is not None:
+    answered = study[CHECK].answered
+    found["unscaled", "malicious_answered"] = str(answered[0].hits)
+    found[f"{block} alpha {search.alpha:g}", "malicious_answered"] = str(answered[1].hits)
+    if (tuned := study[FINETUNING]) is not None:
         arms = {"full": "FullFT", "sppft": "SPPFT", "nfft": "NFFT", "lisa": "Lisa"}
-        for _, row in study.finetuning.summary().iterrows():
+        for _, row in tuned.summary().iterrows():
             if row["arm"] in arms:
                 setting = f"{row['scenario']} {arms[row['arm']]}"
                 found[setting, "harmful_rate_%"] = f"{100 * (1 - row['malicious_refused']):.2f}"
     return found
 
 
-def add_published(study: SafetyLayersStudy, made: StudyPage) -> None:
+def add_published(study: SafetyLayers, made: StudyPage) -> None:
     """The paper's numbers of this model, or of its own models where this one is not among them."""
     rows = published("safety_layers", model=study.source)
     if not rows.empty:
@@ -64,8 +67,9 @@ def add_published(study: SafetyLayersStudy, made: StudyPage) -> None:
         for model, row in ranges.iterrows()
     ]
     n = study.shape.n_layers
-    if study.located.located:
-        listed.append([study.name, str(study.block), "measured here", f"{len(study.block) / n:.0%}"])
+    found = located(study)
+    if found.located:
+        listed.append([study.name, str(found.layers), "measured here", f"{len(found.layers) / n:.0%}"])
     else:
         listed.append([study.name, "none", "measured here: within noise of not scaling at all", "–"])
     made.add(

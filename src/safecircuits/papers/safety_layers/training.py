@@ -1,16 +1,20 @@
-"""The part of the Safety Layers study that trains: what each arm freezes, and what is left of refusal (§4)."""
+"""Fine-tuning (§4): what each arm freezes, what is left of refusal, and what freezing saves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import say
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.lisa import LisaSettings
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.sites import HookedModel
-from safecircuits.papers.safety_layers.parts import Work
+from safecircuits.papers.conclusion import Conclusion, keeps_refusal
+from safecircuits.papers.page import StudyPage, compared_table, finetuning_exhibit, finetuning_tables
+from safecircuits.papers.part import Maybe
+from safecircuits.papers.safety_layers.localization import DECISION, NOT_LOCATED, located
+from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm, lisa_arm, paper_arms, sppft
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.hyperparameters import hyperparameters, steps_of
@@ -22,31 +26,32 @@ NFFT_P = 0.1
 """Share of units held useful and therefore not frozen by NFFT; the paper names neither score nor shares."""
 
 
-def arms_of(work: Work, model: HookedModel) -> tuple[Arm, ...]:
+DRAWN_ARMS = ("full", "sppft", "decision layers", "nfft", "other_block", "lisa")
+"""More lines than these cannot be told apart; every arm is in the tables."""
+
+
+def arms_of(study: SafetyLayers) -> tuple[Arm, ...]:
     """The paper's arms on the located block, and freezing the decision layers where those are others."""
-    study = work.study
-    decision = study.decision.layers if study.decision is not None else None
-    whole = len(study.block) == study.shape.n_layers  # freezing everything is no arm
-    block = decision if whole and decision is not None else study.block
+    p, decision = study.asked, study[DECISION].layers
+    block = located(study).layers
+    if len(block) == study.shape.n_layers and decision is not None:  # freezing everything is no arm
+        block = decision
     arms = paper_arms(block, study.shape)
-    if work.prompts.refused is not None and work.prompts.utility is not None:
-        arms += (_nfft(work, model, block),)
-    if work.prompts.refused is not None:
-        arms += (lisa_arm(work.prompts.refused, _lisa(work)),)
+    if p.refused is not None and p.utility is not None:
+        arms += (_nfft(study, p.refused, p.utility, block),)
+    if p.refused is not None:
+        arms += (lisa_arm(p.refused, _lisa(study)),)
     if decision is not None and decision != block:
         arms += (sppft(decision, "decision layers"),)
     return arms
 
 
-def _lisa(work: Work) -> LisaSettings:
+def _lisa(study: SafetyLayers) -> LisaSettings:
     """As given, or as published; the published ones in proportion where a run would end before the user's data."""
-    if work.settings.lisa is not None:
-        return work.settings.lisa
-    training = work.settings.training
-    shortest = min(
-        steps_of(scenario, hyperparameters(training, work.study.source, scenario))
-        for scenario in work.settings.scenarios
-    )
+    s = study.settings
+    if s.lisa is not None:
+        return s.lisa
+    shortest = min(steps_of(scenario, hyperparameters(s.training, study.source, scenario)) for scenario in s.scenarios)
     published = LisaSettings()
     if shortest > published.alignment_steps:
         return published
@@ -58,40 +63,97 @@ def _lisa(work: Work) -> LisaSettings:
     return scaled
 
 
-def _nfft(work: Work, model: HookedModel, block: LayerRange) -> Arm:
+def _nfft(study: SafetyLayers, refused: PromptSet, answered: PromptSet, block: LayerRange) -> Arm:
     """Units of Wei et al.'s set difference by SNIP, as large a share of the unit parameters as the block is."""
     say("unit scores for NFFT")
-    assert work.prompts.refused is not None
-    assert work.prompts.utility is not None
-    template = work.settings.template
-    safety = score_units(model, work.prompts.refused, method="snip", template=template)
-    utility = score_units(model, work.prompts.utility, method="snip", template=template)
-    share = len(block) / work.study.shape.n_layers
+    safety, utility = (
+        score_units(study.model, data, method="snip", template=study.settings.template) for data in (refused, answered)
+    )
+    share = len(block) / study.shape.n_layers
     groups = set_difference(safety, utility, p=NFFT_P, result=share, share_of="parameters")
     return Arm("nfft", f"{share:.0%} of the unit parameters, by SNIP set difference", FreezeMask.units(groups, "SCU"))
 
 
-def tuned(work: Work, arms: Sequence[Arm]) -> FinetuningStudy:
+def _tune(study: SafetyLayers) -> FinetuningStudy:
     """Every scenario, arm and seed."""
+    arms = arms_of(study)
+    study.let_go()
     say("fine-tuning study")
-    study, run, p, s = work.study, work.run, work.prompts, work.settings
+    p, s = study.asked, study.settings
     n = s.finetuning_prompts
+    return finetuning_study(
+        study.source,
+        s.scenarios,
+        arms,
+        malicious=p.measured.at_most(n),
+        over_rejection=p.over_rejection.at_most(n),
+        utility=None if p.utility is None else p.utility.at_most(n),
+        seeds=s.seeds,
+        settings=s.training,
+        points=s.points,
+        curve_prompts=s.curve_prompts,
+        evaluation=s.judging,
+        out=study.work("finetuning"),
+        **s.placing,
+    )
 
-    def tune() -> FinetuningStudy:
-        return finetuning_study(
-            study.source,
-            s.scenarios,
-            arms,
-            malicious=p.measured.at_most(n),
-            over_rejection=p.over_rejection.at_most(n),
-            utility=None if p.utility is None else p.utility.at_most(n),
-            seeds=s.seeds,
-            settings=s.training,
-            points=s.points,
-            curve_prompts=s.curve_prompts,
-            evaluation=s.judging,
-            out=run.work("finetuning"),
-            **s.placing,
-        )
 
-    return run.kept("finetuning", FinetuningStudy, tune)
+def _section(study: SafetyLayers, made: StudyPage) -> None:
+    tuned = study[FINETUNING]
+    if tuned is None:
+        return
+    exhibits = []
+    compared = tuned.compare()
+    for number, scenario in enumerate(tuned.scenarios):
+        table = compared_table([found for found in compared if found.scenario == scenario])
+        exhibits.append(finetuning_exhibit(made, f"finetuning_{number}", tuned, scenario, DRAWN_ARMS, [table]))
+    frozen = "; ".join(f"{arm}: {what}" for arm, what in tuned.frozen.items())
+    seeds = len({run.seed for run in tuned.runs})
+    made.add(
+        "finetuning",
+        "What fine-tuning leaves of refusal",
+        f"The same fine-tuning with different parts frozen, {seeds} seeds. Compared with full fine-tuning at equal "
+        "steps and, since an arm that learns less also forgets less, at equal loss on the task. "
+        f"Frozen in each arm: {frozen}.",
+        exhibits,
+    )
+
+
+def _claims(study: SafetyLayers) -> Iterator[Conclusion]:
+    tuned = study[FINETUNING]
+    if tuned is None:
+        return
+    compared = tuned.compare()
+    for arm, what in (("sppft", "the located block"), ("decision layers", "the decision layers")):
+        for scenario in tuned.scenarios:
+            found = [one for one in compared if (one.arm, one.scenario) == (arm, scenario)]
+            if found:
+                shows, text = keeps_refusal(found)
+                if arm == "sppft" and not located(study).located:
+                    shows, text = "inconclusive", f"{NOT_LOCATED} {text}"
+                yield f"Freezing {what} keeps refusal in {scenario}", f"{PAPER} §4", shows, text
+    yield from _savings(tuned)
+
+
+def _savings(tuned: FinetuningStudy) -> Iterator[Conclusion]:
+    if not {"full", "sppft"} <= set(tuned.arms):
+        return
+    costs = tuned.summary().groupby("arm")[["step_seconds", "gradient_bytes", "optimizer_bytes"]].mean()
+    ratio = costs.loc["sppft"] / costs.loc["full"]
+    text = (
+        f"Against full fine-tuning: time of a step × {ratio['step_seconds']:.2f}, memory of gradients × "
+        f"{ratio['gradient_bytes']:.2f}, of the optimizer's state × {ratio['optimizer_bytes']:.2f}."
+    )
+    shows = "yes" if ratio.max() < 0.95 else "unclear" if ratio.min() < 0.95 else "no"
+    yield "Freezing saves time and memory", f"{PAPER} abstract", shows, text
+
+
+FINETUNING: Maybe[SafetyLayers, FinetuningStudy] = Maybe(
+    "finetuning",
+    FinetuningStudy,
+    _tune,
+    when=lambda study: study.settings.scenarios,
+    section=_section,
+    claims=_claims,
+    tables=lambda study: finetuning_tables("finetuning", study[FINETUNING]),
+)

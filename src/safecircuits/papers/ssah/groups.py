@@ -1,70 +1,61 @@
-"""The groups of the SSAH study: cut in the studied model, cut again on other prompts, and in the models beside it."""
+"""The four groups of units, by every cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from safecircuits.base.progress import say
-from safecircuits.model.each_model import release
+from safecircuits.base.text import percent
 from safecircuits.model.sites import HookedModel
-from safecircuits.papers.ssah.parts import TUNED, Cut, SsahStudy
-from safecircuits.papers.ssah.training import tuned_model
+from safecircuits.papers.page import StudyPage
+from safecircuits.papers.part import Parts
+from safecircuits.papers.ssah.settings import Cut, Ssah
+from safecircuits.plots.units import plot_unit_map
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.run import RunDirectory
+from safecircuits.report import tables
+from safecircuits.report.sections import Exhibit
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.comparison import Candidate
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
-from safecircuits.units.resampling import Stability, calibration_subsets, compare_groups
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores
-from safecircuits.units.transfer import AttributeTransfer, transfer_of
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """Cuts the units of any model into groups, on the study's prompts or on some of them."""
+def answers_of(study: Ssah) -> AnswerTokens | None:
+    """What refuses and what answers, of the studied model; None where no cut asks for it."""
+    p, s = study.asked, study.settings
+    if p.normal is None or not any(cut.safest.method in ATTRIBUTION_METHODS for cut in s.cuts.values()):
+        return None
+    return find_answer_tokens(study.model, p.safety, p.normal, detector=s.detector, template=s.template)
 
-    study: SsahStudy
-    answers: AnswerTokens | None
 
-    @classmethod
-    def of(cls, study: SsahStudy, model: HookedModel) -> Classifier:
-        """What refuses and what answers is read off the studied model, for all models; not where no cut asks."""
-        p, s = study.prompts, study.settings
-        if p.normal is None or not any(cut.safest.method in ATTRIBUTION_METHODS for cut in s.cuts.values()):
-            return cls(study, None)
-        answers = find_answer_tokens(model, p.safety, p.normal, detector=s.detector, template=s.template)
-        return cls(study, answers)
+def classify(
+    study: Ssah,
+    model: HookedModel,
+    cut: Cut,
+    sets: tuple[PromptSet, PromptSet] | None = None,
+    *,
+    knows_safety: bool = True,
+) -> UnitGroups:
+    """The groups of any model by a cut, on the study's prompts or on some of them."""
+    p, s = study.asked, study.settings
+    sets = sets or (p.safety, p.utility)
+    safety, utility = (_scores(study, model, data, cut.score) for data in sets)
+    if not knows_safety:
+        return _without_safety(
+            classify_units(safety, utility, scu=0.0, ucu=0.0, ru=s.ru, normalize=cut.score.normalize)
+        )
+    by = None if cut.scu_by is None else _scores(study, model, sets[0], cut.scu_by)
+    return classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru, scu_by=by, normalize=cut.score.normalize)
 
-    def __call__(
-        self,
-        model: HookedModel,
-        cut: Cut,
-        sets: tuple[PromptSet, PromptSet] | None = None,
-        *,
-        knows_safety: bool = True,
-    ) -> UnitGroups:
-        p, s = self.study.prompts, self.study.settings
-        sets = sets or (p.safety, p.utility)
-        safety, utility = (self._scores(model, data, cut.score) for data in sets)
-        if not knows_safety:
-            return _without_safety(
-                classify_units(safety, utility, scu=0.0, ucu=0.0, ru=s.ru, normalize=cut.score.normalize)
-            )
-        by = None if cut.scu_by is None else self._scores(model, sets[0], cut.scu_by)
-        return classify_units(safety, utility, scu=s.scu, ucu=s.ucu, ru=s.ru, scu_by=by, normalize=cut.score.normalize)
 
-    def _scores(self, model: HookedModel, data: PromptSet, by: Candidate) -> UnitScores:
-        s = self.study.settings
-        more: dict[str, Any] = {}
-        if by.method in ATTRIBUTION_METHODS:
-            more = {"reference": self.study.prompts.normal, "answers": self.answers}
-        return score_units(model, data, method=by.method, tokens=by.tokens, template=s.template, **more)
+def _scores(study: Ssah, model: HookedModel, data: PromptSet, by: Candidate) -> UnitScores:
+    more: dict[str, Any] = {}
+    if by.method in ATTRIBUTION_METHODS:
+        more = {"reference": study.asked.normal, "answers": study.answers}
+    return score_units(model, data, method=by.method, tokens=by.tokens, template=study.settings.template, **more)
 
 
 def _without_safety(groups: UnitGroups) -> UnitGroups:
@@ -74,64 +65,29 @@ def _without_safety(groups: UnitGroups) -> UnitGroups:
     return replace(groups, labels=labels)
 
 
-def cut_groups(study: SsahStudy, run: RunDirectory, model: HookedModel, classify: Classifier) -> None:
-    """The groups of the studied model, by every cut."""
-    for number, (name, cut) in enumerate(study.settings.cuts.items()):
-        say(f"groups by {name}")
-        study.groups[name] = run.kept(f"groups_{number}", UnitGroups, partial(classify, model, cut))
+def _section(study: Ssah, made: StudyPage) -> None:
+    exhibits = []
+    for number, (name, groups) in enumerate(study[UNITS].items()):
+        counts = groups.record()
+        plot_unit_map(groups, ax=made.axes(f"groups_{number}", 3.2))
+        shares = ", ".join(f"{group} {percent(share)}" for group, share in groups.shares().items())
+        label = f"Units of each group by layer, {name}"
+        exhibits.append(Exhibit(f"groups_{number}", label, f"By {name}: {shares}.", [tables.unit_map(counts)]))
+    made.add(
+        "groups",
+        "The four groups",
+        "Each unit (MLP neuron or attention head) has a score on refusals (S) and one on ordinary answers (U). "
+        "Safety-critical units (SCU) have the highest S − U, utility-critical ones (UCU) the lowest, redundant ones "
+        "(RU) the lowest S + U; the rest are complex (CU). An attribution says what promotes refusal and nothing of "
+        "what utility needs, so it cuts the SCU alone. Shares are the paper’s unless others were asked for.",
+        exhibits,
+    )
 
 
-def stability(study: SsahStudy, run: RunDirectory, model: HookedModel, classify: Classifier) -> None:
-    """The groups on random halves of the prompts, and those of all cuts beside each other."""
-    p, s = study.prompts, study.settings
-    half = min(len(p.safety), len(p.utility)) // 2
-    if half:
-        subsets = calibration_subsets(p.safety, p.utility, n=half, draws=s.draws, seed=s.seeds[0])
-        for number, (name, cut) in enumerate(s.cuts.items()):
-            say(f"stability of the groups by {name}")
-
-            def compare(cut: Cut = cut) -> Stability:
-                return compare_groups({subset: classify(model, cut, sets) for subset, sets in subsets.items()})
-
-            study.stability[name] = run.kept(f"stability_{number}", Stability, compare)
-    if len(study.groups) > 1:
-        study.agreement = run.kept("agreement", Stability, lambda: compare_groups(study.groups))
-
-
-def transfers(study: SsahStudy, run: RunDirectory, classify: Classifier) -> None:
-    """Figure 6 (alignment) and Figure 5 (fine-tuning), each by every cut."""
-    s = study.settings
-    made = {name: partial(s.load, other) for name, other in study.others.items()}
-    if s.scenarios:
-        made[TUNED] = partial(tuned_model, study)
-    study.transfers = {name: {} for name in s.cuts}
-    for kind, make in made.items():
-        label = study.transfer_label(kind, s.scenarios[0].name if kind == TUNED else None)
-        say(f"attribute transfer: {label}")
-        _by_cut(study, run, classify, kind, label, _Once(make))
-        release()
-
-
-def _by_cut(study: SsahStudy, run: RunDirectory, classify: Classifier, kind: str, label: str, other: _Once) -> None:
-    for number, name in enumerate(study.settings.cuts):
-        cross = partial(_transfer, study, classify, other, kind, name)
-        study.transfers[name][label] = run.kept(f"transfer_{number}_{kind}", AttributeTransfer, cross)
-
-
-def _transfer(study: SsahStudy, classify: Classifier, other: _Once, kind: str, name: str) -> AttributeTransfer:
-    own, cut = study.groups[name], study.settings.cuts[name]
-    theirs = classify(other(), cut, knows_safety=kind != "base")
-    return transfer_of(own, theirs) if kind == TUNED else transfer_of(theirs, own)
-
-
-class _Once:
-    """A model that is made when it is first asked for."""
-
-    def __init__(self, make: Callable[[], HookedModel]) -> None:
-        self.make = make
-        self.model: HookedModel | None = None
-
-    def __call__(self) -> HookedModel:
-        if self.model is None:
-            self.model = self.make()
-        return self.model
+UNITS: Parts[Ssah, str, UnitGroups] = Parts(
+    lambda study: study.by_cut("groups"),
+    UnitGroups,
+    lambda study, name: classify(study, study.model, study.settings.cuts[name]),
+    says="groups by {0}",
+    section=_section,
+)

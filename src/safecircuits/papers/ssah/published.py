@@ -7,7 +7,11 @@ import re
 from safecircuits.base.text import plain
 from safecircuits.papers.page import StudyPage, published_exhibit
 from safecircuits.papers.published import published
-from safecircuits.papers.ssah.parts import SsahResults
+from safecircuits.papers.ssah.freezing import FINETUNING
+from safecircuits.papers.ssah.groups import UNITS
+from safecircuits.papers.ssah.removals import removed
+from safecircuits.papers.ssah.settings import Ssah
+from safecircuits.papers.ssah.transfer import transfers
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 from safecircuits.studies.outcome import FinetuningStudy
@@ -23,24 +27,24 @@ Key = tuple[str, str, str]
 """Table, setting and metric."""
 
 
-def measured_numbers(study: SsahResults) -> dict[Key, str]:
+def measured_numbers(study: Ssah) -> dict[Key, str]:
     """Measured numbers by table, setting and metric, in percent; of scores the paper's own, the first cut.
 
     The published utility is of other tasks than the study's, so it has no measured number.
     """
     paper = next(iter(study.settings.cuts))
-    removed = _removed(study.removals.get(paper, {}), _group_settings(study.source))
-    found: dict[Key, str] = {("Table 1", *key): value for key, value in removed.items()}
-    if study.finetuning is not None:
-        found |= {("Table 2", *key): value for key, value in _tuned(study.finetuning, paper, papers=True).items()}
+    without = _removed(removed(study).get(paper, {}), _group_settings(study.source))
+    found: dict[Key, str] = {("Table 1", *key): value for key, value in without.items()}
+    if (tuned := study[FINETUNING]) is not None:
+        found |= {("Table 2", *key): value for key, value in _tuned(tuned, paper, papers=True).items()}
     for figure, start in _figures(study).items():
-        for label, transfer in study.transfers.get(paper, {}).items():
+        for label, transfer in transfers(study).get(paper, {}).items():
             if label.startswith(start):
                 found |= {(figure, *key): value for key, value in _flows(transfer).items()}
     return found
 
 
-def _figures(study: SsahResults) -> dict[str, str]:
+def _figures(study: Ssah) -> dict[str, str]:
     """The paper's figures of flows, and how the labels of the transfers start that they are about."""
     return {"Figure 6": "base →", "Figure 5": f"{study.name} →"}
 
@@ -93,18 +97,18 @@ def _success(refused: float) -> str:
     return f"{100 * (1 - refused):.2f}"
 
 
-def nearest_tables(study: SsahResults) -> list[Table]:
+def nearest_tables(study: Ssah) -> list[Table]:
     """Tables 1, 2, 5 and 6 of the paper's models, with this model's rows below them."""
     return [_removal_rows(study), *_tuned_rows(study), *_flow_rows(study)]
 
 
-def _removal_rows(study: SsahResults) -> Table:
+def _removal_rows(study: Ssah) -> Table:
     metrics = ("asr_nosys", "asr_sys")
     table = published("ssah", table="Table 1")
     values = {(r["model"], r["setting"], r["metric"]): r["value"] for r in table.to_dict("records")}
     keys = dict.fromkeys((model, setting) for model, setting, _ in values)
     rows = [[model, setting, *(plain(values.get((model, setting, m))) for m in metrics)] for model, setting in keys]
-    for name, conditions in study.removals.items():
+    for name, conditions in removed(study).items():
         found = _removed(conditions, {})
         for setting in dict.fromkeys(setting for setting, _ in found):
             rows.append([f"{study.name}, by {name}", setting, *(found.get((setting, m), "") for m in metrics)])
@@ -112,26 +116,26 @@ def _removal_rows(study: SsahResults) -> Table:
     return Table("Table 1: attack success without each group", columns, rows)
 
 
-def _tuned_rows(study: SsahResults) -> list[Table]:
+def _tuned_rows(study: Ssah) -> list[Table]:
     table = published("ssah", table="Table 2")
     table = table[table["metric"] == "advbench_keyword_%"]
     rows = [[r["model"], r["setting"], plain(r["value"])] for r in table.to_dict("records")]
-    if study.finetuning is not None:
-        for name in study.groups:
-            found = _tuned(study.finetuning, name, papers=False)
+    if (tuned := study[FINETUNING]) is not None:
+        for name in study[UNITS]:
+            found = _tuned(tuned, name, papers=False)
             rows += [[f"{study.name}, by {name}", setting, value] for (setting, _), value in found.items()]
     return [
         Table("Table 2: attack success by keywords after fine-tuning", ["model", "setting", "attack success"], rows)
     ]
 
 
-def _flow_rows(study: SsahResults) -> list[Table]:
+def _flow_rows(study: Ssah) -> list[Table]:
     made = []
     for figure, start in _figures(study).items():
         values = {r["setting"]: r["value"] for r in published("ssah", table=figure).to_dict("records")}
         measured = {
             name: _flows(transfer)
-            for name, found in study.transfers.items()
+            for name, found in transfers(study).items()
             for label, transfer in found.items()
             if label.startswith(start)
         }
@@ -147,7 +151,7 @@ def _flow_rows(study: SsahResults) -> list[Table]:
     return made
 
 
-def add_published(study: SsahResults, made: StudyPage) -> None:
+def add_published(study: Ssah, made: StudyPage) -> None:
     """The paper's numbers of this model, or of its own models where this one is not among them."""
     rows = published("ssah", model=study.source)
     if rows.empty:

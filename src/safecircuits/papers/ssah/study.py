@@ -1,31 +1,116 @@
 """The whole of *SSAH* (ICLR 2026) on one model: each of its experiments, with the controls that it lacks.
 
 Every part is kept in the run directory as soon as it is there, so that an interrupted study goes on with the rest.
-``ssah_page`` makes the report of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from safecircuits.base.progress import say, without_bars
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.lora import LoraSettings
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
-from safecircuits.behavior.stakes import tell_if_nothing_to_lose
-from safecircuits.direction.compare import DirectionComparison, compare_directions
-from safecircuits.model.each_model import release
-from safecircuits.model.sites import HookedModel, ModelShape
-from safecircuits.papers.ssah.groups import Classifier, cut_groups, stability, transfers
-from safecircuits.papers.ssah.layers import layers_of_units
-from safecircuits.papers.ssah.parts import SsahPrompts, SsahSettings, SsahStudy, SsahSubject
-from safecircuits.papers.ssah.removal import curves, pressures, removals
-from safecircuits.papers.ssah.training import equal_budgets, freezing, redundant_budget
+from safecircuits.direction.variants import Suffixes
+from safecircuits.model.sites import ModelShape
+from safecircuits.papers.part import Shown, Subject, by_first
+from safecircuits.papers.ssah.behavior import BEHAVIOR
+from safecircuits.papers.ssah.budget import BUDGET
+from safecircuits.papers.ssah.direction import PROBES
+from safecircuits.papers.ssah.equal import EQUAL
+from safecircuits.papers.ssah.freezing import FINETUNING
+from safecircuits.papers.ssah.groups import UNITS, answers_of
+from safecircuits.papers.ssah.published import add_published
+from safecircuits.papers.ssah.removals import MEANS, PRUNED, REMOVALS, PrunedGroup, removed
+from safecircuits.papers.ssah.safety_block import BLOCK, ENRICHMENTS, OVERLAPS
+from safecircuits.papers.ssah.scores import SCORES
+from safecircuits.papers.ssah.settings import Cut, Ssah, SsahPrompts, SsahSettings
+from safecircuits.papers.ssah.stability import AGREEMENT, STABILITY
+from safecircuits.papers.ssah.transfer import TRANSFERS, transfers
+from safecircuits.papers.ssah.under_pressure import PRESSURES
 from safecircuits.results.run import RunDirectory
 from safecircuits.studies.subject import plain_name
+from safecircuits.units.ablation import AblationTable
 from safecircuits.units.scores import ATTRIBUTION_METHODS
+from safecircuits.units.transfer import AttributeTransfer
+
+
+class SsahStudy(Ssah):
+    """The study of one model with all its parts, in the order in which they run; those left out are None or empty.
+
+    What is a mapping is by cut; ``removed``, ``cut_out`` and ``transferred`` are by cut, and then by what was done.
+    """
+
+    behavior = BEHAVIOR
+    probes = PROBES
+    scores = SCORES
+    groups = UNITS
+    means = MEANS
+    removals = REMOVALS
+    pruned = PRUNED
+    pressures = PRESSURES
+    stability = STABILITY
+    agreement = AGREEMENT
+    block = BLOCK  # with the model, as everything above; what is below trains, or needs no model
+    finetuning = FINETUNING
+    transfers = TRANSFERS
+    budget = BUDGET
+    overlaps = OVERLAPS
+    enrichments = ENRICHMENTS
+    equal = EQUAL
+    published = Shown[Ssah](section=add_published)
+
+    @property
+    def removed(self) -> dict[str, dict[str, AblationTable]]:
+        return removed(self)
+
+    @property
+    def cut_out(self) -> dict[str, dict[str, PrunedGroup]]:
+        return by_first(self[PRUNED])
+
+    @property
+    def transferred(self) -> dict[str, dict[str, AttributeTransfer]]:
+        return transfers(self)
+
+
+@dataclass(frozen=True)
+class SsahSubject(Subject):
+    """The model of a study, and those of the settings that its report is about."""
+
+    source: str
+    shape: ModelShape
+    others: Mapping[str, str]
+    seeds: tuple[int, ...]
+    cuts: Mapping[str, Cut]
+    scu: float
+    ucu: float
+    ru: float
+    suffixes: Suffixes
+    readings: tuple[str, ...]
+    system: str | None
+    prefill: str | None
+
+    def study(self, folder: Path) -> SsahStudy:
+        """The settings that the page does not say are left at the defaults."""
+        settings = SsahSettings(
+            seeds=self.seeds,
+            cuts=self.cuts,
+            scu=self.scu,
+            ucu=self.ucu,
+            ru=self.ru,
+            suffixes=self.suffixes,
+            readings={name: {} for name in self.readings},
+            system=self.system,
+            prefill=self.prefill,
+        )
+        study = SsahStudy(
+            source=self.source,
+            name=plain_name(self.source, self.others),
+            shape=self.shape,
+            settings=settings,
+            others=self.others,
+        )
+        return study.again(folder)
 
 
 def ssah_study(
@@ -53,34 +138,39 @@ def ssah_study(
     check_inputs(prompts, s)
     others = {name: other for name, other in (("unaligned", unaligned), ("base", base)) if other is not None}
     model = s.load(source)
-    study = SsahStudy(source, plain_name(source, others), ModelShape.of(model), s, others, prompts=prompts)
+    study = SsahStudy(
+        source=source,
+        name=plain_name(source, others),
+        shape=ModelShape.of(model),
+        settings=s,
+        others=others,
+        prompts=prompts,
+        lora=lora,
+        _model=model,
+    )
+    del model  # the study lets go of it before anything is trained
     for given in (s.layers, s.freeze_layers):
         if given is not None:
             LayerRange.of(given, study.shape.n_layers)  # refuses layers that the model does not have
-    classify = Classifier.of(study, model)
-    run.kept("subject", SsahSubject, lambda: study.subject)
-    _behavior(study, run, model)
-    tell_if_nothing_to_lose(study.behavior[study.name].rates, "the study")
-    _direction(study, run)
-    curves(study, run, model)
-    cut_groups(study, run, model, classify)
-    removals(study, run, model)
-    pressures(study, run, model)
-    stability(study, run, model, classify)
-    layers_of_units(study, run, model)
-    del model
-    release()
-    if s.scenarios:
-        say("fine-tuning with frozen units")
-        freezing(study, run, lora)
-    transfers(study, run, classify)
-    if base is not None:
-        say("redundant units as alignment budget")
-        redundant_budget(study, run, base)
-    if s.scenarios and study.block is not None:
-        say("units and layers, frozen at equal budgets")
-        equal_budgets(study, run)
-    return study
+    study.answers = answers_of(study)
+    run.kept("subject", SsahSubject, lambda: _subject(study))
+    return study.go(run)
+
+
+def _subject(study: Ssah) -> SsahSubject:
+    s = study.settings
+    return SsahSubject(
+        source=study.source,
+        shape=study.shape,
+        others=dict(study.others),
+        seeds=tuple(s.seeds),
+        cuts=dict(s.cuts),
+        **s.shares,
+        suffixes=s.suffixes,
+        readings=tuple(s.readings),
+        system=s.system,
+        prefill=s.prefill,
+    )
 
 
 def check_inputs(prompts: SsahPrompts, settings: SsahSettings) -> None:
@@ -98,32 +188,3 @@ def check_inputs(prompts: SsahPrompts, settings: SsahSettings) -> None:
     for name, cut in settings.cuts.items():
         if cut.safest.method in ATTRIBUTION_METHODS and prompts.normal is None:
             raise ValueError(f"score {name!r} compares with normal prompts: give them, or leave this score out")
-
-
-def _behavior(study: SsahStudy, run: RunDirectory, model: HookedModel) -> None:
-    say("behaviour")
-    p, s = study.prompts, study.settings
-    sets: EvaluationOptions = {
-        "malicious": p.malicious,
-        "over_rejection": p.over_rejection,
-        "utility": p.measured_utility,
-        **s.judging,
-    }
-    study.behavior[study.name] = run.kept("behavior", Behavior, lambda: evaluate(model, **sets))
-    for name, other in study.others.items():
-        measure = partial(s.on, other, lambda its: evaluate(its, **sets))
-        study.behavior[name] = run.kept(f"behavior_{name}", Behavior, measure)
-
-
-def _direction(study: SsahStudy, run: RunDirectory) -> None:
-    s = study.settings
-    asked = study.prompts.malicious.at_most(s.probe_prompts)
-    sources = {study.name: study.source, **study.others}
-    for number, (name, reading) in enumerate(s.readings.items()):
-        say(f"reasoning direction: {name}")
-
-        def probe(reading: Mapping[str, Any] = reading) -> DirectionComparison:
-            with without_bars():
-                return compare_directions(sources, asked, suffixes=s.suffixes, **s.asking, **s.placing, **reading)
-
-        study.probes[name] = run.kept(f"probe_{number}", DirectionComparison, probe)

@@ -1,35 +1,21 @@
-"""What the Safety Layers study asks, how it is run, and the parts it is made of."""
+"""What the Safety Layers study asks, and how it is run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.lisa import LisaSettings
-from safecircuits.behavior.agreement_table import AgreementTable
-from safecircuits.behavior.evaluate import Behavior
-from safecircuits.hooks.scale import ComponentSet
-from safecircuits.layers.attention import AttentionMap
-from safecircuits.layers.comparison import GapComparison
-from safecircuits.layers.decision import DecisionLayers
-from safecircuits.layers.localization import Direction, Localization
-from safecircuits.layers.malicious_check import MaliciousCheck
-from safecircuits.layers.transplanting import TransplantTable
-from safecircuits.model.sites import ModelShape
+from safecircuits.papers.part import Study
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.run import RunDirectory
 from safecircuits.studies.hyperparameters import Settings
-from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.training.presets import PresetName
 
-SEARCHES: dict[str, tuple[ComponentSet, Direction]] = {
-    "all matrices, up": ("all", "up"),
-    "all matrices, down": ("all", "down"),
-    "without the output projection, up": ("qkv+mlp", "up"),
-}
-"""Localizations: the method as written, its other direction, and what the published table was probably made with."""
+PAPER = "Safety Layers"
+"""The paper's name where a conclusion says whose claim it is."""
 
 
 @dataclass(frozen=True)
@@ -75,42 +61,29 @@ class StudySettings(Running):
     """Prompts of each set on which a finished fine-tuning run is measured; all unless given."""
 
 
-@dataclass
-class SafetyLayersStudy:
-    """All parts of the study of one model; those that were not run are None or empty."""
+@dataclass(kw_only=True)
+class SafetyLayers(Study):
+    """The study of one model: what it is about, without its parts."""
 
-    source: str
-    name: str
-    shape: ModelShape
+    settings: StudySettings = field(default_factory=StudySettings)
+    prompts: StudyPrompts | None = None
+    """Of a study that runs."""
     planted: LayerRange | None = None
     """The block in which refusal is known to be, for models that were made so."""
-    behavior: dict[str, Behavior] = field(default_factory=dict)
-    detectors: AgreementTable | None = None
-    gaps: GapComparison | None = None
-    searches: dict[str, Localization] = field(default_factory=dict)
-    decision: DecisionLayers | None = None
-    check: MaliciousCheck | None = None
-    too_far: MaliciousCheck | None = None
-    attention: list[AttentionMap] = field(default_factory=list)
-    transplant: TransplantTable | None = None
-    finetuning: FinetuningStudy | None = None
+    n_questions: int = 0
+    """How many attention maps there are."""
 
     @property
-    def located(self) -> Localization:
-        """The paper's own localization."""
-        return self.searches["all matrices, up"]
+    def asked(self) -> StudyPrompts:
+        assert self.prompts is not None
+        return self.prompts
 
     @property
-    def block(self) -> LayerRange:
-        """The located safety layers."""
-        return self.located.layers
+    def title(self) -> str:
+        return f"Safety layers of “{self.name}”"
 
-
-@dataclass(frozen=True)
-class Work:
-    """What the parts share while they run."""
-
-    study: SafetyLayersStudy
-    run: RunDirectory
-    prompts: StudyPrompts
-    settings: StudySettings
+    @property
+    def facts(self) -> dict[str, Any]:
+        shape = self.shape
+        facts = {"architecture": shape.architecture, "layers": shape.n_layers, "d_model": shape.d_model}
+        return facts | ({} if self.planted is None else {"refusal planted in": f"layers {self.planted}"})

@@ -1,4 +1,4 @@
-"""What the SSAH study asks, how it is run, and the parts it is made of."""
+"""What the SSAH study asks, and how it is run."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from safecircuits.base.vocabulary import LayerRange, Site
-from safecircuits.behavior.conditions import Pressure
-from safecircuits.behavior.evaluate import Behavior
-from safecircuits.direction.compare import DirectionComparison
+from safecircuits.base.text import percent
+from safecircuits.base.vocabulary import SITES, LayerRange
+from safecircuits.baselines.lora import LoraSettings
 from safecircuits.direction.variants import Suffixes
-from safecircuits.model.sites import ModelShape
+from safecircuits.model.sites import HookedModel
+from safecircuits.papers.part import Study
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.result import Result
-from safecircuits.studies.budget import AlignmentBudget
-from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
-from safecircuits.units.ablation import AblationTable
-from safecircuits.units.comparison import Candidate, ScoreComparison
-from safecircuits.units.groups import Normalisation, UnitGroups
-from safecircuits.units.overlap import Enrichment, MaskOverlap
-from safecircuits.units.resampling import Stability
+from safecircuits.units.answer_tokens import AnswerTokens
+from safecircuits.units.comparison import Candidate
+from safecircuits.units.groups import Normalisation
 from safecircuits.units.scores import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Method, TokenChoice
-from safecircuits.units.transfer import AttributeTransfer
 
 PAPER = "SSAH"
 """The paper's name where a conclusion says whose claim it is."""
@@ -156,95 +150,23 @@ class SsahSettings(Running):
         return {"scu": self.scu, "ucu": self.ucu, "ru": self.ru}
 
 
-REMOVED = ("SCU", "UCU", "RU")
-"""The groups whose removal Table 1 measures."""
+@dataclass(kw_only=True)
+class Ssah(Study):
+    """The study of one model: what it is about, without its parts."""
 
-CONDITIONS: Mapping[str, str] = {
-    "zero": "activations set to zero",
-    "mean": "activations set to their mean (bias compensation)",
-    "system": "activations set to zero, asked with the system prompt",
-}
-"""How they are removed, in words."""
+    settings: SsahSettings = field(default_factory=SsahSettings)
+    prompts: SsahPrompts | None = None
+    """Of a study that runs, as everything below."""
+    lora: LoraSettings | None = None
+    answers: AnswerTokens | None = None
+    """What refuses and what answers, read off the studied model for all models; None where no cut asks for it."""
+    beside: tuple[str, HookedModel] | None = None
+    """The model that is held against the studied one just now."""
 
-TUNED = "tuned"
-"""The transfer by fine-tuning, among those named after the models beside the studied one."""
-
-
-@dataclass(frozen=True)
-class PrunedGroup(Result):
-    """A checkpoint without the units of one group: how large it is, and what it does."""
-
-    n_units: int
-    parameters_before: int
-    parameters_after: int
-    behavior: Behavior
-
-
-NOT_LOCATED = "which ended within noise of not scaling at all"
-"""Said of a block at which a search ended that located nothing."""
-
-
-@dataclass(frozen=True)
-class SafetyBlock(Result):
-    """The safety layers that the units are held against, and where they come from."""
-
-    layers: LayerRange
-    found_by: str
-
-
-@dataclass(frozen=True)
-class SsahSubject(Result):
-    """The model of a study, and those of the settings that its report is about."""
-
-    source: str
-    shape: ModelShape
-    others: Mapping[str, str]
-    seeds: tuple[int, ...]
-    cuts: Mapping[str, Cut]
-    scu: float
-    ucu: float
-    ru: float
-    suffixes: Suffixes
-    readings: tuple[str, ...]
-    system: str | None
-    prefill: str | None
-
-
-@dataclass
-class SsahResults:
-    """All parts of the study of one model; those that were not run are None or empty."""
-
-    source: str
-    name: str
-    shape: ModelShape
-    settings: SsahSettings
-    others: Mapping[str, str] = field(default_factory=dict)
-    """The models beside it: ``base`` and ``unaligned``, by source."""
-    behavior: dict[str, Behavior] = field(default_factory=dict)
-    probes: dict[str, DirectionComparison] = field(default_factory=dict)
-    """By reading."""
-    scores: ScoreComparison | None = None
-    groups: dict[str, UnitGroups] = field(default_factory=dict)
-    """By cut, as everything below that is a mapping."""
-    unit_parameters: Mapping[Site, float] = field(default_factory=dict)
-    """Parameters of a neuron and of a head."""
-    removals: dict[str, dict[str, AblationTable]] = field(default_factory=dict)
-    """By cut and condition: ``zero``, ``mean``, ``system``."""
-    pruned: dict[str, dict[str, PrunedGroup]] = field(default_factory=dict)
-    pressures: dict[str, Pressure] = field(default_factory=dict)
-    """``nothing`` removed, ``random`` units, and the SCU of each cut."""
-    stability: dict[str, Stability] = field(default_factory=dict)
-    agreement: Stability | None = None
-    """The groups of all cuts on the same prompts."""
-    finetuning: FinetuningStudy | None = None
-    transfers: dict[str, dict[str, AttributeTransfer]] = field(default_factory=dict)
-    """By cut and training: ``base → name``, ``unaligned → name``, ``name → fine-tuned on …``."""
-    budget: AlignmentBudget | None = None
-    block: SafetyBlock | None = None
-    enrichments: dict[str, Enrichment] = field(default_factory=dict)
-    overlaps: dict[str, MaskOverlap] = field(default_factory=dict)
-    equal: FinetuningStudy | None = None
-    """Units, layers, both and what they share, frozen at equal budgets; by the last cut."""
+    @property
+    def asked(self) -> SsahPrompts:
+        assert self.prompts is not None
+        return self.prompts
 
     @property
     def best(self) -> str:
@@ -252,33 +174,21 @@ class SsahResults:
         return list(self.settings.cuts)[-1]
 
     @property
-    def pressed(self) -> tuple[str, ...]:
-        """What is removed under pressure, in order."""
-        return ("nothing", "random", *(f"SCU by {name}" for name in self.groups))
-
-    def transfer_label(self, kind: str, scenario: str | None = None) -> str:
-        """The name of a transfer: from a model beside this one, or by fine-tuning on a scenario."""
-        return f"{kind} → {self.name}" if scenario is None else f"{self.name} → fine-tuned on {scenario}"
-
-
-@dataclass
-class SsahStudy(SsahResults):
-    """A study that is being run."""
-
-    prompts: SsahPrompts = field(kw_only=True)
+    def title(self) -> str:
+        return f"Superficial safety alignment of “{self.name}”"
 
     @property
-    def subject(self) -> SsahSubject:
-        s = self.settings
-        return SsahSubject(
-            source=self.source,
-            shape=self.shape,
-            others=dict(self.others),
-            seeds=tuple(s.seeds),
-            cuts=dict(s.cuts),
-            **s.shares,
-            suffixes=s.suffixes,
-            readings=tuple(s.readings),
-            system=s.system,
-            prefill=s.prefill,
-        )
+    def facts(self) -> dict[str, Any]:
+        shape, s = self.shape, self.settings
+        return {
+            "architecture": shape.architecture,
+            "layers": shape.n_layers,
+            "units": shape.n_layers * sum(map(shape.n_units, SITES)),
+            "groups": f"SCU {percent(s.scu)}, UCU {percent(s.ucu)}, RU {percent(s.ru)}",
+            "scores": "; ".join(f"{name}: {cut}" for name, cut in s.cuts.items()),
+            "seeds": len(s.seeds),
+        }
+
+    def by_cut(self, name: str) -> dict[str, str]:
+        """Names of results, one a cut: ``name_0``, ``name_1``, …"""
+        return {cut: f"{name}_{number}" for number, cut in enumerate(self.settings.cuts)}

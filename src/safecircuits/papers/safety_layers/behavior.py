@@ -1,0 +1,66 @@
+"""What the model refuses, and how far that depends on what counts as a refusal."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from safecircuits.base.text import percent
+from safecircuits.behavior.agreement_table import AgreementTable, agreement
+from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.generate import generate
+from safecircuits.behavior.stakes import tell_if_nothing_to_lose
+from safecircuits.papers.page import StudyPage, behavior_exhibit
+from safecircuits.papers.part import Part, Parts
+from safecircuits.papers.safety_layers.settings import SafetyLayers
+from safecircuits.report.sections import Exhibit
+from safecircuits.report.tables import Table
+
+
+def _measure(study: SafetyLayers, name: str) -> Behavior:
+    p, s = study.asked, study.settings
+    sets: EvaluationOptions = {
+        "malicious": p.measured,
+        "over_rejection": p.over_rejection,
+        "utility": p.utility,
+        **s.judging,
+    }
+    if name == study.name:
+        return evaluate(study.model, **sets)
+    return s.on(study.others[name], partial(evaluate, **sets))
+
+
+def _judge(study: SafetyLayers) -> AgreementTable:
+    p, s = study.asked, study.settings
+    # Some detectors look for phrases anywhere: they get a whole sentence to look at.
+    return agreement(generate(study.model, p.over_rejection, max_new_tokens=2 * s.max_new_tokens, template=s.template))
+
+
+def _section(study: SafetyLayers, made: StudyPage) -> None:
+    shares = study[DETECTORS].shares
+    rows = [[name, str(share.hits), str(share)] for name, share in shares.items()]
+    least, most = (pick(shares.values(), key=lambda share: share.rate) for pick in (min, max))
+    made.add(
+        "behavior",
+        "What the model refuses",
+        "The paper does not say how it tells a refusal. The same completions of the over-rejection prompts are judged "
+        "by every detector here, since the published counts depend on it.",
+        [
+            behavior_exhibit(made, "behavior", "Refusal, over-rejection and utility", study[BEHAVIOR]),
+            Exhibit(
+                None,
+                "What each detector counts",
+                f"Between {percent(least.rate)} and {percent(most.rate)} of the same answers, by detector.",
+                [Table("Over-rejection prompts refused, by detector", ["detector", "refused", "share [95 %]"], rows)],
+            ),
+        ],
+    )
+
+
+BEHAVIOR: Parts[SafetyLayers, str, Behavior] = Parts(
+    lambda study: {study.name: "behavior"} | {name: f"behavior_{name}" for name in study.others},
+    Behavior,
+    _measure,
+    says="behaviour and what the detectors make of it",
+    then=lambda study: tell_if_nothing_to_lose(study[BEHAVIOR][study.name].rates, "the study"),
+)
+DETECTORS: Part[SafetyLayers, AgreementTable] = Part("detectors", AgreementTable, _judge, section=_section)

@@ -1,0 +1,69 @@
+"""Where harmful and harmless prompts part (§3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from safecircuits.base.progress import without_bars
+from safecircuits.layers.comparison import GapComparison, compare_gaps
+from safecircuits.papers.conclusion import Conclusion
+from safecircuits.papers.page import StudyPage
+from safecircuits.papers.part import Part
+from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
+from safecircuits.plots.pairs import comparison_figure, pair_panels
+from safecircuits.report import tables
+from safecircuits.report.sections import Exhibit
+
+
+def _compare(study: SafetyLayers) -> GapComparison:
+    p, s = study.asked, study.settings
+    sources = {study.name: study.source, **study.others}
+    with without_bars():
+        return compare_gaps(sources, p.normal, p.malicious, template=s.template, seed=s.seeds[0], **s.placing)
+
+
+def _section(study: SafetyLayers, made: StudyPage) -> None:
+    found = study[GAPS]
+    made.figures["gaps"] = comparison_figure(found)
+    made.figures["pairs"] = pair_panels(found.gaps[study.name])
+    stages = {name: {"gap_deg": gap.gap_deg.tolist()} for name, gap in found.gaps.items()}
+    asked = found.provenance
+    made.add(
+        "gap",
+        "Where harmful and harmless prompts part",
+        "The residual stream after each layer at a prompt’s last token, compared between pairs of prompts: two "
+        "normal ones (N–N), two malicious ones (M–M), one of each (N–M), over all pairs. The gap is how much wider the "
+        f"N–M angle is. {asked['normal']['n']} normal and {asked['malicious']['n']} malicious prompts; bands: "
+        "bootstrap intervals.",
+        [
+            Exhibit("gaps", "Similarity and angle gap", found.verdict.replace("\n", ". ") + ".", [tables.gaps(stages)]),
+            Exhibit("pairs", "N–N, M–M and N–M similarity", f"{study.name}: mean and standard deviation over pairs."),
+        ],
+    )
+
+
+def _claims(study: SafetyLayers) -> Iterator[Conclusion]:
+    found = study[GAPS]
+    onset, lines = found.onsets[study.name], found.verdict.splitlines()
+    opens = "A gap between harmful and harmless prompts opens in some layers and not before"
+    gap = found.gaps[study.name]
+    shows = "yes" if onset and onset.layers.first > 0 and not gap.within_noise else "no"
+    yield opens, f"{PAPER} §3.3", shows, f"{lines[0]}."
+    if "base" in found.differences:
+        apart = found.differences["base"].layers_apart
+        shows = "yes" if apart and found.onsets["base"] is None else "no" if not apart else "unclear"
+        text = f"{lines[1]}."
+        if onset is None or gap.within_noise:
+            shows, text = "inconclusive", f"{study.name} has no gap that alignment could have made. {text}"
+        yield "Alignment makes the gap: the base model has none", f"{PAPER} §3.3", shows, text
+
+
+GAPS: Part[SafetyLayers, GapComparison] = Part(
+    "gaps",
+    GapComparison,
+    _compare,
+    says="angle gaps",
+    section=_section,
+    claims=_claims,
+    tables=lambda study: {"gaps": study[GAPS].to_frame()},
+)
