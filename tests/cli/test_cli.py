@@ -115,6 +115,21 @@ class TestLayers:
         assert found.provenance["start"] == list(onset.layers)
         assert set(table(tmp_path, "alpha_trials")["alpha"]) == {t.points[0].alpha for t in found.alpha_trials}
 
+    def test_localize_without_an_onset_starts_from_what_decides(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sc.LayerGap, "onset", lambda self, rule=None: None)
+        command = ["layers", "localize", *BORDERLINE, *SETS, "--n", "8", "--alpha", "1.2", "--reach", "1"]
+        got = succeed(*command, "--model", "organism:planted-layers", "--out", tmp_path / "planted")
+        decision = sc.DecisionLayers.load(tmp_path / "planted" / "results" / "decision")
+        assert f"the gap has no onset; starting from what decides: {decision.verdict}" in got.stdout
+        found = sc.Localization.load(tmp_path / "planted" / "results" / "localization")
+        assert found.provenance["start"] == list(decision.layers or ())
+        assert (tmp_path / "planted" / "tables" / "decision.csv").exists()
+        line = refuse(*command, "--model", "organism:base", "--out", tmp_path / "base")
+        assert "0 of 8 malicious" in line
+        assert "there is no refusal to locate" in line
+
     def test_decide_finds_the_planted_block(self, tmp_path: Path) -> None:
         got = succeed(
             "layers", "decide", "--model", "organism:planted-layers", *SETS, "--n", "24", "--out", tmp_path / "out"

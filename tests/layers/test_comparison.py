@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 import safecircuits as sc
+from safecircuits.base.resamples import multiplicities
 from safecircuits.hooks.collect import collect_residuals
-from safecircuits.layers.interval import _multiplicities
 from safecircuits.plots.grid import plot_grid
 from safecircuits.plots.layers import model_colors, plot_gap, plot_pair_curves
 from safecircuits.plots.pairs import models_side_by_side, pair_panels, plot_gap_difference
@@ -55,8 +55,8 @@ def test_differences_are_paired_by_hand(make_tiny_model: Callable[..., Any]) -> 
     draws, seed = 6, 5
     got = sc.compare_gaps(models, NORMAL, MALICIOUS, draws=draws, seed=seed, template="chat")
     generator = torch.Generator().manual_seed(seed)
-    n_weights = _multiplicities(len(NORMAL), draws, generator).long().numpy()
-    m_weights = _multiplicities(len(MALICIOUS), draws, generator).long().numpy()
+    n_weights = multiplicities(len(NORMAL), draws, generator).long().numpy()
+    m_weights = multiplicities(len(MALICIOUS), draws, generator).long().numpy()
 
     def angle(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.degrees(np.arccos(np.clip(x @ y / np.linalg.norm(x) / np.linalg.norm(y), -1, 1))))

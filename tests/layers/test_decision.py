@@ -85,7 +85,8 @@ def test_the_planted_block_is_found(found: DecisionLayers) -> None:
     assert bool((found.low <= found.share).all())
     assert bool((found.share <= found.high).all())
     assert found.verdict.startswith(f"layers [{first}, {last}] (")
-    assert sum(found.range_shares.values()) == pytest.approx(1)
+    assert found.resampled is not None
+    assert sum(found.resampled.shares.values()) == pytest.approx(1)
     assert found.to_frame()["decides"].tolist() == [first <= layer <= last for layer in range(8)]
 
 
@@ -101,7 +102,8 @@ def test_a_model_that_does_not_refuse_has_none(stage: str) -> None:
     sets = organism.prompts("normal", n=N), organism.prompts("malicious", n=N)
     nothing = decision_layers(load_model(stage), *sets)
     assert nothing.layers is None
-    assert nothing.range_shares == {}
+    assert nothing.resampled is None
+    assert nothing.record()["resamples"] is None
     assert nothing.verdict.endswith("within noise")
     assert not nothing.to_frame()["decides"].any()
     assert nothing.to_frame()[["share", "low", "high"]].isna().all(axis=None)  # 0 would be a finding
@@ -161,7 +163,7 @@ def test_order_and_batch_size_do_not_matter(planted: Any, order: list[int], max_
     assert torch.equal(again.full, plain.full[order])
     assert torch.equal(again.malicious_refused, plain.malicious_refused[order])
     assert torch.equal(again.normal_refused, plain.normal_refused[order])
-    assert (again.layers, again.range_shares, again.verdict) == (plain.layers, plain.range_shares, plain.verdict)
+    assert (again.layers, again.resampled, again.verdict) == (plain.layers, plain.resampled, plain.verdict)
     small = decision_layers(planted, *moved, max_tokens=max_tokens)
     assert small.layers == plain.layers
     torch.testing.assert_close(small.share, plain.share, atol=1e-4, rtol=1e-4)
@@ -183,7 +185,7 @@ def test_resampling_does_not_see_the_order_of_the_pairs(found: DecisionLayers, c
     effect, full, order = case
     assert torch.equal(_resampled(effect, full), _resampled(effect[:, order], full[order]))
     one = replace(found, effect=effect, full=full)
-    assert replace(found, effect=effect[:, order], full=full[order]).range_shares == one.range_shares
+    assert replace(found, effect=effect[:, order], full=full[order]).resampled == one.resampled
 
 
 def test_a_result_survives_the_disk(found: DecisionLayers, tmp_path: Path) -> None:

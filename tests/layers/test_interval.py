@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import safecircuits as sc
+from safecircuits.base.resamples import multiplicities
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.hooks.collect import Residuals
-from safecircuits.layers.interval import _multiplicities, gap_interval
+from safecircuits.layers.interval import gap_interval
 from safecircuits.layers.similarity import compare
 
 
@@ -35,7 +36,7 @@ def test_equals_resampling_by_hand(sets: tuple[Residuals, Residuals]) -> None:
     normal, malicious = sets
     draws = 5
     generator = torch.Generator().manual_seed(3)
-    weights = [_multiplicities(len(r.prompts), draws, generator).long().numpy() for r in sets]
+    weights = [multiplicities(len(r.prompts), draws, generator).long().numpy() for r in sets]
 
     def angle(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.degrees(np.arccos(np.clip(x @ y / np.linalg.norm(x) / np.linalg.norm(y), -1, 1))))
@@ -57,7 +58,7 @@ def test_the_interval_holds_the_curve_and_the_onset_is_stable(sets: tuple[Residu
     got, gap = gap_interval(*sets, draws=400), compare(*sets)
     assert torch.all(got.low < gap.gap_deg)
     assert torch.all(gap.gap_deg < got.high)
-    shares = got.onset_shares
+    shares = got.resampled.shares
     assert max(shares, key=lambda layers: shares[layers]) == LayerRange(2, 2)
     assert sum(shares.values()) == pytest.approx(1)
     assert gap_interval(*sets, draws=400).equals(got)

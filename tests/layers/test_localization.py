@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from safecircuits import organism
+from safecircuits.base.notices import Notice
+from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import Completions
 from safecircuits.layers import counting, localization
+from safecircuits.layers.decision import decision_layers
 from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import Sweep, localize
 from safecircuits.layers.onset import Onset, OnsetRule
+from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import PromptSet
 
 OVER = PromptSet("over", tuple(f"make tea {i}" for i in range(200)))
@@ -299,3 +306,73 @@ class TestResume:
 def test_bad_input(start: Any, options: dict[str, Any], message: str, landscape: Any) -> None:
     with pytest.raises(ValueError, match=message):
         localize(landscape(8, lambda layers, alpha: 0), OVER, start, **options)
+
+
+class TestResamples:
+    """How sure the block is, against a bootstrap in plain loops."""
+
+    def test_the_share_of_each_block(self, landscape: Callable[..., Landscape]) -> None:
+        def refusals(layers: LayerRange | None, alpha: float) -> int:
+            return 20 if layers is None else 60 + 3 * (layers.last == 4) + 2 * (layers.first == 2) - len(layers)
+
+        model: Any = landscape(8, refusals)
+        found = localize(model, OVER, (2, 4), alpha=1.2, reach=1)
+        again = localize(model, PromptSet("over", OVER.prompts[::-1]), (2, 4), alpha=1.2, reach=1)
+        drawn = multiplicities(len(OVER), DRAWS, torch.Generator().manual_seed(0)).long().tolist()
+        order = sorted(range(len(OVER)), key=OVER.prompts.__getitem__)
+        counts: Counter[LayerRange] = Counter()
+        for times in drawn:
+            ends = []
+            for sweep in (found.lower, found.upper):
+                totals = [
+                    sum(n * bool(point.refused[row]) for n, row in zip(times, order, strict=True))
+                    for point in sweep.points
+                ]
+                ends.append(sweep.points[totals.index(max(totals))].layers)
+            counts[LayerRange(ends[0].first, ends[1].last)] += 1
+        assert found.resampled.shares == {layers: n / DRAWS for layers, n in counts.most_common()}
+        assert f"({found.resampled.words(found.layers)})" in found.verdict
+        assert len(counts) > 1
+        assert again.resampled.bounds is not None
+
+    def test_the_grids_best(self, landscape: Callable[..., Landscape]) -> None:
+        model: Any = landscape(3, lambda layers, alpha: 20 if layers is None else 40 + 2 * layers.first + layers.last)
+        grid = scaling_grid(model, OVER, alpha=1.2)
+        assert grid.best.layers == LayerRange(2, 2)
+        assert grid.resampled.share(LayerRange(2, 2)) > 0.8
+        assert grid.record()["resamples"] == grid.resampled.record(LayerRange(2, 2))
+
+
+class TestWhatCannotMove:
+    @pytest.mark.parametrize(("count", "alpha", "said"), [(0, 1.2, "nothing to amplify"), (200, 1.2, "cannot add to"),
+                                                          (0, 0.8, "cannot lower")])  # fmt: skip
+    def test_it_is_said_before_anything_is_scaled(
+        self, count: int, alpha: float, said: str, landscape: Callable[..., Landscape]
+    ) -> None:
+        model: Any = landscape(4, lambda layers, _: count if layers is None else 7)
+        for sweep in (
+            lambda: localize(model, OVER, (1, 2), alpha=alpha, reach=1),
+            lambda: scaling_grid(model, OVER, alpha=alpha),
+        ):
+            with pytest.warns(Notice, match=said):
+                sweep()
+
+    def test_a_model_that_refuses_some_is_not_warned_of(self, landscape: Callable[..., Landscape]) -> None:
+        model: Any = landscape(4, lambda layers, _: 3 if layers is None else 7)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            localize(model, OVER, (1, 2), alpha=1.2, reach=1)
+
+
+class TestWhereTheGapHasNoOnset:
+    def test_what_decides_is_where_it_starts(self, landscape: Callable[..., Landscape]) -> None:
+        normal, malicious = (organism.prompts(kind, n=12) for kind in ("normal", "malicious"))
+        decision = decision_layers(load_model("planted-layers"), normal, malicious)
+        model: Any = landscape(8, lambda layers, _: 3 if layers is None else 7)
+        found = localize(model, OVER, decision, alpha=1.2, reach=1)
+        assert found.provenance["start"] == list(decision.layers or ())
+        nothing = decision_layers(load_model("base"), normal, malicious)
+        with pytest.raises(ValueError, match=r"0 of 12 malicious .* within noise; so there is no refusal to locate"):
+            localize(model, OVER, nothing)
+        with pytest.raises(ValueError, match=r"no onset; start from decision_layers\(model, normal, malicious\)"):
+            localize(model, OVER, None)

@@ -213,6 +213,20 @@ class TestOnset:
         assert found is not None
         assert found.layers == LayerRange(3, 6)
 
+    def test_growth_out_of_a_negative_gap_is_no_onset(self) -> None:
+        """As on a real model that does not refuse: steepest where the gap comes back from far below zero."""
+        found = find_onset([2.5, 2.2, 0.3, -6.0, -15.0, -12.0, -3.0, -2.5], OnsetRule())
+        assert found is not None
+        assert found.layers == LayerRange(0, 0)
+
+    def test_a_gap_within_noise_counts_as_none(self) -> None:
+        gap, low = [0.1, 5.0, 5.5, 9.0, 9.5], [-0.2, -0.1, -0.5, 7.0, 7.5]
+        [plain, sure] = find_onset(gap, OnsetRule()), find_onset(gap, OnsetRule(), low)
+        assert plain is not None
+        assert sure is not None
+        assert (plain.layers, sure.layers) == (LayerRange(1, 1), LayerRange(3, 3))
+        assert find_onset(gap, OnsetRule(), [-1.0] * 5) is None
+
     @given(st.lists(st.floats(-20, 90), min_size=1, max_size=40))
     def test_always_inside_the_model_or_none(self, gap: list[float]) -> None:
         found = find_onset(gap, OnsetRule())

@@ -124,11 +124,16 @@ def simultaneous_band(
         estimate: of each layer.
         draws: the same from bootstrap resamples.
     """
+    half = half_width(draws)
+    return estimate - half, estimate + half
+
+
+def half_width(draws: Float[Tensor, "draw layer"]) -> Float[Tensor, " layer"]:
+    """Of the band that ``simultaneous_band`` puts around an estimate."""
     error = draws.std(0)
     deviation = (draws - draws.mean(0)).abs()
     largest = torch.where(error > 0, deviation / error, 0.0).amax(1)
-    half = torch.quantile(largest, 0.95) * error
-    return estimate - half, estimate + half
+    return torch.quantile(largest, 0.95) * error
 
 
 def _quantile(n: int) -> float:

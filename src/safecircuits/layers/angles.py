@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from safecircuits.prompts.prompt_set import PromptSet
 
 Formula = Literal["paper", "code"]
 """The mean of the angles (the paper's text), or the angle of the mean cosine (its code)."""
@@ -26,3 +29,10 @@ def degrees(cosine: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Angle of a cosine in degrees; rounding beyond ±1 is clipped."""
     angle: Tensor = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))
     return angle
+
+
+def require_pairs(*sets: PromptSet) -> None:
+    """A ValueError for the first set that has too few prompts to make a pair."""
+    for prompts in sets:
+        if len(prompts) < 2:
+            raise ValueError(f"prompt set {prompts.name!r} has one prompt; pairs need at least two")

@@ -8,7 +8,21 @@ import torch
 
 from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL, chosen_p, rivals
+from safecircuits.base.resamples import DRAWS, multiplicities
+from safecircuits.base.stats import canonical_order
 from safecircuits.layers.counting import SweepPoint
+
+
+def resampled_best(points: Sequence[SweepPoint], up: bool) -> list[SweepPoint]:
+    """The point of extreme count in each bootstrap resample of the prompts, the first of those given among equals.
+
+    Which prompts a resample holds depends on the prompts alone, not on their order.
+    """
+    order = canonical_order(points[0].completions.prompts.prompts)
+    refused = torch.stack([point.refused[order] for point in points]).double()
+    n = refused.shape[1]
+    counts = (multiplicities(n, DRAWS, torch.Generator().manual_seed(0)) @ refused.T).numpy()
+    return [points[which] for which in (counts.argmax(1) if up else counts.argmin(1))]
 
 
 def best_against(best: SweepPoint, tried: Sequence[SweepPoint], baseline: SweepPoint) -> float:
@@ -40,13 +54,22 @@ def against_unscaled(p: float, n_tried: int, moved: bool, up: bool) -> str:
     return "" if moved else f"no block that was scaled has {'more' if up else 'fewer'} refusals than scaling nothing"
 
 
-def tell_if_counts_cannot_move(baseline: SweepPoint, up: bool) -> None:
-    """A notice, before anything is scaled, if the unscaled model already refuses all prompts or none."""
-    n = len(baseline.refused)
-    if baseline.count == (n if up else 0):
+def tell_if_nothing_can_move(baseline: SweepPoint, up: bool) -> None:
+    """A notice, before anything is scaled, if the unscaled model refuses all prompts or none.
+
+    Of a model that refuses nothing, a block scaled up has nothing to amplify: what counts move then is damage.
+    """
+    n, count = len(baseline.refused), baseline.count
+    if count == (n if up else 0):
         notify(
-            f"the unscaled model refuses {baseline.count} of the {n} over-rejection prompts, so that scaling cannot "
+            f"the unscaled model refuses {count} of the {n} over-rejection prompts, so that scaling cannot "
             f"{'add to' if up else 'lower'} that: nothing can be located this way"
+        )
+    elif count == 0:
+        notify(
+            f"nothing to amplify: the unscaled model refuses none of the {n} over-rejection prompts, so that refusals "
+            "under scaling may be damage and no refusal made stronger; ask decision_layers (layers decide) whether it "
+            "refuses malicious prompts at all"
         )
 
 

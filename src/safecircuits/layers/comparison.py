@@ -13,10 +13,10 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.stats import simultaneous_band
 from safecircuits.hooks.collect import collect_residuals
-from safecircuits.layers.angles import Formula
-from safecircuits.layers.interval import GapInterval, interval_of, resampled_gaps
+from safecircuits.layers.angles import Formula, require_pairs
+from safecircuits.layers.interval import GapInterval, interval_of
 from safecircuits.layers.onset import Onset, OnsetRule
-from safecircuits.layers.similarity import LayerGap, Pairs, compare, require_pairs
+from safecircuits.layers.similarity import LayerGap, Pairs, compare
 from safecircuits.model.each_model import Source as Source
 from safecircuits.model.each_model import described, measure_each
 from safecircuits.model.load import Backend
@@ -125,7 +125,7 @@ class GapComparison(Result):
             line = (
                 f"{name}: largest gap {float(gap.gap_deg[layer]):.1f}° [{float(interval.low[layer]):.1f}, "
                 f"{float(interval.high[layer]):.1f}] (layer {layer}{gap.chance}), {range_found} "
-                f"({100 * interval.onset_shares.get(onset.layers if onset else None, 0.0):.0f} % of resamples)"
+                f"({interval.resampled.words(onset.layers if onset else None)})"
             )
             if name in self.differences:
                 apart = self.differences[name].layers_apart
@@ -175,19 +175,17 @@ def compare_gaps(
     normal, malicious = as_prompt_set(normal, "normal"), as_prompt_set(malicious, "malicious")
     require_pairs(normal, malicious)
 
-    def measure(model: HookedModel, asked: str) -> tuple[LayerGap, Float[Tensor, "draw layer"]]:
+    def measure(model: HookedModel, asked: str) -> LayerGap:
         n, m = (
             collect_residuals(model, prompts, template=asked, final_norm=final_norm, progress=progress)
             for prompts in (normal, malicious)
         )
-        resampled = resampled_gaps(n, m, draws=draws, seed=seed, formula=formula)
-        return compare(n, m, pairs=pairs, formula=formula), resampled
+        return compare(n, m, pairs=pairs, formula=formula, draws=draws, seed=seed)
 
-    found, used = measure_each(
+    gaps, used = measure_each(
         models, measure, template=template, backend=backend, dtype=dtype, device=device, progress=progress
     )
-    gaps = {name: gap for name, (gap, _) in found.items()}
-    drawn = {name: resampled for name, (_, resampled) in found.items()}
+    drawn = {name: gap.resampled for name, gap in gaps.items() if gap.resampled is not None}
     reference = next(iter(models))
     differences = {
         name: _difference(gaps[reference], gaps[name], drawn[reference] - drawn[name])

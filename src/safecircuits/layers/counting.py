@@ -53,6 +53,12 @@ class SweepPoint:
     def count(self) -> int:
         return int(self.refused.sum())
 
+    @property
+    def at_limit(self) -> float:
+        """Share of completions that the limit of tokens ended, and not the model; NaN where that is not known."""
+        ended = self.completions.ended
+        return float("nan") if ended is None else ended.count(False) / len(ended)
+
 
 def checked_alpha(alpha: Any, other: str = "") -> float:
     """A number to scale by as Python's own, whichever library it is of; ``other`` is what else was possible."""

@@ -9,7 +9,6 @@ carries all of the difference, however much later layers turn and amplify it. Th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked, read_fields
 from safecircuits.base.paired import LEVEL
-from safecircuits.base.stats import Share, canonical_order, simultaneous_band
+from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
+from safecircuits.base.stats import Share, canonical_order, half_width, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
@@ -33,8 +33,6 @@ from safecircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,13 @@ class DecisionLayers(Result):
     provenance: dict[str, Any]
 
     @property
-    def range_shares(self) -> dict[LayerRange, float]:
-        """How often each range is the answer when pairs are resampled, most frequent first; empty if none is found."""
+    def resampled(self) -> RangeResamples | None:
+        """How sure the range is: what the rule says of resampled pairs; None if nothing was measured."""
         if self.layers is None:
-            return {}
-        counts = Counter(self.rule.range(curve) for curve in _resampled(self.effect, self.full).tolist())
-        return {layers: count / counts.total() for layers, count in counts.most_common()}
+            return None
+        curves = _resampled(self.effect, self.full)
+        half = half_width(curves)
+        return RangeResamples(tuple(self.rule.range(curve.tolist(), (curve - half).tolist()) for curve in curves))
 
     @property
     def verdict(self) -> str:
@@ -100,7 +99,8 @@ class DecisionLayers(Result):
         rates += "harmless prompts refused"
         if self.layers is None:
             return f"no layers found: {rates}, within noise"
-        return f"layers {self.layers} ({self.range_shares.get(self.layers, 0.0):.0%} of resamples); {rates}"
+        assert self.resampled is not None
+        return f"layers {self.layers} ({self.resampled.words(self.layers)}); {rates}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer."""
@@ -111,10 +111,11 @@ class DecisionLayers(Result):
         return pd.DataFrame({"layer": range(len(self.share)), **columns, "decides": inside})
 
     def record(self) -> dict[str, Any]:
-        """``share``, ``low`` and ``high`` by layer, the rule's ``thresholds``, and the ``layers`` or None."""
+        """``share``, ``low`` and ``high`` by layer, the rule's ``thresholds``, the ``layers`` and their resamples."""
         curves = {name: getattr(self, name).tolist() for name in ("share", "low", "high")}
         layers = None if self.layers is None else list(self.layers)
-        return {**curves, "thresholds": [self.rule.appear, self.rule.complete], "layers": layers}
+        sure = None if self.resampled is None else self.resampled.record(self.layers)
+        return {**curves, "thresholds": [self.rule.appear, self.rule.complete], "layers": layers, "resamples": sure}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The share by layer with its interval, the rule's thresholds, and the layers that decide."""
@@ -238,7 +239,5 @@ def _resampled(effect: Float[Tensor, "layer pair"], full: Float[Tensor, " pair"]
     """The share of each layer over resampled pairs, whatever the order in which they are given."""
     order = canonical_order(torch.cat([full[None], effect]).T.tolist())
     effect, full = effect[:, order], full[order]
-    picks = torch.randint(len(full), (DRAWS, len(full)), generator=torch.Generator().manual_seed(0))
-    weights = torch.zeros(DRAWS, len(full), dtype=effect.dtype)
-    weights.scatter_add_(1, picks, torch.ones_like(weights))
+    weights = multiplicities(len(full), DRAWS, torch.Generator().manual_seed(0)).to(effect.dtype)
     return (weights @ effect.T) / (weights @ full)[:, None]

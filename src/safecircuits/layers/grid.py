@@ -13,8 +13,16 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.paired import LEVEL
+from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
+from safecircuits.layers.choice import (
+    against_unscaled,
+    best_against,
+    moves,
+    resampled_best,
+    rivals_of,
+    tell_if_nothing_can_move,
+)
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -47,13 +55,22 @@ class ScalingGrid(Result):
     @property
     def best(self) -> SweepPoint:
         """The extreme: most refusals for α > 1, fewest for α < 1; of equals the shortest block, then the earliest."""
-        sign = -1 if self.alpha > 1 else 1
+        extreme = max if self.alpha > 1 else min
+        return extreme(self._shortest_first, key=lambda point: point.count)
 
-        def order(point: SweepPoint) -> tuple[int, int, int]:
+    @property
+    def _shortest_first(self) -> list[SweepPoint]:
+        def order(point: SweepPoint) -> tuple[int, int]:
             assert point.layers is not None
-            return sign * point.count, len(point.layers), point.layers.first
+            return len(point.layers), point.layers.first
 
-        return min(self.points, key=order)
+        return sorted(self.points, key=order)
+
+    @cached_property
+    def resampled(self) -> RangeResamples:
+        """How sure the best block is: which is the best when prompts are resampled."""
+        best = resampled_best(self._shortest_first, self.alpha > 1)
+        return RangeResamples(tuple(point.layers for point in best))
 
     @cached_property
     def rivals(self) -> tuple[SweepPoint, ...]:
@@ -74,7 +91,8 @@ class ScalingGrid(Result):
     def verdict(self) -> str:
         """The result in one sentence."""
         best, up = self.best, self.alpha > 1
-        block = f"layers {best.layers} at alpha {self.alpha:g}: {best.count} of {len(best.refused)} refused, "
+        block = f"layers {best.layers} at alpha {self.alpha:g} ({self.resampled.words(best.layers)}): "
+        block += f"{best.count} of {len(best.refused)} refused, "
         block += f"{self.baseline.count} unscaled"
         if nothing := against_unscaled(self.p, len(self.points), moves(best, self.baseline, up), up):
             return f"{block}; {nothing}"
@@ -89,12 +107,15 @@ class ScalingGrid(Result):
         return frame.where(frame >= 0)
 
     def record(self) -> dict[str, Any]:
-        """``counts`` by first and last layer, ``baseline_refused`` of ``n_prompts``, ``best`` and ``rivals``."""
+        """``counts`` by first and last layer, ``baseline_refused`` of ``n_prompts``, ``best``, rivals, resamples."""
+        best = self.best.layers
         return {
             "counts": self.counts.numpy(),
             "baseline_refused": self.baseline.count,
             "n_prompts": len(self.baseline.refused),
-            "best": list(self.best.layers or ()),
+            "best": list(best or ()),
+            "resamples": self.resampled.record(best),
+            "at_limit": self.baseline.at_limit,
             "rivals": [list(point.layers or ()) for point in self.rivals],
         }
 
@@ -128,7 +149,7 @@ def scaling_grid(
         raise ValueError(f"max_length is between 1 and the model's {n_layers} layers, not {max_length}")
     prompts = as_prompt_set(over_rejection, "over-rejection")
     counter = RefusalCounter(model, prompts, **counting)
-    tell_if_counts_cannot_move(counter.baseline, alpha > 1)
+    tell_if_nothing_can_move(counter.baseline, alpha > 1)
     blocks = [
         LayerRange(first, last) for first in range(n_layers) for last in range(first, min(n_layers, first + longest))
     ]

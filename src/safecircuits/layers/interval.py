@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.stats import canonical_order
+from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
+from safecircuits.base.stats import canonical_order, half_width
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.hooks.collect import Residuals
-from safecircuits.layers.angles import Formula, degrees, unit_vectors
+from safecircuits.layers.angles import Formula, degrees, require_pairs, unit_vectors
 from safecircuits.layers.onset import OnsetRule, find_onset
-from safecircuits.layers.similarity import require_pairs
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -33,10 +32,9 @@ class GapInterval(Result):
     """One a draw; None where the resampled curve has no onset."""
 
     @property
-    def onset_shares(self) -> dict[LayerRange | None, float]:
-        """How often each range is the onset, most frequent first."""
-        counts = Counter(self.onsets).most_common()
-        return {layers: count / len(self.onsets) for layers, count in counts}
+    def resampled(self) -> RangeResamples:
+        """How sure the onset is."""
+        return RangeResamples(self.onsets)
 
     def record(self) -> dict[str, Any]:
         """``low`` and ``high`` by layer, degrees."""
@@ -54,7 +52,7 @@ def gap_interval(
     normal: Residuals,
     malicious: Residuals,
     *,
-    draws: int = 1000,
+    draws: int = DRAWS,
     seed: int = 0,
     rule: OnsetRule | None = None,
     formula: Formula = "paper",
@@ -76,12 +74,18 @@ def gap_interval(
 def interval_of(gaps: Float[Tensor, "draw layer"], rule: OnsetRule | None = None) -> GapInterval:
     """The interval of curves that ``resampled_gaps`` drew."""
     low, high = torch.quantile(gaps, torch.tensor([0.025, 0.975], dtype=gaps.dtype), dim=0)
-    found = [find_onset(curve.tolist(), rule or OnsetRule()) for curve in gaps]
-    return GapInterval(low, high, tuple(onset.layers if onset else None for onset in found))
+    return GapInterval(low, high, resampled_onsets(gaps, rule or OnsetRule()).draws)
+
+
+def resampled_onsets(gaps: Float[Tensor, "draw layer"], rule: OnsetRule) -> RangeResamples:
+    """The onset of every resampled curve, each held against noise as the measured one is."""
+    half = half_width(gaps)
+    found = [find_onset(curve.tolist(), rule, (curve - half).tolist()) for curve in gaps]
+    return RangeResamples(tuple(onset.layers if onset else None for onset in found))
 
 
 def resampled_gaps(
-    normal: Residuals, malicious: Residuals, *, draws: int = 1000, seed: int = 0, formula: Formula = "paper"
+    normal: Residuals, malicious: Residuals, *, draws: int = DRAWS, seed: int = 0, formula: Formula = "paper"
 ) -> Float[Tensor, "draw layer"]:
     """The gap curve of each resample, in degrees.
 
@@ -94,21 +98,28 @@ def resampled_gaps(
         raise ValueError(f"formula is 'paper' or 'code', not {formula!r}")
     require_pairs(normal.prompts, malicious.prompts)
     n, m = (unit_vectors(r.values[:, canonical_order(r.prompts.prompts)]) for r in (normal, malicious))
-    within, across = n @ n.mT, n @ m.mT
-    if formula == "paper":  # the mean of angles; the other is the angle of the mean
-        within, across = degrees(within), degrees(across)
-    within.diagonal(dim1=-2, dim2=-1).zero_()
     generator = torch.Generator().manual_seed(int(seed))
-    a, b = (_multiplicities(u.shape[1], draws, generator) for u in (n, m))
+    a, b = (multiplicities(u.shape[1], draws, generator) for u in (n, m))
     pairs = a.sum(1).square() - a.square().sum(1)
     # A draw of one and the same prompt throughout has no pair; it is all but impossible beyond a handful of prompts.
     a, b, pairs = a[pairs > 0], b[pairs > 0], pairs[pairs > 0]
-    nn = torch.einsum("ki,lij,kj->kl", a, within, a) / pairs[:, None]
-    nm = torch.einsum("ki,lij,kj->kl", a, across, b) / (a.sum(1) * b.sum(1))[:, None]
+    curves = [_resampled_gap(*layer, a, b, pairs, formula) for layer in zip(n, m, strict=True)]
+    return torch.stack(curves, dim=1)
+
+
+def _resampled_gap(
+    n: Float[Tensor, "normal d_model"],
+    m: Float[Tensor, "malicious d_model"],
+    a: Float[Tensor, "draw normal"],
+    b: Float[Tensor, "draw malicious"],
+    pairs: Float[Tensor, " draw"],
+    formula: Formula,
+) -> Float[Tensor, " draw"]:
+    """The gap of one layer in each resample, degrees."""
+    within, across = n @ n.mT, n @ m.mT
+    if formula == "paper":  # the mean of angles; the other is the angle of the mean
+        within, across = degrees(within), degrees(across)
+    within.fill_diagonal_(0)
+    nn = (a @ within * a).sum(1) / pairs
+    nm = (a @ across * b).sum(1) / (a.sum(1) * b.sum(1))
     return nm - nn if formula == "paper" else degrees(nm) - degrees(nn)
-
-
-def _multiplicities(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, "draw prompt"]:
-    """How often each of ``n`` prompts is in each resample of size ``n``."""
-    picks = torch.randint(n, (draws, n), generator=generator)
-    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, picks, torch.ones(draws, n, dtype=torch.float64))

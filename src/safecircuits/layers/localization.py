@@ -15,9 +15,18 @@ import torch
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.paired import LEVEL, paired_difference
+from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.layers.choice import against_unscaled, best_against, moves, rivals_of, tell_if_counts_cannot_move
+from safecircuits.layers.choice import (
+    against_unscaled,
+    best_against,
+    moves,
+    resampled_best,
+    rivals_of,
+    tell_if_nothing_can_move,
+)
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.layers.decision import DecisionLayers
 from safecircuits.layers.onset import Onset
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -107,10 +116,22 @@ class Localization(Result):
         """Whether the block is not told apart: from another one of its sweeps, or from scaling nothing at all."""
         return not self.located or bool(self.upper.rivals or self.lower.rivals)
 
+    @cached_property
+    def resampled(self) -> RangeResamples:
+        """How sure the bounds are: those of extreme counts when prompts are resampled.
+
+        The lower bound's sweep was run at the upper bound that was found, and is what a resample's is chosen from.
+        """
+        up = self.direction == "up"
+        lows, highs = (resampled_best(sweep.points, up) for sweep in (self.lower, self.upper))
+        ends = [(low.layers, high.layers) for low, high in zip(lows, highs, strict=True)]
+        return RangeResamples(tuple(LayerRange(a.first, max(a.first, b.last)) for a, b in ends if a and b))
+
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
-        block = f"layers {self.layers} at alpha {self.alpha:g}: {self.lower.best.count} of {len(self.baseline.refused)}"
+        block = f"layers {self.layers} at alpha {self.alpha:g} ({self.resampled.words(self.layers)}): "
+        block += f"{self.lower.best.count} of {len(self.baseline.refused)}"
         block += f" refused, {self.baseline.count} unscaled"
         best, up = self.lower.best, self.direction == "up"
         if nothing := against_unscaled(self.p, len(self.tried), moves(best, self.baseline, up), up):
@@ -119,7 +140,8 @@ class Localization(Result):
         return f"{block}; within noise of {', '.join(rivals)}" if rivals else f"{block}; apart from its neighbours"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a configuration: bound, range, count, and its paired difference to the unscaled model in prompts."""
+        """One row a configuration: bound, range, count, its paired difference to the unscaled model in prompts, and the
+        shares of answers that are degenerate or were ended by the limit of tokens."""
         import pandas as pd
 
         rows = []
@@ -138,6 +160,7 @@ class Localization(Result):
                         "change_low": round(low * n, 1),
                         "change_high": round(high * n, 1),
                         "degenerate": point.degenerate,
+                        "at_limit": point.at_limit,
                         "best": point is sweep.best,
                     }
                 )
@@ -152,6 +175,8 @@ class Localization(Result):
             "baseline_refused": self.baseline.count,
             "n_prompts": len(self.baseline.refused),
             "layers": list(self.layers),
+            "resamples": self.resampled.record(self.layers),
+            "at_limit": self.baseline.at_limit,
             "upper": [row for row in rows if row["bound"] == "upper"],
             "lower": [row for row in rows if row["bound"] == "lower"],
             "located": self.located,
@@ -171,7 +196,7 @@ class Localization(Result):
 def localize(
     model: HookedModel,
     over_rejection: PromptSet | Sequence[str],
-    start: Onset | LayerRange | Sequence[int] | None,
+    start: Onset | DecisionLayers | LayerRange | Sequence[int] | None,
     *,
     alpha: float | Literal["search"] = 1.1,
     direction: Direction | None = None,
@@ -186,7 +211,8 @@ def localize(
 
     Args:
         over_rejection: harmless prompts that sound dangerous.
-        start: ``LayerGap.onset()``, or a (first, last) range of your own, 0-indexed and inclusive.
+        start: ``LayerGap.onset()``; where the gap has none, ``decision_layers(model, normal, malicious)``; or a
+            (first, last) range of your own, 0-indexed and inclusive.
         alpha: a number, or ``"search"``: steps of 0.05 from 1 until the sample standard deviation over the upper-bound
             sweep reaches 2.1 % of the prompts (A.3.4). The search stops, too, when more than a tenth of the
             completions are degenerate, or are no language to the unscaled model (``behavior.coherence``): the model is
@@ -197,12 +223,13 @@ def localize(
 
     Raises:
         ValueError: without a start, for a range outside the model, and for an α that is not positive or equals 1.
+
+    Warns:
+        Notice: if the unscaled model refuses all prompts or none, before anything is scaled.
     """
-    if start is None:
-        raise ValueError("there is no range to start from: the gap curve has no onset, so give start=(first, last)")
     require_hooked(model, "localizing safety layers")
     n_layers = int(model.cfg.n_layers)
-    block = LayerRange.of(start.layers if isinstance(start, Onset) else start, n_layers)
+    block = _start(start, n_layers)
     if reach < 1:
         raise ValueError(f"reach must be at least 1 layer, not {reach}")
     if alpha == "search":
@@ -214,7 +241,7 @@ def localize(
             raise ValueError(f"alpha {alpha} scales {toward}; direction={direction!r} contradicts it")
     prompts = as_prompt_set(over_rejection, "over-rejection")
     counter = RefusalCounter(model, prompts, **counting)
-    tell_if_counts_cannot_move(counter.baseline, toward == "up")
+    tell_if_nothing_can_move(counter.baseline, toward == "up")
 
     def sweep(bound: Literal["upper", "lower"], fixed: LayerRange, value: float) -> Sweep:
         if bound == "upper":
@@ -241,6 +268,19 @@ def localize(
     return Localization(
         lower.best.layers, alpha, toward, counter.baseline, upper, lower, tuple(trials), found, provenance
     )
+
+
+def _start(start: Onset | DecisionLayers | LayerRange | Sequence[int] | None, n_layers: int) -> LayerRange:
+    if start is None:
+        raise ValueError(
+            "there is no range to start from: the gap curve has no onset; start from "
+            "decision_layers(model, normal, malicious), or give start=(first, last)"
+        )
+    if isinstance(start, DecisionLayers) and start.layers is None:
+        raise ValueError(f"there is no range to start from: {start.verdict}; so there is no refusal to locate")
+    found = start.layers if isinstance(start, Onset | DecisionLayers) else start
+    assert found is not None
+    return LayerRange.of(found, n_layers)
 
 
 def _search_alpha(

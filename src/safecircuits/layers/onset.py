@@ -20,7 +20,8 @@ from safecircuits.base.vocabulary import LayerRange
 class OnsetRule:
     """The rule's three numbers.
 
-    With G the largest gap and s(k) = gap(k) − gap(k−1) the growth into layer k (s(0) = gap(0)):
+    A gap is one where it is positive and beyond noise: where its interval holds 0, or where it is negative, it counts
+    as 0. With G the largest gap and s(k) = gap(k) − gap(k−1) the growth into layer k (s(0) = gap(0)):
 
     - there is no onset at all if G < ``min_gap_deg``;
     - the range starts at the first layer whose gap reaches ``appear`` × G and stays there in every later layer up to
@@ -64,9 +65,18 @@ def search_start(onset: Onset | None, n_layers: int) -> LayerRange:
     return onset.layers if onset else LayerRange(n_layers // 4, max(n_layers // 4, 3 * n_layers // 4 - 1))
 
 
-def find_onset(gap_deg: Float[Tensor, " layer"] | Sequence[float], rule: OnsetRule) -> Onset | None:
-    """Apply ``rule`` to a gap curve in degrees; None if the curve never reaches ``rule.min_gap_deg``."""
-    gap = [float(g) for g in gap_deg]
+def find_onset(
+    gap_deg: Float[Tensor, " layer"] | Sequence[float],
+    rule: OnsetRule,
+    low: Float[Tensor, " layer"] | Sequence[float] | None = None,
+) -> Onset | None:
+    """Apply ``rule`` to a gap curve in degrees; None if the curve never reaches ``rule.min_gap_deg`` beyond noise.
+
+    Args:
+        low: the lower end of each gap's interval, where one is known.
+    """
+    floor = gap_deg if low is None else low
+    gap = [float(g) if float(end) > 0 else 0.0 for g, end in zip(gap_deg, floor, strict=True)]
     largest = max(gap)
     if largest < rule.min_gap_deg:
         return None

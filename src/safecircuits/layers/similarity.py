@@ -19,8 +19,11 @@ from torch import Tensor
 
 from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL
+from safecircuits.base.resamples import DRAWS, RangeResamples
+from safecircuits.base.stats import half_width
 from safecircuits.hooks.collect import Residuals, collect_residuals
-from safecircuits.layers.angles import Formula, degrees, unit_vectors
+from safecircuits.layers.angles import Formula, degrees, require_pairs, unit_vectors
+from safecircuits.layers.interval import resampled_gaps, resampled_onsets
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.layers.relabelled import largest_gap_p
 from safecircuits.model.sites import HookedModel
@@ -67,6 +70,8 @@ class LayerGap(Result):
     p: float | None = None
     """p-value of the largest gap of all layers against prompts of one kind (``largest_gap_p``, over all pairs); None
     for curves of given cosines, whose prompts are not known."""
+    resampled: Float[Tensor, "draw layer"] | None = None
+    """The gap over all pairs in bootstrap resamples of the prompts, degrees; None for curves of given cosines."""
 
     @property
     def within_noise(self) -> bool:
@@ -81,14 +86,27 @@ class LayerGap(Result):
         return f", p = {self.p:.2g}: within noise" if self.within_noise else f", p = {self.p:.2g}"
 
     def onset(self, rule: OnsetRule | None = None) -> Onset | None:
-        """First guess of the range: from where the gap appears to where it first levels off; None without a gap."""
-        return find_onset(self.gap_deg, rule or OnsetRule())
+        """First guess of the range: from where the gap appears to where it first levels off.
+
+        None without a gap beyond noise. ``decision_layers`` may still find where refusing is decided: ``localize``
+        starts from either.
+        """
+        if self.within_noise:
+            return None
+        low = None if self.resampled is None else self.gap_deg - half_width(self.resampled)
+        return find_onset(self.gap_deg, rule or OnsetRule(), low)
+
+    def onset_resamples(self, rule: OnsetRule | None = None) -> RangeResamples | None:
+        """How sure the onset is; None for curves of given cosines, whose prompts are not known."""
+        return None if self.resampled is None else resampled_onsets(self.resampled, rule or OnsetRule())
 
     @property
     def verdict(self) -> str:
-        """The largest gap and the onset in one sentence."""
-        layer, onset = int(self.gap_deg.argmax()), self.onset()
+        """The largest gap and the onset in one sentence, with how sure it is."""
+        layer, onset, sure = int(self.gap_deg.argmax()), self.onset(), self.onset_resamples()
         found = f"onset {onset}" if onset else "no onset"
+        if sure is not None:
+            found += f" ({sure.words(onset.layers if onset else None)})"
         return f"largest gap {float(self.gap_deg[layer]):.1f}° (layer {layer}{self.chance}), {found}"
 
     def to_frame(self) -> pd.DataFrame:
@@ -104,14 +122,16 @@ class LayerGap(Result):
         return pd.DataFrame(columns)
 
     def record(self) -> dict[str, Any]:
-        """``gap_deg``, ``nn_mean``, ``nn_std`` … by layer, and the ``onset`` as (first, last) or None."""
+        """``gap_deg``, ``nn_mean``, ``nn_std`` … by layer, and the ``onset``, (first, last) or None, with resamples."""
         onset = self.onset()
         curves = {
             f"{kind}_{what}": getattr(getattr(self, kind), what).tolist()
             for kind in ("nn", "mm", "nm")
             for what in ("mean", "std")
         }
-        return {"gap_deg": self.gap_deg.tolist(), "onset": list(onset.layers) if onset else None, **curves}
+        layers, sure = onset.layers if onset else None, self.onset_resamples()
+        said = {} if sure is None else {"onset_resamples": sure.record(layers)}
+        return {"gap_deg": self.gap_deg.tolist(), "onset": list(layers) if layers else None, **said, **curves}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The angle-gap curve with the onset range shaded."""
@@ -155,8 +175,20 @@ def layer_gap(
     return replace(gap, provenance=gap.provenance | how)
 
 
-def compare(normal: Residuals, malicious: Residuals, *, pairs: Pairs = "all", formula: Formula = "paper") -> LayerGap:
-    """The same from residuals that are already collected."""
+def compare(
+    normal: Residuals,
+    malicious: Residuals,
+    *,
+    pairs: Pairs = "all",
+    formula: Formula = "paper",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> LayerGap:
+    """The same from residuals that are already collected.
+
+    Args:
+        draws, seed: bootstrap resamples of the prompts.
+    """
     require_pairs(normal.prompts, malicious.prompts)
     _tell_of_duplicates(normal.prompts, malicious.prompts)
     n, m = unit_vectors(normal.values), unit_vectors(malicious.values)
@@ -172,7 +204,8 @@ def compare(normal: Residuals, malicious: Residuals, *, pairs: Pairs = "all", fo
     }
     gap = _gap(nn, nm, formula)
     p = largest_gap_p(n, m, (normal.prompts, malicious.prompts), formula=formula)
-    return LayerGap(nn, mm, nm, gap, pairs, formula, provenance, p)
+    resampled = resampled_gaps(normal, malicious, draws=draws, seed=seed, formula=formula)
+    return LayerGap(nn, mm, nm, gap, pairs, formula, provenance, p, resampled)
 
 
 def gap_of_cosines(
@@ -201,13 +234,6 @@ def gap_of_cosines(
     drawn = {"pairs": {"nn": len(nn), "mm": len(mm), "nm": len(nm)}}
     n_n, m_m, n_m = (curves[kind] for kind in ("nn", "mm", "nm"))
     return LayerGap(n_n, m_m, n_m, _gap(n_n, n_m, formula), "given", formula, drawn)
-
-
-def require_pairs(*sets: PromptSet) -> None:
-    """A ValueError for the first set that has too few prompts to make a pair."""
-    for prompts in sets:
-        if len(prompts) < 2:
-            raise ValueError(f"prompt set {prompts.name!r} has one prompt; pairs need at least two")
 
 
 def _tell_of_duplicates(normal: PromptSet, malicious: PromptSet) -> None:

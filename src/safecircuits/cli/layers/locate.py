@@ -25,7 +25,10 @@ from safecircuits.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from safecircuits.layers.decision import DecisionLayers
     from safecircuits.layers.similarity import LayerGap
+    from safecircuits.model.sites import HookedModel
+    from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
 
 
@@ -40,7 +43,11 @@ def localize(
     over_rejection: OverRejectionOption,
     start: Annotated[
         str | None,
-        typer.Option("--start", help="FIRST,LAST to start from; else the gap's onset, from --normal and --malicious."),
+        typer.Option(
+            "--start",
+            help="FIRST,LAST to start from; else the gap's onset, or the layers that decide, from --normal and "
+            "--malicious.",
+        ),
     ] = None,
     normal: MaybeNormal = None,
     malicious: MaybeMalicious = None,
@@ -61,14 +68,15 @@ def localize(
 ) -> None:
     """Locate the safety layers: scale a block, count over-rejections, move its bounds. Writes a freeze mask, too.
 
-    There is no mask where scaling the block is within noise of not scaling at all, unless --mask-anyway asks for it.
+    The search starts at the onset of the gap between --normal and --malicious; where it has none, at the layers that
+    decide (``layers decide``). There is no mask where scaling the block is within noise of not scaling at all, unless
+    --mask-anyway asks for it.
 
     Example: safecircuits layers localize --model organism:aligned --over-rejection organism:over_rejection
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/localize
     """
     from safecircuits.layers.localization import localize as locate
     from safecircuits.layers.malicious_check import answered_malicious
-    from safecircuits.layers.similarity import layer_gap
     from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.model.sites import ModelShape
 
@@ -83,13 +91,11 @@ def localize(
     model = run.model()
     begin: Any = given
     if n_set is not None and m_set is not None:
-        gap = layer_gap(model, n_set, m_set, template=template, progress=True)
-        _write_gap(folder, gap)
+        gap = _gap(folder, model, n_set, m_set, template)
         begin = given or gap.onset()
         if begin is None:
-            raise ValueError(
-                f"the gap curve has no onset (see {run.out / 'tables' / 'gap.csv'}), so give --start FIRST,LAST"
-            )
+            begin = _decision(folder, model, n_set, m_set, detector, max_new_tokens, template)
+            run.say(f"the gap has no onset; starting from what decides: {begin.verdict}")
     found = locate(
         model,
         borderline,
@@ -112,7 +118,10 @@ def localize(
     run.say(found.verdict)
     if found.located or mask_anyway:
         origin = {"command": run.command, "model": run.source, "located": found.located}
+        origin |= {"within_noise": found.within_noise, "resamples": found.resampled.share(found.layers)}
         FreezeMask.layers(found.layers, ModelShape.of(model), origin).save(folder.file("freeze.safetensors"))
+    if found.located and found.within_noise:
+        run.say("freeze.safetensors is of that block, which is not told apart from the others named")
     if not found.located:
         what = "freeze.safetensors is of a block that was not located" if mask_anyway else "no freeze mask is written"
         run.say(f"nothing was located: {what}" + " (--mask-anyway writes one)" * (not mask_anyway))
@@ -150,29 +159,24 @@ def decide(
     Example: safecircuits layers decide --model organism:planted-layers --normal organism:normal
     --malicious organism:malicious --n 100 --out runs/decide
     """
-    from safecircuits.layers.decision import decision_layers
     from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.model.sites import ModelShape
 
     n_set, m_set = run.prompts("normal", normal), run.prompts("malicious", malicious)
     folder = run.begin()
     model = run.model()
-    found = decision_layers(
-        model,
-        n_set,
-        m_set,
-        detector=detector,
-        max_new_tokens=max_new_tokens,
-        template=template,
-        progress=True,
-    )
-    folder.result("decision", found)
-    folder.table("decision", found.to_frame(), main=True)
-    folder.figure("decision", found.plot(axis()))
-    if found.layers is not None:
-        mask = FreezeMask.layers(found.layers, ModelShape.of(model), {"command": run.command, "model": run.source})
-        mask.save(folder.file("freeze.safetensors"))
+    found = _decision(folder, model, n_set, m_set, detector, max_new_tokens, template, main=True)
     run.say(found.verdict)
+    if found.layers is None or found.resampled is None:
+        run.say("no freeze mask is written")
+        return
+    often = found.resampled.share(found.layers)
+    origin = {"command": run.command, "model": run.source, "resamples": often}
+    FreezeMask.layers(found.layers, ModelShape.of(model), origin).save(folder.file("freeze.safetensors"))
+    if often < 0.5:
+        run.say(
+            f"freeze.safetensors is of layers that {1 - often:.0%} of resamples do not name: more prompts tell more"
+        )
 
 
 def grid(
@@ -226,6 +230,7 @@ def grid(
                 "change_low": round(low, 1),
                 "change_high": round(high, 1),
                 "degenerate": point.degenerate,
+                "at_limit": point.at_limit,
                 "best": point is best,
                 "within_noise_of_best": id(point) in rivals,
             }
@@ -236,10 +241,35 @@ def grid(
     run.say(found.verdict)
 
 
-def _write_gap(folder: RunDirectory, gap: LayerGap) -> None:
+def _gap(folder: RunDirectory, model: HookedModel, normal: PromptSet, malicious: PromptSet, template: str) -> LayerGap:
+    from safecircuits.layers.similarity import layer_gap
+
+    gap = layer_gap(model, normal, malicious, template=template, progress=True)
     folder.result("gap", gap)
     folder.table("gap", gap.to_frame())
     folder.figure("gap", gap.plot(axis()))
+    return gap
+
+
+def _decision(
+    folder: RunDirectory,
+    model: HookedModel,
+    normal: PromptSet,
+    malicious: PromptSet,
+    detector: str,
+    max_new_tokens: int,
+    template: str,
+    *,
+    main: bool = False,
+) -> DecisionLayers:
+    from safecircuits.layers.decision import decision_layers
+
+    options: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template}
+    found = decision_layers(model, normal, malicious, progress=True, **options)
+    folder.result("decision", found)
+    folder.table("decision", found.to_frame(), main=main)
+    folder.figure("decision", found.plot(axis()))
+    return found
 
 
 def _trials(found: Any) -> Any:

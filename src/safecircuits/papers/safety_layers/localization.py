@@ -98,8 +98,8 @@ def _ranges(study: SafetyLayers) -> Table:
         ("onset of the gap", onset.layers if onset else None, "the paper’s first guess, by a written rule")
     ]
     found += [(f"scaling: {name}", sweep.layers, _alpha(sweep)) for name, sweep in study[SEARCHES].items()]
-    shares = decision.range_shares
-    often = f"in {next(iter(shares.values())):.0%} of resamples" if shares else "within noise"
+    sure = decision.resampled
+    often = "within noise" if sure is None else sure.words(decision.layers)
     found.append(("decision layers", decision.layers, f"by activation patching; {often}"))
     rows = [[name, str(block) if block else "none", note] for name, block, note in found]
     columns = ["method", "layers", "note"]
