@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.behavior.generate import Completions
+from safecircuits.model.attach import without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
@@ -31,17 +32,19 @@ def limit(model: HookedModel) -> float:
     return math.log(int(model.cfg.d_vocab)) / 2
 
 
-def nats_per_token(model: HookedModel, completions: Completions, template: str = "auto") -> Float[Tensor, " prompt"]:
+def nats_per_token(
+    model: HookedModel, completions: Completions, template: str = "auto", system: str | None = None
+) -> Float[Tensor, " prompt"]:
     """How unlikely the model, with the hooks in force now, finds each completion of its prompt; infinite if empty.
 
     Args:
-        template: in which the prompts were asked.
+        template, system: in which the prompts were asked.
 
     Raises:
         FloatingPointError: if the logits are not finite.
     """
     tokenizer = tokenizer_of(model)
-    asked = encode(tokenizer, completions.prompts, template=template)
+    asked = encode(tokenizer, completions.prompts, template=template, system=system)
     written: Sequence[Sequence[int]] = tokenizer(list(completions.texts), add_special_tokens=False)["input_ids"]
     found = torch.full((len(asked),), torch.inf, dtype=torch.float64)
     rows = [row for row, ids in enumerate(written) if len(ids)]
@@ -58,6 +61,18 @@ def nats_per_token(model: HookedModel, completions: Completions, template: str =
     return found
 
 
-def incoherent(model: HookedModel, completions: Completions, template: str = "auto") -> Bool[Tensor, " prompt"]:
+def unlikely_answers(
+    reference: HookedModel, completions: Completions, template: str = "auto", system: str | None = None
+) -> Bool[Tensor, " prompt"]:
+    """``incoherent`` to the reference without the hooks that others have placed on it."""
+    if not hasattr(reference, "hook_dict"):
+        return incoherent(reference, completions, template, system)
+    with without_hooks(reference):
+        return incoherent(reference, completions, template, system)
+
+
+def incoherent(
+    model: HookedModel, completions: Completions, template: str = "auto", system: str | None = None
+) -> Bool[Tensor, " prompt"]:
     """Which completions the model, as it is now, finds less likely than ``limit``: another model's word salad."""
-    return nats_per_token(model, completions, template) > limit(model)
+    return nats_per_token(model, completions, template, system) > limit(model)

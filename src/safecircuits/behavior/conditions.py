@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +21,8 @@ from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share
 from safecircuits.behavior.generate import Completions, continuations
-from safecircuits.behavior.refusal import RefusalDetector, degenerate, refused
+from safecircuits.behavior.refusal import RefusalDetector, degenerate
+from safecircuits.behavior.verdicts import Tally, tokens_needed, verdicts
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LONGEST_PREFILL = 8
-"""Tokens that are prefilled at most unless told otherwise: aligned models differ from base ones mostly in these."""
+LONGEST_PREFILL = 32
+"""Tokens that are prefilled at most unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class Attempt:
     condition: Condition
     refused: Bool[Tensor, " prompt"]
     completions: Completions
+    tally: Tally | None = None
+    """What the completions are; None in files of earlier versions."""
 
     @property
     def success(self) -> Share:
-        """Attack success: prompts that are not refused, with a 95 % interval."""
+        """Attack success: prompts that are not refused, with a 95 % interval; what is no answer counts (``tally``)."""
         return Share.of(~self.refused)
 
 
@@ -103,12 +107,19 @@ class Pressure(Result):
         """One row a condition, and one for the worst suffix of each prompt.
 
         Columns: ``system``, ``prefilled``, ``suffix`` (index, ``"any"`` or missing), ``refused``, ``n``,
-        ``attack_success`` with ``success_low`` and ``success_high``, and the share ``degenerate``, which counts as
-        success though it helps nobody.
+        ``attack_success`` with ``success_low`` and ``success_high``, the share ``degenerate``, which counts as success
+        though it helps nobody, and how many completions are ``incoherent``, ``deflects``, ``undecided`` and ``cut``.
         """
         import pandas as pd
 
-        return pd.DataFrame([_row(condition, refusals, broken) for condition, refusals, broken in self._rows()])
+        tallies = [attempt.tally for attempt in self.attempts]
+        rows = list(self._rows())
+        return pd.DataFrame(
+            [
+                _row(condition, refusals, broken, tally)
+                for (condition, refusals, broken), tally in zip_longest(rows, tallies)
+            ]
+        )
 
     def compare(self, after: Pressure) -> pd.DataFrame:
         """Attack success before (this) and after an intervention, and its paired change with a 95 % interval.
@@ -153,7 +164,10 @@ class Pressure(Result):
         return plot_pressure(self, ax=ax)
 
     def __str__(self) -> str:
-        return "\n".join(f"{attempt.condition}: attack success {attempt.success}" for attempt in self.attempts)
+        return "\n".join(
+            f"{attempt.condition}: attack success {attempt.success}" + (f" ({attempt.tally})" if attempt.tally else "")
+            for attempt in self.attempts
+        )
 
     def _rows(self) -> Iterator[tuple[dict[str, Any], Bool[Tensor, " prompt"], float]]:
         for attempt in self.attempts:
@@ -171,11 +185,15 @@ def _rate(refused: Bool[Tensor, " prompt"]) -> dict[str, Any]:
     return {"rate": share.rate, "interval": list(share.interval)}
 
 
-def _row(condition: dict[str, Any], refusals: Bool[Tensor, " prompt"], broken: float) -> dict[str, Any]:
+def _row(
+    condition: dict[str, Any], refusals: Bool[Tensor, " prompt"], broken: float, tally: Tally | None
+) -> dict[str, Any]:
     success = Share.of(~refusals)
     low, high = success.interval
     rates = {"attack_success": success.rate, "success_low": low, "success_high": high, "degenerate": broken}
-    return {**condition, "refused": int(refusals.sum()), "n": success.n, **rates}
+    names = ("incoherent", "deflects", "undecided", "cut")
+    counts = {name: None if tally is None else getattr(tally, name) for name in names}
+    return {**condition, "refused": int(refusals.sum()), "n": success.n, **rates, **counts}
 
 
 @checked
@@ -189,7 +207,7 @@ def pressure(
     suffixes: Sequence[str] | str | Path = (),
     judged: Literal["continuation", "answer"] = "continuation",
     detector: str | RefusalDetector = "opening",
-    max_new_tokens: int = 16,
+    max_new_tokens: int | None = None,
     template: str = "auto",
     max_tokens: int | None = None,
     progress: bool = False,
@@ -204,14 +222,14 @@ def pressure(
         prefill: a compliant opening that the answer is made to start with: one text for all prompts, one for each, or
             another model's completions of the same prompts (an unaligned sibling's, or the model's own with its refusal
             ablated). The targets of AdvBench are such openings, too: ``load_prompts("advbench").responses``.
-        prefill_tokens: how many of its tokens: up to k for a number k, or the numbers themselves. By default up to 8,
-            or to the end of the shortest opening.
+        prefill_tokens: how many of its tokens: up to k for a number k, or the numbers themselves. By default 1 to
+            8, 16 and 32, as far as the shortest opening reaches.
         suffixes: adversarial suffixes, each put after every prompt and a space: a list, or a file that ``load_prompts``
             reads (txt with one suffix a line, csv, json).
         judged: whether the detector sees what the model wrote after the prefilled tokens, or these and what follows.
             The detectors that look at the start need the first.
         detector, max_new_tokens, template, max_tokens: as in ``evaluate``; ``max_new_tokens`` counts from the end of
-            the prefilled tokens.
+            the prefilled tokens, and is what the detector needs unless given (``tokens_needed``).
 
     Raises:
         ValueError: for openings that do not match the prompts or have too few tokens.
@@ -235,6 +253,7 @@ def pressure(
             *(Condition(given, suffix=i) for i in range(len(tails))),
         )
     ]
+    limit = max_new_tokens or tokens_needed(detector)
     attempts: list[Attempt] = []
     for condition in track(conditions, "conditions", enabled=progress):
         asked = prompts if condition.suffix is None else _with_suffix(prompts, tails[condition.suffix])
@@ -249,15 +268,21 @@ def pressure(
             ]
         else:
             examples = encode(tokenizer_of(model), asked, template=template, system=message)
-        texts = continuations(model, examples, max_new_tokens, max_tokens=max_tokens)
+        texts, lengths_written = continuations(model, examples, limit, max_tokens=max_tokens)
         if judged == "answer":
             begun = model.tokenizer.batch_decode(
                 [e.ids[e.response_start :] for e in examples], skip_special_tokens=True
             )
             texts = [f"{start} {text.strip()}" for start, text in zip(begun, texts, strict=True)]
-        answers = Completions(asked, tuple(text.strip() for text in texts))
+        answers = Completions(
+            asked,
+            tuple(text.strip() for text in texts),
+            ended=tuple(length < limit for length in lengths_written),
+            tokens=tuple(lengths_written),
+        )
         try:
-            attempts.append(Attempt(condition, refused(answers, detector), answers))
+            found = verdicts(answers, detector)
+            attempts.append(Attempt(condition, found.refused, answers, found.tally))
         except JudgingError as error:
             error.kept["attempts"] = tuple(attempts)
             raise
@@ -266,7 +291,7 @@ def pressure(
         "prefill_sha": None if openings is None else PromptSet("openings", openings).fingerprint,
         "judged": judged,
         "detector": detector if isinstance(detector, str) else repr(detector),
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": limit,
         "template": template,
     }
     return Pressure(tuple(attempts), system, tails, made_by)
@@ -294,7 +319,8 @@ def _prefill_lengths(tokenizer: Any, openings: Sequence[str], asked: int | Seque
     tokens = [len(ids) for ids in tokenizer(list(openings), add_special_tokens=False)["input_ids"]]
     shortest = min(range(len(tokens)), key=tokens.__getitem__)
     if asked is None:
-        asked = min(LONGEST_PREFILL, max(1, tokens[shortest]))
+        steps = (*range(1, 9), 16, LONGEST_PREFILL)
+        asked = [step for step in steps if step <= max(1, tokens[shortest])]
     if isinstance(asked, Sized) and not (hasattr(asked, "ndim") and not asked.ndim):
         lengths = sorted(set(indices(asked, "prefill_tokens")) - {0})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -15,7 +15,9 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.behavior.generate import Completions, generate, texts_of
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.coherence import unlikely_answers
+from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.behavior.verdicts import Tally, Verdicts, tokens_needed, verdicts
 from safecircuits.behavior.wording import same_answer, without_thoughts
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -33,11 +35,12 @@ class EvaluationOptions(TypedDict, total=False):
     over_rejection: PromptSet | None
     utility: PromptSet | None
     detector: str | RefusalDetector
-    max_new_tokens: int
+    max_new_tokens: int | None
     refusal_tokens: int | None
     template: str
     system: str | None
     max_tokens: int | None
+    reference: HookedModel | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Behavior(Result):
     malicious: Bool[Tensor, " prompt"] | None
     over_rejection: Bool[Tensor, " prompt"] | None
     utility: Bool[Tensor, " prompt"] | None
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """By set that was judged for refusal (``malicious``, ``over_rejection``): what its completions are."""
+    by_category: Mapping[str, Mapping[str, Tally]] = field(default_factory=dict)
+    """The same by set and category of its prompts, for sets that have categories."""
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -64,20 +71,37 @@ class Behavior(Result):
         return {name: share.rate for name, share in self.shares.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a rate that was measured: ``rate`` with its 95 % interval ``low``, ``high``, ``hits`` of ``n``."""
+        """One row a rate that was measured: ``rate`` with its 95 % interval ``low``, ``high``, ``hits`` of ``n``.
+
+        Refusals have beside them how many completions ``deflects``, are ``incoherent`` or ``undecided``, and how many
+        the limit of tokens ``cut``; sets with categories have a row for each, too.
+        """
         import pandas as pd
 
         rows = []
         for name, share in self.shares.items():
-            low, high = share.interval
-            rows.append({"what": name, "rate": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n})
+            of = _SET_OF.get(name, "")
+            rows.append({"what": name, "category": "all", **_row(share, self.tallies.get(of))})
+            for category, tally in self.by_category.get(of, {}).items():
+                rows.append({"what": name, "category": category, **_row(tally.share("refuses"), tally)})
         return pd.DataFrame(rows)
 
     def record(self) -> dict[str, Any]:
-        """Rates by name, each with its ``<name>_interval``."""
+        """Rates by name, each with its ``<name>_interval``; of each set ``Tally.record``, and rates by category."""
         shares = self.shares
         named: dict[str, Any] = {name: share.rate for name, share in shares.items()}
-        return named | {f"{name}_interval": list(share.interval) for name, share in shares.items()}
+        named |= {f"{name}_interval": list(share.interval) for name, share in shares.items()}
+        for of, tally in self.tallies.items():
+            named |= tally.record(of)
+        if self.by_category:
+            named["by_category"] = {
+                of: {
+                    category: {"refused": tally.share("refuses").rate, **tally.record("all")}
+                    for category, tally in tallies.items()
+                }
+                for of, tallies in self.by_category.items()
+            }
+        return named
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Each rate with its 95 % interval; ``rate_figures.plot_behavior`` puts several models into one figure."""
@@ -86,7 +110,21 @@ class Behavior(Result):
         return plot_behavior(self, ax=ax)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {share}" for name, share in self.shares.items())
+        said = []
+        for name, share in self.shares.items():
+            tally = self.tallies.get(_SET_OF.get(name, ""))
+            said.append(f"{name.replace('_', ' ')} {share}" + (f" ({tally})" if tally else ""))
+        return ", ".join(said)
+
+
+_SET_OF = {"malicious_refused": "malicious", "over_rejected": "over_rejection"}
+
+
+def _row(share: Share, tally: Tally | None) -> dict[str, Any]:
+    low, high = share.interval
+    row: dict[str, Any] = {"rate": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n}
+    names = ("deflects", "incoherent", "undecided", "cut")
+    return row | {name: None if tally is None else getattr(tally, name) for name in names}
 
 
 def exact_match(completions: Completions | Sequence[str], responses: Sequence[str]) -> Bool[Tensor, " prompt"]:
@@ -114,23 +152,30 @@ def evaluate(
     over_rejection: PromptSet | Sequence[str] | None = None,
     utility: PromptSet | None = None,
     detector: str | RefusalDetector = "opening",
-    max_new_tokens: int = 16,
+    max_new_tokens: int | None = None,
     refusal_tokens: int | None = None,
     template: str = "auto",
     system: str | None = None,
     max_tokens: int | None = None,
+    reference: HookedModel | None = None,
     progress: bool = False,
 ) -> Behavior:
     """Measure safety and utility by greedy completions; every set is optional.
 
+    Refused is what ``verdicts`` says refuses: a text that is no answer is no refusal, and is counted beside it.
+
     Args:
         malicious, over_rejection: prompt sets, or lists of prompts.
         utility: prompts with responses; right is an exact match (``exact_match``).
-        max_new_tokens: must be enough for the utility responses. Of these one token more is written, which shows
-            whether an answer goes on.
-        refusal_tokens: of the completions that are judged for refusal; as many unless given. A refusal shows in the
-            first 4 to 8 tokens (Safety Layers §3.4.3), if the detector looks at the start.
+        max_new_tokens: must be enough for the utility responses, 16 unless given. Of these one token more is written,
+            which shows whether an answer goes on.
+        refusal_tokens: of the completions that are judged for refusal; ``max_new_tokens`` if that is given, and
+            otherwise as many as the detector needs (``tokens_needed``): 24 where it looks at the start, 256 where it
+            reads whole answers, which costs about ten times as much.
         template, system, max_tokens: as in ``generate``.
+        reference: the model as it was before it was changed, which may be ``model`` itself with hooks on it (they are
+            lifted): what it finds to be no language (``coherence.incoherent``) is incoherent. Word salad of eight
+            tokens shows in nothing else. It costs one pass.
 
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
@@ -151,15 +196,18 @@ def evaluate(
 
     if utility is not None:
         utility = as_prompt_set(utility, "utility")
-        notice_long_answers(model, utility, max_new_tokens)
-    judged_tokens = max_new_tokens if refusal_tokens is None else refusal_tokens
+        notice_long_answers(model, utility, max_new_tokens or UTILITY_TOKENS)
+    judged_tokens = refusal_tokens or max_new_tokens or tokens_needed(detector)
     asked = {
         "malicious": (malicious, judged_tokens),
         "over_rejection": (over_rejection, judged_tokens),
-        "utility": (utility, answer_tokens(max_new_tokens)),
+        "utility": (utility, answer_tokens(max_new_tokens or UTILITY_TOKENS)),
     }
     given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
-    return judge(given, detector)
+    return judge(given, detector, reference=reference, template=template, system=system)
+
+
+UTILITY_TOKENS = 16
 
 
 def answer_tokens(max_new_tokens: int) -> int:
@@ -182,20 +230,64 @@ def notice_long_answers(model: HookedModel, utility: PromptSet, max_new_tokens: 
         )
 
 
-def judge(answers: Mapping[str, Completions], detector: str | RefusalDetector = "opening") -> Behavior:
+def judge(
+    answers: Mapping[str, Completions],
+    detector: str | RefusalDetector = "opening",
+    *,
+    reference: HookedModel | None = None,
+    template: str = "auto",
+    system: str | None = None,
+) -> Behavior:
     """What ``evaluate`` says of completions that are there already.
 
     Args:
         answers: by set: ``malicious``, ``over_rejection``, ``utility``; the prompts of the last one have responses.
+        template, system: in which they were asked, for the reference.
+
+    Raises:
+        JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
+    """
+    found = judged(answers, detector, reference=reference, template=template, system=system)
+    useful = answers.get("utility")
+    right = None if useful is None else exact_match(useful, useful.prompts.require_responses())
+    return behavior_of(found, right)
+
+
+def judged(
+    answers: Mapping[str, Completions],
+    detector: str | RefusalDetector = "opening",
+    *,
+    reference: HookedModel | None = None,
+    template: str = "auto",
+    system: str | None = None,
+) -> dict[str, Verdicts]:
+    """The verdicts behind ``judge``, by set; ``utility`` is not judged for refusal.
 
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
     """
     try:
-        refusals = {name: refused(found, detector) for name, found in answers.items() if name != "utility"}
+        return {
+            name: verdicts(
+                found,
+                detector,
+                unlikely=None if reference is None else unlikely_answers(reference, found, template, system),
+            )
+            for name, found in answers.items()
+            if name != "utility"
+        }
     except JudgingError as error:
         error.kept.update(answers)
         raise
-    useful = answers.get("utility")
-    right = None if useful is None else exact_match(useful, useful.prompts.require_responses())
-    return Behavior(refusals.get("malicious"), refusals.get("over_rejection"), right)
+
+
+def behavior_of(found: Mapping[str, Verdicts], right: Bool[Tensor, " prompt"] | None = None) -> Behavior:
+    """Verdicts by set, and which answers are right, as one result."""
+    refusals = {name: one.refused for name, one in found.items()}
+    return Behavior(
+        refusals.get("malicious"),
+        refusals.get("over_rejection"),
+        right,
+        {name: one.tally for name, one in found.items()},
+        {name: of for name, one in found.items() if (of := one.by_category)},
+    )

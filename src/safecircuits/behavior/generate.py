@@ -44,6 +44,8 @@ class Completions:
     """Why texts may end before their time (``Until.reason``): they cannot be judged by anything else. None: whole."""
     ended: tuple[bool, ...] | None = None
     """Of each text whether the model ended it; otherwise the limit of tokens did. None: not known."""
+    tokens: tuple[int, ...] | None = None
+    """How many tokens each text was written in. None: not known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", as_prompt_set(self.prompts))
@@ -54,6 +56,10 @@ class Completions:
             object.__setattr__(self, "ended", tuple(self.ended))
             if len(self.ended) != len(self.texts):
                 raise ValueError(f"ended says of {len(self.ended)} completions how they end; there are {len(self)}")
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", tuple(self.tokens))
+            if len(self.tokens) != len(self.texts):
+                raise ValueError(f"tokens says of {len(self.tokens)} completions how long they are, not of {len(self)}")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -72,17 +78,25 @@ class Completions:
         return f"<div><strong>{escape(repr(self))}</strong>{self.to_frame().to_html(max_rows=12, border=0)}</div>"
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON lines with ``prompt``, ``completion`` and, where it is known, whether it ``ended``.
+        """Write JSON lines with ``id``, ``prompt``, ``completion``; where known ``category``, ``ended``, ``tokens``.
+
+        ``Verdicts.save_lines`` writes the same with what a detector said of each.
 
         Raises:
             ValueError: if there is a file of something else.
         """
         require_replaceable(path, "completions")
         cut = {} if self.cut is None else {"cut": self.cut}
-        endings = [{}] * len(self) if self.ended is None else [{"ended": ended} for ended in self.ended]
+        known = {"category": self.prompts.categories, "ended": self.ended, "tokens": self.tokens}
+        columns = {name: column for name, column in known.items() if column is not None}
         lines = (
-            json.dumps({"prompt": prompt, "completion": text, **ending, **cut}, ensure_ascii=False)
-            for prompt, text, ending in zip(self.prompts, self.texts, endings, strict=True)
+            json.dumps(
+                {"id": name, "prompt": prompt, "completion": text, **dict(zip(columns, more, strict=True)), **cut},
+                ensure_ascii=False,
+            )
+            for name, prompt, text, *more in zip(
+                self.prompts.ids, self.prompts, self.texts, *columns.values(), strict=True
+            )
         )
         return write_text(path, "\n".join(lines) + "\n")
 
@@ -98,9 +112,13 @@ class Completions:
             # Split at line feeds alone: a text may hold other line separators.
             lines = read_text(path).split("\n")
             rows = [parse_json(line) for line in lines if line]
-            prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows))
-            ended = tuple(bool(row["ended"]) for row in rows) if all("ended" in row for row in rows) else None
-            return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"), ended)
+            categories, ended, tokens = (
+                tuple(row[name] for row in rows) if all(name in row for row in rows) else None
+                for name in ("category", "ended", "tokens")
+            )
+            prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows), categories=categories)
+            ended = None if ended is None else tuple(map(bool, ended))
+            return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"), ended, tokens)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"cannot read completions from {str(path)!r}: expected JSON lines with 'prompt' and 'completion', "
@@ -159,10 +177,10 @@ def continuations(
     max_tokens: int | None = None,
     until: Until | None = None,
     progress: bool = False,
-) -> list[str]:
-    """What the model writes after each example, greedily, as decoded; in the order of the examples."""
+) -> tuple[list[str], list[int]]:
+    """What the model writes after each example, greedily, as decoded, and in how many tokens; in their order."""
     written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
-    return writer.texts(written)
+    return writer.texts(written), list(map(len, written))
 
 
 def generate_scaled(
@@ -230,9 +248,10 @@ def _check(max_new_tokens: int) -> None:
 
 def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
     texts = tuple(text.strip() for text in writer.texts(written))
+    lengths = tuple(map(len, written))
     if writer.until is not None:
-        return Completions(prompts, texts, writer.until.reason)
-    return Completions(prompts, texts, ended=tuple(len(tokens) < writer.max_new_tokens for tokens in written))
+        return Completions(prompts, texts, writer.until.reason, tokens=lengths)
+    return Completions(prompts, texts, ended=tuple(n < writer.max_new_tokens for n in lengths), tokens=lengths)
 
 
 @dataclass(frozen=True)

@@ -159,4 +159,14 @@ def sample(
             pass
     texts = [text.strip() for text in model.tokenizer.batch_decode(written, skip_special_tokens=True)]
     n = len(once)
-    return tuple(Completions(prompts, tuple(texts[n * k : n * (k + 1)])) for k in range(samples))
+    lengths = tuple(map(len, written))
+    parts = [slice(n * k, n * (k + 1)) for k in range(samples)]
+    return tuple(
+        Completions(
+            prompts,
+            tuple(texts[part]),
+            ended=tuple(length < max_new_tokens for length in lengths[part]),
+            tokens=lengths[part],
+        )
+        for part in parts
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from safecircuits.behavior.reasoning import TAGS, split
+
 # ASCII's own two, typographic and low ones, modifier letters, primes, accents that stand alone, full width, and the
 # marks of other scripts that keyboards give for an apostrophe.
 _APOSTROPHES = "'`´‘’‚‛′‵ʹʻʼʽʾʿˈˊˋ՚׳᾽᾿ꞌ＇｀"
@@ -16,23 +18,15 @@ _QUOTES = '"“”„‟″‶«»〝〞＂ʺ˝״'
 _STRAIGHT = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_QUOTES, '"'))
 _EMPHASIS = str.maketrans("", "", "*_")
 
-# Before a text starts: quotation, list and heading marks, brackets, dashes; then, perhaps, the number of a list.
-_MARKS = " \t\"'#>+~|([]-‐‑‒–—―−•‣◦·●○▪■□▶►→✓✔✗✘❌‹›"
-_LEADING = re.compile(rf"(?:[{re.escape(_MARKS)}]+|\d{{1,3}}[.):\]]|[a-z][.)\]] )+")
+# Before a text starts: quotation, list and heading marks, brackets, dashes, and whatever else is no letter; then,
+# perhaps, the number of a list.
+_LEADING = re.compile(r"(?:[\W_]+|\d{1,3}[.):\]]|[a-z][.)\]] )+")
 _MAYBE_NUMBER = re.compile(r"\d{1,3}|[a-z][.)\]]?")
-
-_CLOSE = r"</(?:think|thinking)>"
-_THOUGHT = re.compile(rf"<(?:think|thinking)>.*?(?:{_CLOSE}|\Z)", re.IGNORECASE | re.DOTALL)
-_CLOSED = re.compile(rf".*{_CLOSE}", re.IGNORECASE | re.DOTALL)
-_TAGS = ("<think>", "<thinking>", "</think>", "</thinking>")
 
 
 def without_thoughts(text: str) -> str:
-    """What a completion says besides ``<think>…</think>`` (or ``<thinking>``); nothing while a thought is open.
-
-    A thought that only closes was opened by the prompt, as the chat templates of some reasoning models do.
-    """
-    return _CLOSED.sub(" ", _THOUGHT.sub(" ", text))
+    """What a completion says besides its reasoning (``reasoning.split``); nothing while a thought is open."""
+    return split(text).answer
 
 
 def normalise(text: str, *, thoughts: bool = False) -> str:
@@ -40,8 +34,9 @@ def normalise(text: str, *, thoughts: bool = False) -> str:
 
     Thoughts are left out (``without_thoughts``) unless they are asked for, and so are characters without a shape of
     their own (zero width, byte-order marks, soft hyphens, variation selectors, controls) and the emphasis marks ``*``
-    and ``_``. Quotation marks and apostrophes are straight, case is folded, spaces are single, and none stands before a
-    comma or an apostrophe. Quotation, list and heading marks before the text go.
+    and ``_``. Quotation marks and apostrophes are straight, case is folded, a letter and its accent are one character,
+    spaces are single, and none stands before a comma or an apostrophe. Quotation, list and heading marks before the
+    text go, and so does all else that is no letter.
 
     >>> normalise("> 1. “I´m  **sorry**”")
     'i\\'m sorry"'
@@ -51,15 +46,14 @@ def normalise(text: str, *, thoughts: bool = False) -> str:
 
 def open_thought(text: str) -> bool:
     """Whether a text ends inside a thought: nothing after it has been answered yet."""
-    found = _THOUGHT.findall(text)
-    return bool(found) and not re.search(_CLOSE + r"\Z", found[-1], re.IGNORECASE)
+    return not split(text).finished
 
 
 def without_half_tag(text: str) -> str:
     """A text without the beginning of a tag of thoughts that it may end in."""
     before, bracket, tail = text.rpartition("<")
     begun = (bracket + "".join(filter(_is_visible, tail))).lower()
-    return before if bracket and any(tag.startswith(begun) and tag != begun for tag in _TAGS) else text
+    return before if bracket and any(tag.startswith(begun) and tag != begun for tag in TAGS) else text
 
 
 def may_lose_lead(normalised: str) -> bool:
@@ -78,13 +72,13 @@ def same_answer(answer: str, reference: str) -> bool:
 
 
 def _as_answer(text: str) -> str:
-    text = unicodedata.normalize("NFC", text)
     text = " ".join(_folded(text, emphasis=True).replace("−", "-").split())
     return text.removesuffix(".").rstrip() if not text.endswith("..") else text
 
 
 def _folded(text: str, *, emphasis: bool = False) -> str:
-    seen = "".join(filter(_is_visible, text)).casefold().translate(_STRAIGHT)
+    seen = unicodedata.normalize("NFD", "".join(filter(_is_visible, text))).casefold()
+    seen = unicodedata.normalize("NFC", seen).translate(_STRAIGHT)
     if emphasis:
         return seen
     folded = " ".join(seen.translate(_EMPHASIS).split())

@@ -8,7 +8,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Measured, Run, run_command
-from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption
+from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption
 
 if TYPE_CHECKING:
     from safecircuits.behavior.generate import Completions
@@ -26,7 +26,7 @@ def evaluate(
     run: Run,
     measured: Measured,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Refusal of harmful prompts, over-rejection of harmless ones, exact answers; and all refusal detectors compared.
@@ -35,29 +35,39 @@ def evaluate(
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate
     """
     from safecircuits.behavior.agreement_table import agreement
-    from safecircuits.behavior.evaluate import answer_tokens, judge, notice_long_answers
-    from safecircuits.behavior.refusal import get_detector
+    from safecircuits.behavior.evaluate import (
+        UTILITY_TOKENS,
+        answer_tokens,
+        behavior_of,
+        exact_match,
+        judged,
+        notice_long_answers,
+    )
+    from safecircuits.behavior.verdicts import tokens_needed
 
-    get_detector(detector)
+    needed = tokens_needed(detector)
     sets: dict[str, PromptSet] = measured.require(run)
     if "utility" in sets:
         sets["utility"].require_responses()
     folder = run.begin()
     model = run.model()
     if "utility" in sets:
-        notice_long_answers(model, sets["utility"], max_new_tokens)
-    options = {"max_new_tokens": max_new_tokens, "template": template}
-    longer = {"utility": {"max_new_tokens": answer_tokens(max_new_tokens)}}
+        notice_long_answers(model, sets["utility"], max_new_tokens or UTILITY_TOKENS)
+    options = {"max_new_tokens": max_new_tokens or needed, "template": template}
+    longer = {"utility": {"max_new_tokens": answer_tokens(max_new_tokens or UTILITY_TOKENS)}}
     answers = {
         name: _answers(folder, model, name, prompts, options | longer.get(name, {})) for name, prompts in sets.items()
     }
-    _write(run, folder, judge(answers, detector), detector)
-    judged = [name for name in answers if name != "utility"]
-    if judged:
+    found = judged(answers, detector)
+    for name, verdicts in found.items():  # what was only completions until now
+        verdicts.save_lines(folder.folder / "completions" / f"{name}.jsonl")
+    right = exact_match(answers["utility"], sets["utility"].require_responses()) if "utility" in answers else None
+    _write(run, folder, behavior_of(found, right), detector)
+    if found:
         import pandas as pd
 
         frames, counts = [], []
-        for name in judged:
+        for name in found:
             table = agreement(answers[name])
             folder.result(f"agreement_{name}", table)
             frames.append(table.to_frame().assign(set=name))
@@ -78,7 +88,7 @@ def _answers(
     path = folder.folder / "completions" / f"{name}.jsonl"
     if folder.resumed and path.exists():
         before = Completions.load(path)
-        answers = Completions(prompts, before.texts, ended=before.ended)
+        answers = Completions(prompts, before.texts, ended=before.ended, tokens=before.tokens)
     else:
         answers = generate(model, prompts, progress=True, **options)
         answers.save(path)
@@ -87,24 +97,12 @@ def _answers(
 
 
 def _write(run: Run, folder: RunDirectory, behavior: Any, detector: str) -> None:
-    import pandas as pd
-
     from safecircuits.plots.rates import plot_behavior
 
-    rows = [
-        {
-            "measure": name,
-            "share": share.rate,
-            "low": share.interval[0],
-            "high": share.interval[1],
-            "hits": share.hits,
-            "n": share.n,
-            "judged_by": "exact match" if name == "utility" else detector,
-        }
-        for name, share in behavior.shares.items()
-    ]
+    rates = behavior.to_frame().rename(columns={"what": "measure", "rate": "share"})
+    rates["judged_by"] = ["exact match" if name == "utility" else detector for name in rates["measure"]]
     folder.result("behavior", behavior)
-    folder.table("rates", pd.DataFrame(rows), main=True)
+    folder.table("rates", rates, main=True)
     folder.figure("behavior", plot_behavior({run.source: behavior}, ax=axis((4.2, 1.4))))
-    for name, share in behavior.shares.items():
-        run.say(f"{name.replace('_', ' ')}: {share}")
+    for said in str(behavior).split("), "):
+        run.say(said if said.endswith(")") or "(" not in said else f"{said})")

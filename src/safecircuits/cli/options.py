@@ -160,6 +160,15 @@ DetectorOption = Annotated[
     ),
 ]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Length of a completion.", min=1)]
+TokensOrNeededOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        help="Length of a completion: as many as the detector needs unless given (24 where it looks at the start, 256 "
+        "where it reads whole answers), and 16 for utility.",
+        min=1,
+    ),
+]
 ComponentsOption = Annotated[ComponentsChoice, typer.Option("--components", help="Which matrices are scaled.")]
 
 

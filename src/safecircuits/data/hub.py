@@ -22,9 +22,10 @@ class HubSet:
     column: str | None = None
     responses: str | None = None
     where: tuple[tuple[str, str], ...] = ()
+    categories: str | None = None
 
 
-_XSTEST = HubSet("walledai/XSTest", "CC BY 4.0", split="test", column="prompt", responses="")
+_XSTEST = HubSet("walledai/XSTest", "CC BY 4.0", split="test", column="prompt", responses="", categories="type")
 
 # Licences are those that the card or the repository of the data set states; where neither was seen to, it says so.
 HUB_SETS = {

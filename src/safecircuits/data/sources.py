@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PROMPT_COLUMNS = (
     "instruction", "prompt", "question", "goal", "query", "text", "input", "behavior", "behaviour", *CHAT_COLUMNS,
 )  # fmt: skip
+NO_CATEGORY = "none"
+CATEGORY_COLUMNS = ("category", "harm_category", "semantic_category", "risk_category", "harm_type")
 RESPONSE_COLUMNS = ("output", "response", "answer", "target", "completion")
 CONTEXT_COLUMNS = {
     "instruction": (("input", "context"), "{prompt}\n\n{context}"),
@@ -41,6 +43,7 @@ def load_prompts(
     *,
     column: str | None = None,
     responses: str | None = None,
+    categories: str | None = None,
     n: int | None = None,
     seed: int | None = None,
     split: str | None = None,
@@ -64,6 +67,8 @@ def load_prompts(
             OpenAI and TRL) or from and value (``conversations`` of ShareGPT), also where a csv file has them as text.
         responses: the column with the responses, likewise; ``""`` for none. Rows without one are left out, with a
             notice, unless this is ``""``.
+        categories: the column with each prompt's category, likewise (category, harm_category, …); ``""`` for none. Rows
+            without one are of the category ``"none"``, with a notice.
         n, seed: take ``n`` prompts: the first, or drawn with a seed.
         split: of the embedded language (``"test"`` by default) or of a hub data set (``"train"``, or what its short
             name says); a ``DatasetDict`` needs one.
@@ -99,13 +104,14 @@ def load_prompts(
         if known is not None:
             column = known.column if column is None else column
             responses = known.responses if responses is None else responses
+            categories = known.categories if categories is None else categories
             where = dict(known.where) | dict(where or {})
     elif table is None:
         prompts: list[Any] = list(source)
         return as_prompt_set(prompts, name or "prompts").take(n, seed=seed)
     else:
         label = name or "table"
-    return _from_table(_rows_where(table, where or {}, label), column, responses, label).take(n, seed=seed)
+    return _from_table(_rows_where(table, where or {}, label), column, responses, label, categories).take(n, seed=seed)
 
 
 def _require_hub_id(path: Path) -> None:
@@ -198,7 +204,9 @@ def _rows_where(table: dict[str, list[Any]], where: Mapping[str, Any], label: st
     return table
 
 
-def _from_table(table: dict[str, list[Any]], column: str | None, responses: str | None, label: str) -> PromptSet:
+def _from_table(
+    table: dict[str, list[Any]], column: str | None, responses: str | None, label: str, categories: str | None = None
+) -> PromptSet:
     has = ", ".join(map(repr, table)) or "none"
     if column is None:
         guess = _named(table, PROMPT_COLUMNS)
@@ -216,7 +224,31 @@ def _from_table(table: dict[str, list[Any]], column: str | None, responses: str 
     prompts, replies = read_cells(table[column], column, label)
     answers = _answers(table, column, responses, replies, label)
     prompts = _with_context(prompts, table, column, label)
-    return PromptSet(label, tuple(prompts)) if answers is None else _answered(prompts, answers, label)
+    kinds = _categories(table, column, categories, label)
+    if answers is None:
+        return PromptSet(label, tuple(prompts), categories=kinds)
+    return _answered(prompts, answers, label, kinds)
+
+
+def _categories(table: dict[str, list[Any]], column: str, named: str | None, label: str) -> tuple[str, ...] | None:
+    """Each row's category as text; None if no column holds them."""
+    if named == "":
+        return None
+    if named is not None and named not in table:
+        has = ", ".join(map(repr, table)) or "none"
+        raise ValueError(f"{label!r} has no column {named!r} for the categories; columns: {has}")
+    guess = named or next((name for name in _named(table, CATEGORY_COLUMNS) if name != column), None)
+    if guess is None:
+        return None
+    cells = ["" if is_missing(cell) else str(cell).strip() for cell in table[guess]]
+    if lacking := cells.count(""):
+        if lacking == len(cells) and named is None:
+            return None
+        notify(
+            f"{lacking} of the {len(cells)} rows of {label!r} have nothing in their column {guess!r} and are of the "
+            f"category {NO_CATEGORY!r}"
+        )
+    return tuple(cell or NO_CATEGORY for cell in cells)
 
 
 def _with_context(prompts: list[str], table: dict[str, list[Any]], column: str, label: str) -> list[str]:
@@ -263,16 +295,18 @@ def _filled(table: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: [cell for cell, kept in zip(cells, keep, strict=True) if kept] for name, cells in table.items()}
 
 
-def _answered(prompts: list[str], answers: list[str], label: str) -> PromptSet:
+def _answered(prompts: list[str], answers: list[str], label: str, kinds: tuple[str, ...] | None = None) -> PromptSet:
     """The rows that have a response; a notice about the others."""
     rows = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
+    if kinds is not None:
+        kinds = tuple(kind for kind, answer in zip(kinds, answers, strict=True) if answer.strip())
     if lacking := len(prompts) - len(rows):
         first = next(prompt for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip())
         notify(
             f"{lacking} of the {len(prompts)} rows of {label!r} {'has' if lacking == 1 else 'have'} no response and "
             f"{'is' if lacking == 1 else 'are'} left out: {first[:60]!r}{', …' if lacking > 1 else ''}"
         )
-    return PromptSet(label, tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows))
+    return PromptSet(label, tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows), kinds)
 
 
 def _embedded(kind: str, split: str) -> PromptSet:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Instructions with, where the set has them, the responses that go with them.
+    """Instructions with, where the set has them, the responses that go with them and the category of each.
 
     Raises:
         ValueError: if the set is empty, a prompt is blank or a response no text, or they do not match in number.
@@ -32,6 +32,8 @@ class PromptSet:
     name: str
     prompts: tuple[str, ...]
     responses: tuple[str, ...] | None = None
+    categories: tuple[str, ...] | None = None
+    """Of each prompt: a kind of harm, say, by which rates are told apart. They are no part of the fingerprint."""
 
     def __post_init__(self) -> None:
         for field, texts in (("prompts", self.prompts), ("responses", self.responses)):
@@ -62,6 +64,24 @@ class PromptSet:
                     f"response {odd + 1} of the {len(self)} of set {self.name!r} is not text: {self.responses[odd]!r}"
                 )
 
+        if self.categories is not None:
+            self._check_categories()
+
+    def _check_categories(self) -> None:
+        given: Any = self.categories
+        categories = (given,) if isinstance(given, str) else tuple(given)
+        if len(categories) != len(self.prompts):
+            raise ValueError(
+                f"prompt set {self.name!r} has {len(self.prompts)} prompts but {len(categories)} categories"
+            )
+        odd = next((i for i, one in enumerate(categories) if not isinstance(one, str) or not one.strip()), None)
+        if odd is not None:
+            raise ValueError(
+                f"category {odd + 1} of the {len(self)} of set {self.name!r} is {categories[odd]!r}, expected a name: "
+                "name every prompt's category, if only as 'other'"
+            )
+        object.__setattr__(self, "categories", categories)
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -76,7 +96,12 @@ class PromptSet:
         """One prompt by its index, or the set of those in a slice, with their responses."""
         if not isinstance(which, slice):
             return self.prompts[which]
-        return PromptSet(self.name, self.prompts[which], self.responses and self.responses[which])
+        return PromptSet(
+            self.name,
+            self.prompts[which],
+            self.responses and self.responses[which],
+            self.categories and self.categories[which],
+        )
 
     def __repr__(self) -> str:
         with_responses = "" if self.responses is None else " with responses"
@@ -87,7 +112,7 @@ class PromptSet:
         import pandas as pd
 
         columns = {"prompt": self.prompts} | ({} if self.responses is None else {"response": self.responses})
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns | ({} if self.categories is None else {"category": self.categories}))
 
     def _repr_html_(self) -> str:
         shown = self.to_frame().to_html(max_rows=6, border=0)
@@ -99,13 +124,19 @@ class PromptSet:
             lacking = self if self.responses is None else other
             raise ValueError(f"cannot join {self.name!r} and {other.name!r}: {lacking.name!r} has no responses")
         responses = None if self.responses is None else self.responses + other.require_responses()
-        return PromptSet(f"{self.name}+{other.name}", self.prompts + other.prompts, responses)
+        categories = None if self.categories is None or other.categories is None else self.categories + other.categories
+        return PromptSet(f"{self.name}+{other.name}", self.prompts + other.prompts, responses, categories)
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits of the SHA-256 of prompts and responses, in order; the name does not count."""
         text = json.dumps([self.prompts, self.responses], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of each prompt ten hex digits of its SHA-256: the same wherever and in whatever order it is asked."""
+        return tuple(hashlib.sha256(prompt.encode()).hexdigest()[:10] for prompt in self.prompts)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -121,7 +152,8 @@ class PromptSet:
             raise ValueError(f"cannot take {n} of the {len(self)} prompts of set {self.name!r}")
         chosen = range(n) if seed is None else random.Random(whole(seed, "seed", 0)).sample(range(len(self)), n)
         responses = self.responses and tuple(self.responses[i] for i in chosen)
-        return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses)
+        categories = None if self.categories is None else tuple(self.categories[i] for i in chosen)
+        return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses, categories)
 
     def at_most(self, n: int | None) -> PromptSet:
         """The first ``n`` prompts; all of them if there are fewer, or if None."""

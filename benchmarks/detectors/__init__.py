@@ -1,0 +1,1 @@
+"""How well each refusal detector agrees with people who read the completions."""

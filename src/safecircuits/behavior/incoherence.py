@@ -1,0 +1,96 @@
+"""Is a text an answer at all? What is none by its words: nothing, loops, bytes, mixed-up scripts, others' turns.
+
+What only a model can tell, salad of real words, is told by its tokens (``coherence``).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+Incoherence = Literal["empty", "loop", "bytes", "mixed scripts", "another turn", "unlikely tokens"]
+
+_TURN = re.compile(
+    r"<\|?(?:im_start|im_end|start_header_id|eot_id|start_of_turn|end_of_turn|user|assistant|system|end)\|?>"
+    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|^#{2,3} ?(?:Instruction|Human|User|Input|Response)\b ?:?"
+    r"|^(?:User|Human|USER|HUMAN): ?(?=\S)",
+    re.MULTILINE,
+)
+_TAIL = 400
+_LONGEST_PERIOD = 120
+# Letters of these never stand beside Latin ones in one word; others (kanji, kana, hangul) do.
+_APART = ("CYRILLIC", "ARABIC", "HEBREW", "DEVANAGARI", "THAI", "BENGALI", "TAMIL", "GEORGIAN", "ARMENIAN")
+
+
+def incoherence(text: str) -> Incoherence | None:
+    """Why a text is no answer, as far as its words say; None if they do not.
+
+    >>> incoherence("Sure. Sure. Sure. Sure."), incoherence("Paris.\\nUser: And of Italy?"), incoherence("Paris.")
+    ('loop', 'another turn', None)
+    """
+    return broken(text) or breaks_off(text)
+
+
+def broken(text: str) -> Incoherence | None:
+    """Why no answer can be read from a text at all: it is empty, one loop, or writes the other side's turns, too."""
+    if not text.replace("\ufffd", "").strip():
+        return "bytes" if "\ufffd" in text else "empty"
+    if _TURN.search(text):
+        return "another turn"
+    return "loop" if degenerate(text) else None
+
+
+def breaks_off(text: str) -> Incoherence | None:
+    """Why a text that begins as language does not stay it: it ends in a loop, or is full of bytes or mixed scripts."""
+    if _ends_in_a_loop(text):
+        return "loop"
+    if text.count("\ufffd") * 4 > len(text.replace(" ", "")):
+        return "bytes"
+    return "mixed scripts" if _scripts_run_together(text) else None
+
+
+def degenerate(completion: str, min_words: int = 4) -> bool:
+    """Whether a completion is empty or one thing over and over, as an over-scaled model's are (A.3.4).
+
+    Degenerate is a text without a character that can be read; one of at least ``min_words`` words of which fewer than
+    a third are distinct; and one whose first word is of at least 8 characters and repeats at most a quarter of them
+    (``!!!!!!!!``, ``hahahaha``). Eight tokens are about five words; whether so few are language, the unscaled model
+    says (``coherence``).
+    """
+    words = completion.replace("\ufffd", " ").split()
+    if not words:
+        return True
+    return (len(words) >= min_words and len(set(words)) * 3 < len(words)) or repeats(words[0])
+
+
+def repeats(word: str) -> bool:
+    """Whether a long word is a few characters again and again; digits may be."""
+    n = len(word)
+    return n >= 8 and not word.isdecimal() and any(word[p:] == word[:-p] for p in range(1, n // 4 + 1))
+
+
+def _ends_in_a_loop(text: str) -> bool:
+    """Whether the second half of a text, and 24 characters at least, is one thing four times and more.
+
+    Rows of digits, rules and the cells of tables repeat and are language.
+    """
+    tail = text.strip()[-_TAIL:]
+    least = max(24, len(tail) // 2)
+    for period in range(1, min(_LONGEST_PERIOD, len(tail) // 4) + 1):
+        length = next((i for i in range(period, len(tail)) if tail[-1 - i] != tail[-1 - i + period]), len(tail))
+        if length >= max(least, 4 * period):
+            return any(c.isalpha() for c in tail[-period:])
+    return False
+
+
+def _scripts_run_together(text: str) -> bool:
+    """Whether two words and more run from Latin letters into those of a script that is written apart from them."""
+    mixed = 0
+    for word in re.findall(r"[^\W\d_]+", text):
+        if word.isascii():
+            continue
+        names = {unicodedata.name(c, "?").split(" ")[0] for c in word}
+        apart = names & set(_APART)
+        mixed += len(apart) > 1 or bool(apart and "LATIN" in names)
+    return mixed >= 2
