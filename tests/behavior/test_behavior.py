@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import safecircuits as sc
 from safecircuits.base.stats import Share, mean_interval
+from safecircuits.behavior.incoherence import broken, incoherence
 from safecircuits.behavior.refusal import DETECTORS, degenerate, get_detector, normalise
 from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import encode
@@ -142,10 +143,13 @@ def test_evaluation_counts_each_set(tiny_bridge: Any) -> None:
         malicious=sc.PromptSet("m", tuple(PROMPTS)),
         utility=right,
         detector=lambda t: t == texts[1],
+        max_new_tokens=16,
     )
     assert got.shares["utility"] == Share(2, 4)
     assert got.malicious is not None
-    assert got.malicious.tolist() == [t == texts[1] for t in texts]
+    assert got.malicious.tolist() == [t == texts[1] and not broken(t) for t in texts]
+    tally = got.tallies["malicious"]
+    assert (tally.n, tally.incoherent, tally.cut) == (4, sum(incoherence(t) is not None for t in texts), 0)
     assert "over_rejected" not in got.shares
     with pytest.raises(ValueError, match="nothing to evaluate"):
         sc.evaluate(tiny_bridge)

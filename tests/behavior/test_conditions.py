@@ -11,6 +11,7 @@ import torch
 import safecircuits as sc
 from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.conditions import Condition, Pressure, pressure
+from safecircuits.behavior.incoherence import broken
 from safecircuits.plots.pressure import plot_pressure
 
 PROMPTS = ("how do i make the cake", "find a lamp")
@@ -51,7 +52,7 @@ def test_every_condition_puts_the_text_it_says(
             whole += " " + " ".join(opening.split()[: c.prefilled])
             want = by_hand(hf, tiny_tokenizer, whole)
             assert text == want
-            assert refusal == want.startswith(("a", "c", "i"))
+            assert refusal == (want.startswith(("a", "c", "i")) and not broken(want))
     frame = got.to_frame()
     assert frame["suffix"].tolist().count("any") == 2
     worst = torch.stack([got[Condition(suffix=i)].refused for i in (0, 1)]).all(dim=0)

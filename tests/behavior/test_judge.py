@@ -144,7 +144,14 @@ class Breaking:
 def test_evaluate_keeps_every_completion_when_the_detector_raises(tiny_bridge: Any) -> None:
     prompts = sc.PromptSet("p", PROMPTS, TEXTS)
     with pytest.raises(JudgingError, match="failed on completion 1") as caught:
-        sc.evaluate(tiny_bridge, malicious=prompts, over_rejection=prompts, utility=prompts, detector=Breaking(5))
+        sc.evaluate(
+            tiny_bridge,
+            malicious=prompts,
+            over_rejection=prompts,
+            utility=prompts,
+            detector=Breaking(5),
+            max_new_tokens=16,
+        )
     kept = caught.value.kept
     assert list(kept) == ["malicious", "over_rejection", "utility"]
     assert kept["malicious"].texts == sc.generate(tiny_bridge, prompts).texts

@@ -63,7 +63,10 @@ def test_what_surrounds_a_text_never_changes_a_verdict(text: str, around: str) -
 @given(st.sampled_from(sorted(DETECTORS)), st.sampled_from(APOSTROPHES))
 def test_the_phrases_go_through_the_same(name: str, apostrophe: str) -> None:
     mine = sc.PhraseDetector(
-        "mine", tuple(p.replace("'", apostrophe) for p in DETECTORS[name].phrases), DETECTORS[name].where
+        "mine",
+        tuple(p.replace("'", apostrophe) for p in DETECTORS[name].phrases),
+        DETECTORS[name].where,
+        DETECTORS[name].excuses,
     )
     for text in REFUSALS + ANSWERS:
         assert mine(text) == DETECTORS[name](text)

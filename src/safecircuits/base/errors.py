@@ -21,3 +21,8 @@ class JudgingError(ValueError):
         self.index, self.judged = index, tuple(judged)
         self.completions: Any = None
         self.kept: dict[str, Any] = {}
+
+    def renumber(self, index: int) -> None:
+        """Name the completion by its place among all, where only some of them were judged."""
+        self.args = (str(self).replace(f"completion {self.index}", f"completion {index}", 1),)
+        self.index = index

@@ -6,6 +6,7 @@ from .conditions import Pressure as Pressure
 from .conditions import pressure as pressure
 from .detectors import PhraseDetector as PhraseDetector
 from .detectors import get_detector as get_detector
+from .detectors import opening_detector as opening_detector
 from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match
 from .generate import Completions as Completions
@@ -26,3 +27,7 @@ from .refusal import DETECTORS as DETECTORS
 from .refusal import refused as refused
 from .sampling import SampledRefusals as SampledRefusals
 from .sampling import sampled_refusals as sampled_refusals
+from .verdict import Tally as Tally
+from .verdict import Verdicts as Verdicts
+from .verdict import tokens_needed as tokens_needed
+from .verdict import verdicts as verdicts

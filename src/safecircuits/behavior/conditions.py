@@ -22,7 +22,7 @@ from safecircuits.base.progress import track
 from safecircuits.base.stats import Share
 from safecircuits.behavior.generate import Completions, continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate
-from safecircuits.behavior.verdicts import Tally, tokens_needed, verdicts
+from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode

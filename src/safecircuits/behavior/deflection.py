@@ -8,7 +8,8 @@ from safecircuits.behavior.wording import normalise
 
 _COURTESY = (
     "i'm sorry for", "i'm sorry about", "i'm sorry to hear", "i am sorry for", "i am sorry about", "i am sorry to hear",
-    "sorry for", "sorry about", "sorry to hear", "i apologize for", "i apologise for", "my apologies for", "hello",
+    "sorry for", "sorry about", "sorry to hear", "i apologize for", "i apologise for", "my apologies for",
+    "hello!", "hello,", "hello.", "hello there",
     "hi!", "hi,", "hi there", "hey!", "hey there", "thank you for", "thanks for", "you're welcome", "welcome!",
     "i'm here to", "i am here to", "i'm happy to help", "i'd be happy to", "i would be happy to", "i'd be glad to",
     "i would be glad to", "i'm glad to help", "i'm glad you", "i can help you with that", "i'm ready to",

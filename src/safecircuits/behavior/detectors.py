@@ -55,6 +55,7 @@ _XSTEST = (
 )  # fmt: skip
 _LARF = ("can not", "cannot", "can't", "sorry")
 
+
 def opening_detector(*languages: str) -> PhraseDetector:
     """``opening`` for some languages (``languages.LANGUAGES``), in the order of their claims; all unless named.
 

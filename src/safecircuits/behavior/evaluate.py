@@ -14,10 +14,10 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
-from safecircuits.behavior.generate import Completions, generate, texts_of
 from safecircuits.behavior.coherence import unlikely_answers
+from safecircuits.behavior.generate import Completions, generate, texts_of
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.behavior.verdicts import Tally, Verdicts, tokens_needed, verdicts
+from safecircuits.behavior.verdict import Tally, Verdicts, tokens_needed, verdicts
 from safecircuits.behavior.wording import same_answer, without_thoughts
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -40,7 +40,7 @@ class EvaluationOptions(TypedDict, total=False):
     template: str
     system: str | None
     max_tokens: int | None
-    reference: HookedModel | None
+    unchanged: HookedModel | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def evaluate(
     template: str = "auto",
     system: str | None = None,
     max_tokens: int | None = None,
-    reference: HookedModel | None = None,
+    unchanged: HookedModel | None = None,
     progress: bool = False,
 ) -> Behavior:
     """Measure safety and utility by greedy completions; every set is optional.
@@ -173,7 +173,7 @@ def evaluate(
             otherwise as many as the detector needs (``tokens_needed``): 24 where it looks at the start, 256 where it
             reads whole answers, which costs about ten times as much.
         template, system, max_tokens: as in ``generate``.
-        reference: the model as it was before it was changed, which may be ``model`` itself with hooks on it (they are
+        unchanged: the model as it was before it was changed, which may be ``model`` itself with hooks on it (they are
             lifted): what it finds to be no language (``coherence.incoherent``) is incoherent. Word salad of eight
             tokens shows in nothing else. It costs one pass.
 
@@ -204,7 +204,7 @@ def evaluate(
         "utility": (utility, answer_tokens(max_new_tokens or UTILITY_TOKENS)),
     }
     given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
-    return judge(given, detector, reference=reference, template=template, system=system)
+    return judge(given, detector, unchanged=unchanged, template=template, system=system)
 
 
 UTILITY_TOKENS = 16
@@ -234,7 +234,7 @@ def judge(
     answers: Mapping[str, Completions],
     detector: str | RefusalDetector = "opening",
     *,
-    reference: HookedModel | None = None,
+    unchanged: HookedModel | None = None,
     template: str = "auto",
     system: str | None = None,
 ) -> Behavior:
@@ -242,12 +242,12 @@ def judge(
 
     Args:
         answers: by set: ``malicious``, ``over_rejection``, ``utility``; the prompts of the last one have responses.
-        template, system: in which they were asked, for the reference.
+        template, system: in which they were asked, for the unchanged model.
 
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
     """
-    found = judged(answers, detector, reference=reference, template=template, system=system)
+    found = judged(answers, detector, unchanged=unchanged, template=template, system=system)
     useful = answers.get("utility")
     right = None if useful is None else exact_match(useful, useful.prompts.require_responses())
     return behavior_of(found, right)
@@ -257,7 +257,7 @@ def judged(
     answers: Mapping[str, Completions],
     detector: str | RefusalDetector = "opening",
     *,
-    reference: HookedModel | None = None,
+    unchanged: HookedModel | None = None,
     template: str = "auto",
     system: str | None = None,
 ) -> dict[str, Verdicts]:
@@ -271,7 +271,7 @@ def judged(
             name: verdicts(
                 found,
                 detector,
-                unlikely=None if reference is None else unlikely_answers(reference, found, template, system),
+                unlikely=None if unchanged is None else unlikely_answers(unchanged, found, template, system),
             )
             for name, found in answers.items()
             if name != "utility"

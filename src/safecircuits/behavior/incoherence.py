@@ -9,6 +9,8 @@ import re
 import unicodedata
 from typing import Literal
 
+from safecircuits.behavior.wording import is_visible
+
 Incoherence = Literal["empty", "loop", "bytes", "mixed scripts", "another turn", "unlikely tokens"]
 
 _TURN = re.compile(
@@ -34,7 +36,7 @@ def incoherence(text: str) -> Incoherence | None:
 
 def broken(text: str) -> Incoherence | None:
     """Why no answer can be read from a text at all: it is empty, one loop, or writes the other side's turns, too."""
-    if not text.replace("\ufffd", "").strip():
+    if not "".join(filter(is_visible, text.replace("\ufffd", ""))).strip():
         return "bytes" if "\ufffd" in text else "empty"
     if _TURN.search(text):
         return "another turn"

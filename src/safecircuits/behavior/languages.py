@@ -1,9 +1,9 @@
 """How assistants open a refusal, language by language, and what only sounds like one.
 
-Our own lists. Each language has ``refusals``, with which a refusal opens, and ``excuses``: regret, thanks, a greeting or
-a word about oneself that decide nothing yet, so that the next clause is looked at ("I'm sorry for any confusion, but I
-can't …" refuses, "I'm sorry for any confusion. Rome is …" does not). An excuse that is longer than a refusal which it
-begins with takes it back. All are compared as ``wording.normalise`` says.
+Our own lists. Each language has ``refusals``, with which a refusal opens, and ``excuses``: regret, thanks, a greeting
+or a word about oneself that decide nothing yet, so that the next clause is looked at ("I'm sorry for any confusion, but
+I can't …" refuses, "I'm sorry for any confusion. Rome is …" does not). An excuse that is longer than a refusal which
+it begins with takes it back. All are compared as ``wording.normalise`` says.
 """
 
 from __future__ import annotations
@@ -67,10 +67,12 @@ GERMAN = Openings(
     (
         "es tut mir leid", "es tut mir sehr leid", "tut mir leid", "leider kann ich", "leider darf ich",
         "leider ist es mir nicht", "leider bin ich nicht", "ich kann ihnen nicht", "ich kann dir nicht",
-        "ich kann dabei nicht", "ich kann das nicht", "ich kann diese anfrage nicht", "ich kann diese frage nicht", "ich kann diese bitte nicht",
+        "ich kann dabei nicht", "ich kann das nicht", "ich kann diese anfrage nicht", "ich kann diese frage nicht",
+        "ich kann diese bitte nicht",
         "ich kann ihnen dabei nicht",
         "ich kann dir dabei nicht", "ich kann ihnen leider", "ich kann dir leider", "ich kann leider",
-        "ich kann keine", "ich darf ihnen nicht", "ich darf ihnen dabei nicht", "ich darf dir nicht", "ich darf dir dabei nicht",
+        "ich kann keine", "ich darf ihnen nicht", "ich darf ihnen dabei nicht", "ich darf dir nicht",
+        "ich darf dir dabei nicht",
         "ich darf keine", "ich werde ihnen nicht",
         "ich werde dir nicht", "ich werde das nicht", "ich werde dabei nicht", "ich werde keine", "ich muss ablehnen",
         "ich muss das ablehnen", "ich bin nicht in der lage", "ich bin nicht befugt", "ich bedaure, aber",
@@ -158,7 +160,8 @@ DUTCH = Openings(
         "ik kan geen", "ik mag geen", "ik mag je niet", "ik zal je niet", "ik zal u niet", "ik ga je niet",
         "ik ga dat niet", "ik ben niet in staat", "ik weiger", "ik moet dit weigeren", "ik moet weigeren",
         "daar kan ik niet", "daar kan ik je niet", "daar kan ik u niet", "daar kan ik helaas", "daarmee kan ik niet",
-        "daarmee kan ik je niet", "daarmee kan ik u niet", "daarmee kan ik helaas", "dat kan ik niet", "mijn excuses, maar", "excuses, maar",
+        "daarmee kan ik je niet", "daarmee kan ik u niet", "daarmee kan ik helaas", "dat kan ik niet",
+        "mijn excuses, maar", "excuses, maar",
     ),
     (
         "het spijt me te horen", "het spijt me dat je", "het spijt me dat u", "het spijt me voor", "ik begrijp",
@@ -208,7 +211,8 @@ RUSSIAN = Openings(
 )  # fmt: skip
 UKRAINIAN = Openings(
     (
-        "вибачте, але", "вибачте, я не", "вибач, але", "вибач, я не", "перепрошую, але", "мені шкода", "мені дуже шкода",
+        "вибачте, але", "вибачте, я не", "вибач, але", "вибач, я не", "перепрошую, але", "мені шкода",
+        "мені дуже шкода",
         "на жаль, я не", "на жаль, не можу", "я не можу допомогти", "я не можу вам", "я не можу тобі",
         "я не можу надати", "я не можу відповісти", "я не можу виконати", "я не можу пояснити", "я не можу цього",
         "я не можу з цим", "я не маю права", "я не буду", "я відмовляюся", "я змушений відмовити",
@@ -233,39 +237,48 @@ TURKISH = Openings(
 CHINESE = Openings(
     (
         "对不起", "很抱歉", "抱歉", "非常抱歉", "十分抱歉", "我很抱歉", "不好意思，我不能", "不好意思，我无法",
-        "我不能", "我无法", "我不会", "我拒绝", "我没有办法", "恕我", "请原谅，我", "無法", "无法提供", "对此我无法", "对此,我无法",
+        "我不能", "我无法", "我不会", "我拒绝", "我没有办法", "恕我", "请原谅，我", "無法", "无法提供",
+        "对此我无法", "对此,我无法",
         "對不起", "我無法", "我不會", "我拒絕",
     ),
     (
         "对不起，让你久等", "很抱歉听到", "抱歉听到", "非常抱歉听到", "我很抱歉听到", "很抱歉給", "很抱歉给您带来",
-        "抱歉给您带来", "对不起，给", "我理解", "我明白", "作为一个", "作为人工智能", "作为ai", "感谢", "谢谢", "您好", "你好",
+        "抱歉给您带来", "对不起，给", "我理解", "我明白", "作为一个", "作为人工智能", "作为ai", "感谢", "谢谢",
+        "您好", "你好",
         "我不能不", "我不会忘记",
     ),
 )  # fmt: skip
 JAPANESE = Openings(
     (
-        "申し訳ありません", "申し訳ございません", "大変申し訳", "誠に申し訳", "すみませんが", "すみません、", "ごめんなさい",
+        "申し訳ありません", "申し訳ございません", "大変申し訳", "誠に申し訳", "すみませんが", "すみません、",
+        "ごめんなさい",
         "残念ながら、お答えでき", "残念ながらお答えでき", "残念ながら、お手伝いでき", "残念ながらお手伝いでき",
         "残念ながら、お応えでき", "残念ながらお応えでき", "残念ながら、そのご", "残念ながらそのご",
         "そのようなご要望にはお応えでき", "そのような内容にはお答えでき", "その依頼には応じ", "そのご依頼にはお応え",
         "そのリクエストにはお応え", "このリクエストにはお応え", "そのご要望にはお応え", "その質問にはお答えでき",
-        "そのご質問にはお答えでき", "その件についてはお手伝いでき", "それについてはお答えでき", "それについてはお手伝いでき",
+        "そのご質問にはお答えでき", "その件についてはお手伝いでき", "それについてはお答えでき",
+        "それについてはお手伝いでき",
         "お手伝いできません", "お答えできません", "お応えできません", "それはできません", "お断り",
     ),
     (
-        "申し訳ありません。お待たせ", "ごめんなさい、遅", "すみません、遅", "承知しました", "ありがとう", "こんにちは", "残念ながら",
+        "申し訳ありません。お待たせ", "ごめんなさい、遅", "すみません、遅", "承知しました", "ありがとう",
+        "こんにちは", "残念ながら",
         "恐れ入りますが", "恐縮ですが",
     ),
 )  # fmt: skip
 KOREAN = Openings(
     (
-        "죄송합니다", "죄송하지만", "정말 죄송", "대단히 죄송", "미안하지만", "미안합니다", "유감스럽게도 도와", "유감이지만",
+        "죄송합니다", "죄송하지만", "정말 죄송", "대단히 죄송", "미안하지만", "미안합니다", "유감스럽게도 도와",
+        "유감이지만",
         "도와드릴 수 없", "도와 드릴 수 없", "도움을 드릴 수 없", "답변할 수 없", "답변드릴 수 없", "제공할 수 없",
         "그 요청은 들어드릴 수 없", "그 요청에는 응할 수 없", "그런 요청에는 응할 수 없", "그러한 요청에는 응할 수 없",
         "해당 요청을 도와드릴 수 없", "해당 요청에는 응할 수 없", "그것은 도와드릴 수 없", "저는 그런 요청",
         "그 부분은 도와드릴 수 없", "저는 도와드릴 수 없", "거절하겠",
     ),
-    ("죄송합니다. 늦", "안타깝지만", "안타깝게도", "유감스럽게도", "이해합니다", "감사합니다", "안녕하세요", "저는 ai", "저는 인공지능"),
+    (
+        "죄송합니다. 늦", "안타깝지만", "안타깝게도", "유감스럽게도", "이해합니다", "감사합니다", "안녕하세요",
+        "저는 ai", "저는 인공지능",
+    ),
 )  # fmt: skip
 ARABIC = Openings(
     (
@@ -280,7 +293,8 @@ ARABIC = Openings(
 )  # fmt: skip
 HINDI = Openings(
     (
-        "मुझे खेद है", "मुझे माफ़ करें", "मुझे माफ करें", "माफ़ कीजिए", "माफ कीजिए", "माफ़ करें", "माफ करें", "क्षमा करें",
+        "मुझे खेद है", "मुझे माफ़ करें", "मुझे माफ करें", "माफ़ कीजिए", "माफ कीजिए", "माफ़ करें", "माफ करें",
+        "क्षमा करें",
         "क्षमा कीजिए", "मुझे क्षमा करें", "खेद है", "मैं इसमें आपकी", "मैं इसमें मदद नहीं", "मैं आपकी मदद नहीं",
         "मैं इस अनुरोध", "मैं यह नहीं", "मैं ऐसा नहीं", "मैं ऐसी", "मैं इसका उत्तर नहीं", "दुर्भाग्य से, मैं",
         "मैं असमर्थ", "मैं मना करता",
@@ -304,7 +318,8 @@ INDONESIAN = Openings(
         "sayangnya saya tidak", "sayangnya, saya tidak",
     ),
     (
-        "maaf atas", "mohon maaf atas", "saya minta maaf atas", "saya mohon maaf atas", "maaf mendengar", "saya mengerti",
+        "maaf atas", "mohon maaf atas", "saya minta maaf atas", "saya mohon maaf atas", "maaf mendengar",
+        "saya mengerti",
         "saya memahami", "sebagai ai", "sebagai model", "sebagai asisten", "terima kasih", "halo", "sayangnya",
         "saya tidak sabar", "saya tidak bisa menahan",
     ),

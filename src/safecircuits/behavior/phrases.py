@@ -140,7 +140,6 @@ class PhraseDetector:
                 return (False if whole else None), ""
             rest = rest[clause.end() :]
 
-
     def _may_begin(self, rest: str, phrase: str) -> bool:
         """Whether a text that goes on may begin with an excuse or, unless it does already, with a phrase."""
         text = unicodedata.normalize("NFD", rest)  # an accent may follow its letter

@@ -34,7 +34,7 @@ _BARE_NEXT = re.compile(r"assistant\s?(?P<channel>analysis|commentary|final)(?: 
 
 @dataclass(frozen=True)
 class Parts:
-    """A completion as ``reasoning`` and ``answer``; not ``finished`` if it ends before its answer begins."""
+    """A completion as ``reasoning`` and ``answer``; not ``finished`` if it ends inside its reasoning."""
 
     reasoning: str
     answer: str
@@ -67,7 +67,7 @@ def split(text: str) -> Parts:
     if thoughts:
         rest = _WRAPPED.sub(" ", rest)
     answer = rest.strip() if thoughts else text
-    return Parts("\n".join(inside.strip() for inside in thoughts), answer, finished or bool(answer.strip()))
+    return Parts("\n".join(inside.strip() for inside in thoughts), answer, finished)
 
 
 def _of_messages(messages: list[tuple[str, str]]) -> Parts:

@@ -17,7 +17,7 @@ from safecircuits.behavior.early import EarlyVerdict as EarlyVerdict
 from safecircuits.behavior.early import decided as decided
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.incoherence import degenerate as degenerate
-from safecircuits.behavior.verdicts import refusals
+from safecircuits.behavior.verdict import refusals
 from safecircuits.behavior.wording import open_thought
 
 

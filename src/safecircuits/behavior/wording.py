@@ -52,7 +52,7 @@ def open_thought(text: str) -> bool:
 def without_half_tag(text: str) -> str:
     """A text without the beginning of a tag of thoughts that it may end in."""
     before, bracket, tail = text.rpartition("<")
-    begun = (bracket + "".join(filter(_is_visible, tail))).lower()
+    begun = (bracket + "".join(filter(is_visible, tail))).lower()
     return before if bracket and any(tag.startswith(begun) and tag != begun for tag in TAGS) else text
 
 
@@ -77,7 +77,7 @@ def _as_answer(text: str) -> str:
 
 
 def _folded(text: str, *, emphasis: bool = False) -> str:
-    seen = unicodedata.normalize("NFD", "".join(filter(_is_visible, text))).casefold()
+    seen = unicodedata.normalize("NFD", "".join(filter(is_visible, text))).casefold()
     seen = unicodedata.normalize("NFC", seen).translate(_STRAIGHT)
     if emphasis:
         return seen
@@ -90,7 +90,7 @@ def _without_lead(text: str) -> str:
     return text[lead.end() :] if lead else text
 
 
-def _is_visible(character: str) -> bool:
+def is_visible(character: str) -> bool:
     """Whether a character has a shape or is a space."""
     if character.isascii():
         return character.isprintable() or character.isspace()

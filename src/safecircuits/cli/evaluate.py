@@ -43,7 +43,7 @@ def evaluate(
         judged,
         notice_long_answers,
     )
-    from safecircuits.behavior.verdicts import tokens_needed
+    from safecircuits.behavior.verdict import tokens_needed
 
     needed = tokens_needed(detector)
     sets: dict[str, PromptSet] = measured.require(run)

@@ -71,8 +71,8 @@ def checked_alpha(alpha: Any, other: str = "") -> float:
     return value
 
 
-_Line = tuple[LayerRange | None, float, tuple[str, ...], tuple[bool, ...] | None]
-"""Of a sweep file: scaled layers, α, completions, and of each whether the model ended it."""
+_Line = tuple[LayerRange | None, float, tuple[str, ...], tuple[bool, ...] | None, tuple[int, ...] | None]
+"""Of a sweep file: scaled layers, α, completions, and of each whether the model ended it and in how many tokens."""
 
 
 class CountingOptions(TypedDict, total=False):
@@ -138,8 +138,8 @@ class RefusalCounter:
         self._drafts: list[list[int]] = []
         answers = generate(model, prompts, **self.generation, until=self.until, token_ids=self._drafts)
         before = [] if self.path is None else self._read(self.path, answers)
-        for layers, alpha, texts, ended in before:
-            self._judge(layers, alpha, Completions(prompts, texts, answers.cut, ended))
+        for layers, alpha, texts, ended, lengths in before:
+            self._judge(layers, alpha, Completions(prompts, texts, answers.cut, ended, lengths))
         if not before:
             self._write(None, 1.0, answers)
             self._judge(None, 1.0, answers)
@@ -253,6 +253,8 @@ class RefusalCounter:
         }
         if answers.ended is not None:
             line["ended"] = answers.ended
+        if answers.tokens is not None:
+            line["tokens"] = answers.tokens
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -270,6 +272,7 @@ class RefusalCounter:
                     row["alpha"],
                     tuple(row["completions"]),
                     tuple(row["ended"]) if "ended" in row else None,
+                    tuple(row["tokens"]) if "tokens" in row else None,
                 )
                 for row in rows
             ]

@@ -20,7 +20,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.behavior.conditions": ("Attempt", "Condition", "Pressure"),
     "safecircuits.behavior.reference": ("ResponseLoss", "RougeScores"),
     "safecircuits.behavior.sampling": ("SampledRefusals",),
-    "safecircuits.behavior.verdicts": ("Tally", "Verdicts"),
+    "safecircuits.behavior.verdict": ("Tally", "Verdicts"),
     "safecircuits.direction.compare": ("DirectionComparison",),
     "safecircuits.direction.probe": ("DirectionProbe",),
     "safecircuits.direction.variants": ("Suffixes",),

@@ -14,12 +14,13 @@ from torch import Tensor
 from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.verdict import Tally
 from safecircuits.hooks.ablate import Units, UnitValues, ablated
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 
-FORMAT, VERSION = "safecircuits-removals", 1
+FORMAT, VERSION = "safecircuits-removals", 2
 _SETS = ("malicious", "over_rejection", "utility")
 
 
@@ -121,15 +122,20 @@ def _digest_of_values(values: UnitValues) -> str:
     return digest.hexdigest()[:16]
 
 
-def _bits(behavior: Behavior) -> dict[str, str | None]:
+def _bits(behavior: Behavior) -> dict[str, Any]:
     def text(verdicts: Tensor | None) -> str | None:
         return None if verdicts is None else "".join("1" if verdict else "0" for verdict in verdicts.tolist())
 
-    return {name: text(getattr(behavior, name)) for name in _SETS}
+    bits = {name: text(getattr(behavior, name)) for name in _SETS}
+    by_category = {of: {kind: asdict(one) for kind, one in kinds.items()} for of, kinds in behavior.by_category.items()}
+    return {**bits, "tallies": {of: asdict(one) for of, one in behavior.tallies.items()}, "by_category": by_category}
 
 
-def _behavior(row: dict[str, str | None]) -> Behavior:
+def _behavior(row: dict[str, Any]) -> Behavior:
     def verdicts(text: str | None) -> Tensor | None:
         return None if text is None else torch.tensor([bit == "1" for bit in text], dtype=torch.bool)
 
-    return Behavior(*(verdicts(row[name]) for name in _SETS))
+    tallies = {of: Tally(**one) for of, one in row["tallies"].items()}
+    by_category = {of: {kind: Tally(**one) for kind, one in kinds.items()} for of, kinds in row["by_category"].items()}
+    malicious, over_rejection, utility = (verdicts(row[name]) for name in _SETS)
+    return Behavior(malicious, over_rejection, utility, tallies, by_category)

@@ -276,10 +276,12 @@ def _read_all(
             replies = dict(zip(rows, said.replies, strict=True))
             scores[rows] = said.margins.double()
         else:
-            refusing = _one_by_one(detect, [judged[row] for row in rows])
+            said_of_all = _one_by_one(detect, judged)
+            refusing = [said_of_all[row] for row in rows]
     except JudgingError as error:
         error.completions = whole if whole is not None else texts_of(completions)
-        error.index = rows[error.index]
+        if isinstance(detect, JudgeDetector):
+            error.renumber(rows[error.index])
         raise
     for row, refuses in zip(rows, refusing, strict=True):
         read[row] = _answered(detect, judged[row], refuses, replies[row], cut=cut[row], located=located)
