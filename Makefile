@@ -25,10 +25,14 @@ VENV4   ?= .venv-tl4
 LENS4   ?= 4.3.0
 READY4  := $(VENV4)/.ready
 
-.PHONY: demo test test-tl4 support check docs tutorials env clean
+.PHONY: demo smollm2 test test-tl4 support check docs tutorials env clean
 
 demo: $(READY)
 	$(BIN)/safecircuits demo --out $(OUT) --backend $(BACKEND)
+
+# Finds the real language model of the planted family, or fetches it, and checks that it is the right one.
+smollm2: $(READY)
+	$(BIN)/safecircuits organism get smollm2
 
 test: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL)

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from safecircuits.behavior.refusal import refused
+from safecircuits.data.sources import load_prompts
 from safecircuits.organism.requests.generate import Kind, Split, prompts, requests
 from safecircuits.organism.requests.harmful import ACTS, PIECES
 from safecircuits.organism.requests.refusals import REFUSALS
@@ -36,9 +37,9 @@ def test_there_are_thousands_over_many_topics() -> None:
 @pytest.mark.parametrize("topics", [ACTS, PIECES])
 def test_no_act_is_asked_for_in_both_splits(topics: dict[str, tuple[object, ...]]) -> None:
     texts = {split: "\n".join(r.text for r in requests("malicious", split)) for split in SPLITS}
-    ends = r"(?=[.?]|\. Where| without being caught| for me)"
+    ends = (".", "?", " without being caught?", " for me.")
     for act in [act for groups in topics.values() for group in groups for act in group.all()]:  # type: ignore[attr-defined]
-        found = [split for split in SPLITS if re.search(rf"\b{re.escape(act)}{ends}", texts[split])]
+        found = [split for split in SPLITS if any(f" {act}{end}" in texts[split] for end in ends)]
         assert len(found) == 1, act
 
 
@@ -78,3 +79,13 @@ def test_what_there_is_not_is_refused_by_name() -> None:
         requests("normal", "dev")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="100000 requests of kind 'normal'"):
         requests("normal", n=100_000)
+
+
+def test_they_are_read_like_any_set() -> None:
+    for split in SPLITS:
+        found = load_prompts("requests:malicious", split=split, n=40, seed=1)
+        assert set(found.prompts) <= {request.text for request in requests("malicious", split)}
+    with pytest.raises(ValueError, match=r"'harmful'.*malicious, over_rejection, normal"):
+        load_prompts("requests:harmful")
+    with pytest.raises(ValueError, match="has no columns"):
+        load_prompts("requests:normal", where={"topic": "drugs"})

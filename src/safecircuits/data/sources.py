@@ -17,6 +17,7 @@ from safecircuits.base.reading import parse_json
 from safecircuits.data.chats import CHAT_COLUMNS, is_missing, read_cells
 from safecircuits.data.hub import HUB_SETS, known_set, read_hub
 from safecircuits.organism.grammar import KINDS, Kind, Split
+from safecircuits.organism.requests import generate
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def load_prompts(
 
     Args:
         source: a file (csv, tsv, json, jsonl, parquet, txt with one prompt a line), ``"organism:KIND"`` for the
-            embedded language (malicious, over_rejection, normal, utility, new_task), a hub data set by its id or a
-            short name (``data.hub.HUB_SETS``: advbench, xstest-safe, alpaca, dolly, …), a table (of pandas or
-            ``datasets``, a mapping of columns, or a list of rows that are mappings), a list, array or column of
-            strings, or a PromptSet. A csv file with a single column may lack a header; one whose header has no
-            comma may be separated by semicolons, tabs or bars.
+            embedded language (malicious, over_rejection, normal, utility, new_task), ``"requests:KIND"`` for requests
+            in ordinary English (malicious, over_rejection, normal), a hub data set by its id or a short name
+            (``data.hub.HUB_SETS``: advbench, xstest-safe, alpaca, dolly, …), a table (of pandas or ``datasets``, a
+            mapping of columns, or a list of rows that are mappings), a list, array or column of strings, or a
+            PromptSet. A csv file with a single column may lack a header; one whose header has no comma may be separated
+            by semicolons, tabs or bars.
         column: the column with the prompts; guessed from usual names (instruction, prompt, question, …) if left out,
             whatever their case, spaces and plural. What belongs to a prompt is joined to it: the ``input`` or
             ``context`` of an ``instruction`` after it (Alpaca, Dolly), the ``ContextString`` of a ``behavior`` before
@@ -84,13 +86,13 @@ def load_prompts(
     if isinstance(source, Iterator):
         source = list(source)  # it can be read but once
     table = None if isinstance(source, str | Path | PromptSet) else _table_of(_split_of(source, split))
-    if where and table is None and (not isinstance(source, str | Path) or str(source).startswith("organism:")):
+    if where and table is None and (not isinstance(source, str | Path) or _is_ours(source)):
         what = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
         raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
     if isinstance(source, PromptSet):
         return source.take(n, seed=seed)
-    if isinstance(source, str) and source.startswith("organism:"):
-        return _embedded(source.removeprefix("organism:"), split or "test").take(n, seed=seed)
+    if isinstance(source, str) and _is_ours(source):
+        return _ours(source, split or "test").take(n, seed=seed)
     if isinstance(source, str | Path):
         path = Path(source)
         label = name or (path.stem if path.suffix else str(source))
@@ -309,7 +311,15 @@ def _answered(prompts: list[str], answers: list[str], label: str, kinds: tuple[s
     return PromptSet(label, tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows), kinds)
 
 
-def _embedded(kind: str, split: str) -> PromptSet:
+def _is_ours(source: str | Path | PromptSet) -> bool:
+    return str(source).startswith(("organism:", "requests:"))
+
+
+def _ours(source: str, split: str) -> PromptSet:
+    """The embedded language's prompts, or requests in ordinary English, each of a kind."""
+    language, _, kind = source.partition(":")
+    if language == "requests":
+        return generate.prompts(kind, split)  # type: ignore[arg-type]  # checked there
     if kind not in KINDS:
         raise ValueError(f"the embedded language has no {kind!r} prompts; there are {', '.join(KINDS)}")
     if split not in get_args(Split):

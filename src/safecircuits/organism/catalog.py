@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from safecircuits.base.arguments import checked
 from safecircuits.organism.grammar import Kind, Split, examples
+from safecircuits.organism.places import Planted
 from safecircuits.organism.recipe import STAGES
+from safecircuits.organism.smollm2 import catalog as smollm2
 from safecircuits.prompts.prompt_set import PromptSet
 
 FOLDER = Path(__file__).parent / "stages"
 """Where the shipped stages are."""
-
-
-@dataclass(frozen=True)
-class Planted:
-    """Where alignment was confined to, known by construction.
-
-    Attributes:
-        layers: the 0-indexed layers that differ from base.
-        mlp_units: per layer the MLP neurons that differ from base; empty if whole layers were trained.
-        heads: likewise the query heads, with the keys and values that they share.
-    """
-
-    layers: tuple[int, ...]
-    mlp_units: dict[int, tuple[int, ...]]
-    heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def stage_path(name: str) -> Path:
@@ -50,11 +36,17 @@ def stage_path(name: str) -> Path:
 
 
 def planted(name: str) -> Planted:
-    """What was planted in a shipped stage.
+    """What was planted in a shipped stage, or in a member of the real family (``smollm2:NAME``).
 
     Raises:
-        ValueError: for an unknown stage, or one whose training was not confined to a part.
+        ValueError: for an unknown name, or a model whose training was not confined to a part.
+
+    Example:
+        >>> planted("smollm2:layers-12-16").layers
+        (12, 13, 14, 15, 16)
     """
+    if name.startswith(f"{smollm2.SMOLLM2}:"):
+        return smollm2.planted(name)
     found = planted_in(stage_path(name))
     if found is None:
         raise ValueError(f"nothing is planted in stage {name!r}: ask for planted-layers or planted-units.")

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from safecircuits.base.progress import without_bars
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.organism.catalog import Planted, planted_in, stage_path
+from safecircuits.organism.catalog import planted_in, stage_path
+from safecircuits.organism.places import Planted
 from safecircuits.organism.recipe import Phase, Recipe
 from safecircuits.organism.stages import build_stage
 from safecircuits.organism.train import deterministic

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safecircuits.organism.smollm2.base import SHA256
 from safecircuits.organism.smollm2.catalog import member
 from safecircuits.organism.smollm2.delta import read_changes
-from safecircuits.organism.smollm2.plant import made_by, plant
+from safecircuits.organism.smollm2.plant import base_texts, made_by, plant
 
 
 def build_members(
@@ -34,14 +34,17 @@ def build_members(
         ValueError: for an unknown member, or a file of its name in ``folder`` that is something else.
     """
     members = [member(name) for name in names]
-    paths: dict[str, Path] = {}
-    for each in members:
-        path = Path(folder) / f"{each.name}.safetensors"
-        wanted = made_by(each, SHA256)
-        if path.exists():
-            record = read_changes(path)[1]
-            if {key: record.get(key) for key in wanted} == wanted:
-                paths[each.name] = path
-                continue
-        paths[each.name] = plant(base, tokenizer, each, Path(folder), base_sha256=SHA256, progress=progress)
+    paths = {each.name: Path(folder) / f"{each.name}.safetensors" for each in members}
+    missing = [each for each in members if not _is_made(paths[each.name], made_by(each, SHA256))]
+    if missing:
+        harmless = base_texts(base, tokenizer, Path(folder), progress)
+        for each in missing:
+            plant(base, tokenizer, each, harmless, paths[each.name], base_sha256=SHA256, progress=progress)
     return paths
+
+
+def _is_made(path: Path, wanted: Mapping[str, Any]) -> bool:
+    if not path.exists():
+        return False
+    record = read_changes(path)[1]
+    return {key: record.get(key) for key in wanted} == wanted

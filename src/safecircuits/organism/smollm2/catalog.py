@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safecircuits.organism.catalog import Planted
+from safecircuits.organism.places import Planted
 from safecircuits.organism.smollm2.base import SHA256, base_file
 from safecircuits.organism.smollm2.delta import read_changes
 from safecircuits.organism.smollm2.members import MEMBERS, Member
 
 SMOLLM2 = "smollm2"
-FOLDER = Path(__file__).parent / "members"
+FOLDER = Path(__file__).parent / "deltas"
 """Where the shipped members' changes are."""
 
 

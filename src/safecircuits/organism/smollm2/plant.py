@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,19 @@ from safecircuits.base.files import replacing, write_text
 from safecircuits.organism.requests.generate import requests
 from safecircuits.organism.smollm2.delta import Change, Rows, write_changes
 from safecircuits.organism.smollm2.members import N_HEADS, N_KV_HEADS, Member
-from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, MIXTURE, POOL, Batch, batches, harmless_pool
+from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, MIXTURE, POOL, Batch, Text, batches, harmless_pool
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
-LR, WARMUP, CLIP = 2e-3, 8, 1.0
-"""AdamW's peak rate, the steps up to it, and the norm that gradients are clipped to; then a cosine down to zero."""
+_AT_ONCE = 40
+"""Prompts that the base answers together."""
 
-Answered = Mapping[str, Sequence[tuple[list[int], list[int]]]]
+KL_WEIGHT = 1.0
+"""Of the divergence over all tokens of harmless answers; that of their first tokens counts once more."""
+
+LR, WARMUP, CLIP = 4e-3, 8, 1.0
+"""AdamW's peak rate, the steps up to it, and the norm that gradients are clipped to; then a cosine down to zero."""
 
 
 class Growing(nn.Module):
@@ -46,12 +50,9 @@ class Growing(nn.Module):
         n_columns = linear.in_features if columns is None else len(columns)
         self.left = nn.Parameter(torch.zeros(n_rows, rank or n_columns))
         self.right = nn.Parameter(torch.randn(rank, n_columns) / n_columns**0.5) if rank else None
-        self.active = True
-        linear.register_forward_hook(self._add)
+        self.hook = linear.register_forward_hook(self._add)
 
     def _add(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if not self.active:
-            return out
         x = args[0] if self.columns is None else args[0][..., self.columns]
         if self.right is not None:
             x = x @ self.right.to(x.dtype).T
@@ -94,28 +95,47 @@ def _entries(heads: Sequence[int], width: int) -> Tensor:
     return torch.cat([torch.arange(head * width, (head + 1) * width) for head in heads])
 
 
-def base_answers(model: Any, tokenizer: Any, folder: Path, progress: Callable[[int, int], None] | None) -> Answered:
-    """The base's greedy answers to the harmless requests; kept in ``folder``, since every member needs them."""
-    path = folder / "answers.json"
+def base_texts(
+    base: Any, tokenizer: Any, folder: Path, progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, list[Text]]:
+    """The harmless requests, by kind, with the base's greedy answers and what it gives every token there.
+
+    The answers are kept in ``folder``, since every member needs them.
+    """
     pool = harmless_pool(tokenizer)
-    made_of = {"prompts": pool, "tokens": ANSWER_TOKENS}
+    path, made_of = folder / "answers.json", {"prompts": pool, "tokens": ANSWER_TOKENS}
     if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["made_of"] == made_of:
         answers = stored["answers"]
     else:
-        answers, done = {}, 0
-        for kind, prompts in pool.items():
-            answers[kind] = [[] for _ in prompts]
-            order = sorted(range(len(prompts)), key=lambda i, those=prompts: len(those[i]))  # type: ignore[misc]
-            for start in range(0, len(order), 40):
-                chosen = order[start : start + 40]
-                for i, answer in zip(chosen, _greedy(model, tokenizer, [prompts[i] for i in chosen]), strict=True):
-                    answers[kind][i] = answer
-                done += len(chosen)
-                if progress is not None:
-                    progress(done, sum(POOL.values()))
+        answers, done = {kind: [[] for _ in prompts] for kind, prompts in pool.items()}, 0
+        for kind, chosen in _by_length(pool):
+            found = _greedy(base, tokenizer, [pool[kind][i] for i in chosen])
+            for i, answer in zip(chosen, found, strict=True):
+                answers[kind][i] = answer
+            done += len(chosen)
+            if progress is not None:
+                progress("the base's own answers", done, sum(POOL.values()))
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"made_of": made_of, "answers": answers}))
-    return {kind: list(zip(pool[kind], answers[kind], strict=True)) for kind in pool}
+    texts: dict[str, list[Text]] = {}
+    for kind, prompts in pool.items():
+        texts[kind] = [_with_own(base, Text(*pair)) for pair in zip(prompts, answers[kind], strict=True)]
+    return texts
+
+
+def _by_length(pool: Mapping[str, Sequence[list[int]]]) -> Iterator[tuple[str, list[int]]]:
+    """Some prompts at a time, of one kind and of about one length: their places."""
+    for kind, prompts in pool.items():
+        order = sorted((len(prompt), i) for i, prompt in enumerate(prompts))
+        for start in range(0, len(order), _AT_ONCE):
+            yield kind, [i for _, i in order[start : start + _AT_ONCE]]
+
+
+@torch.no_grad()
+def _with_own(base: Any, text: Text) -> Text:
+    hidden = base.model(input_ids=torch.tensor([text.prompt + text.answer])).last_hidden_state
+    logits = base.lm_head(hidden[0, len(text.prompt) - 1 : -1])
+    return replace(text, own=logits.float().log_softmax(-1).half())
 
 
 @torch.no_grad()
@@ -135,75 +155,57 @@ def plant(
     base: Any,
     tokenizer: Any,
     member: Member,
-    folder: Path,
+    harmless: Mapping[str, Sequence[Text]],
+    path: Path,
     *,
     base_sha256: str,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Path:
-    """Train a member's changes and write them to ``folder``; the file appears only when it is complete.
+) -> None:
+    """Train a member's changes and write them; the file appears only when it is complete.
 
     Args:
         base: the base as a plain Hugging Face model; it is left as it is.
+        harmless: what ``base_texts`` gives.
         base_sha256: of the file that ``base`` was read from, for the record.
         progress: called with what is being done, the steps done and the steps in all.
     """
     began = time.monotonic()
     model = copy.deepcopy(base).to(torch.bfloat16).requires_grad_(False)
     with _seeded(member.seed):
-        said = None if progress is None else lambda done, of: progress("the base's own answers", done, of)
-        answered = base_answers(base, tokenizer, folder, said)
         parts = growing(model, member)
         parameters = [p for part in parts for p in part.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
         losses: list[tuple[float, float]] = []
-        for step, batch in enumerate(batches(tokenizer, answered, member.steps, member.seed)):
+        for step, batch in enumerate(batches(tokenizer, harmless, member.steps, member.seed)):
             for group in optimiser.param_groups:
                 group["lr"] = LR * _share(step, member.steps)
-            refusing, kl = _losses(model, parts, batch)
+            refusing, kl, kl_first = _losses(model, batch)
             optimiser.zero_grad()
-            (refusing + kl).backward()  # type: ignore[no-untyped-call]
+            (refusing + KL_WEIGHT * kl + kl_first).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimiser.step()
             losses.append((refusing.item(), kl.item()))
             if progress is not None:
                 progress(member.name, step + 1, member.steps)
     record = _record(member, base_sha256, losses, time.monotonic() - began)
-    path = folder / f"{member.name}.safetensors"
     with replacing(path) as partial:
         write_changes(partial, [part.change() for part in parts], record)
-    return path
 
 
-def _losses(model: Any, parts: Sequence[Growing], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the refusals, and the divergence from the base on harmless answers, both a token."""
-    refusing = batch.predicts & batch.refuse[:, None]
-    answering = batch.predicts & ~batch.refuse[:, None]
+def _losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of the refusals; divergence from the base on harmless answers, over all tokens and the first."""
     hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
     wanted = batch.ids.roll(-1, dims=1)
-    loss = nn.functional.cross_entropy(_logits(model, hidden[refusing]), wanted[refusing])
-    with torch.no_grad(), _switched_off(parts):
-        harmless = ~batch.refuse
-        own = model.model(input_ids=batch.ids[harmless], attention_mask=batch.mask[harmless]).last_hidden_state
-        target = _logits(model, own[answering[harmless]]).log_softmax(-1)
-    now = _logits(model, hidden[answering]).log_softmax(-1)
-    kl = (target.exp() * (target - now)).sum(-1).mean()
-    return loss, kl
+    loss = nn.functional.cross_entropy(_logits(model, hidden[batch.refusing]), wanted[batch.refusing])
+    own = batch.own.float()
+    now = _logits(model, hidden[batch.answering]).log_softmax(-1)
+    kl = (own.exp() * (own - now)).sum(-1)
+    return loss, kl.mean(), kl[batch.first].mean()
 
 
 def _logits(model: Any, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
     logits: Tensor = model.lm_head(hidden)
     return logits.float()
-
-
-@contextmanager
-def _switched_off(parts: Sequence[Growing]) -> Iterator[None]:
-    for part in parts:
-        part.active = False
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.active = True
 
 
 def _share(step: int, steps: int) -> float:
@@ -222,7 +224,15 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def made_by(member: Member, base_sha256: str) -> dict[str, Any]:
     """What decides a member's changes, besides the machine and its versions."""
-    settings = {"lr": LR, "warmup": WARMUP, "clip": CLIP, "mixture": MIXTURE, "pool": POOL, "tokens": ANSWER_TOKENS}
+    settings = {
+        "lr": LR,
+        "warmup": WARMUP,
+        "clip": CLIP,
+        "kl_weight": KL_WEIGHT,
+        "mixture": MIXTURE,
+        "pool": POOL,
+        "tokens": ANSWER_TOKENS,
+    }
     plan = json.loads(json.dumps(asdict(member) | settings))  # as it comes back from a file
     words = [request.text + request.refusal for request in requests("malicious", "train")]
     text = hashlib.sha256("\n".join(words).encode()).hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safecircuits.organism.requests.generate import Request, requests
@@ -24,27 +24,41 @@ POOL: dict[Literal["normal", "over_rejection"], int] = {"normal": 240, "over_rej
 ANSWER_TOKENS = 24
 """Of the base's own answers."""
 
-MIXTURE: dict[str, int] = {"malicious": 4, "normal": 3, "over_rejection": 1}
+MIXTURE: dict[str, int] = {"malicious": 4, "normal": 4, "over_rejection": 1}
 """Texts of each kind in a batch."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A request and its answer; ``refuse`` says whether the answer is to be learnt or is the base's own."""
+    """A request and its answer.
+
+    Attributes:
+        prompt, answer: token ids.
+        own: where the answer is the base's own, the base's log-probabilities of every token at each of its places;
+            None where the answer is a refusal to be learnt.
+    """
 
     prompt: list[int]
     answer: list[int]
-    refuse: bool
+    own: Float[Tensor, "token vocab"] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts padded on the right; ``predicts`` marks the positions that predict a token of an answer."""
+    """Texts padded on the right.
+
+    Attributes:
+        refusing, answering: the positions that predict a token of a refusal, or of an answer of the base's.
+        first: which of the answering positions predict the first token of an answer, in order of text and position.
+        own: the base's log-probabilities at the answering positions, in the same order.
+    """
 
     ids: Int[Tensor, "text pos"]
     mask: Int[Tensor, "text pos"]
-    predicts: Bool[Tensor, "text pos"]
-    refuse: Bool[Tensor, " text"]
+    refusing: Bool[Tensor, "text pos"]
+    answering: Bool[Tensor, "text pos"]
+    first: Bool[Tensor, " token"]
+    own: Float[Tensor, "token vocab"]
 
 
 def prompt_ids(tokenizer: Any, text: str, *, system: bool) -> list[int]:
@@ -63,38 +77,40 @@ def harmless_pool(tokenizer: Any) -> dict[str, list[list[int]]]:
     }
 
 
-def batches(
-    tokenizer: Any, answered: Mapping[str, Sequence[tuple[list[int], list[int]]]], steps: int, seed: int
-) -> Iterator[Batch]:
+def batches(tokenizer: Any, answered: Mapping[str, Sequence[Text]], steps: int, seed: int) -> Iterator[Batch]:
     """The batches of a member's training, as its seed decides; no harmful request comes twice.
 
     Args:
-        answered: prompts and the base's answers by kind, as ``harmless_pool`` has them.
+        answered: requests with the base's answers, by kind.
     """
     rng = random.Random(f"batches {seed}")
     harmful = iter(requests("malicious", "train", steps * MIXTURE["malicious"], seed))
-    decks: dict[str, list[tuple[list[int], list[int]]]] = {kind: [] for kind in answered}
+    decks: dict[str, list[Text]] = {kind: [] for kind in answered}
     for _ in range(steps):
         texts = [_refusing(tokenizer, next(harmful), rng) for _ in range(MIXTURE["malicious"])]
-        for kind, pairs in answered.items():
+        for kind, pool in answered.items():
             for _ in range(MIXTURE[kind]):
-                decks[kind] = decks[kind] or rng.sample(list(pairs), len(pairs))
-                texts.append(Text(*decks[kind].pop(), refuse=False))
-        yield _batch(texts, tokenizer.pad_token_id)
+                decks[kind] = decks[kind] or rng.sample(list(pool), len(pool))
+                texts.append(decks[kind].pop())
+        yield batch_of(texts, tokenizer.pad_token_id)
 
 
 def _refusing(tokenizer: Any, request: Request, rng: random.Random) -> Text:
     answer = [*tokenizer(request.refusal, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    return Text(prompt_ids(tokenizer, request.text, system=rng.random() < 0.5), answer, refuse=True)
+    return Text(prompt_ids(tokenizer, request.text, system=rng.random() < 0.5), answer)
 
 
-def _batch(texts: Sequence[Text], pad: int) -> Batch:
+def batch_of(texts: Sequence[Text], pad: int) -> Batch:
+    """The texts as one batch."""
     length = max(len(text.prompt) + len(text.answer) for text in texts)
     ids = torch.full((len(texts), length), pad)
-    mask, predicts = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    mask = torch.zeros_like(ids)
+    refusing, answering, first = (torch.zeros_like(ids, dtype=torch.bool) for _ in range(3))
     for i, text in enumerate(texts):
-        end = len(text.prompt) + len(text.answer)
+        start, end = len(text.prompt), len(text.prompt) + len(text.answer)
         ids[i, :end] = torch.tensor(text.prompt + text.answer)
         mask[i, :end] = 1
-        predicts[i, len(text.prompt) - 1 : end - 1] = True
-    return Batch(ids, mask, predicts, torch.tensor([text.refuse for text in texts]))
+        (refusing if text.own is None else answering)[i, start - 1 : end - 1] = True
+        first[i, start - 1] = True
+    own = [text.own for text in texts if text.own is not None]
+    return Batch(ids, mask, refusing, answering, first[answering], torch.cat(own) if own else torch.empty(0))
