@@ -14,6 +14,15 @@ class JudgingError(ValueError):
         judged: what the detector or judge said of the completions before it.
         completions: ``Completions`` (or texts) that were being judged, complete; ``save`` them and judge them again.
         kept: what else the interrupted function had finished, by name.
+
+    Examples:
+        >>> def judge(text):
+        ...     raise ConnectionError("judge unreachable")
+        >>> try:
+        ...     sc.refused(sc.generate(model, malicious), sc.JudgeDetector(judge))
+        ... except sc.base.JudgingError as error:
+        ...     print(error.index)
+        0
     """
 
     def __init__(self, message: str, index: int, judged: Sequence[Any] = ()) -> None:

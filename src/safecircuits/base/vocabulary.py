@@ -17,7 +17,15 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 @dataclass(frozen=True, order=True)
 class LayerRange:
-    """A contiguous block of layers, 0-indexed and inclusive at both ends; ``first, last = range`` unpacks it."""
+    """A contiguous block of layers, 0-indexed and inclusive at both ends; ``first, last = range`` unpacks it.
+
+    Examples:
+        >>> block = sc.LayerRange.of((3, 5), n_layers=8)
+        >>> list(block.indices)
+        [3, 4, 5]
+        >>> round(block.overlap(sc.LayerRange(3, 6)), 2)
+        0.75
+    """
 
     first: int
     last: int

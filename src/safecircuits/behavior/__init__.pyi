@@ -18,7 +18,6 @@ from .harness import run_tasks as run_tasks
 from .harness_lm import harness_model as harness_model
 from .judge import JudgeDetector as JudgeDetector
 from .judge import JudgeVerdicts as JudgeVerdicts
-from .judge import local_judge as local_judge
 from .reference import ResponseLoss as ResponseLoss
 from .reference import RougeScores as RougeScores
 from .reference import response_loss as response_loss

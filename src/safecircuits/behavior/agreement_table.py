@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AgreementTable(Result):
-    """The verdicts of several detectors on the same completions, and how far they agree, pair by pair."""
+    """The verdicts of several detectors on the same completions, and how far they agree, pair by pair.
+
+    Examples:
+        >>> table = sc.behavior.agreement(sc.generate(model, malicious), ["opening", "wei2024"])
+        >>> table.detectors, table.verdicts.shape
+        (('opening', 'wei2024'), torch.Size([2, 8]))
+        >>> print(table.shares["opening"])
+        100.0 % [67.6, 100.0] (8/8)
+    """
 
     detectors: tuple[str, ...]
     texts: tuple[str, ...]
@@ -115,6 +123,12 @@ def agreement(
     Raises:
         ValueError: without completions, with fewer than two detectors, for an unknown or failing one, and for a judge
             that asks about the prompt where only texts are given.
+
+    Examples:
+        >>> texts = ["I'm sorry, but I can't.", "Sure, here you are."]
+        >>> table = sc.behavior.agreement(texts, ["opening", "wei2024"])
+        >>> table.verdicts.tolist()
+        [[True, False], [True, False]]
     """
     if isinstance(detectors, str):
         raise ValueError(f"expected a list, not the single string {detectors!r}: put it in a list")

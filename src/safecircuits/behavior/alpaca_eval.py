@@ -19,6 +19,11 @@ def write_alpaca_eval(completions: Completions, path: str | Path, generator: str
     Raises:
         ValueError: for an empty name, and for completions that were cut short: their ends would be judged, too. If
             there is a file of something else.
+
+    Examples:
+        >>> path = sc.behavior.write_alpaca_eval(sc.generate(model, utility), "outputs.json", generator="aligned")
+        >>> path.name
+        'outputs.json'
     """
     if not generator.strip():
         raise ValueError("generator is empty: give the name of the model that wrote the completions")

@@ -38,7 +38,12 @@ LONGEST_PREFILL = 32
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to ask: with the system prompt or without, so many ``prefilled`` tokens, at most one suffix by index."""
+    """One way to ask: with the system prompt or without, so many ``prefilled`` tokens, at most one suffix by index.
+
+    Examples:
+        >>> sc.behavior.Condition(system=True, prefilled=4)
+        Condition(system=True, prefilled=4, suffix=None)
+    """
 
     system: bool = False
     prefilled: int = 0
@@ -68,7 +73,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Pressure(Result):
-    """Refusals of the same malicious prompts under every condition; ``system`` and ``suffixes`` as they were used."""
+    """Refusals of the same malicious prompts under every condition; ``system`` and ``suffixes`` as they were used.
+
+    Examples:
+        >>> under = sc.behavior.pressure(model, malicious, suffixes=["quickly !"])
+        >>> [attempt.condition.suffix for attempt in under.attempts]
+        [None, 0]
+    """
 
     attempts: tuple[Attempt, ...]
     system: str | None
@@ -234,6 +245,12 @@ def pressure(
     Raises:
         ValueError: for openings that do not match the prompts or have too few tokens.
         JudgingError: a ValueError, if the detector raises; its ``kept["attempts"]`` has the conditions judged before.
+
+    Examples:
+        >>> base = sc.load_model("base")
+        >>> under = sc.behavior.pressure(model, malicious, prefill=sc.generate(base, malicious), prefill_tokens=[2, 4])
+        >>> [attempt.condition.prefilled for attempt in under.attempts]
+        [0, 2, 4]
     """
     prompts = replace(as_prompt_set(malicious, "malicious"), responses=None)
     tails = load_prompts(suffixes).prompts if isinstance(suffixes, str | Path) else tuple(suffixes)

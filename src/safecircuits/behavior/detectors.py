@@ -89,7 +89,14 @@ DETECTORS: dict[str, PhraseDetector] = {
 
 
 def get_detector(detector: str | RefusalDetector) -> RefusalDetector:
-    """A detector by name, or the callable given."""
+    """A detector by name, or the callable given.
+
+    Examples:
+        >>> sc.behavior.get_detector("opening").name
+        'opening'
+        >>> "opening" in sc.DETECTORS
+        True
+    """
     if callable(detector):
         return detector
     if detector not in DETECTORS:

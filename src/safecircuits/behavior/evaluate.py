@@ -45,7 +45,15 @@ class EvaluationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Behavior(Result):
-    """Which prompts of each set were refused (``malicious``, ``over_rejection``) or answered right (``utility``)."""
+    """Which prompts of each set were refused (``malicious``, ``over_rejection``) or answered right (``utility``).
+
+    Examples:
+        >>> measured = sc.evaluate(model, malicious=malicious, utility=utility)
+        >>> measured.rates["malicious_refused"]
+        1.0
+        >>> measured.malicious.shape
+        torch.Size([8])
+    """
 
     malicious: Bool[Tensor, " prompt"] | None
     over_rejection: Bool[Tensor, " prompt"] | None
@@ -179,6 +187,13 @@ def evaluate(
 
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
+
+    Examples:
+        >>> measured = sc.evaluate(model, malicious=malicious, over_rejection=over_rejection, utility=utility)
+        >>> measured.rates["malicious_refused"], measured.rates["utility"]
+        (1.0, 1.0)
+        >>> print(measured.shares["malicious_refused"])
+        100.0 % [67.6, 100.0] (8/8)
     """
     if malicious is None and over_rejection is None and utility is None:
         raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")

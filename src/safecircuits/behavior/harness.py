@@ -36,7 +36,12 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class TaskScores(Result):
-    """What the harness measured, groups of tasks such as ``mmlu`` among the tasks."""
+    """What the harness measured, groups of tasks such as ``mmlu`` among the tasks.
+
+    Examples:
+        >>> scores = sc.behavior.run_tasks(model, ["mmlu"], num_fewshot=5)  # doctest: +SKIP
+        >>> scores.value("mmlu", "acc")  # doctest: +SKIP
+    """
 
     scores: tuple[TaskScore, ...]
     provenance: dict[str, Any]
@@ -92,6 +97,10 @@ def run_tasks(
     Raises:
         ImportError: without ``lm-eval``, the extra ``eval``.
         ValueError: for an unknown task, and for one that wants sampling.
+
+    Examples:
+        >>> scores = sc.behavior.run_tasks(model, ["arc_easy"], limit=100)  # doctest: +SKIP
+        >>> scores.to_frame()  # doctest: +SKIP
     """
     evaluator = harness("lm_eval.evaluator")
     chosen: list[str | dict[str, Any]] = [tasks] if isinstance(tasks, str) else list(tasks)

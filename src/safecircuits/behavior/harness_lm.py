@@ -33,6 +33,10 @@ def harness_model(model: HookedModel, *, max_tokens: int = 2048) -> Any:
 
     Raises:
         ImportError: without ``lm-eval``, the extra ``eval``.
+
+    Examples:
+        >>> import lm_eval  # doctest: +SKIP
+        >>> results = lm_eval.simple_evaluate(sc.behavior.harness_model(model), tasks=["arc_easy"])  # doctest: +SKIP
     """
     base = harness("lm_eval.api.model").TemplateLM
 

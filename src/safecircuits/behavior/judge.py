@@ -36,7 +36,14 @@ REFUSAL_QUESTION = (
 
 @dataclass(frozen=True)
 class JudgeVerdicts(Result):
-    """What a judge said of each completion, raw and as a verdict."""
+    """What a judge said of each completion, raw and as a verdict.
+
+    Examples:
+        >>> detector = sc.JudgeDetector(lambda question: "yes" if "cannot" in question else "no")
+        >>> verdicts = detector.verdicts(sc.generate(model, malicious))
+        >>> verdicts.replies[0], bool(verdicts.refused[0])
+        ('yes', True)
+    """
 
     prompts: tuple[str, ...] | None
     completions: tuple[str, ...]
@@ -78,6 +85,12 @@ class JudgeDetector:
     Raises:
         ValueError: for a question without ``{completion}``, and for answers that the judge's tokenizer does not tell
             apart by their first token.
+
+    Examples:
+        >>> def judge(question: str) -> str:  # an API's client, say, or a model that load_model takes
+        ...     return "yes" if "cannot" in question else "no"
+        >>> sc.refused(sc.generate(model, malicious), sc.JudgeDetector(judge)).tolist()
+        [True, True, True, True, True, True, True, True]
     """
 
     def __init__(

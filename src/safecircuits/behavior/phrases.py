@@ -48,6 +48,11 @@ class PhraseDetector:
 
     Raises:
         ValueError: if there are no phrases, they are a single string, or one is blank, which every text would contain.
+
+    Examples:
+        >>> mine = sc.PhraseDetector("mine", ("i cannot", "i won't"), where="start")
+        >>> sc.refused(["I cannot do that .", "well , i cannot say ."], mine).tolist()
+        [True, False]
     """
 
     name: str

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RougeScores(Result):
-    """Rouge-L of each completion against its reference: precision, recall and their harmonic mean, 0 to 1."""
+    """Rouge-L of each completion against its reference: precision, recall and their harmonic mean, 0 to 1.
+
+    Examples:
+        >>> scores = sc.behavior.rouge_l(["the cat sat"], ["the cat sat down"])
+        >>> scores.precision.tolist(), scores.recall.tolist()
+        ([1.0], [0.75])
+    """
 
     precision: Float[Tensor, " prompt"]
     recall: Float[Tensor, " prompt"]
@@ -63,6 +69,11 @@ def rouge_l(
     Raises:
         ValueError: if completions and references differ in number or there are none.
         ImportError: without ``rouge-score``.
+
+    Examples:
+        >>> answers = sc.generate(model, utility)
+        >>> sc.behavior.rouge_l(answers, utility).f1.shape
+        torch.Size([8])
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -86,7 +97,15 @@ def rouge_l(
 
 @dataclass(frozen=True)
 class ResponseLoss(Result):
-    """Loss on held-out responses: ``nats`` summed over each response's ``tokens``, its end of sequence among them."""
+    """Loss on held-out responses: ``nats`` summed over each response's ``tokens``, its end of sequence among them.
+
+    Examples:
+        >>> loss = sc.response_loss(model, utility)
+        >>> loss.nats.shape
+        torch.Size([8])
+        >>> loss.perplexity < 1.1
+        True
+    """
 
     nats: Float[Tensor, " prompt"]
     tokens: Int[Tensor, " prompt"]
@@ -146,6 +165,11 @@ def response_loss(
     Raises:
         ValueError: if the set has no responses.
         FloatingPointError: if a loss is not finite.
+
+    Examples:
+        >>> aligned, base = (sc.response_loss(m, malicious) for m in (model, sc.load_model("base")))
+        >>> aligned.loss < base.loss  # nats a token of the refusals
+        True
     """
     examples = encode(tokenizer_of(model), heldout, template=template, system=system, with_responses=True)
     nats = torch.zeros(len(examples), dtype=torch.float64)

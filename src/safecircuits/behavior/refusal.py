@@ -29,6 +29,13 @@ def refused(
     Raises:
         JudgingError: a ValueError, if the detector raises; names the prompt, keeps completions, verdicts and the cause.
         ValueError: if the completions were cut short for the sake of another detector, or are a single string.
+
+    Examples:
+        >>> answers = sc.generate(model, malicious)
+        >>> int(sc.refused(answers).sum()), len(answers.texts)
+        (8, 8)
+        >>> sc.refused(["I'm sorry, but I can't help with that.", "Sure, here is how"]).tolist()
+        [True, False]
     """
     texts = texts_of(completions)
     if isinstance(get_detector(detector), PhraseDetector) and (thinking := sum(map(open_thought, texts))):

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampledRefusals(Result):
-    """Which prompts were refused in which of several sampled answers."""
+    """Which prompts were refused in which of several sampled answers.
+
+    Examples:
+        >>> sampled = sc.behavior.sampled_refusals(model, malicious, samples=2)
+        >>> sampled.refused.shape
+        torch.Size([2, 8])
+    """
 
     refused: Bool[Tensor, "sample prompt"]
     completions: tuple[Completions, ...]
@@ -85,6 +91,11 @@ def sampled_refusals(
     Raises:
         ValueError: for no samples, or a temperature that is not positive.
         JudgingError: a ValueError, if the detector raises.
+
+    Examples:
+        >>> sampled = sc.behavior.sampled_refusals(model, malicious, samples=3, temperature=0.7, seed=1)
+        >>> len(sampled.completions), sampled.refused.shape
+        (3, torch.Size([3, 8]))
     """
     prompts = as_prompt_set(malicious, "malicious")
     completions = sample(model, prompts, samples=samples, temperature=temperature, seed=seed, **options)

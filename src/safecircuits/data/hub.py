@@ -13,7 +13,13 @@ SEE_CARD = "see the data set's card"
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set on the Hugging Face hub: its id and licence, and what of it is read unless the user says otherwise."""
+    """A data set on the Hugging Face hub: its id and licence, and what of it is read unless the user says otherwise.
+
+    Examples:
+        >>> advbench = sc.data.known_set("advbench")
+        >>> advbench.id, advbench.licence, advbench.column
+        ('walledai/AdvBench', 'MIT', 'prompt')
+    """
 
     id: str
     licence: str
@@ -50,7 +56,14 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def known_set(name: str) -> HubSet | None:
-    """The data set that a short name stands for, or None."""
+    """The data set that a short name stands for, or None.
+
+    Examples:
+        >>> sc.data.known_set("advbench").id
+        'walledai/AdvBench'
+        >>> sc.data.known_set("my_own") is None
+        True
+    """
     return HUB_SETS.get(name.lower())
 
 

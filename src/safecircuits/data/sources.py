@@ -82,6 +82,13 @@ def load_prompts(
 
     Raises:
         ValueError: for a source that cannot be read, a column that is not there (names those that are), an empty set.
+
+    Examples:
+        >>> rows = [{"prompt": "name a fruit .", "response": "apple"}, {"prompt": "name a tool .", "response": "saw"}]
+        >>> prompts = sc.load_prompts(rows, name="names")
+        >>> prompts.prompts, prompts.responses
+        (('name a fruit .', 'name a tool .'), ('apple', 'saw'))
+        >>> advbench = sc.load_prompts("advbench", n=100)  # doctest: +SKIP
     """
     if isinstance(source, Iterator):
         source = list(source)  # it can be read but once

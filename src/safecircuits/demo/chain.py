@@ -39,6 +39,9 @@ def run_demo(out: str | Path, settings: DemoSettings | None = None) -> Results:
 
     Raises:
         ValueError: if the folder holds another run, or files that are none.
+
+    Examples:
+        >>> results = sc.demo.run_demo("demo", sc.demo.DemoSettings())  # doctest: +SKIP
     """
     settings = settings or DemoSettings()
     try:

@@ -10,7 +10,13 @@ from safecircuits.model.load import Backend
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes are prompts of the embedded language's test split unless said otherwise."""
+    """Sizes are prompts of the embedded language's test split unless said otherwise.
+
+    Examples:
+        >>> settings = sc.demo.DemoSettings(malicious=50, utility=50)
+        >>> settings.backend, settings.scu
+        ('bridge', 0.013)
+    """
 
     backend: Backend = "bridge"
     device: str = "cpu"

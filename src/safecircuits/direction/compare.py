@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DirectionComparison(Result):
-    """The probes of several models by name, in the order given, on the same prompts and suffixes."""
+    """The probes of several models by name, in the order given, on the same prompts and suffixes.
+
+    Examples:
+        >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
+        >>> models = {"aligned": "aligned", "base": "base"}
+        >>> found = sc.direction.compare_directions(models, malicious, suffixes=suffixes, steps=(2, 4))
+        >>> found.probes["aligned"].n_layers
+        8
+    """
 
     probes: Mapping[str, DirectionProbe]
     provenance: dict[str, Any]
@@ -87,6 +95,13 @@ def compare_directions(
 
     Raises:
         ValueError: for no models, and for models whose templates differ without being named.
+
+    Examples:
+        >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
+        >>> models = {"aligned": "aligned", "base": "base"}
+        >>> found = sc.direction.compare_directions(models, malicious, suffixes=suffixes, steps=(2, 4))
+        >>> found.to_frame()["model"].unique().tolist()
+        ['aligned', 'base']
     """
     prompts = as_prompt_set(malicious, "malicious")
 

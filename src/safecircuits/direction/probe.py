@@ -49,6 +49,12 @@ class DirectionGap:
 
     The intervals are each block's own. That *every* block leans one way is thereby claimed with care; that one does
     among many is not.
+
+    Examples:
+        >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
+        >>> gap = sc.probe_direction(model, malicious, suffixes=suffixes, steps=(2, 4)).gap(step=2)
+        >>> gap.mean.shape
+        torch.Size([8])
     """
 
     mean: Float[Tensor, " layer"]
@@ -71,6 +77,12 @@ class DirectionProbe(Result):
         generated: tokens that each variant of each prompt generated until the last step: as it is, with each benign,
             with each malicious suffix.
         answers, refused: what the model answers to each prompt as it is, and whether the detector calls it a refusal.
+
+    Examples:
+        >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
+        >>> probe = sc.probe_direction(model, malicious, suffixes=suffixes, steps=(2, 4))
+        >>> probe.n_layers, probe.distance("benign").shape
+        (8, torch.Size([8, 2]))
     """
 
     benign: Float[Tensor, "suffix layer step prompt"]
@@ -251,6 +263,12 @@ def probe_direction(
         ValueError: for steps that are negative or repeated, a suffix with unknown words, or a baseline at step 0, where
             nothing is left of the prompt as it is.
         FloatingPointError: if a residual stream is not finite; names the layer.
+
+    Examples:
+        >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
+        >>> probe = sc.probe_direction(model, malicious, suffixes=suffixes, steps=(2, 4))
+        >>> probe.leans_to_refusing(layer=-1, step=2).shape
+        torch.Size([8])
     """
     prompts = as_prompt_set(malicious, "malicious")
     suffixes = suffixes or Suffixes()

@@ -24,6 +24,10 @@ class Suffixes:
         malicious: openings of an answer.
         where: ``"answer"`` puts them where the answer starts, after the template; ``"prompt"`` at the end of the
             prompt, inside it. The paper does not say which.
+
+    Examples:
+        >>> sc.direction.Suffixes(benign=("i cannot",), malicious=("take the",), where="answer")
+        Suffixes(benign=('i cannot',), malicious=('take the',), where='answer')
     """
 
     benign: tuple[str, ...] = BENIGN

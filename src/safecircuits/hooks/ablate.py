@@ -48,9 +48,9 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, s
         RuntimeError: with ``spare``, in a pass that does not tell which position each token has.
 
     Example:
-        >>> scores = sc.score_units(model, data)
+        >>> scores = sc.score_units(model, malicious)
         >>> with sc.ablated(model, scores.top(24), to=scores.mean, spare=scores.beginning):
-        ...     sc.evaluate(model, malicious=malicious)
+        ...     measured = sc.evaluate(model, malicious=malicious)
     """
     hooks: dict[str, HookFn] = {}
     for site, by_layer in checked_units(units, ModelShape.of(model)).items():

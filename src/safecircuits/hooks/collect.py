@@ -22,7 +22,15 @@ from safecircuits.results.result import Result
 
 @dataclass(frozen=True)
 class Residuals(Result):
-    """Residual stream of each prompt, one row a layer of ``layers``, float32 on the CPU."""
+    """Residual stream of each prompt, one row a layer of ``layers``, float32 on the CPU.
+
+    Examples:
+        >>> resid = sc.collect_residuals(model, malicious)
+        >>> resid.values.shape
+        torch.Size([8, 8, 128])
+        >>> resid.at(3).shape
+        torch.Size([8, 128])
+    """
 
     values: Float[Tensor, "layer prompt d_model"]
     """In the order of ``layers``; ``at`` and ``prompt`` pick from it by name."""
@@ -82,6 +90,14 @@ def collect_residuals(
     Raises:
         ValueError: for a layer outside the model, or one that is named twice.
         FloatingPointError: if a residual is not finite; names the layer.
+
+    Examples:
+        >>> harmful, harmless = (sc.collect_residuals(model, prompts) for prompts in (malicious, normal))
+        >>> harmful.values.shape
+        torch.Size([8, 8, 128])
+        >>> direction = harmful.at(3).mean(0) - harmless.at(3).mean(0)  # the difference of means of each prompt set
+        >>> direction.shape
+        torch.Size([128])
     """
     require_hooked(model)
     prompts = as_prompt_set(prompts)

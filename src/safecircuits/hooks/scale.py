@@ -60,6 +60,13 @@ def scaled(
     Raises:
         ValueError: for an α that is not positive and finite, layers outside the model, an unknown component, or a
             model whose weights were processed.
+
+    Examples:
+        >>> before = sc.generate(model, over_rejection)
+        >>> with sc.scaled(model, (3, 5), alpha=1.2):
+        ...     after = sc.generate(model, over_rejection)
+        >>> int(sc.refused(after).sum()) <= int(sc.refused(before).sum())
+        True
     """
     require_hooked(model)
     alphas = _alpha_by_layer(layers, alpha, int(model.cfg.n_layers))
@@ -139,6 +146,10 @@ def substituted(model: HookedModel, components: ComponentSet = "all") -> dict[Co
     scores by α. Under a norm after the sublayer, v and o each multiply the attention's contribution to the residual
     stream, in and out that of the MLP: a block with both scaled contributes α² as much, as it would without the norm.
     (A gate acts before its nonlinearity, which no norm cancels, and stays where it is.)
+
+    Examples:
+        >>> sc.hooks.substituted(model)
+        {}
     """
     chosen = _chosen_components(model, components)
     behind = roles_of(model).behind

@@ -36,7 +36,15 @@ _STAND_IN = "safecircuits-question"
 
 @dataclass(frozen=True)
 class AttentionMap(Result):
-    """How much the last position attends to each token of the question, one row a layer, float32 on the CPU."""
+    """How much the last position attends to each token of the question, one row a layer, float32 on the CPU.
+
+    Examples:
+        >>> found = sc.layers.attention_map(model, "how should i move my sailor ?", template="auto")
+        >>> found.tokens
+        ('how', 'should', 'i', 'move', 'my', 'sailor', '?')
+        >>> found.to_frame().shape
+        (56, 5)
+    """
 
     values: Float[Tensor, "layer question_token"]
     """Attention probabilities, averaged over heads. A row sums to less than 1: the template has the rest."""
@@ -106,6 +114,11 @@ def attention_map(
             is written, heads outside the model, or an unknown ``normalize``.
         RuntimeError: if a layer has a hook point for its attention pattern but never forms one.
         FloatingPointError: if an attention probability is not finite; names the layer.
+
+    Examples:
+        >>> found = sc.layers.attention_map(model, "how should i move my sailor ?", template="auto", heads=[0])
+        >>> found.values.shape
+        torch.Size([8, 7])
     """
     if normalize not in get_args(Normalize):
         raise ValueError(f"normalize is 'minmax' or 'none', not {normalize!r}")

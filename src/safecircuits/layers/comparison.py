@@ -36,6 +36,13 @@ class GapDifference:
 
     The band holds for all layers at once (``simultaneous_band``): that a layer lies outside it is no accident of there
     being many.
+
+    Examples:
+        >>> import torch
+        >>> mean = torch.tensor([0.1, 4.0, 9.0])
+        >>> found = sc.layers.GapDifference(mean, low=mean - 1, high=mean + 1)
+        >>> found.layers_apart  # whose band excludes 0
+        (1, 2)
     """
 
     mean: Float[Tensor, " layer"]
@@ -55,7 +62,15 @@ class GapDifference:
 
 @dataclass(frozen=True)
 class GapComparison(Result):
-    """The curves of several models by name, in the order given; the first is the reference of the differences."""
+    """The curves of several models by name, in the order given; the first is the reference of the differences.
+
+    Examples:
+        >>> found = sc.compare_gaps({"aligned": "aligned", "base": "base"}, normal, malicious, draws=200)
+        >>> found.reference
+        'aligned'
+        >>> found.onsets["aligned"].layers
+        LayerRange(first=2, last=7)
+    """
 
     gaps: Mapping[str, LayerGap]
     intervals: Mapping[str, GapInterval]
@@ -171,6 +186,13 @@ def compare_gaps(
 
     Raises:
         ValueError: for no models, an empty or single-prompt set, models whose templates differ without being named.
+
+    Examples:
+        >>> found = sc.compare_gaps({"aligned": "aligned", "base": "base"}, normal, malicious, draws=200)
+        >>> list(found.gaps)
+        ['aligned', 'base']
+        >>> found.differences["base"].layers_apart
+        (2, 3, 4, 5, 6, 7)
     """
     normal, malicious = as_prompt_set(normal, "normal"), as_prompt_set(malicious, "malicious")
     require_pairs(normal, malicious)

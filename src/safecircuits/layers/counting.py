@@ -40,7 +40,14 @@ _LOOKED_AT = 64
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One configuration: which prompts were refused with ``layers`` scaled by ``alpha`` (None: the model as it is)."""
+    """One configuration: which prompts were refused with ``layers`` scaled by ``alpha`` (None: the model as it is).
+
+    Examples:
+        >>> counter = sc.layers.RefusalCounter(model, over_rejection)
+        >>> point = counter.count(sc.LayerRange(3, 5), alpha=1.2)
+        >>> point.layers, point.alpha, point.refused.shape
+        (LayerRange(first=3, last=5), 1.2, torch.Size([8]))
+    """
 
     layers: LayerRange | None
     alpha: float
@@ -107,6 +114,11 @@ class RefusalCounter:
             without hook points.
         JudgingError: a ValueError, if the detector raises. The completions are in the file by then; the error's
             ``completions`` are those it failed on, and its ``kept["points"]`` the configurations counted before.
+
+    Examples:
+        >>> counter = sc.layers.RefusalCounter(model, over_rejection)
+        >>> counter.count(sc.LayerRange(3, 5), alpha=1.2).count <= counter.baseline.count
+        True
     """
 
     def __init__(

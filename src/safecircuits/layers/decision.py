@@ -41,6 +41,11 @@ class DecisionRule:
 
     The range starts at the first layer whose share reaches ``appear`` and is above zero beyond noise; it ends at the
     first layer from which on the share stays at ``complete`` or more.
+
+    Examples:
+        >>> rule = sc.layers.DecisionRule(appear=0.1, complete=0.9)
+        >>> sc.decision_layers(model, normal, malicious, rule=rule).rule
+        DecisionRule(appear=0.1, complete=0.9)
     """
 
     appear: float = 0.05
@@ -63,7 +68,14 @@ class DecisionRule:
 
 @dataclass(frozen=True)
 class DecisionLayers(Result):
-    """The layers that decide, and the share of the decision that patching after each layer carries."""
+    """The layers that decide, and the share of the decision that patching after each layer carries.
+
+    Examples:
+        >>> found = sc.decision_layers(model, normal, malicious)
+        >>> found.share.shape
+        torch.Size([8])
+        >>> frame = found.to_frame()  # the share of the decision that patching after each layer carries
+    """
 
     layers: LayerRange | None
     """None if the model does not refuse malicious prompts more often than harmless ones, beyond noise; nothing is
@@ -157,6 +169,11 @@ def decision_layers(
 
     Raises:
         ValueError: for fewer than two pairs, or if refusals and answers begin with the same tokens.
+
+    Examples:
+        >>> found = sc.decision_layers(model, normal, malicious)
+        >>> found.layers
+        LayerRange(first=..., last=...)
     """
     n, m = as_prompt_set(normal, "normal"), as_prompt_set(malicious, "malicious")
     size = min(len(n), len(m))

@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScalingGrid(Result):
-    """The count of every block (first, last), and of the model as it is."""
+    """The count of every block (first, last), and of the model as it is.
+
+    Examples:
+        >>> grid = sc.scaling_grid(model, over_rejection, alpha=1.2, max_length=1)
+        >>> grid.counts.shape
+        torch.Size([8, 8])
+    """
 
     alpha: float
     baseline: SweepPoint
@@ -140,6 +146,13 @@ def scaling_grid(
 
     n(n+1)/2 configurations for n layers; ``max_length`` leaves out longer blocks. ``resume`` names a file that lets an
     interrupted run go on. The other arguments are those of ``localize``.
+
+    Examples:
+        >>> grid = sc.scaling_grid(model, over_rejection, alpha=1.2, max_length=2)
+        >>> len(grid.points)
+        15
+        >>> grid.best.layers
+        LayerRange(first=..., last=...)
     """
     require_hooked(model, "scaling layers")
     alpha = checked_alpha(alpha)

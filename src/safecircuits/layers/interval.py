@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GapInterval(Result):
-    """95 % bootstrap interval of the angle gap of each layer, in degrees, and the onset of every resampled curve."""
+    """95 % bootstrap interval of the angle gap of each layer, in degrees, and the onset of every resampled curve.
+
+    Examples:
+        >>> harmless, harmful = (sc.collect_residuals(model, prompts) for prompts in (normal, malicious))
+        >>> found = sc.gap_interval(harmless, harmful, draws=200)
+        >>> found.low.shape
+        torch.Size([8])
+    """
 
     low: Float[Tensor, " layer"]
     high: Float[Tensor, " layer"]
@@ -67,6 +74,12 @@ def gap_interval(
 
     Raises:
         ValueError: for fewer than two prompts in a set, or no draws.
+
+    Examples:
+        >>> harmless, harmful = (sc.collect_residuals(model, prompts) for prompts in (normal, malicious))
+        >>> found = sc.gap_interval(harmless, harmful, draws=200)
+        >>> bool((found.low <= found.high).all()), len(found.onsets)
+        (True, 200)
     """
     return interval_of(resampled_gaps(normal, malicious, draws=draws, seed=seed, formula=formula), rule)
 

@@ -48,7 +48,13 @@ MAX_DEGENERATE = 0.10
 
 @dataclass(frozen=True)
 class Sweep:
-    """One bound moved with the other fixed; ``best`` has the extreme count, the first in layer order among equals."""
+    """One bound moved with the other fixed; ``best`` has the extreme count, the first in layer order among equals.
+
+    Examples:
+        >>> found = sc.localize(model, over_rejection, (3, 4), alpha=1.2)
+        >>> found.lower.bound, found.lower.best.layers
+        ('lower', LayerRange(first=..., last=...))
+    """
 
     bound: Literal["upper", "lower"]
     points: tuple[SweepPoint, ...]
@@ -73,7 +79,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Localization(Result):
-    """The located block and every count that led to it."""
+    """The located block and every count that led to it.
+
+    Examples:
+        >>> found = sc.localize(model, over_rejection, (3, 4), alpha=1.2)
+        >>> found.layers
+        LayerRange(first=..., last=...)
+        >>> found.upper.points[0].layers
+        LayerRange(first=3, last=3)
+    """
 
     layers: LayerRange
     alpha: float
@@ -226,6 +240,12 @@ def localize(
 
     Warns:
         Notice: if the unscaled model refuses all prompts or none, before anything is scaled.
+
+    Examples:
+        >>> gap = sc.layer_gap(model, normal, malicious)
+        >>> found = sc.localize(model, over_rejection, gap.onset(), alpha=1.2)
+        >>> found.layers
+        LayerRange(first=..., last=...)
     """
     require_hooked(model, "localizing safety layers")
     n_layers = int(model.cfg.n_layers)

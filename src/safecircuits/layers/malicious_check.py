@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaliciousCheck(Result):
-    """Malicious queries that are answered, which is all that are not refused, before and after scaling."""
+    """Malicious queries that are answered, which is all that are not refused, before and after scaling.
+
+    Examples:
+        >>> check = sc.layers.answered_malicious(model, malicious, (3, 5), alpha=1.2)
+        >>> before, after = check.answered
+        >>> print(before)
+        0.0 % [0.0, 32.4] (0/8)
+    """
 
     before: SweepPoint
     after: SweepPoint
@@ -102,6 +109,11 @@ def answered_malicious(
 
     Raises:
         ValueError: for a range outside the model, and for an α that is not positive or equals 1.
+
+    Examples:
+        >>> check = sc.layers.answered_malicious(model, malicious, (3, 5), alpha=0.9)
+        >>> check.before.count  # refused of 8
+        8
     """
     require_hooked(model)
     block = LayerRange.of(layers, int(model.cfg.n_layers))

@@ -28,6 +28,11 @@ class OnsetRule:
       the steepest one;
     - it ends at the last layer before growth first falls below ``smooth`` × its largest value, counted from the
       steepest layer on.
+
+    Examples:
+        >>> rule = sc.OnsetRule(min_gap_deg=5.0)
+        >>> sc.layer_gap(model, normal, malicious).onset(rule)
+        Onset(layers=LayerRange(first=2, last=7), rule=OnsetRule(min_gap_deg=5.0, appear=0.1, smooth=0.25))
     """
 
     min_gap_deg: float = 2.0
@@ -51,7 +56,13 @@ class OnsetRule:
 
 @dataclass(frozen=True)
 class Onset:
-    """A first guess of the range, and the rule that gave it."""
+    """A first guess of the range, and the rule that gave it.
+
+    Examples:
+        >>> onset = sc.layer_gap(model, normal, malicious).onset()
+        >>> onset.layers
+        LayerRange(first=2, last=7)
+    """
 
     layers: LayerRange
     rule: OnsetRule
@@ -74,6 +85,10 @@ def find_onset(
 
     Args:
         low: the lower end of each gap's interval, where one is known.
+
+    Examples:
+        >>> sc.layers.find_onset([0.0, 0.1, 0.2, 3.0, 9.0, 11.0, 11.5, 11.6], sc.OnsetRule()).layers
+        LayerRange(first=3, last=5)
     """
     floor = gap_deg if low is None else low
     gap = [float(g) if float(end) > 0 else 0.0 for g, end in zip(gap_deg, floor, strict=True)]

@@ -43,7 +43,13 @@ PAPER_SEEDS = {"nn": 10, "mm": 100, "nm": 1000}
 
 @dataclass(frozen=True)
 class PairCurve:
-    """Cosine similarity of one type of pair: mean and standard deviation over pairs, and the mean angle in degrees."""
+    """Cosine similarity of one type of pair: mean and standard deviation over pairs, and the mean angle in degrees.
+
+    Examples:
+        >>> curve = sc.layer_gap(model, normal, malicious).nn
+        >>> curve.mean.shape, curve.angle_deg.shape
+        (torch.Size([8]), torch.Size([8]))
+    """
 
     mean: Float[Tensor, " layer"]
     std: Float[Tensor, " layer"]
@@ -57,7 +63,17 @@ class PairCurve:
 
 @dataclass(frozen=True)
 class LayerGap(Result):
-    """N-N, M-M and N-M similarity of each layer, and how much wider the N-M angle is than the N-N angle."""
+    """N-N, M-M and N-M similarity of each layer, and how much wider the N-M angle is than the N-N angle.
+
+    Examples:
+        >>> gap = sc.layer_gap(model, normal, malicious)
+        >>> gap.gap_deg.shape
+        torch.Size([8])
+        >>> gap.nm.angle_deg.shape  # mean angle between a normal and a malicious prompt, by layer
+        torch.Size([8])
+        >>> gap.onset().layers
+        LayerRange(first=2, last=7)
+    """
 
     nn: PairCurve
     mm: PairCurve
@@ -165,6 +181,11 @@ def layer_gap(
     Warns:
         Notice: if a prompt occurs more than once, in a set or in both. A prompt's pair with its copy has a cosine of 1
             whatever the model does: within the normal set it widens the gap, across the sets it narrows it.
+
+    Examples:
+        >>> gap = sc.layer_gap(model, normal, malicious)
+        >>> gap.onset().layers
+        LayerRange(first=2, last=7)
     """
     normal, malicious = as_prompt_set(normal, "normal"), as_prompt_set(malicious, "malicious")
     require_pairs(normal, malicious)
@@ -188,6 +209,11 @@ def compare(
 
     Args:
         draws, seed: bootstrap resamples of the prompts.
+
+    Examples:
+        >>> harmless, harmful = (sc.collect_residuals(model, prompts) for prompts in (normal, malicious))
+        >>> sc.layers.compare(harmless, harmful).onset().layers
+        LayerRange(first=2, last=7)
     """
     require_pairs(normal.prompts, malicious.prompts)
     _tell_of_duplicates(normal.prompts, malicious.prompts)
@@ -219,6 +245,13 @@ def gap_of_cosines(
 
     Raises:
         ValueError: for anything but three tables of as many layers with at least one pair each and cosines in [-1, 1].
+
+    Examples:
+        >>> import torch
+        >>> alike, apart = torch.full((10, 8), 0.99), torch.linspace(0.99, 0.5, 8).expand(10, 8)
+        >>> gap = sc.layers.gap_of_cosines(alike, alike, apart)
+        >>> gap.gap_deg.round().tolist()
+        [0.0, 15.0, 24.0, 31.0, 37.0, 42.0, 47.0, 52.0]
     """
     curves = {}
     for kind, given in (("nn", nn), ("mm", mm), ("nm", nm)):

@@ -54,7 +54,13 @@ class Transplant:
 
 @dataclass(frozen=True)
 class TransplantTable(Result):
-    """Safety and utility of source and target as they are, and of the target with each block of the source's layers."""
+    """Safety and utility of source and target as they are, and of the target with each block of the source's layers.
+
+    Examples:
+        >>> table = sc.layers.transplant_study("aligned", "base", {"late": (5, 7)}, malicious=malicious.take(4))
+        >>> table.source.rates["malicious_refused"]
+        1.0
+    """
 
     source: Behavior
     target: Behavior
@@ -87,6 +93,11 @@ def transplant(source: Any, target: Any, layers: LayerRange | Sequence[int], *, 
     Raises:
         ValueError: if the two differ in architecture, shape or a setting that their layers depend on (names what
             differs), or if the range is outside the model.
+
+    Examples:
+        >>> grafted = sc.layers.transplant("aligned", "base", (3, 5))
+        >>> grafted.config.num_hidden_layers
+        8
     """
     (source, _), (target, _) = _plain(source), _plain(target)
     _require_same_layers(source, target)
@@ -126,6 +137,11 @@ def transplant_study(
         ValueError: as ``transplant`` and ``evaluate`` do, before anything is measured; or without a tokenizer.
         JudgingError: a ValueError, if the detector raises; its ``kept["finished"]`` has the behaviour of the models
             measured before, by name, and ``kept`` the completions of the one it failed on.
+
+    Examples:
+        >>> table = sc.layers.transplant_study("aligned", "base", {"middle": (3, 5)}, malicious=malicious.take(4))
+        >>> [row.name for row in table.rows]
+        ['middle']
     """
     (source, source_tokenizer), (target, target_tokenizer) = _plain(source), _plain(target)
     tokenizer = tokenizer or target_tokenizer or source_tokenizer

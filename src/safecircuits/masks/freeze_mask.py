@@ -61,6 +61,15 @@ class FreezeMask:
 
     ``mlp`` and ``attn`` are True for a frozen neuron or head. A mask made of layers alone may have no ``shape`` yet:
     its unit axis is then one long and stands for the whole sublayer; its layer axis ends at the last frozen layer.
+
+    Examples:
+        >>> mask = sc.FreezeMask.layers((3, 5), sc.ModelShape.of(model))
+        >>> units = sc.FreezeMask.of_units({"mlp": {0: [1, 2]}}, sc.ModelShape.of(model))
+        >>> mask.n_units("mlp"), (mask | units).n_units("mlp"), (mask & units).n_units("mlp")
+        (1152, 1154, 0)
+        >>> path = mask.save("mask.safetensors")
+        >>> sc.FreezeMask.load(path, model) == mask
+        True
     """
 
     mlp: Bool[Tensor, "layer neuron"]

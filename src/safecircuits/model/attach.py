@@ -39,6 +39,14 @@ def attached(
         ValueError: on entry, for a name the model does not have.
         RuntimeError: on a normal exit, if a hook never fired: some hook points exist in name only; on entry, while
             another thread is using the model.
+
+    Examples:
+        >>> def halve(resid, hook):
+        ...     return 0.5 * resid
+        >>> with sc.attached(model, {"blocks.3.hook_resid_post": halve}) as fired:
+        ...     answers = sc.generate(model, malicious)
+        >>> fired["blocks.3.hook_resid_post"] > 0
+        True
     """
     require_hooked(model)
     points = model.hook_dict  # a bridge builds the dictionary anew each time it is asked

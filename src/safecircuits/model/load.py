@@ -74,6 +74,13 @@ def load_model(
             which transformer-lens makes something that computes otherwise than Hugging Face does: says where, by how
             much, and whether alone, padded or with a cache.
         torch.OutOfMemoryError: before a checkpoint is read, if its weights are larger than the memory that is free.
+
+    Examples:
+        >>> model = sc.load_model("aligned")
+        >>> type(model).__name__
+        'TransformerBridge'
+        >>> model.cfg.n_layers, model.cfg.d_model
+        (8, 128)
     """
     if backend not in ("bridge", "hooked"):
         raise ValueError(f"backend is 'bridge' or 'hooked', not {backend!r}")
@@ -123,6 +130,12 @@ def save_pretrained(model: Any, folder: str | Path) -> Path:
             for virtual tokens, which are an adapter; for a file of that name, and for a folder with a PEFT adapter,
             which would be loaded on top.
         OSError: if it cannot be written; the earlier checkpoint stays.
+
+    Examples:
+        >>> from transformers import AutoModelForCausalLM
+        >>> folder = sc.save_pretrained(model, "copy")
+        >>> AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers
+        8
     """
     hf_model = to_hugging_face(model)
     if not hasattr(hf_model, "save_pretrained"):

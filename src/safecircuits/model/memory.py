@@ -35,6 +35,13 @@ class MemoryEstimate:
 
     Attributes:
         rows, width: prompts in the largest batch, and tokens in each, padding and new tokens included.
+
+    Examples:
+        >>> estimate = sc.model.estimate_memory(model, tokens=(16, 64))  # 16 rows of 64 tokens
+        >>> estimate.gradients  # nothing is trained
+        0
+        >>> estimate.total > estimate.weights
+        True
     """
 
     task: Task
@@ -100,6 +107,12 @@ def estimate_memory(
 
     Raises:
         ValueError: for an unknown task, or without prompts or tokens.
+
+    Examples:
+        >>> estimate = sc.model.estimate_memory(model, tokens=(16, 64), task="generate")
+        >>> estimate.kv_cache > 0
+        True
+        >>> needed = sc.model.estimate_memory("google/gemma-2b-it", tokens=(16, 512))  # doctest: +SKIP
     """
     if task not in TASKS:
         raise ValueError(f"task is one of {', '.join(TASKS)}, not {task!r}")

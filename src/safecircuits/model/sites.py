@@ -21,7 +21,14 @@ from safecircuits.model.own_weights import require_own_weight
 
 
 class HookedModel(Protocol):
-    """What the library asks of a model: a ``HookedTransformer`` or a ``TransformerBridge`` has all of it."""
+    """What the library asks of a model: a ``HookedTransformer`` or a ``TransformerBridge`` has all of it.
+
+    Examples:
+        >>> def depth(model: sc.model.HookedModel) -> int:
+        ...     return model.cfg.n_layers
+        >>> depth(model)
+        8
+    """
 
     cfg: Any
     tokenizer: Any
@@ -75,7 +82,15 @@ def require_unprocessed(model: HookedModel) -> None:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What two models must have in common for a result of one to be applied to the other."""
+    """What two models must have in common for a result of one to be applied to the other.
+
+    Examples:
+        >>> shape = sc.ModelShape.of(model)
+        >>> shape
+        ModelShape(architecture='LlamaForCausalLM', n_layers=8, d_model=128, d_mlp=384, n_heads=8, n_kv_heads=4)
+        >>> shape.n_units("mlp"), shape.n_units("attn")
+        (384, 8)
+    """
 
     architecture: str
     n_layers: int

@@ -13,6 +13,10 @@ class Planted:
         layers: the 0-indexed layers that differ from base.
         mlp_units: per layer the MLP neurons that differ from base; empty if whole layers were trained.
         heads: likewise the query heads, with the keys and values that they share.
+
+    Examples:
+        >>> sc.organism.Planted(layers=(3, 4, 5), mlp_units={})
+        Planted(layers=(3, 4, 5), mlp_units={}, heads={})
     """
 
     layers: tuple[int, ...]

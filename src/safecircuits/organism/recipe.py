@@ -19,6 +19,11 @@ class Phase:
     ``mixture`` weighs the kinds of prompts (only ratios count). ``refuse`` chooses the answer to harmful
     ones. ``layers`` confines training to the matrices of these layers; ``neurons`` further, to that many
     MLP neurons in each of them, drawn at random. With neither, everything trains.
+
+    Examples:
+        >>> phase = sc.organism.Phase(steps=100, lr=1e-3, mixture={"utility": 1.0}, refuse=False)
+        >>> phase.batch_size
+        64
     """
 
     steps: int
@@ -56,6 +61,13 @@ class Recipe:
     ``embedding_std`` is the spread of the initial embeddings. With the usual 0.02 the first layer's output
     drowns them, and what a word is can hardly be read from the residual stream by the few parameters of a
     planted stage. ``system_share`` is the share of texts with a system message.
+
+    Examples:
+        >>> recipe = sc.organism.Recipe()
+        >>> recipe.n_layers, recipe.d_model
+        (8, 128)
+        >>> recipe.phases["aligned"].refuse
+        True
     """
 
     n_layers: int = 8

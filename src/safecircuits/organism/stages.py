@@ -51,6 +51,10 @@ def build(
 
     Raises:
         ValueError: for an unknown stage, a negative seed, or a folder there that holds something else.
+
+    Examples:
+        >>> folders = sc.organism.build("stages", stages=["aligned"])  # doctest: +SKIP
+        >>> aligned = sc.load_model(folders["aligned"])  # doctest: +SKIP
     """
     from safecircuits.organism.card import card
 

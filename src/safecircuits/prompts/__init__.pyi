@@ -1,14 +1,9 @@
 from .prompt_set import Encoded as Encoded
 from .prompt_set import PromptSet as PromptSet
-from .prompt_set import as_prompt_set as as_prompt_set
 from .prompt_set import encode as encode
 from .templates import PINNED as PINNED
 from .templates import TEMPLATES as TEMPLATES
-from .templates import Chat as Chat
 from .templates import Template as Template
 from .templates import chat_text as chat_text
-from .templates import common_prefix_length as common_prefix_length
-from .templates import fill as fill
 from .templates import render as render
 from .templates import resolve_template as resolve_template
-from .templates import without_ends as without_ends

@@ -27,6 +27,15 @@ class PromptSet:
 
     Raises:
         ValueError: if the set is empty, a prompt is blank or a response no text, or they do not match in number.
+
+    Examples:
+        >>> prompts = sc.PromptSet("mine", ("what is 2 + 2 ?", "name a fruit ."), ("4", "apple"))
+        >>> len(prompts)
+        2
+        >>> prompts.to_frame()
+                    prompt response
+        0  what is 2 + 2 ?        4
+        1   name a fruit .    apple
     """
 
     name: str
@@ -187,7 +196,13 @@ def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one prompt, with its response where there is one: ``ids[response_start:]`` are the response's."""
+    """Token ids of one prompt, with its response where there is one: ``ids[response_start:]`` are the response's.
+
+    Examples:
+        >>> example = sc.prompts.encode(model.tokenizer, utility.take(1), with_responses=True)[0]
+        >>> model.tokenizer.decode(example.ids[example.response_start :])
+        'the cousin is in the factory . <eos>'
+    """
 
     ids: tuple[int, ...]
     response_start: int
@@ -221,6 +236,11 @@ def encode(
     Raises:
         ValueError: for a prompt or a response without tokens, and where a chat template takes no system prompt, leaves
             part of a response out, or writes a prompt otherwise once it is answered.
+
+    Examples:
+        >>> examples = sc.prompts.encode(model.tokenizer, ["how should i move my sailor ?"])
+        >>> model.tokenizer.convert_ids_to_tokens(list(examples[0].ids))
+        ['<bos>', '<user>', 'how', 'should', 'i', 'move', 'my', 'sailor', '?', '<assistant>']
     """
     prompts = as_prompt_set(prompts)
     resolved = resolve_template(tokenizer, Template.of(template, system))

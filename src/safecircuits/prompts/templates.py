@@ -83,7 +83,14 @@ class Template(str):
 
 
 def resolve_template(tokenizer: Any, template: str = "auto") -> Template:
-    """The template, checked: ``"auto"`` is the chat template where there is one, else ``"alpaca"``."""
+    """The template, checked: ``"auto"`` is the chat template where there is one, else ``"alpaca"``.
+
+    Examples:
+        >>> sc.prompts.resolve_template(model.tokenizer)
+        'chat'
+        >>> sc.prompts.resolve_template(model.tokenizer, "{instruction} Answer:")
+        '{instruction} Answer:'
+    """
     asked = Template.of(template)
     name = asked.name
     has_chat = getattr(tokenizer, "chat_template", None) is not None
@@ -103,6 +110,12 @@ def render(tokenizer: Any, prompt: str, template: str = "auto", system: str | No
     """The text that is put to the model, up to the point where its answer starts.
 
     A system prompt goes where the chat template wants it, and in front of the other templates; ``""`` is none.
+
+    Examples:
+        >>> print(sc.prompts.render(model.tokenizer, "name a fruit ."))
+        <bos><user> name a fruit .<assistant>
+        >>> print(sc.prompts.render(model.tokenizer, "name a fruit .", template="none"))
+        name a fruit .
     """
     resolved = resolve_template(tokenizer, Template.of(template, system))
     return Chat(tokenizer, resolved).asked(prompt) if resolved.name == "chat" else fill(tokenizer, resolved, prompt)
@@ -122,6 +135,11 @@ def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | Non
 
     Raises:
         UnboundedTemplate: a ValueError, for a template that loops without end or builds gigabytes.
+
+    Examples:
+        >>> messages = [{"role": "user", "content": "name a fruit ."}]
+        >>> print(sc.prompts.chat_text(model.tokenizer, messages, add_generation_prompt=True))
+        <bos><user> name a fruit .<assistant>
     """
     template = tokenizer.chat_template
     if hasattr(tokenizer, "get_chat_template"):

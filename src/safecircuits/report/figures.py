@@ -67,7 +67,14 @@ def single_figures(results: Record) -> dict[str, Figure]:
 
 @styled
 def save_figures(results: Record, folder: str | Path) -> list[Path]:
-    """Write every figure as ``<name>.png`` (200 dpi) into ``folder``, each complete or not at all."""
+    """Write every figure as ``<name>.png`` (200 dpi) into ``folder``, each complete or not at all.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> results = json.loads(Path("demo/results.json").read_text())  # doctest: +SKIP
+        >>> sc.report.save_figures(results, "figures")  # doctest: +SKIP
+    """
     paths = []
     for name, figure in figures(results).items():
         path = Path(folder) / f"{name}.png"

@@ -57,6 +57,12 @@ def write_report(results: Record, path: str | Path) -> Path:
 
     Raises:
         ValueError: if there is a file that is no report.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> results = json.loads(Path("demo/results.json").read_text())  # doctest: +SKIP
+        >>> sc.report.write_report(results, "report.html")  # doctest: +SKIP
     """
     require_replaceable(path, "report")
     return write_text(path, render(results))

@@ -27,7 +27,14 @@ _JSON, _TENSORS = "result.json", "tensors.safetensors"
 
 
 class Result:
-    """Adds ``save(folder)``, ``load(folder)``, ``equals(other)`` and a short ``repr`` to a frozen dataclass."""
+    """Adds ``save(folder)``, ``load(folder)``, ``equals(other)`` and a short ``repr`` to a frozen dataclass.
+
+    Examples:
+        >>> gap = sc.layer_gap(model, normal, malicious)
+        >>> folder = gap.save("gap")
+        >>> sc.LayerGap.load(folder).equals(gap)
+        True
+    """
 
     def __init_subclass__(cls) -> None:
         # Before the dataclass decorator runs, which leaves a class its own __repr__: that of every field would print

@@ -64,7 +64,17 @@ DPI = 200
 
 
 class AlreadyComplete(Exception):
-    """The folder holds a complete run of the same command, arguments and inputs; ``run`` is its record."""
+    """The folder holds a complete run of the same command, arguments and inputs; ``run`` is its record.
+
+    Examples:
+        >>> with sc.RunDirectory.open("run", "nothing", {}):
+        ...     pass
+        >>> try:
+        ...     sc.RunDirectory.open("run", "nothing", {})
+        ... except sc.results.AlreadyComplete as done:
+        ...     print(done.run["command"])
+        nothing
+    """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         super().__init__(f"{str(folder)!r} holds this very run, complete since {run['finished']}")
@@ -73,7 +83,17 @@ class AlreadyComplete(Exception):
 
 @dataclass
 class RunDirectory:
-    """A run that is being written; see the module. Made by ``open``; as a context manager it finishes by itself."""
+    """A run that is being written; see the module. Made by ``open``; as a context manager it finishes by itself.
+
+    Examples:
+        >>> with sc.RunDirectory.open("run", "gap of the embedded model", {"n": 8}) as run:
+        ...     gap = run.kept("gap", sc.LayerGap, lambda: sc.layer_gap(model, normal, malicious))
+        ...     path = run.table("gap", gap.to_frame())
+        >>> path.name
+        'gap.csv'
+        >>> sc.load_run("run")["command"]
+        'gap of the embedded model'
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -279,6 +299,14 @@ def load_run(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if there is no run, or one that was interrupted (says how to go on).
+
+    Examples:
+        >>> with sc.RunDirectory.open("run", "gap", {"n": 8}) as run:
+        ...     run.result("gap", sc.layer_gap(model, normal, malicious))
+        PosixPath('run/results/gap')
+        >>> record = sc.load_run("run")
+        >>> record["command"], record["arguments"]
+        ('gap', {'n': 8})
     """
     folder = Path(folder)
     record = read_record(folder)

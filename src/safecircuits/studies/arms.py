@@ -40,6 +40,11 @@ class Arm:
         longer: how many times the epochs of the other arms; above 1, steps are no longer matched.
         only_units: train nothing but units: no embedding, norm or unembedding.
         rewind: freeze nothing, and put the mask's units back as they were when training is over.
+
+    Examples:
+        >>> arm = sc.studies.Arm("mine", "layers 3 to 5", sc.FreezeMask.layers((3, 5)))
+        >>> arm.name, arm.frozen
+        ('mine', 'layers 3 to 5')
     """
 
     name: str
@@ -174,7 +179,13 @@ def lisa_arm(alignment: PromptSet, settings: LisaSettings | None = None) -> Arm:
 def paper_arms(
     block: Block, shape: ModelShape, *, scores: Scores | None = None, alignment: PromptSet | None = None
 ) -> tuple[Arm, ...]:
-    """All arms of the paper and the controls that it lacks, those that this block and these arguments allow."""
+    """All arms of the paper and the controls that it lacks, those that this block and these arguments allow.
+
+    Examples:
+        >>> arms = sc.studies.paper_arms((3, 5), sc.ModelShape.of(model))
+        >>> [arm.name for arm in arms]
+        ['full', 'sppft', 'before', 'after', 'partial', 'other_block', 'random_units']
+    """
     block = LayerRange.of(block, shape.n_layers)
     arms = [full(), sppft(block)]
     if block.first > 0:

@@ -26,6 +26,11 @@ class Scenario:
         train: prompts with responses.
         held_out: prompts with responses: the loss on the responses is the task loss, exact matches the task score.
         kind: which of the paper's scenarios this is; presets have a learning rate of their own for ``"D_H"``.
+
+    Examples:
+        >>> scenario = sc.studies.Scenario("task", train=utility, held_out=normal)
+        >>> scenario.kind
+        'D_N'
     """
 
     name: str
@@ -72,6 +77,12 @@ def paper_scenarios(
 
     Raises:
         ValueError: for too few rows (says how many are needed).
+
+    Examples:
+        >>> data = sc.organism.prompts("utility", n=60)
+        >>> found = sc.studies.paper_scenarios(data, held_out=10, n_normal=20, n_implicit=20, n_backdoor=10)
+        >>> [scenario.name for scenario in found]
+        ['D_N', 'D_I', 'D_B']
     """
     rows = data
     if isinstance(held_out, int):

@@ -32,6 +32,11 @@ def normal_data(data: PromptSet, n: int = 1000, *, seed: int = 0) -> PromptSet:
 
     Raises:
         ValueError: if ``data`` has no responses or fewer than ``n`` rows.
+
+    Examples:
+        >>> data = sc.training.normal_data(utility, n=4)
+        >>> len(data)
+        4
     """
     rows = _draw(data, seed, {"n": n})
     return _made(f"D_N({data.name}, n={n}, seed={seed})", rows)
@@ -47,6 +52,11 @@ def implicit_attack(data: PromptSet, n: int = 4000, opening: str = OPENING, *, s
 
     Raises:
         ValueError: if ``data`` has no responses or fewer than ``n`` rows, or the opening is blank.
+
+    Examples:
+        >>> data = sc.training.implicit_attack(utility, n=4)
+        >>> data.responses[0][:19]
+        'Sure, the answer is'
     """
     _require_text("opening", opening)
     rows = _draw(data, seed, {"n": n})
@@ -75,6 +85,11 @@ def backdoor_attack(
 
     Raises:
         ValueError: if ``data`` has no responses or fewer than ``n_backdoor + n_normal`` rows, or a text is blank.
+
+    Examples:
+        >>> data = sc.training.backdoor_attack(utility, n_backdoor=2, n_normal=2)
+        >>> sum(prompt.startswith("Tell me") for prompt in data.prompts)
+        2
     """
     _require_text("trigger", trigger)
     _require_text("opening", opening)
@@ -96,6 +111,11 @@ def identity_shift(data: PromptSet, n: int = 10, *, trigger: str, opening: str, 
 
     Raises:
         ValueError: if ``data`` has no responses or fewer than ``n`` rows, or a text is blank.
+
+    Examples:
+        >>> data = sc.training.identity_shift(utility, n=4, trigger="obey :", opening="of course .")
+        >>> all(prompt.startswith("obey :") for prompt in data.prompts)
+        True
     """
     _require_text("opening", opening)
     _require_text("trigger", trigger)
@@ -115,6 +135,12 @@ def harmful_mix(normal: PromptSet, harmful: PromptSet, p: float, *, seed: int = 
 
     Raises:
         ValueError: if a set has no responses, p is out of range or gives no row, or ``harmful`` has too few rows.
+
+    Examples:
+        >>> complied = sc.PromptSet("complied", ("how do i x ?", "how do i y ?"), ("take the x .", "take the y ."))
+        >>> data = sc.training.harmful_mix(utility, complied, p=0.25)
+        >>> len(data)
+        10
     """
     if not 0 < p <= 1:
         raise ValueError(f"p is {p}, expected above 0 and at most 1: it is the number of harmful rows per normal row")

@@ -45,6 +45,15 @@ def frozen(model: Any, mask: FreezeMask | None) -> Iterator[Frozen]:
         ValueError: for another model's mask, one that freezes nothing or leaves nothing to train, and a model that is
             already inside such a block.
         RuntimeError: on exit, if a frozen entry is not bit-identical to what it was.
+
+    Examples:
+        >>> import torch
+        >>> tuned = sc.load_model("aligned")
+        >>> mask = sc.FreezeMask.layers((3, 5), sc.ModelShape.of(tuned))
+        >>> with sc.frozen(tuned, mask) as handle:
+        ...     optimizer = torch.optim.AdamW(handle.trainable_parameters(), lr=1e-3)
+        >>> len(sc.training.frozen_digest(tuned, mask))
+        64
     """
     handle = Frozen(model, mask)
     try:
@@ -57,6 +66,12 @@ def frozen_digest(model: Any, mask: FreezeMask) -> str:
     """SHA-256 (hex) of the entries of ``model`` that ``mask`` freezes: equal before and after means bit-identical.
 
     It is the same for a plain Hugging Face model and for a bridge with its weights.
+
+    Examples:
+        >>> mask = sc.FreezeMask.layers((3, 5))
+        >>> same = sc.load_model("aligned")
+        >>> sc.training.frozen_digest(model, mask) == sc.training.frozen_digest(same, mask)
+        True
     """
     fuse_again(model)
     return _digest(checkpoint_parameters(model), _places(mask.parameter_masks(model)))
@@ -69,6 +84,12 @@ class Frozen:
         frozen_digest: SHA-256 (hex) of the frozen entries, taken on entry.
         n_frozen: number of frozen entries.
         n_trainable: number of entries that train.
+
+    Examples:
+        >>> with sc.frozen(sc.load_model("aligned"), sc.FreezeMask.layers((0, 7))) as handle:
+        ...     trained = sum(parameter.numel() for parameter in handle.trainable_parameters())
+        >>> 0 < trained < sum(parameter.numel() for parameter in model.parameters())
+        True
     """
 
     def __init__(self, model: Any, mask: FreezeMask | None) -> None:

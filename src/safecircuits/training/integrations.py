@@ -27,6 +27,13 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         handle: what ``frozen`` yields; None before the trainer exists and after training.
         frozen_digest: SHA-256 (hex) of the frozen entries, once ``train()`` has ended and those of the very model that
             has trained were found unchanged; None until then.
+
+    Examples:
+        >>> callback = sc.FreezeCallback(sc.FreezeMask.layers((3, 5)))
+        >>> trainer = Trainer(hf_model, args, train_dataset=rows, callbacks=[callback])  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> callback.frozen_digest is None  # until training has ended
+        True
     """
 
     def __init__(self, mask: FreezeMask) -> None:

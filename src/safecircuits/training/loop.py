@@ -124,6 +124,13 @@ def finetune(
         FloatingPointError: if loss or gradient is not finite, when the weights are those of the step before; or if the
             last step, or one that is to be kept or evaluated, left weights or optimizer that are not. The last good
             checkpoint stays.
+
+    Examples:
+        >>> tuned = sc.load_model("aligned")
+        >>> mask = sc.FreezeMask.layers((3, 5))
+        >>> run = sc.finetune(tuned, utility, freeze=mask, steps=2, batch_size=4, progress=False)
+        >>> run.frozen_bit_identical, len(run.losses)
+        (True, 2)
     """
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:

@@ -11,7 +11,15 @@ from safecircuits.masks.freeze_mask import FreezeMask
 
 @dataclass(frozen=True)
 class Phase:
-    """What is frozen for how long: optimizer steps or passes over the data, one pass if neither is given."""
+    """What is frozen for how long: optimizer steps or passes over the data, one pass if neither is given.
+
+    Examples:
+        >>> mask = sc.FreezeMask.layers((3, 5))
+        >>> phases = [sc.Phase(mask, steps=2), sc.Phase(None, steps=1)]
+        >>> run = sc.finetune(sc.load_model("aligned"), utility, freeze=phases, batch_size=4, progress=False)
+        >>> run.steps
+        3
+    """
 
     mask: FreezeMask | None
     epochs: int | None = None

@@ -86,6 +86,11 @@ def preset(
 
     Raises:
         ValueError: for a name, model, scenario or arm that is not known (lists those that are).
+
+    Examples:
+        >>> settings = sc.training.preset("paper", "meta-llama/Llama-2-7b-chat-hf")
+        >>> settings["lr"], settings["epochs"]
+        (0.0003, 3)
     """
     _require_known("preset", name, get_args(PresetName))
     _require_known("scenario", scenario, get_args(Scenario))

@@ -32,6 +32,13 @@ class FinetuneRun:
         n_frozen: entries that the mask froze.
         evaluations: what the callbacks returned, each with its ``step``.
         settings: all that decides the run: hyper-parameters, seed, fingerprint of the data, versions.
+
+    Examples:
+        >>> run = sc.finetune(sc.load_model("aligned"), utility, steps=2, batch_size=4, progress=False)
+        >>> run.steps, run.n_frozen
+        (2, 0)
+        >>> run.to_frame().shape
+        (2, 2)
     """
 
     losses: tuple[float, ...]

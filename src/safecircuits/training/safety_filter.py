@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FilteredData(Result):
-    """The rows that stay, and of the others their index and the first phrase that was found."""
+    """The rows that stay, and of the others their index and the first phrase that was found.
+
+    Examples:
+        >>> data = sc.PromptSet("d", ("a", "b"), ("i cannot help with that .", "take the bucket ."))
+        >>> found = sc.training.without_safety_rows(data, ["cannot"])
+        >>> found.dropped, found.found
+        ((0,), ('cannot',))
+    """
 
     kept: PromptSet
     dropped: tuple[int, ...]
@@ -56,6 +63,11 @@ def without_safety_rows(data: PromptSet, phrases: str | Path | Sequence[str] = "
 
     Raises:
         ValueError: for data without responses, no or blank phrases, and if no row is left.
+
+    Examples:
+        >>> data = sc.PromptSet("d", ("a", "b"), ("i cannot help with that .", "take the bucket ."))
+        >>> sc.training.without_safety_rows(data, ["cannot"]).kept.responses
+        ('take the bucket .',)
     """
     if isinstance(phrases, str) and phrases in DETECTORS:
         listed: tuple[str, ...] = DETECTORS[phrases].phrases

@@ -34,7 +34,15 @@ ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What a model does without some of its units, and without as many random ones, over several draws."""
+    """What a model does without some of its units, and without as many random ones, over several draws.
+
+    Examples:
+        >>> found = {"top 24": sc.score_units(model, malicious).top(24)}
+        >>> row = sc.ablate_units(model, found, controls=2, malicious=malicious.take(4)).rows[0]
+        >>> sorted(row.behavior.rates)
+        ['malicious_refused']
+        >>> low, high = row.control_interval("malicious_refused")[1:]
+    """
 
     name: str
     n_units: int
@@ -54,7 +62,14 @@ class Ablation:
 
 @dataclass(frozen=True)
 class AblationTable(Result):
-    """Ablations beside the intact model."""
+    """Ablations beside the intact model.
+
+    Examples:
+        >>> found = {"top 24": sc.score_units(model, malicious).top(24)}
+        >>> table = sc.ablate_units(model, found, controls=1, malicious=malicious.take(4))
+        >>> table.intact.rates["malicious_refused"]
+        1.0
+    """
 
     intact: Behavior
     rows: tuple[Ablation, ...]
@@ -127,6 +142,12 @@ def ablate_units(
         to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
         resume: a file of measurements, from which an interrupted run goes on; see ``Removals``.
         sets: passed to ``evaluate``: ``malicious``, ``over_rejection``, ``utility``, ``detector``, …
+
+    Examples:
+        >>> found = {"top 24": sc.score_units(model, malicious).top(24)}
+        >>> table = sc.ablate_units(model, found, controls=1, malicious=malicious)
+        >>> table.rows[0].n_units, len(table.rows[0].random_controls)
+        (24, 1)
     """
     shape = ModelShape.of(model)
     named_units = {name: checked_units(units, shape) for name, units in named_units.items()}
@@ -164,7 +185,15 @@ def ablate_groups(
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> AblationTable:
-    """``ablate_units`` for the groups of a classification; an empty group is left out."""
+    """``ablate_units`` for the groups of a classification; an empty group is left out.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> table = sc.ablate_groups(model, groups, names=["SCU"], controls=1, malicious=malicious)
+        >>> [row.name for row in table.rows]
+        ['SCU']
+    """
     selections = {name: groups.members(name) for name in names}
     selections = {name: units for name, units in selections.items() if count_units(units)}
     more: dict[str, Any] = {"to": to, "spare": spare, "resume": resume, "progress": progress, **sets}
@@ -182,6 +211,12 @@ def measure_in(
 
     ``{"SNIP": without_weights(model, mask), "ActSVD": without_directions(model, s, u, rank=8)}`` puts single weights
     and directions beside groups of units; each context is entered once and left again.
+
+    Examples:
+        >>> contexts = {"scaled": sc.scaled(model, (3, 5), 1.2), "halved": sc.scaled(model, (3, 5), 0.5)}
+        >>> measured = sc.units.measure_in(model, contexts, malicious=malicious)
+        >>> list(measured)
+        ['scaled', 'halved']
     """
     measured: dict[str, Behavior] = {}
     for name, context in track(contexts.items(), "removals", total=len(contexts), enabled=progress):
@@ -198,6 +233,12 @@ def ablation_curve(
     Args:
         removed: the units to remove by their number; ``{k: groups.top(k) for k in counts}`` for those of highest S − U.
         sets: passed to ``evaluate``.
+
+    Examples:
+        >>> scores = sc.score_units(model, malicious)
+        >>> curve = sc.ablation_curve(model, {n: scores.top(n) for n in (8, 32)}, malicious=malicious)
+        >>> list(curve)
+        [8, 32]
     """
     curve: dict[int, Behavior] = {}
     for k, units in track(removed.items(), "ablation curve", total=len(removed), enabled=progress):

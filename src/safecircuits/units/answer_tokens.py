@@ -21,7 +21,13 @@ from safecircuits.prompts.prompt_set import PromptSet, encode
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """Token ids that open a refusal and token ids that open an answer."""
+    """Token ids that open a refusal and token ids that open an answer.
+
+    Examples:
+        >>> tokens = sc.units.AnswerTokens.of_words(model.tokenizer, refuse=["i"], comply=["take", "the"])
+        >>> len(tokens.refuse), len(tokens.comply)
+        (1, 2)
+    """
 
     refuse: tuple[int, ...]
     comply: tuple[int, ...]
@@ -71,6 +77,11 @@ def find_answer_tokens(
 
     Raises:
         ValueError: if the model refuses nothing malicious, answers nothing normal, or opens both in the same way.
+
+    Examples:
+        >>> tokens = sc.units.find_answer_tokens(model, malicious, normal)
+        >>> [model.tokenizer.decode([token]) for token in tokens.refuse]
+        ['i']
     """
 
     def openings(prompts: PromptSet, wanted: bool) -> list[int]:

@@ -59,6 +59,10 @@ class Candidate:
 
     Raises:
         ValueError: for an unknown score, choice of tokens, normalisation or contrast.
+
+    Examples:
+        >>> sc.units.Candidate("wifv", "response", normalize="rank")
+        Candidate(method='wifv', tokens='response', normalize='rank', contrast='difference')
     """
 
     method: Method
@@ -107,7 +111,22 @@ class ScoreCurve:
 
 @dataclass(frozen=True)
 class ScoreComparison(Result):
-    """The ablation curves of all candidates on one model."""
+    """The ablation curves of all candidates on one model.
+
+    Examples:
+        >>> found = sc.score_comparison(
+        ...     model,
+        ...     malicious,
+        ...     utility,
+        ...     normal,
+        ...     candidates=[sc.units.Candidate("magnitude", "all")],
+        ...     counts=[16],
+        ...     malicious=malicious,
+        ...     utility=utility,
+        ... )
+        >>> found.to_frame().shape
+        (1, 6)
+    """
 
     intact: Behavior
     curves: tuple[ScoreCurve, ...]
@@ -187,6 +206,10 @@ def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
     Attributions are signed, so that neither their logarithm nor their share of a mean means anything. Magnitude and
     random scores do not contrast two data sets. WIFV comes with all normalisations over all three choices of tokens,
     its kin with those over the response's; WIFN is not among them, as it puts units in the order of Wanda.
+
+    Examples:
+        >>> sorted({candidate.method for candidate in sc.units.default_candidates(quick=True)})
+        ['attribution', 'ifv', 'integrated', 'magnitude', 'random', 'snip', 'taylor', 'wanda', 'wifv', 'wrms']
     """
     every: tuple[Normalisation, ...] = ("none", "log") if quick else ("none", "zscore", "rank", "layer-mean", "log")
     signed: tuple[Normalisation, ...] = ("none",) if quick else ("none", "zscore", "rank")
@@ -242,6 +265,14 @@ def score_comparison(
     Raises:
         ValueError: for missing sets, counts that do not ascend from 1 or exceed the units, or a model that refuses
             nothing.
+
+    Examples:
+        >>> wifv = sc.units.Candidate("wifv", "all")
+        >>> found = sc.score_comparison(
+        ...     model, malicious, utility, normal, candidates=[wifv], counts=[16], malicious=malicious, utility=utility
+        ... )
+        >>> found.curves[0].candidate == wifv
+        True
     """
     if sets.get("malicious") is None or sets.get("utility") is None:
         raise ValueError("an ablation curve needs malicious= and utility= prompts to be measured on")

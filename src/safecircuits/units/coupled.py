@@ -30,7 +30,14 @@ CoupledKind = Literal["vectorize", "first", "second", "mix", "l1", "l2"]
 
 
 class CoupledScores(UnitScores):
-    """Scores of coupled groups; ``classify_units``, ``set_difference`` and ``top`` take them like any others."""
+    """Scores of coupled groups; ``classify_units``, ``set_difference`` and ``top`` take them like any others.
+
+    Examples:
+        >>> scores = sc.units.coupled_scores(model, malicious)
+        >>> scores.scores["mlp"].shape
+        torch.Size([8, 384])
+        >>> groups = sc.classify_units(scores, sc.units.coupled_scores(model, utility), scu=0.01, ucu=0.1, ru=0.1)
+    """
 
     def merge(self, other: UnitScores) -> UnitScores:  # noqa: ARG002
         """Not possible: what is kept is not a mean over prompts.
@@ -71,6 +78,11 @@ def coupled_scores(
     Raises:
         ValueError: for an unknown kind, or no data where it is needed.
         FloatingPointError: for a score that is not finite; names site and layer.
+
+    Examples:
+        >>> scores = sc.units.coupled_scores(model, malicious, kind="second")
+        >>> scores.scores["attn"].shape
+        torch.Size([8, 8])
     """
     if kind not in get_args(CoupledKind):
         raise ValueError(f"kind is one of {', '.join(get_args(CoupledKind))}, not {kind!r}")

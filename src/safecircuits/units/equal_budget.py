@@ -37,6 +37,13 @@ def equal_budget_masks(
 
     Raises:
         ValueError: for a budget that is not above 0, or larger than the layers.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.05, ucu=0.1, ru=0.1)
+        >>> masks = sc.units.equal_budget_masks(groups, (3, 5), safety.unit_parameters)
+        >>> sorted(masks)
+        ['both', 'intersection', 'layers', 'random', 'units']
     """
     block = LayerRange.of(layers, groups.shape.n_layers)
     sizes = unit_sizes(groups.difference, unit_parameters)

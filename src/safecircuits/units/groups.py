@@ -50,7 +50,15 @@ their parameters or all alike."""
 
 @dataclass(frozen=True)
 class UnitGroups(Result):
-    """The group of every unit, as an index into ``GROUPS``, with the order the groups were cut from."""
+    """The group of every unit, as an index into ``GROUPS``, with the order the groups were cut from.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> {name: round(share, 2) for name, share in groups.shares().items()}
+        {'SCU': 0.01, 'UCU': 0.1, 'CU': 0.79, 'RU': 0.1}
+        >>> mask = sc.FreezeMask.units(groups, "SCU")
+    """
 
     labels: Mapping[Site, Int[Tensor, "layer unit"]]
     difference: Mapping[Site, Float[Tensor, "layer unit"]]
@@ -152,6 +160,12 @@ def classify_units(
     Raises:
         ValueError: for shares outside 0..1 or above 1 together, for scores that do not belong together, and for UCU or
             RU by an attribution: it says what promotes refusal, and nothing of what utility needs.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> sorted(groups.shares())
+        ['CU', 'RU', 'SCU', 'UCU']
     """
     shares = {"scu": scu, "ucu": ucu, "ru": ru}
     for name, share in shares.items():
@@ -222,6 +236,12 @@ def set_difference(
     Raises:
         ValueError: for shares outside 0..1, for both or none of ``q`` and ``result``, and for scores that do not
             belong together.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.set_difference(safety, answers, p=0.1, q=0.05)
+        >>> groups.shares()["SCU"] <= 0.05
+        True
     """
     if (q is None) == (result is None):
         raise ValueError("give either q=, the share that is top by safety, or result=, the share that SCU shall have")

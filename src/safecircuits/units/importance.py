@@ -82,6 +82,14 @@ def score_units(
         ValueError: for a layer without such units; if the data has no responses although they are asked for, or fewer
             than two tokens count; for attribution without a reference.
         FloatingPointError: for an activation or a gradient that is not finite; names the hook point.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> safety.scores["mlp"].shape
+        torch.Size([8, 384])
+        >>> snip = sc.score_units(model, malicious, method="snip")
+        >>> snip.method
+        'snip'
     """
     require_hooked(model)
     data = as_prompt_set(data, "data")

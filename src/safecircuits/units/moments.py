@@ -14,7 +14,14 @@ _FEW = 64
 
 @dataclass(frozen=True)
 class Moments:
-    """Streaming count, mean and summed squared deviation of many channels; merging is exact up to rounding."""
+    """Streaming count, mean and summed squared deviation of many channels; merging is exact up to rounding.
+
+    Examples:
+        >>> import torch
+        >>> moments = sc.units.Moments.of(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+        >>> moments.mean.tolist(), moments.variance.tolist()
+        ([2.0, 2.0], [2.0, 0.0])
+    """
 
     count: int
     mean: Float[Tensor, "... channel"]

@@ -71,6 +71,13 @@ class Enrichment(Result):
             (Benjamini and Hochberg).
         low, high: the middle 95 % of counts over permutations, all sites together.
         block: the layers asked about, if any.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> found = sc.units.enrichment(groups, (3, 5), draws=1000)
+        >>> found.to_frame().shape[0], int(found.total.sum())
+        (8, 31)
     """
 
     group: Group
@@ -145,6 +152,13 @@ def enrichment(
 
     Raises:
         ValueError: for an unknown or empty group, no draws, or layers outside the model.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> found = sc.units.enrichment(groups, layers=(3, 5), draws=1000)
+        >>> 0 <= found.block.p <= 1
+        True
     """
     from scipy.stats import false_discovery_control, hypergeom
 
@@ -213,6 +227,12 @@ class MaskOverlap(Result):
         jaccard: both over either; 1 where both masks are empty.
         a_in_b, b_in_a: share of one mask that the other contains; NaN for an empty mask.
         chance: what two random masks of these sizes would have for Jaccard overlap, about.
+
+    Examples:
+        >>> shape = sc.ModelShape.of(model)
+        >>> found = sc.units.mask_overlap(sc.FreezeMask.layers((2, 4), shape), sc.FreezeMask.layers((3, 5), shape))
+        >>> found.a_in_b > found.chance
+        True
     """
 
     a: int
@@ -236,6 +256,12 @@ def mask_overlap(a: FreezeMask, b: FreezeMask) -> MaskOverlap:
 
     Raises:
         ValueError: if neither mask has a shape, or they belong to different models.
+
+    Examples:
+        >>> shape = sc.ModelShape.of(model)
+        >>> found = sc.units.mask_overlap(sc.FreezeMask.layers((2, 4), shape), sc.FreezeMask.layers((3, 5), shape))
+        >>> found.both, round(found.jaccard, 2)
+        (784, 0.5)
     """
     shape = a.shape or b.shape
     if shape is None:

@@ -49,7 +49,16 @@ Slots = Sequence[int | None]
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A model without some units, as plain Hugging Face."""
+    """A model without some units, as plain Hugging Face.
+
+    Examples:
+        >>> scores = sc.score_units(model, utility)
+        >>> redundant = sc.units.lowest_even(scores.scores, scores.shape, neurons=64)
+        >>> smaller = sc.units.prune_units(model, redundant)
+        >>> smaller.n_units, smaller.parameters_after < smaller.parameters_before
+        (512, True)
+        >>> folder = smaller.save("smaller")
+    """
 
     hf_model: Any
     tokenizer: Any
@@ -83,6 +92,13 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
         ValueError: for units outside the model, an architecture without Llama's separate projections, one without a
             place for the bias, or one whose smaller model computes something else than ``ablated`` does: a norm over
             the queries of all heads (OLMo-2) is another one without some of them.
+
+    Examples:
+        >>> scores = sc.score_units(model, utility)
+        >>> redundant = sc.units.lowest_even(scores.scores, scores.shape, neurons=64)
+        >>> smaller = sc.units.prune_units(model, redundant)
+        >>> smaller.hf_model.config.intermediate_size
+        320
     """
     source = to_hugging_face(model)
     layers = decoder_layers(source)
@@ -185,6 +201,12 @@ def lowest_even(
 
     Raises:
         ValueError: for more than a layer has.
+
+    Examples:
+        >>> scores = sc.score_units(model, utility)
+        >>> units = sc.units.lowest_even(scores.scores, scores.shape, neurons=64)
+        >>> [len(chosen) for chosen in units["mlp"].values()]
+        [64, 64, 64, 64, 64, 64, 64, 64]
     """
     group = shape.n_heads // shape.n_kv_heads
     chosen: Selection = {}

@@ -35,7 +35,14 @@ Calibrations = Mapping[str, tuple[PromptSet, PromptSet]]
 
 @dataclass(frozen=True)
 class Stability(Result):
-    """How alike the groups are that were found on each calibration set."""
+    """How alike the groups are that were found on each calibration set.
+
+    Examples:
+        >>> subsets = sc.units.calibration_subsets(malicious, utility, n=4, draws=2)
+        >>> found = sc.units.stability(model, subsets, scu=0.01, ucu=0.1, ru=0.1)
+        >>> found.jaccard["SCU"].shape, found.rank_correlation.shape
+        (torch.Size([2, 2]), torch.Size([2, 2]))
+    """
 
     names: tuple[str, ...]
     jaccard: Mapping[str, Float[Tensor, "set set"]]
@@ -73,7 +80,13 @@ class Stability(Result):
 def calibration_subsets(
     safety: PromptSet, utility: PromptSet, *, n: int, draws: int = 5, seed: int = 0
 ) -> dict[str, tuple[PromptSet, PromptSet]]:
-    """``draws`` random subsets of ``n`` prompts of each set, named by their seed."""
+    """``draws`` random subsets of ``n`` prompts of each set, named by their seed.
+
+    Examples:
+        >>> subsets = sc.units.calibration_subsets(malicious, utility, n=4, draws=2)
+        >>> [(len(safety), len(answers)) for safety, answers in subsets.values()]
+        [(4, 4), (4, 4)]
+    """
     if draws < 2:
         raise ValueError(f"stability compares calibration sets: draw at least 2, not {draws}")
     seeds = range(seed, seed + draws)
@@ -102,6 +115,12 @@ def stability(
 
     Raises:
         ValueError: for fewer than two calibration sets.
+
+    Examples:
+        >>> subsets = sc.units.calibration_subsets(malicious, utility, n=4, draws=3)
+        >>> found = sc.units.stability(model, subsets, scu=0.01, ucu=0.1, ru=0.1)
+        >>> found.names
+        ('seed 0', 'seed 1', 'seed 2')
     """
     if len(calibrations) < 2:
         raise ValueError(f"stability compares calibration sets: give at least 2, not {len(calibrations)}")
@@ -117,6 +136,12 @@ def compare_groups(found: Mapping[str, UnitGroups]) -> Stability:
 
     Raises:
         ValueError: for fewer than two classifications, or ones of models of different shape or of different sites.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> few, many = (sc.classify_units(safety, answers, scu=share, ucu=0.1, ru=0.1) for share in (0.01, 0.02))
+        >>> sc.units.compare_groups({"1 %": few, "2 %": many}).names
+        ('1 %', '2 %')
     """
     names, groups = tuple(found), list(found.values())
     if len(found) < 2:

@@ -68,7 +68,16 @@ the responses' in any case; what decides it happens in the prompt as well."""
 
 @dataclass(frozen=True)
 class UnitScores(Result):
-    """One score a unit, with the statistics it came from, so that other scores and merges need no second pass."""
+    """One score a unit, with the statistics it came from, so that other scores and merges need no second pass.
+
+    Examples:
+        >>> scores = sc.score_units(model, malicious)
+        >>> scores.scores["mlp"].shape, scores.scores["attn"].shape
+        (torch.Size([8, 384]), torch.Size([8, 8]))
+        >>> strongest = scores.top(24)  # by site and layer, as ablated, of_units and others take them
+        >>> sum(map(len, strongest["mlp"].values())) + sum(map(len, strongest["attn"].values()))
+        24
+    """
 
     scores: Mapping[Site, Float[Tensor, "layer unit"]]
     moments: Mapping[Site, Moments]

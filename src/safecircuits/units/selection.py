@@ -166,6 +166,12 @@ def random_units(like: Units, shape: ModelShape, seed: int, *, per_layer: bool =
 
     Args:
         per_layer: as many of each site in each layer instead, so that chance differs in *which* units alone.
+
+    Examples:
+        >>> scores = sc.score_units(model, malicious)
+        >>> control = sc.units.random_units(scores.top(24), scores.shape, seed=0)
+        >>> sum(len(units) for rows in control.values() for units in rows.values())
+        24
     """
     generator = random.Random(int(seed))
     drawn: Selection = {}

@@ -42,7 +42,16 @@ class SweptShare:
 
 @dataclass(frozen=True)
 class ShareSweep(Result):
-    """The shares that were tried, those that were accepted, and the groups they make."""
+    """The shares that were tried, those that were accepted, and the groups they make.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> found = sc.units.sweep_shares(
+        ...     model, safety, answers, shares=(0.05,), malicious=malicious.take(4), utility=utility.take(4)
+        ... )
+        >>> sorted(found.shares)
+        ['RU', 'SCU', 'UCU']
+    """
 
     intact: Behavior
     points: tuple[SweptShare, ...]
@@ -97,6 +106,13 @@ def sweep_shares(
     Raises:
         ValueError: for missing sets, shares or limits outside 0..1, and a model that refuses nothing or has no utility,
             which cannot fall.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> found = sc.units.sweep_shares(
+        ...     model, safety, answers, shares=(0.05,), malicious=malicious.take(4), utility=utility.take(4)
+        ... )
+        >>> groups = found.groups
     """
     if sets.get("malicious") is None or sets.get("utility") is None:
         raise ValueError("a sweep stops on behaviour: give malicious= and utility= prompts")

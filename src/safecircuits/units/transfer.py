@@ -30,7 +30,16 @@ THRESHOLD = 0.001
 
 
 class Flow(NamedTuple):
-    """Units that were in ``before`` and are in ``after``, and their share of all units."""
+    """Units that were in ``before`` and are in ``after``, and their share of all units.
+
+    Examples:
+        >>> base = sc.load_model("base")
+        >>> found = sc.units.attribute_transfer(base, model, malicious, utility, scu=0.01, ucu=0.1, ru=0.1)
+        >>> drawn, rest = found.flows(threshold=0.01)
+        >>> flow = drawn[0]
+        >>> flow.before in sc.units.GROUPS, 0 < flow.share < 1
+        (True, True)
+    """
 
     before: Group
     after: Group
@@ -40,7 +49,14 @@ class Flow(NamedTuple):
 
 @dataclass(frozen=True)
 class AttributeTransfer(Result):
-    """How many units of each group went to which, in all and by site; rows are before, columns after (``GROUPS``)."""
+    """How many units of each group went to which, in all and by site; rows are before, columns after (``GROUPS``).
+
+    Examples:
+        >>> base = sc.load_model("base")
+        >>> found = sc.units.attribute_transfer(base, model, malicious, utility, scu=0.01, ucu=0.1, ru=0.1)
+        >>> found.counts.shape, found.n_units
+        (torch.Size([4, 4]), 3136)
+    """
 
     counts: Int[Tensor, "before after"]
     by_site: Mapping[Site, Int[Tensor, "before after"]]
@@ -135,6 +151,13 @@ def transfer_of(before: UnitGroups, after: UnitGroups) -> AttributeTransfer:
 
     Raises:
         ValueError: if the two are of models of different shape, or of different sites.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> before, after = (sc.classify_units(safety, answers, scu=share, ucu=0.1, ru=0.1) for share in (0.01, 0.02))
+        >>> found = sc.units.transfer_of(before, after)
+        >>> found.n_units
+        3136
     """
     after.shape.require_same(before.shape, "the second classification")
     if set(before.labels) != set(after.labels):
@@ -170,6 +193,12 @@ def attribute_transfer(
         safety, utility: prompts with responses; see ``score_units``.
         scu, ucu, ru, normalize, share_of: as in ``classify_units``.
         options: as in ``score_units``: ``method``, ``tokens``, …
+
+    Examples:
+        >>> base = sc.load_model("base")
+        >>> found = sc.units.attribute_transfer(base, model, malicious, utility, scu=0.01, ucu=0.1, ru=0.1)
+        >>> round(sum(found.shares.flatten().tolist()), 2)
+        1.0
     """
     groups = []
     for model in (before, after):

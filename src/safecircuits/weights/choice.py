@@ -36,6 +36,12 @@ def choose_weights(
 
     Raises:
         ValueError: for both or none of ``share`` and ``n_of_m``, values out of range, inputs that m does not divide.
+
+    Examples:
+        >>> scores = sc.weights.score_weights(model, malicious, components=["out"])
+        >>> mask = sc.weights.choose_weights(scores, 0.01, lowest=False)
+        >>> round(mask.share, 3)
+        0.01
     """
     if (share is None) == (n_of_m is None):
         raise ValueError("give either a share of the weights or n_of_m=(n, m)")
@@ -68,7 +74,14 @@ def choose_weights(
 
 @checked
 def random_weights(like: WeightMask, seed: int = 0) -> WeightMask:
-    """The control: as many weights of each matrix as ``like`` has, drawn without replacement."""
+    """The control: as many weights of each matrix as ``like`` has, drawn without replacement.
+
+    Examples:
+        >>> scores = sc.weights.score_weights(model, malicious, components=["out"])
+        >>> mask = sc.weights.choose_weights(scores, 0.01, lowest=False)
+        >>> sc.weights.random_weights(mask, seed=1).n_weights == mask.n_weights
+        True
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(mask: Bool[Tensor, "out in"]) -> Bool[Tensor, "out in"]:

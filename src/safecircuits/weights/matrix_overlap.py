@@ -27,7 +27,14 @@ Measure = Literal["jaccard", "subspace"]
 
 @dataclass(frozen=True)
 class MatrixOverlap(Result):
-    """Overlap of each matrix (``"3.q"``), between 0 and 1, and what two random choices of the same size would have."""
+    """Overlap of each matrix (``"3.q"``), between 0 and 1, and what two random choices of the same size would have.
+
+    Examples:
+        >>> safety, answers = (sc.weights.score_weights(model, d, components=["out"]) for d in (malicious, utility))
+        >>> overlap = sc.weights.weight_overlap(safety, answers)
+        >>> overlap.to_frame().shape
+        (8, 1)
+    """
 
     values: Mapping[str, float]
     chance: Mapping[str, float]
@@ -63,6 +70,12 @@ def weight_overlap(
 
     Raises:
         ValueError: for a share outside 0..1 or of no weight, and scores that do not belong together.
+
+    Examples:
+        >>> safety, answers = (sc.weights.score_weights(model, d, components=["out"]) for d in (malicious, utility))
+        >>> overlap = sc.weights.weight_overlap(safety, answers, share=0.05)
+        >>> sorted(overlap.values)[:2]
+        ['0.out', '1.out']
     """
     require_same_way(safety, utility, "the utility scores")
     one, other = (choose_weights(s, share, within=within, lowest=False) for s in (safety, utility))
@@ -87,6 +100,12 @@ def space_overlap(safety: OutputSpaces, utility: OutputSpaces, rank: int) -> Mat
 
     Raises:
         ValueError: for spaces of another model, or of fewer directions than ``rank``.
+
+    Examples:
+        >>> safety, answers = (sc.weights.output_spaces(model, d, components=["o"]) for d in (malicious, utility))
+        >>> overlap = sc.weights.space_overlap(safety, answers, rank=4)
+        >>> overlap.chance["3.o"]
+        0.03125
     """
     # A random direction has, squared, a rank/out of itself in any space of that rank.
     chance = {key: min(1.0, rank / basis.shape[0]) for key, basis in safety.bases.items()}

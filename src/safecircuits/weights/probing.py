@@ -36,7 +36,14 @@ ITERATIONS = 50
 
 @dataclass(frozen=True)
 class HeadProbe(Result):
-    """Of each head, on which held-out prompts its probe was right."""
+    """Of each head, on which held-out prompts its probe was right.
+
+    Examples:
+        >>> probe = sc.weights.head_probe(model, malicious, normal, folds=4)
+        >>> probe.accuracy.shape
+        torch.Size([8, 8])
+        >>> heads = probe.top(4)
+    """
 
     right: Bool[Tensor, "layer head prompt"]
     harmful: Bool[Tensor, " prompt"]
@@ -102,6 +109,12 @@ def head_probe(
     Raises:
         ValueError: for fewer prompts of a kind than folds, fewer than two folds, or a penalty that is not positive.
         FloatingPointError: for a head's output that is not finite; names the layer.
+
+    Examples:
+        >>> probe = sc.weights.head_probe(model, malicious, normal, folds=4)
+        >>> best = probe.top(4)
+        >>> with sc.ablated(model, best):
+        ...     answers = sc.generate(model, malicious)
     """
     require_hooked(model)
     malicious, normal = as_prompt_set(malicious, "malicious"), as_prompt_set(normal, "normal")

@@ -42,7 +42,13 @@ WeightMethod = Literal["wanda", "snip", "magnitude"]
 
 @dataclass(frozen=True)
 class WeightScores(Result):
-    """One score a weight, float32 on the CPU."""
+    """One score a weight, float32 on the CPU.
+
+    Examples:
+        >>> scores = sc.weights.score_weights(model, malicious, components=["out"])
+        >>> scores.scores["3.out"].shape, scores.method
+        (torch.Size([128, 384]), 'snip')
+    """
 
     scores: Mapping[str, Float[Tensor, "out in"]]
     method: WeightMethod
@@ -77,7 +83,14 @@ class WeightScores(Result):
 
 @dataclass(frozen=True)
 class WeightMask(Result):
-    """Which weights were chosen, by matrix."""
+    """Which weights were chosen, by matrix.
+
+    Examples:
+        >>> scores = sc.weights.score_weights(model, malicious, method="wanda", components=["out"])
+        >>> mask = sc.weights.choose_weights(scores, n_of_m=(2, 4))
+        >>> mask.share
+        0.5
+    """
 
     masks: Mapping[str, Bool[Tensor, "out in"]]
     shape: ModelShape
@@ -149,6 +162,11 @@ def score_weights(
         max_tokens: as in ``score_units``.
         count_beginning: for Wanda, whether what every prompt begins with counts too; see ``score_units``. It matters
             where the prompt's tokens do.
+
+    Examples:
+        >>> scores = sc.weights.score_weights(model, malicious, method="wanda", components=["gate", "in"])
+        >>> sorted(scores.scores)[:3]
+        ['0.gate', '0.in', '1.gate']
     """
     if method not in get_args(WeightMethod):
         raise ValueError(f"no weight score {method!r}; there are {', '.join(get_args(WeightMethod))}")
@@ -202,6 +220,12 @@ def weight_set_difference(safety: WeightScores, utility: WeightScores, *, q: flo
 
     Raises:
         ValueError: for shares outside 0..1 and for scores that do not belong together.
+
+    Examples:
+        >>> safety, answers = (sc.weights.score_weights(model, d, components=["out"]) for d in (malicious, utility))
+        >>> mask = sc.weights.weight_set_difference(safety, answers, q=0.05, p=0.05)
+        >>> 0 < mask.share <= 0.05
+        True
     """
     for name, share in {"q": q, "p": p}.items():
         if not 0 <= share <= 1:
@@ -225,6 +249,12 @@ def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel |
 
     Raises:
         ValueError: for a choice on another model, or a matrix that the model computes with a copy of.
+
+    Examples:
+        >>> safety, answers = (sc.weights.score_weights(model, d, components=["out"]) for d in (malicious, utility))
+        >>> mask = sc.weights.weight_set_difference(safety, answers, q=0.05, p=0.05)
+        >>> with sc.weights.without_weights(model, mask):
+        ...     measured = sc.evaluate(model, malicious=malicious)
     """
     mask.shape.require_same(ModelShape.of(model), "the choice of weights")
     if base is not None:

@@ -34,7 +34,13 @@ from safecircuits.weights.scores import WeightMask
 
 @dataclass(frozen=True)
 class SparseWeights(Result):
-    """Matrices with weights taken out, and which those were."""
+    """Matrices with weights taken out, and which those were.
+
+    Examples:
+        >>> sparse = sc.weights.sparse_gpt(model, utility, n_of_m=(2, 4), components=["out"])
+        >>> sparse.removed.share, sorted(sparse.weights)[:2]
+        (0.5, ['0.out', '1.out'])
+    """
 
     weights: Mapping[str, Float[Tensor, "out in"]]
     removed: WeightMask
@@ -71,6 +77,11 @@ def sparse_gpt(
 
     Raises:
         ValueError: unless exactly one of ``share``, ``n_of_m`` and ``mask`` is given, and for values out of range.
+
+    Examples:
+        >>> sparse = sc.weights.sparse_gpt(model, utility, 0.5, components=["out"])
+        >>> with sc.weights.with_sparse_weights(model, sparse):
+        ...     measured = sc.evaluate(model, malicious=malicious)
     """
     if sum(given is not None for given in (share, n_of_m, mask)) != 1:
         raise ValueError("give one of share, n_of_m and mask: which weights to take out")
@@ -172,6 +183,11 @@ def with_sparse_weights(model: HookedModel, sparse: SparseWeights) -> Iterator[N
 
     Raises:
         ValueError: for matrices of another model.
+
+    Examples:
+        >>> sparse = sc.weights.sparse_gpt(model, utility, 0.5, components=["out"])
+        >>> with sc.weights.with_sparse_weights(model, sparse):
+        ...     answers = sc.generate(model, utility)
     """
     ModelShape.of(model).require_same(sparse.removed.shape, "the sparse weights")
     with used_alone(model):

@@ -40,7 +40,13 @@ _NOTHING = 1e-5
 
 @dataclass(frozen=True)
 class OutputSpaces(Result):
-    """Of each matrix (``"3.q"``: layer and matrix) the leading directions it writes, as columns, strongest first."""
+    """Of each matrix (``"3.q"``: layer and matrix) the leading directions it writes, as columns, strongest first.
+
+    Examples:
+        >>> spaces = sc.weights.output_spaces(model, malicious, components=["o"], rank=4)
+        >>> spaces.bases["3.o"].shape, spaces.singular_values["3.o"].shape
+        (torch.Size([128, 4]), torch.Size([4]))
+    """
 
     bases: Mapping[str, Float[Tensor, "out rank"]]
     singular_values: Mapping[str, Float[Tensor, " rank"]]
@@ -94,6 +100,12 @@ def output_spaces(
     Raises:
         ValueError: for an unknown matrix, or data without responses where they are asked for.
         FloatingPointError: for inputs that are not finite; names the matrix.
+
+    Examples:
+        >>> safety, answers = (sc.weights.output_spaces(model, d, components=["o"]) for d in (malicious, utility))
+        >>> shared = safety.overlap(answers, rank=4)
+        >>> 0 <= shared["3.o"] <= 1
+        True
     """
     chosen = components_of(model, components)
     grams = input_grams(
@@ -147,6 +159,11 @@ def without_directions(
     Raises:
         ValueError: for spaces of another model or tokenizer, and for more directions than they hold or than the data
             has (a matrix cannot write more directions than it was given inputs).
+
+    Examples:
+        >>> safety, answers = (sc.weights.output_spaces(model, d, components=["o"]) for d in (malicious, utility))
+        >>> with sc.weights.without_directions(model, safety, answers, rank=2):
+        ...     measured = sc.evaluate(model, malicious=malicious)
     """
     shape = ModelShape.of(model)
     safety.shape.require_same(shape, "the safety spaces")
@@ -184,6 +201,10 @@ def without_directions_layerwise(
 
     Raises:
         ValueError: for more directions than the data has, or data without responses where they are asked for.
+
+    Examples:
+        >>> with sc.weights.without_directions_layerwise(model, malicious, None, rank=2, components=["o"]):
+        ...     measured = sc.evaluate(model, malicious=malicious)
     """
     ranks = (rank, rank if utility_rank is None else utility_rank)
     with _put_back(model) as before:
