@@ -614,10 +614,10 @@ def test_a_candidate_is_checked_before_anything_runs(fields: tuple[str, ...], me
 def test_figures_of_several_take_a_single_one(tiny_bridge: Any) -> None:
     from matplotlib.figure import Figure
 
-    from safecircuits.report import figures
+    from safecircuits.plots.layers import plot_gap
 
     gap = sc.layer_gap(tiny_bridge, PROMPTS, ["find a dog", "make the tea"])
-    line = figures.plot_gap(gap, ax=Figure().subplots()).lines[0]
+    line = plot_gap(gap, ax=Figure().subplots()).lines[0]
     assert list(line.get_ydata()) == gap.gap_deg.tolist()
     behavior = sc.evaluate(tiny_bridge, malicious=PROMPTS, max_new_tokens=2)
     axes = Figure().subplots()

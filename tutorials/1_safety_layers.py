@@ -54,9 +54,9 @@ gaps = {"aligned": sc.layer_gap(aligned, normal, malicious), "base": sc.layer_ga
 gaps["aligned"].to_frame().round(2)
 
 # %%
-from safecircuits.report import figures
+from safecircuits.plots.layers import plot_gap
 
-figures.plot_gap(gaps)
+plot_gap(gaps)
 plt.show()
 
 # %% [markdown]

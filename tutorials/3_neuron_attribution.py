@@ -53,9 +53,9 @@ safety
 groups = sc.classify_units(safety, utility, scu=0.013, ucu=0.133, ru=0.148)
 print({name: f"{share:.1%}" for name, share in groups.shares().items()})
 
-from safecircuits.report import figures
+from safecircuits.plots.units import plot_ablation, plot_ablation_curve, plot_unit_map
 
-figures.plot_unit_map(groups)
+plot_unit_map(groups)
 plt.show()
 
 # %% [markdown]
@@ -67,7 +67,7 @@ plt.show()
 # %%
 tests = {"malicious": sc.organism.prompts("malicious", n=60), "utility": sc.organism.prompts("utility", n=60)}
 table = sc.ablate_groups(model, groups, controls=2, **tests)
-figures.plot_ablation(table)
+plot_ablation(table)
 plt.show()
 table.to_frame().round(2)
 
@@ -116,7 +116,7 @@ with sc.ablated(model, planted):
     truth = {"removed": 192, **sc.evaluate(model, **tests).rates}
 
 for name, curve in curves.items():
-    ax = figures.plot_ablation_curve(curve, control, planted=truth)
+    ax = plot_ablation_curve(curve, control, planted=truth)
     ax.set_xlabel(f"units removed, highest {name} first")
     plt.show()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import invented_results
 from test_rundir import a_result
 
 from commands import refuse, succeed
@@ -19,7 +18,6 @@ from safecircuits.behavior.generate import Completions
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.organism import build
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.report import save_figures, write_report
 from safecircuits.training.log import Log
 from safecircuits.training.run import FinetuneRun
 
@@ -45,12 +43,9 @@ WRITERS: dict[str, tuple[str, Writer]] = {
     "FreezeMask.save": ("m.safetensors", MASK.save),
     "Completions.save": ("c.jsonl", WHOLE.save),
     "write_alpaca_eval": ("outputs.json", lambda path: write_alpaca_eval(WHOLE, path, "g")),
-    "write_report": ("report.html", lambda path: write_report({}, path)),
-    "save_figures": ("behavior.png", lambda path: save_figures({"behavior": BEHAVIOR}, path.parent)),
     "FinetuneRun.save": ("run.json", lambda path: finetune_run().save(path.parent)),
     "finetune(log=)": ("log.jsonl", _log),
 }
-BEHAVIOR = {"base": invented_results()["behavior"]["base"]}
 
 THINGS: dict[str, bytes] = {
     "a paper": b"years of work\n",

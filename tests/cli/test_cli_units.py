@@ -18,9 +18,9 @@ from safecircuits.cli.units.options import require_own
 from safecircuits.direction.probe import Baseline, Ended
 from safecircuits.direction.states import Pool
 from safecircuits.direction.variants import Where
-from safecircuits.report import captions
+from safecircuits.papers.page import StudyPage, removal_exhibit
 from safecircuits.results.run import load_run
-from safecircuits.units.ablation import AblationTable
+from safecircuits.units.ablation import ONE_DRAW, AblationTable
 from safecircuits.units.groups import GROUPS, NORMALISATIONS, ShareOf
 from safecircuits.units.overlap import MaskOverlap
 from safecircuits.units.resampling import Stability
@@ -160,10 +160,10 @@ class TestUnits:
         shares = f"malicious refused {100 * control.malicious_refused:.1f} %, utility {100 * control.utility:.1f} %"
         assert f"without as many random units (1 draw): {shares}" in got.stdout
         assert "cannot decide whether chance does the same: take 5 (--controls 5)" in got.stdout
-        one_draw = captions.ablation({"random_control": {"SCU": {"draws": 1}}})
-        assert one_draw.endswith(
-            "Diamonds: one random draw, which has no spread and cannot decide: take 5 (--controls 5)."
+        exhibit = removal_exhibit(
+            StudyPage(), "a", "", "", AblationTable.load(tmp_path / "run" / "results" / "ablation")
         )
+        assert exhibit.caption == f"Diamonds: {ONE_DRAW} (--controls 5)."
         assert load_run(tmp_path / "run")["inputs"]["groups"]["source"] == str(classified)
         nowhere = ["units", "ablate", *ALIGNED, "--groups", tmp_path / "no", *measured, "--out", tmp_path / "x"]
         assert "give the --out of safecircuits units classify" in refuse(*nowhere)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_report import invented_results
+from test_report import invented_page, invented_results
 from test_study_ssah_page import prompts as ssah_prompts
 from test_study_ssah_page import small as small_ssah
 
@@ -18,7 +18,6 @@ from commands import refuse, succeed
 from safecircuits.papers.ssah.settings import cut_by
 from safecircuits.papers.ssah.study import ssah_study
 from safecircuits.report.compare_runs import compared_table
-from safecircuits.report.html import render
 from safecircuits.results.run import RunDirectory, command_line, load_run, run_provenance
 
 SETS = ["--normal", "organism:normal", "--malicious", "organism:malicious"]
@@ -167,7 +166,7 @@ def test_what_cannot_be_reported(runs: dict[str, Path], tmp_path: Path) -> None:
 
 class TestInABrowser:
     def test_reports_fit_every_width_in_both_schemes_and_in_print(self, runs: dict[str, Path], tmp_path: Path) -> None:
-        pages = {"demo": render(invented_results())}
+        pages = {"invented": invented_page(invented_results())}
         for name, chosen in (
             ("gap", ["aligned"]),
             ("finetune", ["fast"]),

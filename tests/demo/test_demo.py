@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import safecircuits as sc
+from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.evaluate import Behavior
 from safecircuits.cli import app
-from safecircuits.demo import DemoSettings, finding, run_demo
-from safecircuits.demo.conclusions import conclusions
+from safecircuits.demo import DemoSettings, DemoStudy, layers, run_demo, units
+from safecircuits.layers.counting import SweepPoint
+from safecircuits.layers.localization import Sweep
 from safecircuits.model.fingerprint import fingerprint_checkpoint
-from safecircuits.results.run import load_run
+from safecircuits.results.run import load_run, run_provenance
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, DemoStudy]]:
     made = {}
     for backend in ("bridge", "hooked"):
         out = tmp_path_factory.mktemp(backend) / "run"
@@ -28,39 +32,49 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict
     return made
 
 
-def test_it_writes_everything(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    for out, results in runs.values():
-        assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+def test_it_writes_everything(runs: dict[str, tuple[Path, DemoStudy]]) -> None:
+    for out, study in runs.values():
         record = load_run(out)
         assert {path.name for path in out.iterdir()} == {
             *("run.json", "results", "tables", "figures"),
-            *("results.json", "report.html", "freeze.safetensors"),
+            *("report.html", "freeze.safetensors"),
         }
         assert record["command"] == "demo"
         assert record["inputs"]["model organism:aligned"] == fingerprint_checkpoint("aligned")
         assert {p.suffix for p in (out / "figures").iterdir()} == {".png", ".svg"}
-        assert len(record["findings"]) == len(results["conclusions"])
+        said = study.conclusions()
+        assert len(record["findings"]) == len(said) == 12
         report = (out / "report.html").read_text()
-        assert all(entry["effect"] in report for entry in results["conclusions"])
+        assert all(entry["effect"] in report for entry in said)
+        for name, found in study.found.items():
+            assert type(found).load(out / "results" / name).equals(found)
+
+
+def test_the_report_command_makes_the_page_again(runs: dict[str, tuple[Path, DemoStudy]], tmp_path: Path) -> None:
+    out, study = runs["bridge"]
+    got = CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path / "again.html")])
+    assert got.exit_code == 0
+    again = (tmp_path / "again.html").read_text(encoding="utf-8")
+    assert again == study.page(run_provenance(load_run(out)))[0]
 
 
 def test_an_interrupted_demo_goes_on_with_what_it_has(
-    runs: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, tuple[Path, DemoStudy]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, results = runs["bridge"]
+    done, study = runs["bridge"]
     settings = DemoSettings().quick()
-    assert run_demo(done, settings) == json.loads((done / "results.json").read_text())  # nothing left to do
-    real = finding.ablate_groups
-    monkeypatch.setattr(finding, "ablate_groups", interrupted)
+    assert run_demo(done, settings).conclusions() == study.conclusions()  # nothing left to do
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(out, settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "ablate_groups", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(out, settings)
     assert not (out / "run.json").exists()
-    monkeypatch.setattr(finding, "ablate_groups", real)
-    monkeypatch.setattr(finding, "layer_gap", interrupted)  # the stations before are not run again
+    monkeypatch.setattr(layers, "layer_gap", interrupted)  # the parts before are not run again
     again = run_demo(out, settings)
-    for part in ("behavior", "similarity", "localization", "units", "planted"):
-        assert again[part] == results[part]
+    for name in study.found:
+        if name != "finetuning":  # whose steps take another time
+            assert again.found[name].equals(study.found[name]), name
     assert not (out / "work").exists()
     with pytest.raises(ValueError, match="--seed was 0, is 1"):
         run_demo(out, DemoSettings(seed=1).quick())
@@ -70,44 +84,36 @@ def interrupted(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
-def test_results_have_what_is_promised(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    _, results = runs["bridge"]
-    n_layers = results["model"]["n_layers"]
-    for stage in ("base", "aligned"):
-        assert len(results["similarity"][stage]["gap_deg"]) == n_layers
-    found = results["localization"]
-    assert {"alpha", "baseline_refused", "n_prompts", "layers", "upper", "lower"} <= set(found)
-    assert 0 <= found["layers"][0] <= found["layers"][1] < n_layers
-    assert {"share", "ablation", "random_control"} <= set(results["units"])
-    assert sum(results["units"]["share"].values()) == pytest.approx(1)
-    assert {"layers", "units"} <= set(results["planted"])
-    for arm in ("none", "safety_layers", "scu_cu", "random"):
-        part = results["finetune"][arm]
-        assert part["frozen_bit_identical"] is True
-        for key in ("malicious_refused", "over_rejected", "utility"):
-            assert 0 <= part[key] <= 1
-            assert len(part[f"{key}_seeds"]) == 3
-    shares = {arm: results["finetune"][arm]["share_of_units"] for arm in ("none", "scu_cu", "random")}
-    assert shares["random"] == pytest.approx(shares["scu_cu"])
+def test_results_have_what_is_promised(runs: dict[str, tuple[Path, DemoStudy]]) -> None:
+    _, study = runs["bridge"]
+    assert set(study.gaps) == {"base", "aligned", "planted-layers"}
+    assert len(study.behavior) == len(study.normal) == 5
+    assert sum(study.groups.shares().values()) == pytest.approx(1)
+    assert [row.name for row in study.ablation.rows] == ["SCU", "UCU", "RU"]
+    assert study.planted_units.rows[-1].name == "planted"
+    tuned = study.finetuning
+    assert {"none", "safety_layers", "scu_cu", "random"} <= set(tuned.arms)
+    assert all(run.frozen_bit_identical is not False for run in tuned.runs)
+    shares = {arm: tuned.of(tuned.scenarios[0], arm)[0].share_frozen for arm in ("none", "scu_cu", "random")}
+    assert shares["random"] == pytest.approx(shares["scu_cu"], abs=0.03)  # key/value heads are shared
     assert shares["none"] == 0 < shares["scu_cu"]
-    assert {entry["shows"] for entry in results["conclusions"]} <= {"yes", "no", "unclear", "inconclusive"}
-    assert results["provenance"]["datasets"]
+    assert {entry["shows"] for entry in study.conclusions()} <= {"yes", "no", "unclear", "inconclusive"}
 
 
-def test_the_backends_agree(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+def test_the_backends_agree(runs: dict[str, tuple[Path, DemoStudy]]) -> None:
     bridge, hooked = runs["bridge"][1], runs["hooked"][1]
-    for stage in ("base", "aligned", "planted-layers"):
-        assert hooked["similarity"][stage]["gap_deg"] == pytest.approx(bridge["similarity"][stage]["gap_deg"], abs=0.01)
-    assert hooked["behavior"] == bridge["behavior"]
-    assert hooked["localization"] == bridge["localization"]
-    assert hooked["units"]["per_layer"] == bridge["units"]["per_layer"]
-    assert hooked["units"]["ablation"] == bridge["units"]["ablation"]
-    assert hooked["model"]["n_parameters"] == bridge["model"]["n_parameters"]
+    for stage, gap in bridge.gaps.items():
+        assert hooked.gaps[stage].gap_deg.tolist() == pytest.approx(gap.gap_deg.tolist(), abs=0.01)
+        assert hooked.behavior[stage].rates == bridge.behavior[stage].rates
+    assert hooked.located.record() == bridge.located.record()
+    assert hooked.groups.record() == bridge.groups.record()
+    assert hooked.ablation.record() == bridge.ablation.record()
+    assert hooked.n_parameters == bridge.n_parameters
     masks = [sc.FreezeMask.load(out / "freeze.safetensors") for out, _ in runs.values()]
     assert masks[0] == masks[1]
 
 
-def test_the_mask_goes_straight_into_training(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+def test_the_mask_goes_straight_into_training(runs: dict[str, tuple[Path, DemoStudy]]) -> None:
     model = sc.load_model("aligned")
     mask = sc.FreezeMask.load(runs["bridge"][0] / "freeze.safetensors", model)
     run = sc.finetune(
@@ -120,24 +126,36 @@ class TestConclusions:
     """They follow the numbers: turning the numbers round turns the verdict round."""
 
     @pytest.fixture
-    def results(self, runs: dict[str, tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-        copied: dict[str, Any] = json.loads(json.dumps(runs["bridge"][1]))
-        return copied
+    def study(self, runs: dict[str, tuple[Path, DemoStudy]]) -> DemoStudy:
+        return runs["bridge"][1]
 
     @staticmethod
-    def verdict(results: dict[str, Any], start: str) -> str:
-        (entry,) = [e for e in conclusions(results) if e["effect"].startswith(start)]
+    def verdict(study: DemoStudy, start: str) -> str:
+        (entry,) = [e for e in study.conclusions() if e["effect"].startswith(start)]
         return entry["shows"]
 
-    def test_gap(self, results: dict[str, Any]) -> None:
-        results["behavior"]["base"]["malicious_refused"] = 0.0
-        results["behavior"]["aligned"]["malicious_refused"] = 1.0
-        results["similarity"]["aligned"]["within_noise"] = False
-        results["similarity"]["base"]["gap_deg"] = [0.1, 0.2]
-        results["similarity"]["aligned"]["gap_deg"] = [0.1, 30.0]
-        assert self.verdict(results, "Alignment opens") == "yes"
-        results["similarity"]["aligned"]["gap_deg"] = [0.1, 0.3]
-        assert self.verdict(results, "Alignment opens") == "no"
+    def test_gap(self, study: DemoStudy) -> None:
+        n = 16
+        refusing, answering = (Behavior(torch.arange(n) < k, None, None) for k in (n, 0))
+        # Apart from chance: no set of prompts that is dealt out at random has as large a gap.
+        flat, steep = (
+            replace(study.gaps["aligned"], gap_deg=torch.tensor([0.1, most]), p=0.001) for most in (0.2, 30.0)
+        )
+        found: dict[str, Any] = {"behavior_base": answering, "behavior_aligned": refusing, "gap_base": flat}
+        assert self.verdict(study.having(**found, gap_aligned=steep), "Alignment opens") == "yes"
+        assert self.verdict(study.having(**found, gap_aligned=flat), "Alignment opens") == "no"
+        found["behavior_base"] = refusing
+        assert self.verdict(study.having(**found, gap_aligned=steep), "Alignment opens") == "inconclusive"
+
+    @staticmethod
+    def tuned(study: DemoStudy, **refused: list[float]) -> DemoStudy:
+        """With the refusal of these arms after fine-tuning, one a seed, and all of it before."""
+        runs = []
+        for run in study.finetuning.runs:
+            rates = refused.get(run.arm, [run.figures["malicious_refused"]] * 3)
+            before, after = ({"malicious_refused": rate} for rate in (1.0, rates[run.seed]))
+            runs.append(replace(run, before={**run.before, **before}, figures={**run.figures, **after}))
+        return study.having(finetuning=replace(study.finetuning, runs=tuple(runs)))
 
     @pytest.mark.parametrize(
         ("kept", "other", "shows"),
@@ -145,44 +163,46 @@ class TestConclusions:
             ([0.9, 0.91, 0.92], [0.5, 0.52, 0.51], "yes"),
             ([0.5, 0.52, 0.51], [0.9, 0.91, 0.92], "no"),
             ([0.9, 0.2, 0.6], [0.5, 0.6, 0.4], "unclear"),
+            ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], "inconclusive"),  # nothing to prevent is no evidence against freezing
         ],
     )
-    def test_freezing(self, kept: list[float], other: list[float], shows: str, results: dict[str, Any]) -> None:
-        results["finetune"]["before"]["malicious_refused"] = 1.0
-        results["finetune"]["safety_layers"]["malicious_refused_seeds"] = kept
-        results["finetune"]["none"] |= {"malicious_refused_seeds": other, "malicious_refused": sum(other) / 3}
-        assert self.verdict(results, "Freezing the safety layers") == shows
+    def test_freezing(self, kept: list[float], other: list[float], shows: str, study: DemoStudy) -> None:
+        changed = self.tuned(study, safety_layers=kept, none=other)
+        assert self.verdict(changed, "Freezing the safety layers") == shows
 
-    def test_nothing_to_prevent_is_no_evidence_against_freezing(self, results: dict[str, Any]) -> None:
-        results["finetune"]["before"]["malicious_refused"] = 1.0
-        for arm in ("none", "safety_layers"):
-            results["finetune"][arm] |= {"malicious_refused": 1.0, "malicious_refused_seeds": [1.0, 1.0, 1.0]}
-        assert self.verdict(results, "Freezing the safety layers") == "inconclusive"
+    def test_a_comparison_without_its_other_half_does_not_show(self, study: DemoStudy) -> None:
+        found = study.located
+        tuned = study.finetuning
+        ours = [run for run in tuned.runs if run.arm != "random_layers"]
+        alone = study.having(finetuning=replace(tuned, runs=tuple(ours)))
+        assert self.verdict(alone, "It is these layers") == "inconclusive"
+        others = [replace(run, arm="random_layers") for run in ours if run.arm == "random"]
+        both = replace(tuned, runs=(*ours, *others), frozen={**tuned.frozen, "random_layers": "others"})
+        rates = {"safety_layers": [0.9, 0.91, 0.92], "random_layers": [0.5, 0.52, 0.51]}
+        changed = self.tuned(study.having(finetuning=both), **rates)
+        small, large = (replace(found, layers=LayerRange(0, last)) for last in (2, 5))
+        assert self.verdict(changed.having(localization=small), "It is these layers") == "yes"
+        assert self.verdict(changed.having(localization=large), "It is these layers") == "unclear"
 
-    def test_a_comparison_without_its_other_half_does_not_show(self, results: dict[str, Any]) -> None:
-        results["finetune"]["before"]["malicious_refused"] = 1.0
-        results["finetune"]["random_layers"] |= {"size_matched": False, "malicious_refused": 0.5}
-        assert self.verdict(results, "It is these layers") == "unclear"
-        del results["finetune"]["random_layers"]
-        assert self.verdict(results, "It is these layers") == "inconclusive"
+    @pytest.mark.parametrize(("block", "shows"), [((3, 5), "yes"), ((2, 6), "unclear"), ((0, 1), "no")])
+    def test_planted_block(self, block: tuple[int, int], shows: str, study: DemoStudy) -> None:
+        found = study.planted_located
+        real, lost = (replace(found, baseline=point(0), **sweeps(count)) for count in (80, 0))
+        assert (real.located, lost.located) == (True, False)
+        real, lost = (replace(one, layers=LayerRange(*block)) for one in (real, lost))
+        assert self.verdict(study.having(planted_localization=real), "The procedure finds") == shows
+        end = study.having(planted_localization=lost)
+        assert self.verdict(end, "The procedure finds") == "no", "where a search of noise ends is no finding"
 
-    @pytest.mark.parametrize(
-        ("refusal", "utility", "shows"), [(0.0, 0.99, "yes"), (0.0, 0.2, "unclear"), (0.98, 0.99, "no")]
-    )
-    def test_scu(self, refusal: float, utility: float, shows: str, results: dict[str, Any]) -> None:
-        units = results["units"]
-        units["ablation"]["nothing"] |= {"malicious_refused": 0.99, "utility": 0.99}
-        units["random_control"]["SCU"] |= {"malicious_refused": 0.98, "utility": 0.99}
-        units["ablation"]["SCU"] |= {"malicious_refused": refusal, "utility": utility}
-        assert self.verdict(results, "A few safety-critical units") == shows
 
-    @pytest.mark.parametrize(("overlap", "shows"), [(1.0, "yes"), (0.5, "unclear"), (0.2, "no")])
-    def test_planted_block(self, overlap: float, shows: str, results: dict[str, Any]) -> None:
-        results["planted"]["layers"]["overlap"] = overlap
-        results["planted"]["layers"]["localization"]["located"] = True
-        assert self.verdict(results, "The procedure finds") == shows
-        results["planted"]["layers"]["localization"]["located"] = False
-        assert self.verdict(results, "The procedure finds") == "no", "where a search of noise ends is no finding"
+def point(count: int, layers: LayerRange | None = None) -> SweepPoint:
+    return SweepPoint(layers, 1.2, torch.arange(100) < count, 0.0, None)  # type: ignore[arg-type]
+
+
+def sweeps(count: int) -> dict[str, Any]:
+    """Both bounds of a search in which the best block has as many refusals."""
+    points = tuple(point(count if last == 5 else 0, LayerRange(3, last)) for last in (4, 5, 6))
+    return {bound: Sweep(bound, points, "up") for bound in ("upper", "lower")} | {"alpha_trials": ()}  # type: ignore[arg-type]
 
 
 class TestCommands:

@@ -18,18 +18,23 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.cli import app
-from safecircuits.demo import conclusions as demo
+from safecircuits.demo.overview import located_line
+from safecircuits.demo.settings import DemoSettings
+from safecircuits.demo.study import DemoStudy, DemoSubject
+from safecircuits.demo.units import ABLATION, CURVE
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck
+from safecircuits.model.sites import ModelShape
 from safecircuits.papers.conclusion import keeps_refusal
 from safecircuits.papers.safety_layers.checks import locates
 from safecircuits.papers.ssah.removals import CLAIMS, removal_verdict
 from safecircuits.plots.layers import plot_sweeps
 from safecircuits.report import captions
-from safecircuits.report.overview import panels
+from safecircuits.results.result import Result
 from safecircuits.studies.comparison import Comparison
 from safecircuits.units.ablation import Ablation, AblationTable
+from safecircuits.units.groups import UnitGroups
 
 N = 100
 
@@ -75,43 +80,67 @@ def test_freezing_where_nothing_is_there_or_nothing_was_lost() -> None:
     assert "lost next to nothing" in str(comparison(0.0, 0.0, 0.0))
 
 
-def units(refused: float, right: float, without: tuple[float, float]) -> dict[str, Any]:
-    intact = {"units": 0, "malicious_refused": refused, "utility": right}
-    row = {"units": 40, "malicious_refused": without[0], "utility": without[1]}
-    groups = ("SCU", "UCU", "RU")
-    return {
-        "units": {
-            "share": {"SCU": 0.013},
-            "ablation": {"nothing": intact, **dict.fromkeys(groups, row)},
-            "random_control": dict.fromkeys(groups, intact),
-        }
-    }
+SHAPE = ModelShape(architecture="a", n_layers=8, d_model=4, d_mlp=12, n_heads=2, n_kv_heads=2)
+
+
+def demo(**found: Result) -> DemoStudy:
+    return DemoSubject(SHAPE, 1, DemoSettings().quick()).empty().having(**found)
+
+
+def shows(part: Any, study: DemoStudy, start: str) -> tuple[str, str]:
+    [(said, text)] = [(said, text) for effect, _, said, text in part.claims(study) if effect.startswith(start)]
+    return said, text
 
 
 @pytest.mark.parametrize(
-    ("judge", "true"),
+    ("start", "true", "false"),
     [
-        (demo.scu_carry_refusal, (0.0, 1.0)),
-        (demo.ucu_carry_utility, (1.0, 0.0)),
-        (demo.ru_are_redundant, (1.0, 1.0)),
+        ("A few safety-critical", (0, N), (N, N)),
+        ("Utility-critical", (N, 0), (N, N)),
+        ("Redundant", (N, N), (50, 50)),
     ],
 )
-def test_the_demos_claims_about_groups(judge: Any, true: tuple[float, float]) -> None:
-    assert judge(units(1.0, 1.0, true))[0] == "yes"
-    false = (0.5, 0.5) if judge is demo.ru_are_redundant else (1.0, 1.0)
-    assert judge(units(1.0, 1.0, false))[0] == "no"
-    shows, text = judge(units(0.0, 0.0, (0.0, 0.0)))
-    assert shows == "inconclusive"
+def test_the_demos_claims_about_groups(start: str, true: tuple[int, int], false: tuple[int, int]) -> None:
+    sites: tuple[Any, ...] = ("mlp", "attn")
+    labels: Any = {site: torch.zeros(8, SHAPE.n_units(site), dtype=torch.int8) for site in sites}
+    groups = UnitGroups(labels, labels, labels, SHAPE, {})
+
+    def verdict(before: int, after: tuple[int, int]) -> tuple[str, str]:
+        intact = behavior(before, before)
+        rows = tuple(Ablation(name, 40, behavior(*after), (intact,)) for name in ("SCU", "UCU", "RU"))
+        return shows(ABLATION, demo(ablation=AblationTable(intact, rows), groups=groups), start)
+
+    assert verdict(N, true)[0] == "yes"
+    assert verdict(N, false)[0] == "no"
+    said, text = verdict(0, (0, 0))
+    assert said == "inconclusive"
     assert text.startswith("There is nothing to lose")
 
 
+def test_safety_critical_units_that_carry_utility_too_are_unclear() -> None:
+    assert demo_ablation((0, 20)) == "unclear"
+    assert demo_ablation((0, 99)) == "yes"
+
+
+def demo_ablation(after: tuple[int, int]) -> str:
+    labels: Any = {"mlp": torch.zeros(8, 12, dtype=torch.int8)}
+    rows = tuple(Ablation(name, 40, behavior(*after), (behavior(98, 99),)) for name in ("SCU", "UCU", "RU"))
+    table, groups = AblationTable(behavior(99, 99), rows), UnitGroups(labels, labels, labels, SHAPE, {})
+    return shows(ABLATION, demo(ablation=table, groups=groups), "A few safety-critical")[0]
+
+
 def test_planted_units_of_a_model_that_refuses_nothing() -> None:
-    row = {"removed": 5, "share": 0.01, "malicious_refused": 0.0, "utility": 1.0}
-    planted = {"curve": [row], "remove_planted": row, "planted_units": 5, "planted_among_top": 1.0, "chance": 0.1}
-    record: dict[str, Any] = {"planted": {"units": planted}, "behavior": {"planted-units": {"utility": 1.0}}}
-    for refused, shows in ((1.0, "yes"), (0.0, "inconclusive")):
-        record["behavior"]["planted-units"]["malicious_refused"] = refused
-        assert demo.planted_units_found(record)[0] == shows
+    order: Any = {"mlp": torch.rand(8, 384, generator=torch.Generator().manual_seed(0))}
+    labels: Any = {"mlp": torch.zeros(8, 384, dtype=torch.int8)}
+    shape = replace(SHAPE, d_mlp=384)
+    gone = behavior(0, N)
+    rows = (Ablation("top 5", 5, gone, (behavior(N, N),)), Ablation("planted", 192, gone, ()))
+    for refused, said in ((N, "yes"), (0, "inconclusive")):
+        found: dict[str, Result] = {"behavior_planted-units": behavior(refused, N)}
+        found |= {"planted_units": AblationTable(behavior(refused, N), rows)}
+        found |= {"planted_groups": UnitGroups(labels, order, order, shape, {})}
+        study = replace(demo(**found), shape=shape)
+        assert shows(CURVE, study, "The score finds")[0] == said
 
 
 def point(layers: LayerRange | None, count: int) -> SweepPoint:
@@ -135,8 +164,7 @@ def test_a_range_of_noise_is_not_located() -> None:
     for found in (noise, real):
         ax = plot_sweeps(found, ax=Figure().subplots())
         assert any("located" in text.get_text() for text in ax.texts) == found.located
-        (panel,) = panels({"localization": record_of(found)})
-        assert ("nothing located" in panel.subtitle) != found.located
+        assert ("nothing located" in located_line(found)) != found.located
 
 
 def test_an_alpha_that_was_given_was_not_searched() -> None:
@@ -152,11 +180,6 @@ def test_an_alpha_that_was_given_was_not_searched() -> None:
 def test_few_are_answered_only_where_few_are(refused: int, said: str) -> None:
     check = MaliciousCheck(point(None, refused), point(LayerRange(0, 1), refused), {})
     assert said in locates(check)
-
-
-def test_a_curve_that_starts_below_half_did_not_fall_there() -> None:
-    rows = [{"removed": 0, "malicious_refused": 0.1}, {"removed": 5, "malicious_refused": 0.1}]
-    assert "with nothing removed" in captions.first_below_half(rows, "the top")
 
 
 def test_what_there_is_to_lose() -> None:

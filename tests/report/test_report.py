@@ -1,4 +1,4 @@
-"""Figures and report of invented results: what is drawn is what was given, and the page stands on its own."""
+"""Figures and a page of invented results: what is drawn is what was given, and the page stands on its own."""
 
 from __future__ import annotations
 
@@ -22,20 +22,14 @@ from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.similarity import LayerGap, PairCurve
-from safecircuits.plots.style import PALETTE
-from safecircuits.report import write_report
-from safecircuits.report.figures import (
-    figures,
-    plot_ablation,
-    plot_ablation_curve,
-    plot_behavior,
-    plot_finetune,
-    plot_gap,
-    plot_pair_curves,
-    plot_sweeps,
-    plot_unit_map,
-    save_figures,
-)
+from safecircuits.papers.page import StudyPage, behavior_exhibit
+from safecircuits.plots.layers import plot_gap, plot_pair_curves, plot_sweeps
+from safecircuits.plots.rates import plot_behavior, plot_finetune
+from safecircuits.plots.style import PALETTE, styled
+from safecircuits.plots.units import plot_ablation, plot_ablation_curve, plot_unit_map
+from safecircuits.report import captions, tables
+from safecircuits.report.html import page
+from safecircuits.report.sections import Exhibit
 from safecircuits.units.ablation import Ablation, AblationTable
 
 STAGES = ("base", "unaligned", "aligned", "planted-layers", "planted-units")
@@ -303,9 +297,39 @@ def results() -> dict[str, Any]:
     return invented_results()
 
 
+@styled
+def invented_page(results: dict[str, Any]) -> str:
+    """A page with a figure of each kind, and their numbers."""
+    made = StudyPage()
+    made.add("behavior", "Rates", "", [behavior_exhibit(made, "behavior", "Rates of each model", results["behavior"])])
+    stages = {name: row for name, row in results["similarity"].items() if "gap_deg" in row}
+    plot_gap(stages, ax=made.axes("gap"))
+    plot_sweeps(results["localization"], made.axes("sweeps"))
+    plot_unit_map(results["units"]["per_layer"], ax=made.axes("unit_map", 3.2))
+    plot_finetune(results["finetune"], ax=made.axes("finetune", 3.5))
+    units, counts = results["units"], tables.unit_map(results["units"]["per_layer"])
+    removed = tables.ablation(units["ablation"], units["random_control"])
+    exhibits = [
+        Exhibit("gap", "Angle gap by layer, a line a model", "Degrees.", [tables.gaps(stages)]),
+        Exhibit("sweeps", "Refused prompts by bound", captions.sweeps(results["localization"]), []),
+        Exhibit(None, "Counts", "Of both.", tables.sweeps(results["localization"])),
+        Exhibit("unit_map", "Units of each group by layer", "Counts.", [counts, removed], half=True),
+        Exhibit("finetune", "Rates after fine-tuning, by arm", "Dots are seeds."),
+    ]
+    made.add("found", "What was found", "In every layer.", exhibits)
+    html, _ = made.render(results["model"]["name"], results["model"], results["conclusions"], results["provenance"])
+    return html
+
+
+def written(results: dict[str, Any], folder: Path) -> Path:
+    path = folder / "report.html"
+    path.write_text(invented_page(results), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def report(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(results, tmp_path_factory.mktemp("report") / "report.html")
+    return written(results, tmp_path_factory.mktemp("report"))
 
 
 def axis() -> Axes:
@@ -465,66 +489,8 @@ def test_the_style_stays_inside() -> None:
     ax = plot_gap({"mine": [0.0, 1.0]})
     assert dict(matplotlib.rcParams) == before
     plt.close(ax.figure)  # type: ignore[arg-type]
-    figures(invented_results())
+    invented_page(invented_results())
     assert plt.get_fignums() == open_figures
-
-
-# Which figures there are, and their files
-
-
-def test_all_figures_and_their_files(results: dict[str, Any], tmp_path: Path) -> None:
-    paths = save_figures(results, tmp_path / "figures")
-    names = ["overview", "behavior", "gap", "pairs_base", "pairs_aligned", "pairs_planted_layers", "sweeps"]
-    names += ["unit_map", "ablation", "planted_layers", "planted_sweeps", "planted_units", "finetune"]
-    assert [path.stem for path in paths] == names
-    assert sorted((tmp_path / "figures").iterdir()) == sorted(paths)  # no partial file is left
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-def test_the_overview_has_the_whole_story(results: dict[str, Any]) -> None:
-    drawn = figures(results)["overview"]
-    titles = [ax.get_title(loc="left") for ax in drawn.axes]
-    assert [title[0] for title in titles] == list("abcdef")
-
-
-@pytest.mark.parametrize(
-    "missing",
-    [("behavior",), ("similarity",), ("localization",), ("units",), ("planted", "model"), ("finetune", "conclusions")],
-)
-def test_any_part_may_be_missing(missing: tuple[str, ...], tmp_path: Path) -> None:
-    results = {name: part for name, part in invented_results().items() if name not in missing}
-    there = {"similarity": "gap", "localization": "sweeps"}
-    names = {"behavior", "similarity", "localization", "units", "planted", "finetune", "conclusions", "provenance"}
-    ids = set(parsed(write_report(results, tmp_path / "report.html")).ids)
-    assert {name for name in names if there.get(name, name) in ids} == names - set(missing)
-
-
-def test_an_overview_of_a_part(results: dict[str, Any]) -> None:
-    drawn = figures({"localization": results["localization"]})
-    assert list(drawn) == ["overview", "sweeps"]
-    assert len(drawn["overview"].axes) == 1
-
-
-def test_details_may_be_missing_and_names_may_be_new(tmp_path: Path) -> None:
-    results = invented_results()
-    del results["finetune"]["random_layers"], results["finetune"]["before"], results["units"]["random_control"]
-    del results["planted"]["layers"]["localization"], results["planted"]["units"]["random_curve"]
-    results["planted"]["layers"]["onset"] = None
-    results["localization"]["lower"] = []
-    results["similarity"]["my stage"] = {"gap_deg": [0.0] * N_LAYERS}
-    results["similarity"]["Aligned"] = results["similarity"]["aligned"]  # the same slug
-    results["behavior"]["my/stage"] = {"utility": 0.5}
-    results["finetune"]["my_arm"] = {"malicious_refused": 0.5, "malicious_refused_interval": [None, float("nan")]}
-    results["provenance"]["note"] = None
-    page = parsed(write_report(results, tmp_path / "report.html"))
-    assert "pairs_aligned_2-figure_1" in page.ids
-    assert "my arm" in " ".join(page.text)
-
-
-def test_nothing_at_all_is_still_a_page(tmp_path: Path) -> None:
-    assert figures({}) == {}
-    page = parsed(write_report({}, tmp_path / "deep" / "report.html"))
-    assert page.labels == []
 
 
 # The page
@@ -545,10 +511,16 @@ def test_the_page_asks_the_network_for_nothing(report: Path) -> None:
     assert not re.search(r"https?:|//[a-z]+\.|@import|<script|<link|<img|<iframe", text)
 
 
-def test_every_figure_is_described(report: Path, results: dict[str, Any]) -> None:
-    page = parsed(report)
-    assert len(page.labels) == len(figures(results)) - 1  # the overview is for other places
-    assert all(label and len(label) > 30 for label in page.labels)
+def test_every_figure_is_described(report: Path) -> None:
+    labels = parsed(report).labels
+    assert len(labels) == 5
+    assert all(label and len(label) > 30 for label in labels)
+
+
+def test_nothing_at_all_is_still_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "empty.html"
+    path.write_text(page("Nothing", [], {}, facts={}, conclusions=[], provenance={}), encoding="utf-8")
+    assert parsed(path).labels == []
 
 
 def test_figures_follow_the_theme_of_the_page(report: Path) -> None:
@@ -564,9 +536,9 @@ def test_figures_follow_the_theme_of_the_page(report: Path) -> None:
 def test_numbers_are_on_the_page(report: Path, results: dict[str, Any]) -> None:
     text = " ".join(parsed(report).text)
     assert results["localization"]["verdict"][1:] in text
-    assert "intact 98.5\u00a0% / 96\u00a0%; without the 41 SCU 3\u00a0% / 93\u00a0% (as many random units" in text
-    assert "Refusal is first measured below 50 % with the top 41 units (1.3\u00a0%) removed" in text
-    assert "Refusal stays at 50 % or above with up to 192 random units removed" in text
+    assert "Malicious prompts refused: base 0\u00a0%, unaligned 0.4\u00a0%, aligned 98.5\u00a0%" in text
+    assert "random, as many as SCU" in text
+    assert "The search settled on α = 1.1" in text
     for conclusion in results["conclusions"]:
         assert conclusion["text"] in text
     assert "Does not show" in text
@@ -582,25 +554,11 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     results["conclusions"][0] |= {"effect": evil, "shows": evil, "text": evil, "paper": evil}
     results["provenance"]["command"] = evil
     results["provenance"]["datasets"][evil] = {evil: evil}
-    path = write_report(results, tmp_path / "report.html")
+    path = written(results, tmp_path)
     assert "<script" not in path.read_text(encoding="utf-8")
     page = parsed(path)
     assert evil in "".join(page.text)
     assert len(page.ids) == len(set(page.ids))
-
-
-def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_report(invented_results(), tmp_path / "report.html")
-    old = path.read_text(encoding="utf-8")
-
-    def fails(*_: object, **__: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="disk full"):
-        write_report({}, path)
-    assert path.read_text(encoding="utf-8") == old
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_package_does_not_import_matplotlib() -> None:

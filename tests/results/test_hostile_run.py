@@ -17,6 +17,8 @@ from commands import refuse, succeed
 from hostile import MARK, PAYLOADS, SHAPE, SVG, WORDS, folder_of, hostile_run, record
 from safecircuits.base.files import write_text
 from safecircuits.cli.config import _parse
+from safecircuits.model.sites import ModelShape
+from safecircuits.papers.safety_layers.study import StudySubject
 from safecircuits.plots.style import RC
 from safecircuits.plots.svg import inline_saved, inline_svg
 from safecircuits.results.result import Result
@@ -332,13 +334,17 @@ def test_findings_do_not_steer_the_terminal(tmp_path: Path) -> None:
 
 
 def test_a_study_of_other_parts_is_one_line(tmp_path: Path) -> None:
-    for command in ("demo", "study safety-layers", "study ssah"):
-        for number, results in enumerate(({"behavior": 5}, {"similarity": {"a": {"gap_deg": "x"}}}, [1])):
-            run = folder_of(tmp_path / f"{command}{number}", record(command=command))
-            (run / "results.json").write_text(json.dumps(results))
-            text = refuse("report", run)
-            assert len(text.strip().splitlines()) == 1
-            assert not (run / "report.html").exists()
+    """A run is a study if its subject is one, whatever its record says; and what the subject misses is said."""
+    with RunDirectory.open(tmp_path / "run", "study ssah", {}) as run:
+        shape = ModelShape(architecture="a", n_layers=2, d_model=4, d_mlp=8, n_heads=2, n_kv_heads=2)
+        run.result("subject", StudySubject("organism:aligned", shape, None))
+    assert "results/behavior' holds no readable result" in refuse("report", tmp_path / "run")
+    assert not (tmp_path / "run" / "report.html").exists()
+    subject = tmp_path / "run" / "results" / "subject" / "result.json"
+    text = subject.read_text()
+    for old, new in (('"planted"', '"plan"'), ('"source"', '"shape"'), ('"n_layers"', '"layers"')):
+        subject.write_text(text.replace(old, new))
+        assert len(refuse("report", tmp_path / "run").strip().splitlines()) == 1
 
 
 MERGES = "".join(f"{new}: &{new} {{<<: [*{old}, *{old}]}}\n" for old, new in ("ab", "bc"))

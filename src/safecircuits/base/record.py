@@ -1,4 +1,4 @@
-"""What figures and tables are made from: plain records of arrays and numbers, as in ``results.json``.
+"""What figures and tables are made from: plain records of arrays and numbers.
 
 A result has ``record()``; whatever draws takes such a record, or something that has one, and knows no result classes.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 Record: TypeAlias = Mapping[str, Any]
-"""Plain data as in ``results.json``: numbers, strings, lists or arrays, and further records by name."""
+"""Plain data: numbers, strings, lists or arrays, and further records by name."""
 
 
 class Recorded(Protocol):

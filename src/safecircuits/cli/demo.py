@@ -23,8 +23,8 @@ def demo(
 
     Example: safecircuits demo --out demo
     """
-    from safecircuits.demo.chain import demo_inputs, demo_into
     from safecircuits.demo.settings import DemoSettings
+    from safecircuits.demo.study import demo_inputs, demo_into
 
     device = "cpu" if run.torch_device is None else str(run.torch_device)
     dtype = None if run.dtype is None else run.dtype.value

@@ -85,10 +85,6 @@ def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
     run = SavedRun.open(folder)
     if "subject" in run.kinds() and isinstance(subject := run.result("subject"), Subject):
         html, _ = subject.study(folder).page(run_provenance(run.record))
-    elif run.command == "demo":
-        from safecircuits.demo.chain import saved_page
-
-        html = saved_page(folder, run.record)
     elif out is None and REPORT in run.record["files"]:
         raise ValueError(
             f"{str(folder / REPORT)!r} is the page that the run made itself, which holds more than its results say; "

@@ -1,2 +1,3 @@
-from .chain import run_demo as run_demo
 from .settings import DemoSettings as DemoSettings
+from .study import DemoStudy as DemoStudy
+from .study import run_demo as run_demo

@@ -1,96 +1,157 @@
-"""The station of the demo that protects: the same fine-tuning with different parts frozen."""
+"""The demo's part that protects: the same fine-tuning with different parts frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from safecircuits.base.stats import mean_interval, rate_interval
-from safecircuits.base.vocabulary import LayerRange
-from safecircuits.demo.bench import REFUSAL_TOKENS, SUBJECT, Bench
-from safecircuits.demo.parts import Results
+from safecircuits.base.stats import mean_interval
+from safecircuits.behavior.stakes import nothing_to_lose
+from safecircuits.demo.layers import LOCATED
+from safecircuits.demo.settings import SMALL, SUBJECT, Demo
+from safecircuits.demo.units import UNITS
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.sites import ModelShape
+from safecircuits.papers.conclusion import Conclusion
+from safecircuits.papers.page import StudyPage, arms_table
+from safecircuits.papers.part import Part, Shown
+from safecircuits.plots.rates import plot_finetune
+from safecircuits.report.sections import Exhibit
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.finetuning import finetuning_study
-from safecircuits.studies.outcome import FinetuningStudy, StudyRun
+from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task
 from safecircuits.studies.ssah import scu_top_cu
-from safecircuits.units.groups import UnitGroups
+
+LABELS = {
+    "none": "nothing frozen",
+    "safety_layers": "safety layers",
+    "random_layers": "other layers",
+    "scu_cu": "SCU + top CU",
+    "random": "random units",
+}
 
 
-def finetune_arms(bench: Bench, layers: LayerRange, groups: UnitGroups) -> Results:
-    """What a new task leaves of refusal, by what is frozen: nothing, layers, units, and as much drawn by seed."""
-    shape = ModelShape.of(bench.model)
-    s = bench.settings
-    arms = _arms(layers, groups, shape, s.top_cu)
-    study = bench.run.kept(
-        "finetuning",
-        FinetuningStudy,
-        lambda: finetuning_study(
-            SUBJECT,
-            [replace(organism_new_task(seed=s.seed), held_out=bench.sets["new_task", "test"])],
-            list(arms.values()),
-            malicious=bench.prompts("malicious", s.malicious),
-            over_rejection=bench.prompts("over_rejection", s.over_rejection),
-            utility=bench.prompts("utility", s.utility),
-            evaluation={"refusal_tokens": REFUSAL_TOKENS},
-            seeds=s.seeds,
-            settings=s.finetuning,
-            points=1,
-            curve_prompts=1,
-            out=bench.run.work("finetuning"),
-            **bench.placing,
-        ),
+def _arms(study: Demo) -> list[Arm]:
+    layers, top_cu, n_layers = study[LOCATED].layers, study.settings.top_cu, study.shape.n_layers
+    block, scu_cu = FreezeMask.layers(layers), scu_top_cu(study[UNITS], top_cu).mask
+    n_others = min(len(layers), n_layers - len(layers))
+    others = f"{n_others} layers outside {layers}, drawn by seed"
+    return [
+        Arm("none", "nothing"),
+        Arm("safety_layers", f"layers {layers}", block),
+        *([Arm("random_layers", others, block, draw="layers")] if n_others else []),
+        Arm("scu_cu", f"all SCU and the top {100 * top_cu:g} % of CU", scu_cu),
+        Arm("random", "as many units of each site, drawn by seed", scu_cu, draw="units"),
+    ]
+
+
+def _tune(study: Demo) -> FinetuningStudy:
+    s, arms = study.settings, _arms(study)
+    study.let_go()
+    sets: dict[str, Any] = {key: study.measured[key] for key in ("malicious", "over_rejection", "utility")}
+    return finetuning_study(
+        SUBJECT,
+        [replace(organism_new_task(seed=s.seed), held_out=study.sets["new_task", "test"])],
+        arms,
+        **sets,
+        evaluation={"refusal_tokens": s.max_new_tokens},
+        seeds=s.seeds,
+        settings=s.finetuning,
+        points=1,
+        curve_prompts=1,
+        out=study.work("finetuning"),
+        **s.placing,
     )
-    bench.run.table("finetuning", study.summary())
-    part: Results = {"task": "new_task", "settings": {**s.finetuning, "seeds": list(s.seeds)}}
-    part["before"] = _with_new_task(study.runs[0].before)
-    for label, arm in arms.items():
-        masks = [arm.mask_for(shape, seed) for seed in s.seeds]
-        part[arm.name] = _summary(label, arm, masks, [run for run in study.runs if run.arm == arm.name])
-    if "random_layers" in part:
-        part["random_layers"]["size_matched"] = 2 * len(layers) <= shape.n_layers
-    return part
 
 
-def _arms(layers: LayerRange, groups: UnitGroups, shape: ModelShape, top_cu: float) -> dict[str, Arm]:
-    block, scu_cu = FreezeMask.layers(layers), scu_top_cu(groups, top_cu).mask
-    n_others = min(len(layers), shape.n_layers - len(layers))
-    arms = {
-        "nothing frozen": Arm("none", "nothing"),
-        "safety layers": Arm("safety_layers", f"layers {layers}", block),
-        "other layers": Arm(
-            "random_layers", f"{n_others} layers outside {layers}, drawn by seed", block, draw="layers"
-        ),
-        "SCU + top CU": Arm("scu_cu", f"all SCU and the top {100 * top_cu:g} % of CU", scu_cu),
-        "random units": Arm("random", "as many units of each site, drawn by seed", scu_cu, draw="units"),
-    }
-    if n_others == 0:
-        del arms["other layers"]
-    return arms
+def finetune_record(study: Demo) -> dict[str, Any]:
+    """Each arm's rates as ``plot_finetune`` takes them, with those of each seed, and those before."""
+    tuned = study[FINETUNING]
+    names = {"malicious_refused": "malicious_refused", "over_rejected": "over_rejected", "utility": "utility"}
+    names["new_task"] = "task_score"
+    record: dict[str, Any] = {"before": {key: tuned.runs[0].before[name] for key, name in names.items()}}
+    for row in tuned.summary().to_dict("records"):
+        arm = str(row["arm"])
+        record[arm] = {"label": LABELS[arm], "share_of_parameters": row["share_frozen"]}
+        for key, name in names.items():
+            seeds = [run.figures[name] for run in tuned.of(str(row["scenario"]), arm)]
+            spread = [row[f"{name}_low"], row[f"{name}_high"]]
+            record[arm] |= {key: row[name], f"{key}_interval": spread, f"{key}_seeds": seeds}
+    return record
 
 
-def _summary(label: str, arm: Arm, masks: list[FreezeMask | None], runs: list[StudyRun]) -> Results:
-    """Means over the seeds of an arm, what it froze, and whether that stayed as it was."""
-    summary: Results = {"label": label, "frozen": arm.frozen}
-    measured = [_with_new_task(run.figures) | {"train_loss": run.train_loss} for run in runs]
-    for key in measured[0]:
-        values = [figures[key] for figures in measured]
-        over = mean_interval if key == "train_loss" else rate_interval
-        mean, low, high = over(torch.tensor(values, dtype=torch.float64))
-        summary |= {key: mean, f"{key}_interval": [low, high], f"{key}_seeds": values}
-    summary["share_of_units"] = sum(mask.share_of_units() if mask else 0.0 for mask in masks) / len(masks)
-    summary["share_of_parameters"] = sum(run.share_frozen for run in runs) / len(runs)
+def _show(study: Demo, made: StudyPage) -> None:
+    tuned, record = study[FINETUNING], finetune_record(study)
+    plot_finetune(record, ax=made.axes("finetune", 0.9 + 0.52 * len(tuned.arms)))
+    used = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in study.settings.finetuning.items())
     # With nothing frozen there is nothing that could have moved.
-    summary["frozen_bit_identical"] = all(run.frozen_bit_identical is not False for run in runs)
-    return summary
+    same = all(run.frozen_bit_identical is not False for run in tuned.runs)
+    frozen = "; ".join(f"{LABELS[arm]}: {what}" for arm, what in tuned.frozen.items())
+    caption = f"{frozen}. Frozen entries {'are bit-identical' if same else 'changed'} afterwards."
+    label = "Rates after fine-tuning in each arm, with seeds, intervals and the rates before"
+    made.add(
+        "finetune",
+        "What fine-tuning leaves",
+        "A model that refuses learns a harmless new task, which can wear its refusals away. Each arm freezes another "
+        f"part of the model while it learns. Settings: {used}, {len(study.settings.seeds)} seeds.",
+        [Exhibit("finetune", label, caption, [arms_table(tuned.summary())])],
+    )
 
 
-def _with_new_task(figures: Mapping[str, float]) -> dict[str, float]:
-    """A study's figures under the demo's names."""
-    return {key: figures[key] for key in ("malicious_refused", "over_rejected", "utility")} | {
-        "new_task": figures["task_score"]
-    }
+def _keeps(study: Demo, arm: str, reference: str) -> tuple[str, str]:
+    """Whether ``arm`` keeps more refusal than ``reference``; the seeds pair the runs."""
+    tuned = study[FINETUNING]
+    if reference not in tuned.arms:
+        return "inconclusive", "The located block is the whole model: there is nothing to compare it with."
+    ours, theirs = (tuned.of(tuned.scenarios[0], one) for one in (arm, reference))
+    pairs = zip(ours, theirs, strict=True)
+    differences = [a.figures["malicious_refused"] - b.figures["malicious_refused"] for a, b in pairs]
+    mean, low, high = mean_interval(torch.tensor(differences, dtype=torch.float64), within=(-1, 1))
+
+    def percent(one: str, figure: str = "malicious_refused") -> str:
+        return f"{100 * tuned.mean(tuned.scenarios[0], one, figure):.1f} %"
+
+    before, kept = tuned.runs[0].before, tuned.mean(tuned.scenarios[0], reference)
+    text = (
+        f"After fine-tuning, refusal is {percent(arm)} with {tuned.frozen[arm]} frozen and "
+        f"{percent(reference)} with {tuned.frozen[reference]} frozen (before: "
+        f"{100 * before['malicious_refused']:.1f} %); a difference of {100 * mean:+.1f} points "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}] over {len(ours)} seeds. The new task is "
+        f"answered right in {percent(arm, 'task_score')} and {percent(reference, 'task_score')}."
+    )
+    if why := nothing_to_lose(before, "malicious_refused"):
+        return "inconclusive", f"{why} {text}"
+    if before["malicious_refused"] - kept < SMALL:
+        return "inconclusive", f"There was next to no loss to prevent. {text}"
+    if reference == "random_layers" and 2 * len(study[LOCATED].layers) > study.shape.n_layers:
+        return "unclear", f"{text} The two are not of equal size: the model has too few other layers."
+    if low > 0 or high < 0:
+        return ("yes" if low > 0 else "no"), text
+    return ("no" if max(abs(low), abs(high)) < SMALL else "unclear"), text
+
+
+def _claim_layers(study: Demo) -> Iterator[Conclusion]:
+    keeps = _keeps(study, "safety_layers", "none")
+    yield "Freezing the safety layers keeps refusal in fine-tuning", "Safety Layers", *keeps
+    keeps = _keeps(study, "safety_layers", "random_layers")
+    yield "It is these layers, not as many others", "Safety Layers", *keeps
+
+
+def _claim_units(study: Demo) -> Iterator[Conclusion]:
+    yield "Freezing SCU and the top CU keeps refusal in fine-tuning", "SSAH", *_keeps(study, "scu_cu", "none")
+    yield "It is these units, not as many others", "SSAH", *_keeps(study, "scu_cu", "random")
+
+
+FINETUNING: Part[Demo, FinetuningStudy] = Part(
+    "finetuning",
+    FinetuningStudy,
+    _tune,
+    says="fine-tuning arms",
+    section=_show,
+    claims=_claim_units,
+    tables=lambda study: {"finetuning": study[FINETUNING].summary()},
+)
+FROZEN_LAYERS = Shown[Demo](claims=_claim_layers)

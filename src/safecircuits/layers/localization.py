@@ -181,7 +181,7 @@ class Localization(Result):
         return pd.DataFrame(rows)
 
     def record(self) -> dict[str, Any]:
-        """The counts of both sweeps with what they are held against, as in ``results.json``."""
+        """The counts of both sweeps with what they are held against."""
         rows = self.to_frame().to_dict("records")
         return {
             "alpha": self.alpha,

@@ -11,17 +11,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from safecircuits.base.record import Record, Recorded, ablations, records_of
 from safecircuits.base.text import percent, points
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.layers.localization import Localization
 from safecircuits.plots.finetuning import plot_study
+from safecircuits.plots.layers import plot_sweeps
 from safecircuits.plots.rates import plot_behavior
 from safecircuits.plots.style import COLUMN
+from safecircuits.plots.units import plot_ablation, plot_unit_map
 from safecircuits.report import captions, tables
 from safecircuits.report.html import page
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
 from safecircuits.studies.comparison import Comparison
 from safecircuits.studies.outcome import RATES, FinetuningStudy
+from safecircuits.units.ablation import ONE_DRAW, AblationTable
+from safecircuits.units.groups import UnitGroups
 
 
 @dataclass
@@ -54,11 +59,58 @@ class StudyPage:
         return html, self.figures
 
 
-def behavior_exhibit(made: StudyPage, name: str, label: str, behavior: Mapping[str, Behavior]) -> Exhibit:
+def behavior_exhibit(made: StudyPage, name: str, label: str, behavior: Mapping[str, Recorded | Record]) -> Exhibit:
     """The rates of several models as a figure of that name, in words, and as a table."""
-    record = {model: found.record() for model, found in behavior.items()}
+    record = records_of(behavior)
     plot_behavior(record, ax=made.axes(name, 0.85 + 0.42 * len(record)))
     return Exhibit(name, label, captions.behavior(record), [tables.behavior(record)])
+
+
+def sweeps_exhibit(made: StudyPage, name: str, label: str, found: Localization, lead: str = "") -> Exhibit:
+    """The counts of a localization as a figure of that name, in words after ``lead``, and as tables."""
+    record = found.record()
+    plot_sweeps(record, ax=made.axes(name))
+    return Exhibit(name, label, f"{lead}{captions.sweeps(record)}", tables.sweeps(record))
+
+
+def groups_exhibit(made: StudyPage, name: str, label: str, lead: str, groups: UnitGroups) -> Exhibit:
+    """Where the units of each group lie, as a figure of that name and as a table, with the groups' shares."""
+    record = groups.record()
+    plot_unit_map(record, ax=made.axes(name, 3.2))
+    shares = ", ".join(f"{group} {percent(share)}" for group, share in groups.shares().items())
+    return Exhibit(name, label, f"{lead}{shares}.", [tables.unit_map(record)])
+
+
+def removal_exhibit(
+    made: StudyPage, name: str, label: str, lead: str, table: AblationTable, numbers: Sequence[Table] = ()
+) -> Exhibit:
+    """What is left without each group, as a figure of that name, and ``numbers`` or a table of its own."""
+    plot_ablation(table, ax=made.axes(name))
+    drawn = "Diamonds and dots: without as many random units, the mean and each draw."
+    if any(len(row.random_controls) == 1 for row in table.rows):
+        drawn = f"Diamonds: {ONE_DRAW} (--controls 5)."
+    caption = f"{lead}{drawn}"
+    return Exhibit(name, label, caption, numbers or [removal_table(table, "activations set to zero")])
+
+
+def removal_table(table: AblationTable, condition: str) -> Table:
+    """Rates left by what is removed; of few random draws the least and the most."""
+    groups, controls = ablations(table)
+    # These say more than an interval that may leave the unit range.
+    spread = {
+        name: {
+            **row,
+            **{
+                f"{draws.removesuffix('_draws')}_interval": [min(row[draws]), max(row[draws])]
+                for draws in row
+                if draws.endswith("_draws")
+            },
+        }
+        for name, row in controls.items()
+    }
+    plain_table = tables.ablation(groups, spread)
+    title = f"Rates left [95 %; of random draws least, most]: {condition}"
+    return Table(title, plain_table.columns, plain_table.rows)
 
 
 def published_exhibit(title: str, rows: Sequence[Sequence[str]]) -> Exhibit:

@@ -114,24 +114,6 @@ def _onsets(gaps: Mapping[str, Any], onset: Any) -> dict[str, tuple[int, int] | 
     return {next(iter(gaps)) if len(gaps) == 1 else "onset": bounds(onset)}
 
 
-def plot_planted_layers(planted: Record, gap: Recorded | Record | Sequence[float], *, ax: Axes | None = None) -> Axes:
-    """The gap curve of a model with a planted block, with that block and what each method found.
-
-    Args:
-        planted: ``planted``, ``onset`` and ``localized`` as (first, last) pairs or None.
-        gap: of that model; see ``plot_gap``.
-    """
-    name = "planted-layers"
-    found = (planted.get("localization") or {}).get("located", True)
-    return plot_gap(
-        {name: gap},
-        onset={name: planted.get("onset")},
-        planted=planted.get("planted"),
-        localized=planted.get("localized") if found else None,
-        ax=ax,
-    )
-
-
 @styled
 def plot_pair_curves(
     gap: Recorded | Record, *, kinds: Sequence[str] = ("nn", "mm", "nm"), ax: Axes | None = None
@@ -175,7 +157,7 @@ def plot_sweeps(localization: Recorded | Record, ax: Axes | None = None) -> Axes
     apart from not scaling at all.
 
     Args:
-        localization: a ``Localization``, or its record in ``results.json``.
+        localization: a ``Localization``, or its record.
     """
     ax = axes_or_new(ax)
     record = record_of(localization)

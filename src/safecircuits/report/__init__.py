@@ -1,4 +1,4 @@
-"""Figures and the self-contained report, from results as plain data; ``report.figures`` also draws result objects."""
+"""Pages of runs: of one, from what it saved, and of several, held against each other."""
 
 import lazy_loader
 

@@ -1,2 +1,4 @@
-from .figures import save_figures as save_figures
-from .html import write_report as write_report
+from .html import page as page
+from .run_page import run_page as run_page
+from .saved import SavedRun as SavedRun
+from .saved import open_runs as open_runs

@@ -6,23 +6,21 @@ in its head lets a browser run no script and fetch nothing, whatever should get 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from safecircuits.base.files import write_text
-from safecircuits.base.outputs import GENERATOR, require_replaceable
+from safecircuits.base.outputs import GENERATOR
 from safecircuits.base.record import Record
 from safecircuits.base.text import plain
 from safecircuits.plots.style import styled
 from safecircuits.plots.svg import inline_saved, inline_svg
-from safecircuits.report.figures import single_figures, slugs
-from safecircuits.report.sections import Exhibit, Section, sections
+from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import mapping
 
 if TYPE_CHECKING:
@@ -36,8 +34,6 @@ VERDICTS = {
 }
 """Mark and words for what a conclusion ``shows``."""
 
-MODEL_FACTS = {"n_parameters": "parameters", "n_layers": "layers", "n_heads": "heads", "n_kv_heads": "key/value heads"}
-
 
 @dataclass(frozen=True)
 class Plate:
@@ -45,41 +41,6 @@ class Plate:
 
     exhibit: Exhibit
     svg: Markup | None
-
-
-def write_report(results: Record, path: str | Path) -> Path:
-    """Write ``results`` (see ``results.json``) as one self-contained HTML file, complete or not at all.
-
-    Parts that are absent from ``results`` are absent from the report. All strings are escaped.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: if there is a file that is no report.
-
-    Examples:
-        >>> import json
-        >>> from pathlib import Path
-        >>> results = json.loads(Path("demo/results.json").read_text())  # doctest: +SKIP
-        >>> sc.report.write_report(results, "report.html")  # doctest: +SKIP
-    """
-    require_replaceable(path, "report")
-    return write_text(path, render(results))
-
-
-@styled
-def render(results: Record) -> str:
-    """The report as HTML."""
-    model = results.get("model") or {}
-    return page(
-        f"Safety circuits of “{model['name']}”" if model.get("name") else "Safety circuits",
-        sections(results),
-        single_figures(results),
-        facts={MODEL_FACTS.get(key, key): value for key, value in model.items() if key != "name"},
-        conclusions=results.get("conclusions") or [],
-        provenance=results.get("provenance") or {},
-    )
 
 
 @styled
@@ -126,3 +87,16 @@ def page(
 def _inline(drawing: Figure | str, name: str, exhibit: Exhibit) -> Markup:
     label = f"{exhibit.label}. {exhibit.caption}"
     return inline_saved(drawing, name, label) if isinstance(drawing, str) else inline_svg(drawing, name, label)
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Names as parts of file names and ids, all different: ``planted-layers`` becomes ``planted_layers``."""
+    made: dict[str, str] = {}
+    for name in names:
+        plain = slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "unnamed"
+        number = 1
+        while slug in made.values():
+            number += 1
+            slug = f"{plain}_{number}"
+        made[name] = slug
+    return made

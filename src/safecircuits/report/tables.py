@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safecircuits.base.record import RATES, Record, arms, curve, number
+from safecircuits.base.record import RATES, Record, number
 from safecircuits.base.text import layers, percent, plain, rate_with_interval
 from safecircuits.plots.style import METRICS
 from safecircuits.plots.units import SITE_NAMES
@@ -33,15 +33,6 @@ def gaps(stages: Mapping[str, Record]) -> Table:
     n_layers = max(len(row["gap_deg"]) for row in stages.values())
     rows = [[str(i), *(_at(row["gap_deg"], i, ".2f") for row in stages.values())] for i in range(n_layers)]
     return Table("Angle gap in degrees, by layer", ["layer", *stages], rows)
-
-
-def cosines(name: str, row: Record) -> Table:
-    def cell(kind: str, layer: int) -> str:
-        return f"{_at(row.get(f'{kind}_mean'), layer, '.3f')} ± {_at(row.get(f'{kind}_std'), layer, '.3f')}"
-
-    rows = [[str(i), *(cell(kind, i) for kind in ("nn", "mm", "nm"))] for i in range(len(row["nm_mean"]))]
-    title = f"Cosine similarity of {name}, mean ± standard deviation over pairs"
-    return Table(title, ["layer", "N–N", "M–M", "N–M"], rows)
 
 
 def sweeps(localization: Record) -> list[Table]:
@@ -83,41 +74,6 @@ def unit_map(per_layer: Record) -> Table:
     return Table("Units of each group, by layer", ["units", *map(str, range(n_layers))], rows)
 
 
-def planted_layers(block: Record) -> Table:
-    rows = [
-        ["planted", layers(block.get("planted")), "–"],
-        ["onset of the angle gap", layers(block.get("onset")), percent(number(block.get("onset_overlap")))],
-        ["scaling sweeps", layers(block.get("localized")), percent(number(block.get("overlap")))],
-    ]
-    return Table("Planted and found", ["what", "layers", "overlap"], rows)
-
-
-def ablation_curve(title: str, points: Sequence[Record]) -> Table:
-    points = curve(points)
-    names = [*_rates_in(points), *(["planted_share"] if any("planted_share" in row for row in points) else [])]
-    rows = [[plain(row["removed"]), percent(number(row.get("share"))), *_cells(row, names)] for row in points]
-    return Table(title, ["removed", "share of units", *map(rate_name, names)], rows)
-
-
-def finetune(record: Record) -> list[Table]:
-    """Means with intervals, and the rates of each seed."""
-    rows = arms(record)
-    names = _rates_in(rows.values())
-    labels = {name: str(row.get("label") or name.replace("_", " ")) for name, row in rows.items()}
-    before = record.get("before") or {}
-    means = [["before", "–", "–", "–", *_cells(before, names)]] if before else []
-    for name, row in rows.items():
-        share = percent(number(row.get("share_of_parameters")))
-        same = plain(row.get("frozen_bit_identical"))
-        means.append([labels[name], plain(row.get("frozen")), share, same, *_cells(row, names)])
-    columns = ["arm", "frozen", "share of parameters", "bit-identical", *map(rate_name, names)]
-    tables = [Table("Mean over seeds [95 % interval]", columns, means)]
-    if any(f"{rate}_seeds" in row for row in rows.values() for rate in names):
-        seeds = [[labels[name], *(_seeds(row, rate) for rate in names)] for name, row in rows.items()]
-        tables.append(Table("Rates of each seed", ["arm", *map(rate_name, names)], seeds))
-    return tables
-
-
 def mapping(title: str, record: Record) -> Table:
     """Any mapping, one row an entry; entries that are mappings have a column for each of their keys."""
     entries = {str(name): value if isinstance(value, Mapping) else {"value": value} for name, value in record.items()}
@@ -128,7 +84,7 @@ def mapping(title: str, record: Record) -> Table:
 
 def rate_name(name: str) -> str:
     """``malicious_refused`` as a column is headed."""
-    return METRICS[name].label if name in METRICS else {"planted_share": "planted among removed"}[name]
+    return METRICS[name].label
 
 
 def _rates_in(rows: Any) -> list[str]:
@@ -138,10 +94,6 @@ def _rates_in(rows: Any) -> list[str]:
 
 def _cells(row: Record, names: Sequence[str]) -> Iterator[str]:
     return (rate_with_interval(row, name) for name in names)
-
-
-def _seeds(row: Record, rate: str) -> str:
-    return ", ".join(percent(number(value)) for value in row.get(f"{rate}_seeds") or ()) or "–"
 
 
 def _change(row: Record) -> str:

@@ -21,6 +21,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.behavior.reference": ("ResponseLoss", "RougeScores"),
     "safecircuits.behavior.sampling": ("SampledRefusals",),
     "safecircuits.behavior.verdict": ("Tally", "Verdicts"),
+    "safecircuits.demo.settings": ("DemoSettings",),
+    "safecircuits.demo.study": ("DemoSubject",),
     "safecircuits.direction.compare": ("DirectionComparison",),
     "safecircuits.direction.probe": ("DirectionProbe",),
     "safecircuits.direction.variants": ("Suffixes",),

@@ -123,6 +123,6 @@ def _loader(run: Run, source: str) -> Any:
 
 
 def _file_name(name: str) -> str:
-    from safecircuits.report.figures import slugs
+    from safecircuits.report.html import slugs
 
     return slugs([name])[name]

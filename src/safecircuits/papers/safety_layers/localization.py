@@ -13,13 +13,11 @@ from safecircuits.layers.decision import DecisionLayers, decision_layers
 from safecircuits.layers.localization import Direction, Localization, localize
 from safecircuits.layers.onset import search_start
 from safecircuits.papers.conclusion import Conclusion
-from safecircuits.papers.page import StudyPage
+from safecircuits.papers.page import StudyPage, sweeps_exhibit
 from safecircuits.papers.part import Part, Parts
 from safecircuits.papers.safety_layers.gap import GAPS
 from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
 from safecircuits.plots.decision import plot_decision
-from safecircuits.plots.layers import plot_sweeps
-from safecircuits.report import captions, tables
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 
@@ -73,10 +71,7 @@ def _decide(study: SafetyLayers) -> DecisionLayers:
 def _section(study: SafetyLayers, made: StudyPage) -> None:
     exhibits = []
     for number, (name, found) in enumerate(study[SEARCHES].items()):
-        record = found.record()
-        plot_sweeps(record, ax=made.axes(f"sweeps_{number}"))
-        caption = f"{name}. {captions.sweeps(record)}"
-        exhibits.append(Exhibit(f"sweeps_{number}", name, caption, tables.sweeps(record)))
+        exhibits.append(sweeps_exhibit(made, f"sweeps_{number}", name, found, f"{name}. "))
     decision = study[DECISION]
     plot_decision(decision, planted=study.planted, ax=made.axes("decision"))
     label = "Decision carried by patching after each layer"

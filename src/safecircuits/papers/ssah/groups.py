@@ -7,15 +7,11 @@ from typing import Any
 
 import torch
 
-from safecircuits.base.text import percent
 from safecircuits.model.sites import HookedModel
-from safecircuits.papers.page import StudyPage
+from safecircuits.papers.page import StudyPage, groups_exhibit
 from safecircuits.papers.part import Parts
 from safecircuits.papers.ssah.settings import Cut, Ssah
-from safecircuits.plots.units import plot_unit_map
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.report import tables
-from safecircuits.report.sections import Exhibit
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.comparison import Candidate
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
@@ -68,11 +64,8 @@ def _without_safety(groups: UnitGroups) -> UnitGroups:
 def _section(study: Ssah, made: StudyPage) -> None:
     exhibits = []
     for number, (name, groups) in enumerate(study[UNITS].items()):
-        counts = groups.record()
-        plot_unit_map(groups, ax=made.axes(f"groups_{number}", 3.2))
-        shares = ", ".join(f"{group} {percent(share)}" for group, share in groups.shares().items())
         label = f"Units of each group by layer, {name}"
-        exhibits.append(Exhibit(f"groups_{number}", label, f"By {name}: {shares}.", [tables.unit_map(counts)]))
+        exhibits.append(groups_exhibit(made, f"groups_{number}", label, f"By {name}: ", groups))
     made.add(
         "groups",
         "The four groups",

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import without_bars
-from safecircuits.base.record import ablations
 from safecircuits.base.stats import mean_interval
 from safecircuits.base.text import percent, points
 from safecircuits.behavior.evaluate import Behavior, evaluate
@@ -20,14 +19,11 @@ from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model
 from safecircuits.papers.conclusion import Conclusion
-from safecircuits.papers.page import StudyPage
+from safecircuits.papers.page import StudyPage, removal_exhibit, removal_table
 from safecircuits.papers.part import Part, Parts, by_first
 from safecircuits.papers.ssah.groups import UNITS
 from safecircuits.papers.ssah.scores import measured
 from safecircuits.papers.ssah.settings import PAPER, Ssah
-from safecircuits.plots.units import plot_ablation
-from safecircuits.report import tables
-from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import MARGIN
@@ -117,12 +113,11 @@ def _section(study: Ssah, made: StudyPage) -> None:
     pruned = by_first(study[PRUNED])
     exhibits = []
     for number, (name, found) in enumerate(removed(study).items()):
-        plot_ablation(found["zero"], ax=made.axes(f"removals_{number}"))
-        numbers = [_removal_table(condition, table) for condition, table in found.items()]
+        numbers = [removal_table(table, CONDITIONS[condition]) for condition, table in found.items()]
         if name in pruned:
             numbers.append(_pruned_table(pruned[name]))
-        caption = f"Groups by {name}. Diamonds and dots: without as many random units, the mean and each draw."
-        exhibits.append(Exhibit(f"removals_{number}", f"Groups by {name} removed", caption, numbers))
+        key, label = f"removals_{number}", f"Groups by {name} removed"
+        exhibits.append(removal_exhibit(made, key, label, f"Groups by {name}. ", found["zero"], numbers))
     made.add(
         "removals",
         "What each group carries (Table 1)",
@@ -130,26 +125,6 @@ def _section(study: Ssah, made: StudyPage) -> None:
         "says, refusal goes with the SCU and utility with the UCU, and nothing much with the RU.",
         exhibits,
     )
-
-
-def _removal_table(condition: str, table: AblationTable) -> Table:
-    groups, controls = ablations(table)
-    # Of few draws the least and the most say more than an interval that may leave the unit range.
-    spread = {
-        name: {
-            **row,
-            **{
-                f"{rate}_interval": [min(row[draws]), max(row[draws])]
-                for draws in row
-                if draws.endswith("_draws")
-                for rate in [draws.removesuffix("_draws")]
-            },
-        }
-        for name, row in controls.items()
-    }
-    plain_table = tables.ablation(groups, spread)
-    title = f"Rates left [95 %; of random draws least, most]: {CONDITIONS[condition]}"
-    return Table(title, plain_table.columns, plain_table.rows)
 
 
 def _pruned_table(pruned: Mapping[str, PrunedGroup]) -> Table:
