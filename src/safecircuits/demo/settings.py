@@ -26,6 +26,11 @@ class DemoSettings(Running):
 
     Of a completion eight tokens are looked at: every refusal of the embedded language has begun by then (Safety Layers
     §3.4.3: 4 to 8 tokens).
+
+    Examples:
+        >>> settings = sc.demo.DemoSettings(malicious=50, utility=50)
+        >>> settings.backend, settings.scu
+        ('bridge', 0.013)
     """
 
     device: str = "cpu"

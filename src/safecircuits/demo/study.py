@@ -27,7 +27,12 @@ from safecircuits.results.run import AlreadyComplete, RunDirectory
 
 
 class DemoStudy(Demo):
-    """All parts of the demo, in order."""
+    """All parts of the demo, in order: what ``run_demo`` gives.
+
+    Examples:
+        >>> study = sc.demo.run_demo("demo")  # doctest: +SKIP
+        >>> [entry["effect"] for entry in study.conclusions() if entry["shows"] == "no"]  # doctest: +SKIP
+    """
 
     behavior = BEHAVIOR
     normal = NORMAL
@@ -82,6 +87,11 @@ def run_demo(out: str | Path, settings: DemoSettings | None = None) -> DemoStudy
 
     Raises:
         ValueError: if the folder holds another run, or files that are none.
+
+    Examples:
+        >>> study = sc.demo.run_demo("demo", sc.demo.DemoSettings())  # doctest: +SKIP
+        >>> study.located.layers  # doctest: +SKIP
+        LayerRange(first=0, last=7)
     """
     settings = settings or DemoSettings()
     try:

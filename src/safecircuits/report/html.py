@@ -61,6 +61,11 @@ def page(
         conclusions: what shows and what does not: ``effect``, ``paper``, ``shows`` (yes, no, unclear,
             inconclusive) and ``text``.
         provenance: how the numbers were made; entries that are mappings become tables.
+
+    Examples:
+        >>> html = sc.report.page("Mine", [], {}, facts={"layers": 8}, conclusions=[], provenance={"seed": 0})
+        >>> "<title>Mine</title>" in html
+        True
     """
     ids = slugs(drawn)
     plates = [

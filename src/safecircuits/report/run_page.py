@@ -34,7 +34,11 @@ SHOWN = {
 
 
 def run_page(run: SavedRun) -> str:
-    """The page as HTML."""
+    """The page as HTML.
+
+    Examples:
+        >>> html = sc.report.run_page(sc.report.SavedRun.open("runs/gap"))  # doctest: +SKIP
+    """
     drawings, tables = run.drawings(), run.tables()
     numbers = {name: frame_table(titled(name), frame, f"tables/{name}.csv") for name, frame in tables.items()}
     findings = list(run.record.get("findings") or [])

@@ -25,7 +25,12 @@ ROWS = 200
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A complete run, and the name by which a page speaks of it."""
+    """A complete run, and the name by which a page speaks of it.
+
+    Examples:
+        >>> run = sc.report.SavedRun.open("runs/gap")  # doctest: +SKIP
+        >>> run.tables()["gap"], run.result("comparison")  # doctest: +SKIP
+    """
 
     folder: Path
     name: str
@@ -91,6 +96,9 @@ def open_runs(folders: Sequence[str | Path]) -> list[SavedRun]:
 
     Raises:
         ValueError: as ``SavedRun.open`` does; for one folder twice; for runs of different commands.
+
+    Examples:
+        >>> runs = sc.report.open_runs(["runs/one", "runs/other"])  # doctest: +SKIP
     """
     paths = [Path(folder).resolve() for folder in folders]
     for path in paths:
