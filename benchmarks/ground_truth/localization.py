@@ -33,6 +33,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.provenance import provenance
 
 FORMAT, VERSION = "safecircuits-ground-truth", 1
+TOKENS = 8  # the embedded models' refusals show in their first words
 COMPONENTS = ("all", "qkv+mlp")
 DIRECTIONS = ("up", "down")
 
@@ -136,13 +137,14 @@ class Scorer:
         alpha: float | str = "search",
     ) -> Localization:
         options: dict[str, Any] = {"alpha": alpha, "direction": direction, "components": components}
+        options |= {"max_new_tokens": TOKENS}
         return localize(model, self.over, start, resume=self._sweep(name, components), **options)
 
     def grid(self, model: HookedModel, member: dict[str, Any], name: str, components: str, direction: str) -> None:
         """Every block, at the α that the search has settled on."""
         bounds = member["methods"][f"bounds {direction}, {components}"]
         alpha = bounds.get("alpha", 1.1 if direction == "up" else 0.9)
-        options: dict[str, Any] = {"alpha": alpha, "components": components}
+        options: dict[str, Any] = {"alpha": alpha, "components": components, "max_new_tokens": TOKENS}
         grid = scaling_grid(model, self.over, resume=self._sweep(name, components), **options)
         member["methods"][f"grid {direction}, {components}"] = _of_grid(grid)
 

@@ -166,8 +166,10 @@ def test_evaluate_keeps_every_completion_when_the_detector_raises(tiny_bridge: A
 def test_sweeps_keep_completions_when_the_detector_raises(sweep: str, tiny_bridge: Any, tmp_path: Path) -> None:
     def run(detector: Any, path: Path | None) -> Any:
         if sweep == "localize":
-            return sc.localize(tiny_bridge, PROMPTS, (0, 1), alpha=1.3, reach=1, detector=detector, resume=path)
-        return sc.scaling_grid(tiny_bridge, PROMPTS, alpha=1.3, detector=detector, resume=path)
+            return sc.localize(
+                tiny_bridge, PROMPTS, (0, 1), alpha=1.3, reach=1, detector=detector, max_new_tokens=8, resume=path
+            )
+        return sc.scaling_grid(tiny_bridge, PROMPTS, alpha=1.3, detector=detector, max_new_tokens=8, resume=path)
 
     path = tmp_path / "sweep.jsonl"
     with pytest.raises(JudgingError, match="failed on completion 2") as caught:
@@ -186,7 +188,7 @@ def test_sweeps_keep_completions_when_the_detector_raises(sweep: str, tiny_bridg
 def test_a_sweep_whose_detector_never_works_still_keeps_the_unscaled_model(tiny_bridge: Any, tmp_path: Path) -> None:
     path = tmp_path / "sweep.jsonl"
     with pytest.raises(JudgingError, match="completion 0"):
-        sc.scaling_grid(tiny_bridge, PROMPTS, alpha=1.3, detector=Breaking(0), resume=path)
+        sc.scaling_grid(tiny_bridge, PROMPTS, alpha=1.3, detector=Breaking(0), max_new_tokens=8, resume=path)
     assert (
         tuple(json.loads(path.read_text().splitlines()[1])["completions"])
         == sc.generate(tiny_bridge, PROMPTS, max_new_tokens=8).texts

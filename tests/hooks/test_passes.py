@@ -640,7 +640,8 @@ class TestLeavingTheBatch:
         assert torch.equal(sc.refused(early.baseline.completions, detector), early.baseline.refused)
 
     def test_a_detector_that_cannot_decide_early_reads_whole_texts(self, tiny_bridge: Any) -> None:
-        grid = scaling_grid(tiny_bridge, PROMPTS, alpha=1.2, detector=lambda t: "a" in t, early_stop=True, **OPTIONS)
+        options: dict[str, Any] = {"alpha": 1.2, "detector": lambda t: "a" in t, "max_new_tokens": 8, **OPTIONS}
+        grid = scaling_grid(tiny_bridge, PROMPTS, **options, early_stop=True)
         assert grid.baseline.completions.cut is None
         assert grid.provenance["early_stop"] is False
 

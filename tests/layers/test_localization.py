@@ -191,7 +191,8 @@ def test_on_a_real_model_counts_follow_the_scaled_weights(tiny_bridge: Any, tiny
         return len(text) % 2 == 0
 
     start = Onset(LayerRange(1, 1), OnsetRule())
-    a, b = (localize(m, prompts, start, alpha=1.3, reach=1, detector=detector) for m in (tiny_bridge, tiny_hooked))
+    options: dict[str, Any] = {"alpha": 1.3, "reach": 1, "detector": detector, "max_new_tokens": 8}
+    a, b = (localize(m, prompts, start, **options) for m in (tiny_bridge, tiny_hooked))
     for sweep_a, sweep_b in ((a.upper, b.upper), (a.lower, b.lower)):
         for x, y in zip(sweep_a.points, sweep_b.points, strict=True):
             assert x.completions.texts == y.completions.texts

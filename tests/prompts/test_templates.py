@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import safecircuits as sc
 from safecircuits.layers.attention import attention_map
 from safecircuits.prompts.prompt_set import PromptSet, encode, render, resolve_template
-from safecircuits.prompts.templates import PINNED, Template, chat_text
+from safecircuits.prompts.templates import PINNED, Template, chat_text, stop_string
 
 OURS = "You are the lamp of the house."
 PUT = "{% for m in messages %}"
@@ -291,6 +291,35 @@ class TestTemplate:
                 "chat, system prompt 's', on 2021-03-04", "chat", "s", "2021-03-04",
             )  # fmt: skip
 
+    def test_options_reach_the_chat_template(self) -> None:
+        thinks = make_tokenizer(
+            PUT
+            + "{{ m['role'] + ':' + m['content'] + ';' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}"
+            "{% if enable_thinking is defined and not enable_thinking %}{{ '(no thought)' }}{% endif %}{% endif %}"
+        )
+        quiet = Template("chat", options={"enable_thinking": False})
+        messages = [{"role": "user", "content": "x"}]
+        want = thinks.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        assert render(thinks, "x", quiet) == want == "user:x;assistant:(no thought)"
+        assert render(thinks, "x", Template.of(quiet, "Be kind.")) == "system:Be kind.;" + want
+        assert resolve_template(thinks, Template(options={"enable_thinking": False})) == "chat, enable_thinking=false"
+        for other in (copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))):
+            assert other(quiet).options == {"enable_thinking": False}
+        with pytest.raises(ValueError, match="does not take the option 'thinking'"):
+            render(thinks, "x", Template(options={"thinking": False}))
+        for name in ("alpaca", "none", "Q: {instruction}"):
+            with pytest.raises(ValueError, match="options are of chat templates"):
+                render(thinks, "x", Template(name, options={"enable_thinking": False}))
+        with pytest.raises(ValueError, match="options are of chat templates; 'alpaca'"):
+            render(make_tokenizer(None), "x", Template(options={"enable_thinking": False}))
+
+    @pytest.mark.parametrize("name", ["tokenize", "return_tensors", "chat_template", "no name", 3])
+    def test_options_that_are_none(self, name: Any) -> None:
+        with pytest.raises(ValueError, match="a template option is what its chat template takes"):
+            Template(options={name: True})
+        with pytest.raises(ValueError, match="the template option style has a value of JSON"):
+            Template(options={"style": {1, 2}})
+
     def test_two_system_prompts_are_one_too_many(self, tiny_tokenizer: Any) -> None:
         with pytest.raises(ValueError, match="has the system prompt 'sure', but system='sorry'"):
             render(tiny_tokenizer, "x", Template(system="sure"), system="sorry")
@@ -330,3 +359,21 @@ class TestTemplate:
         sc.scaling_grid(tiny_bridge, ["find a lamp"], template=Template("none", system="sure"), **options)
         with pytest.raises(ValueError, match="made with another template"):
             sc.scaling_grid(tiny_bridge, ["find a lamp"], template=Template("none", system="sorry"), **options)
+
+
+@pytest.mark.parametrize(
+    ("template", "stop"),
+    [
+        ("alpaca", "### Instruction:"),
+        ("alpaca-short", "### Instruction:"),
+        ("chat", None),
+        ("auto", None),
+        ("none", None),
+        ("Q: {instruction}\nA:", "Q:"),
+        ("Be kind.\n[user] {instruction}\n[model]", "[user]"),
+        ("- {instruction}", None),
+        ("now {instruction} it is sure to", None),
+    ],
+)
+def test_where_a_model_goes_on_to_ask_itself(template: str, stop: str | None) -> None:
+    assert stop_string(TOKENIZERS["chatml"], template) == stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -32,16 +33,32 @@ class Steps(Protocol):
 
 
 class Writer:
-    """Turns tokens into texts, and says when one is finished: at ``max_new_tokens``, its end, or ``until``."""
+    """Turns tokens into texts, and says when one is finished: at ``max_new_tokens``, its end, ``until``, or ``stop``.
 
-    def __init__(self, model: HookedModel, max_new_tokens: int, until: Until | None) -> None:
+    Args:
+        stop: the heading of the next question, which a model may write itself (``stop_string``): a text ends in front
+            of a line that begins with it.
+    """
+
+    def __init__(self, model: HookedModel, max_new_tokens: int, until: Until | None, stop: str | None = None) -> None:
         self.tokenizer, self.max_new_tokens, self.until = model.tokenizer, max_new_tokens, until
+        self._stop = None if stop is None else re.compile(rf"(?:^|\n)[ \t]*{re.escape(stop)}")
         self.ends = end_tokens(model)
         self._enough: dict[tuple[int, ...], bool] = {}
 
     def texts(self, written: Sequence[Sequence[int]]) -> list[str]:
         decoded: list[str] = self.tokenizer.batch_decode(list(written), skip_special_tokens=True)
-        return decoded
+        return decoded if self._stop is None else [self._stop.split(text, maxsplit=1)[0] for text in decoded]
+
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """Whether the model has ended a text, or gone on to the next question, and not the limit of tokens ended it."""
+        return len(tokens) < self.max_new_tokens or self._stopped(tokens)
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        if self._stop is None:
+            return False
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return self._stop.search(text) is not None
 
     def goes_on(self, tokens: list[int], new: int) -> bool:
         """Add a token unless it ends the text; whether another may follow.
@@ -55,8 +72,10 @@ class Writer:
             return False
         tokens.append(new)
         left = self.max_new_tokens - len(tokens)
-        if self.until is None or not left:
-            return bool(left)
+        if not left or self._stopped(tokens):
+            return False
+        if self.until is None:
+            return True
         # Completions of many prompts begin alike, so most of these are met many times.
         key = tuple(tokens)
         if key not in self._enough:

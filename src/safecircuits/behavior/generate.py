@@ -29,6 +29,7 @@ from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
 from safecircuits.prompts.batching import MAX_TOKENS, Batch, each_batch, without_prefix
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
+from safecircuits.prompts.templates import stop_string
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +161,8 @@ def generate(
     """Greedy completions of at most ``max_new_tokens`` tokens; hooks on the model stay in force.
 
     A prompt leaves its batch at the end of its text, and the prefix that all prompts share is computed once; with
-    hooks of your own on the model, which may look at whole batches, neither happens.
+    hooks of your own on the model, which may look at whole batches, neither happens. In a template that is plain text a
+    completion ends in front of the heading with which the model asks itself the next question (``stop_string``).
 
     Args:
         max_tokens: tokens in one batch of prompts, padding included; 8,192 unless given, or what fits into free memory.
@@ -179,7 +181,8 @@ def generate(
     _check(max_new_tokens)
     prompts = as_prompt_set(prompts)
     examples = encode(tokenizer_of(model), prompts, template=template, system=system)
-    written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
+    writer = Writer(model, max_new_tokens, until, stop_string(model.tokenizer, template))
+    written = _alone(model, examples, writer, max_tokens, progress)
     if token_ids is not None:
         token_ids += written
     return _completions(prompts, written, writer)
@@ -195,7 +198,8 @@ def continuations(
     progress: bool = False,
 ) -> tuple[list[str], list[int]]:
     """What the model writes after each example, greedily, as decoded, and in how many tokens; in their order."""
-    written, writer = _alone(model, examples, max_new_tokens, max_tokens, until, progress)
+    writer = Writer(model, max_new_tokens, until)
+    written = _alone(model, examples, writer, max_tokens, progress)
     return writer.texts(written), list(map(len, written))
 
 
@@ -238,7 +242,7 @@ def generate_scaled(
         raise ValueError(f"there must be one draft for each of {n} prompts, not {len(drafts)}")
     _, per_token = hooks_in_force(model)
     groups = [list(profiles)] if per_token else [[profile] for profile in profiles]
-    writer = Writer(model, max_new_tokens, until)
+    writer = Writer(model, max_new_tokens, until, stop_string(model.tokenizer, template))
     budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
     written: list[list[list[int]]] = []
     for group in groups:
@@ -267,7 +271,7 @@ def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -
     lengths = tuple(map(len, written))
     if writer.until is not None:
         return Completions(prompts, texts, writer.until.reason, tokens=lengths)
-    return Completions(prompts, texts, ended=tuple(n < writer.max_new_tokens for n in lengths), tokens=lengths)
+    return Completions(prompts, texts, ended=tuple(map(writer.ended, written)), tokens=lengths)
 
 
 @dataclass(frozen=True)
@@ -282,20 +286,17 @@ class _Jobs:
 def _alone(
     model: HookedModel,
     examples: Sequence[Encoded],
-    max_new_tokens: int,
+    writer: Writer,
     max_tokens: int | None,
-    until: Until | None,
     progress: bool,
-) -> tuple[list[list[int]], Writer]:
-    writer = Writer(model, max_new_tokens, until)
+) -> list[list[int]]:
     if hasattr(model, "greedy_decoder"):  # one with virtual tokens, which has no hook points
         with torch.inference_mode():
-            own = _in_batches(examples, lambda _: model.greedy_decoder(), max_tokens or MAX_TOKENS, writer, progress)
-            return own, writer
-    budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
+            return _in_batches(examples, lambda _: model.greedy_decoder(), max_tokens or MAX_TOKENS, writer, progress)
+    budget = batch_tokens(model, examples, max_tokens, more=writer.max_new_tokens, cached=True)
     jobs = _Jobs(tuple(examples), (0,) * len(examples), budget)
     with running(model) as runner:
-        return _decode_all(runner, jobs, None, writer, progress), writer
+        return _decode_all(runner, jobs, None, writer, progress)
 
 
 def _decode_all(

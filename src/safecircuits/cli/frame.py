@@ -43,6 +43,7 @@ from safecircuits.cli.options import (
     by_set,
     conditions,
     counts,
+    template_options,
     torch_device,
     torch_dtype,
 )
@@ -238,7 +239,9 @@ def run_command(
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
             arguments |= {key: as_recorded(key, arguments[key]) for key in BY_SET if key in arguments}
             if beside:
-                given["template"] = Template(given["template"], **{key: chosen[key] for key in beside})
+                words = {key: chosen[key] for key in beside}
+                options = template_options(words.pop("template_option", None))
+                given["template"] = Template(given["template"], **words, options=options)
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             try:
                 with redirect_stdout(sys.stderr):  # what libraries print must not mix with the results on stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -152,6 +153,14 @@ DateOption = Annotated[
         rich_help_panel=PROMPT_PANEL,
     ),
 ]
+ChatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        help="NAME=VALUE for the chat template, as enable_thinking=false; may be repeated.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
+]
 DetectorOption = Annotated[
     str,
     typer.Option(
@@ -265,6 +274,17 @@ def named(texts: list[str], what: str) -> dict[str, str]:
             raise ValueError(f"{what} {name!r} is given twice; choose different names")
         pairs[name] = value
     return pairs
+
+
+def template_options(texts: list[str] | None) -> dict[str, Any]:
+    """``--template-option`` as values by name: what is JSON is read as such, the rest is text."""
+    found: dict[str, Any] = {}
+    for name, value in named(texts or [], "--template-option").items():
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def alpha_option(text: str) -> Any:

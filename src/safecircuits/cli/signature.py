@@ -13,6 +13,7 @@ from safecircuits.cli.config import ConfigOption
 from safecircuits.cli.options import (
     Backend,
     BackendOption,
+    ChatOption,
     ColumnOption,
     CountOption,
     DateOption,
@@ -50,7 +51,11 @@ PROMPTS: Mapping[str, tuple[Any, Any]] = {
 }
 """Of those that runs on prompts have, too."""
 
-TEMPLATE: Mapping[str, tuple[Any, Any]] = {"system": (SystemOption, None), "date": (DateOption, None)}
+TEMPLATE: Mapping[str, tuple[Any, Any]] = {
+    "system": (SystemOption, None),
+    "date": (DateOption, None),
+    "template_option": (ChatOption, None),
+}
 """Of those that go with ``--template``, for every command that has it."""
 
 

@@ -121,6 +121,7 @@ def _locate(study: Demo, stage: str, name: str) -> Localization:
         search_start(gap.onset(), len(gap.gap_deg)),
         alpha="search",
         reach=s.reach,
+        max_new_tokens=8,
         progress=True,
         resume=study.work(f"{name}.jsonl"),
     )

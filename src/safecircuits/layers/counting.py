@@ -24,6 +24,7 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate, refused
+from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.wording import open_thought
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.model.fingerprint import weights_fingerprint
@@ -78,6 +79,18 @@ def checked_alpha(alpha: Any, other: str = "") -> float:
     return value
 
 
+def early_verdict(
+    model: HookedModel, prompts: PromptSet, detector: str | RefusalDetector, template: str
+) -> EarlyVerdict | None:
+    """What ends completions as soon as their verdict is certain; None where it can be certain of nothing early.
+
+    A thought that the prompt opens may still close, and what stood before then be no answer.
+    """
+    verdict = EarlyVerdict(detector)
+    thinks = open_thought(render(model.tokenizer, prompts.prompts[0], template))
+    return verdict if verdict.applies and not thinks else None
+
+
 _Line = tuple[LayerRange | None, float, tuple[str, ...], tuple[bool, ...] | None, tuple[int, ...] | None]
 """Of a sweep file: scaled layers, α, completions, and of each whether the model ended it and in how many tokens."""
 
@@ -87,7 +100,7 @@ class CountingOptions(TypedDict, total=False):
 
     components: ComponentSet
     detector: str | RefusalDetector
-    max_new_tokens: int
+    max_new_tokens: int | None
     template: str
     early_stop: bool
     resume: str | Path | None
@@ -99,7 +112,8 @@ class RefusalCounter:
     Args:
         components: which matrices are scaled; see ``scaled``.
         detector: what counts as a refusal.
-        max_new_tokens: refusals show in the first 4 to 8 tokens (§3.4.3).
+        max_new_tokens: as many as the detector needs unless given (``tokens_needed``). The paper finds that refusals
+            show in the first 4 to 8 tokens (§3.4.3).
         template: how a prompt is put to the model; see ``safecircuits.prompts.prompt_set.TEMPLATES``.
         early_stop: end each completion as soon as no further token can change its verdict (``EarlyVerdict``). Counts
             and degenerate shares stay the same; the completions are cut, and another detector cannot judge them. Where
@@ -128,7 +142,7 @@ class RefusalCounter:
         *,
         components: ComponentSet = "all",
         detector: str | RefusalDetector = "opening",
-        max_new_tokens: int = 8,
+        max_new_tokens: int | None = None,
         template: str = "auto",
         early_stop: bool = False,
         resume: str | Path | None = None,
@@ -136,15 +150,12 @@ class RefusalCounter:
         require_hooked(model, "scaling layers")
         self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
         self.generation: dict[str, Any] = {
-            "max_new_tokens": whole(max_new_tokens, "max_new_tokens", 1),
+            "max_new_tokens": whole(
+                tokens_needed(detector) if max_new_tokens is None else max_new_tokens, "max_new_tokens", 1
+            ),
             "template": template,
         }
-        verdict = EarlyVerdict(detector)
-        # A thought that the prompt opens may still close, and what stood before then be no answer.
-        sure = (
-            early_stop and verdict.applies and not open_thought(render(model.tokenizer, prompts.prompts[0], template))
-        )
-        self.until = verdict if sure else None
+        self.until = early_verdict(model, prompts, detector, template) if early_stop else None
         self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
         self.path = None if resume is None else Path(resume)
         self._drafts: list[list[int]] = []

@@ -25,7 +25,9 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
+from safecircuits.layers.counting import early_verdict
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
 from safecircuits.results.result import Result
@@ -144,7 +146,7 @@ def decision_layers(
     *,
     rule: DecisionRule | None = None,
     detector: str | RefusalDetector = "opening",
-    max_new_tokens: int = 8,
+    max_new_tokens: int | None = None,
     template: str = "auto",
     max_tokens: int | None = None,
     progress: bool = False,
@@ -164,7 +166,8 @@ def decision_layers(
     Args:
         normal: harmless prompts; an over-rejection set serves as well, and asks more of the layers.
         rule: the two thresholds.
-        detector, max_new_tokens: say which completions are refusals.
+        detector, max_new_tokens: say which completions are refusals; as many tokens as the detector needs unless
+            given (``tokens_needed``). A completion ends as soon as its verdict is certain.
         template, max_tokens: as in ``collect_residuals``.
 
     Raises:
@@ -183,16 +186,16 @@ def decision_layers(
     # Pairs run in an order of their own: given in another one, they must not round otherwise.
     order = canonical_order(list(zip(n, m, strict=True)))
     sets = [PromptSet(prompts.name, tuple(prompts.prompts[k] for k in order)) for prompts in (n, m)]
-    verdicts = []
-    for prompts in sets:
-        answers = generate(model, prompts, max_new_tokens=max_new_tokens, template=template, max_tokens=max_tokens)
-        verdicts.append(refused(answers, detector))
+    limit = tokens_needed(detector) if max_new_tokens is None else max_new_tokens
+    options: dict[str, Any] = {"max_new_tokens": limit, "template": template, "max_tokens": max_tokens}
+    until = early_verdict(model, sets[0], detector, template)
+    verdicts = [refused(generate(model, prompts, **options, until=until), detector) for prompts in sets]
     n_layers, rule = int(model.cfg.n_layers), rule or DecisionRule()
     provenance: dict[str, Any] = {
         "normal": n.identity,
         "malicious": m.identity,
         "detector": detector if isinstance(detector, str) else repr(detector),
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": limit,
         "template": template,
     }
     as_given = canonical_order(order)

@@ -6,7 +6,9 @@ more: the system prompt, and the day on which a chat template that writes the da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
 from functools import cached_property
@@ -38,31 +40,41 @@ class Template(str):
         system: a system prompt, which goes where the chat template wants it, and in front of other templates. ``""``
             is no system prompt, also where a chat template writes one of its own; None leaves that to the template.
         date: the day that a chat template which writes today's date is given, ``PINNED`` unless given: ``2026-01-31``.
+        options: what a chat template takes by name, such as ``{"enable_thinking": False}``.
 
     Raises:
-        ValueError: for a date that is none.
+        ValueError: for a date that is none, and options that are no names with values of JSON.
 
-    >>> Template("chat", system="Be careful.")
-    "chat, system prompt 'Be careful.'"
+    >>> Template("chat", system="Be careful.", options={"enable_thinking": False})
+    "chat, system prompt 'Be careful.', enable_thinking=false"
     """
 
     name: str
     system: str | None
     date: str | None
+    options: dict[str, Any]
 
-    def __new__(cls, name: str = "auto", *, system: str | None = None, date: str | None = None) -> Template:
+    def __new__(
+        cls,
+        name: str = "auto",
+        *,
+        system: str | None = None,
+        date: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Template:
         if date is not None:
             try:
                 Date.fromisoformat(date)
             except (TypeError, ValueError):
                 raise ValueError(f"date is a day as 2026-01-31, not {date!r}") from None
         said = "" if system is None else f", system prompt {system!r}" if system else ", no system prompt"
-        made = super().__new__(cls, f"{name}{said}" + ("" if date is None else f", on {date}"))
-        made.name, made.system, made.date = str(name), system, date
+        said += "" if date is None else f", on {date}"
+        made = super().__new__(cls, f"{name}{said}{_spelled(options or {})}")
+        made.name, made.system, made.date, made.options = str(name), system, date, dict(options or {})
         return made
 
-    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, str | None]]:
-        return (self.name,), {"system": self.system, "date": self.date}
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (self.name,), {"system": self.system, "date": self.date, "options": self.options}
 
     @classmethod
     def of(cls, template: str, system: str | None = None) -> Template:
@@ -76,10 +88,33 @@ class Template(str):
             return made
         if made.system is not None:
             raise ValueError(f"the template has the system prompt {made.system!r}, but system={system!r}: give one")
-        return cls(made.name, system=system, date=made.date)
+        return cls(made.name, system=system, date=made.date, options=made.options)
 
     def named(self, name: str) -> Template:
-        return Template(name, system=self.system, date=self.date)
+        return Template(name, system=self.system, date=self.date, options=self.options)
+
+
+_OURS = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "tokenize",
+)
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    """Options as they stand in a template's name."""
+    for key, value in options.items():
+        if not isinstance(key, str) or not key.isidentifier() or key in _OURS or key.startswith("return_"):
+            raise ValueError(f"a template option is what its chat template takes, as enable_thinking, not {key!r}")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"the template option {key} has a value of JSON, not {value!r}") from None
+    return "".join(f", {key}={json.dumps(value)}" for key, value in options.items())
 
 
 def resolve_template(tokenizer: Any, template: str = "auto") -> Template:
@@ -92,10 +127,10 @@ def resolve_template(tokenizer: Any, template: str = "auto") -> Template:
         '{instruction} Answer:'
     """
     asked = Template.of(template)
-    name = asked.name
     has_chat = getattr(tokenizer, "chat_template", None) is not None
-    if name == "auto":
-        return asked.named("chat" if has_chat else "alpaca")
+    if asked.name == "auto":
+        asked = asked.named("chat" if has_chat else "alpaca")
+    name = asked.name
     if name == "chat" and not has_chat:
         raise ValueError("the tokenizer has no chat template; use template='alpaca' or a string with {instruction}")
     if name != "chat" and name not in TEMPLATES and "{instruction}" not in name:
@@ -103,6 +138,8 @@ def resolve_template(tokenizer: Any, template: str = "auto") -> Template:
             f"template {name!r} is neither 'auto', 'chat', {', '.join(map(repr, TEMPLATES))} "
             "nor a string that contains {instruction}"
         )
+    if asked.options and name != "chat":
+        raise ValueError(f"options are of chat templates; {name!r} takes no {', '.join(asked.options)}")
     return asked
 
 
@@ -130,6 +167,20 @@ def fill(tokenizer: Any, template: Template, prompt: str) -> str:
     return start + system + text.removeprefix(start).replace("{instruction}", prompt)
 
 
+def stop_string(tokenizer: Any, template: str = "auto") -> str | None:
+    """What a model begins a line with when it goes on to ask itself the next question; None where it has an end token.
+
+    In a template that is plain text that is the heading in front of the instruction: ``### Instruction:``, ``Q:``.
+    """
+    name = resolve_template(tokenizer, template).name
+    if name == "chat":
+        return None
+    before = TEMPLATES.get(name, name).partition("{instruction}")[0]
+    heading = before.rstrip().rpartition("\n")[2].strip()
+    is_heading = heading.endswith(":") or heading.startswith(("#", "<", "["))
+    return heading if is_heading and any(map(str.isalnum, heading)) else None
+
+
 def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | None = None, **options: Any) -> str:
     """``apply_chat_template`` as text, on a day that stays the same; a template that is new is tried apart first.
 
@@ -141,9 +192,7 @@ def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | Non
         >>> print(sc.prompts.chat_text(model.tokenizer, messages, add_generation_prompt=True))
         <bos><user> name a fruit .<assistant>
     """
-    template = tokenizer.chat_template
-    if hasattr(tokenizer, "get_chat_template"):
-        template = tokenizer.get_chat_template()  # the one of several that is for chats
+    template = _source(tokenizer)
     if isinstance(template, str):
         special = getattr(tokenizer, "special_tokens_map", None) or {}
         try_template(template, tuple((name, str(token)) for name, token in special.items() if isinstance(token, str)))
@@ -151,6 +200,11 @@ def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | Non
         options["chat_template"] = _on_day(Date.fromisoformat(date or PINNED)) + template
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return text
+
+
+def _source(tokenizer: Any) -> Any:
+    """The chat template; the one of several that is for chats."""
+    return tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template
 
 
 _DIRECTIVES = ("%-d", "%-m", "%a", "%A", "%d", "%b", "%B", "%m", "%y", "%Y", "%H", "%I", "%M", "%S", "%p", "%j", "%x")
@@ -235,7 +289,13 @@ class Chat:
         said = ([("system", system)] if system else []) + turns
         messages = [{"role": role, "content": content} for role, content in said]
         try:
-            return chat_text(self.tokenizer, messages, date=self.template.date, add_generation_prompt=not answered)
+            return chat_text(
+                self.tokenizer,
+                messages,
+                date=self.template.date,
+                add_generation_prompt=not answered,
+                **self._options,
+            )
         except UnboundedTemplate:
             raise
         except Exception as error:  # Jinja's own, which the template raises: Gemma's takes no system prompt
@@ -244,6 +304,15 @@ class Chat:
                 f"the tokenizer's chat template does not take {what} ({error}): leave system= out, or pass template= "
                 "with {instruction} in it"
             ) from error
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        """The options, each of which the chat template reads: Jinja ignores what it does not know."""
+        text = _source(self.tokenizer)
+        for option in self.template.options if isinstance(text, str) else ():
+            if not re.search(rf"\b{option}\b", text):
+                raise ValueError(f"the tokenizer's chat template does not take the option {option!r}: leave it out")
+        return self.template.options
 
     @cached_property
     def _own_system(self) -> tuple[str, str] | None:

@@ -19,12 +19,13 @@ from safecircuits.cli.options import (
     NormalOption,
     OverRejectionOption,
     TemplateOption,
-    TokensOption,
+    TokensOrNeededOption,
     alpha_option,
     layer_range,
 )
 
 if TYPE_CHECKING:
+    from safecircuits.layers.counting import SweepPoint
     from safecircuits.layers.decision import DecisionLayers
     from safecircuits.layers.similarity import LayerGap
     from safecircuits.model.sites import HookedModel
@@ -60,7 +61,7 @@ def localize(
     reach: Annotated[int, typer.Option(help="Layers by which a bound moves to both sides.", min=1)] = 2,
     components: ComponentsOption = ComponentsChoice.all,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 8,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
     mask_anyway: Annotated[
         bool, typer.Option("--mask-anyway", help="Write the mask of a block that is within noise, too.")
@@ -116,6 +117,7 @@ def localize(
         folder.table("alpha_trials", _trials(found))
     folder.figure("sweeps", found.plot(axis()))
     run.say(found.verdict)
+    _tell_of_cut_answers(run, found.baseline)
     if found.located or mask_anyway:
         origin = {"command": run.command, "model": run.source, "located": found.located}
         origin |= {"within_noise": found.within_noise, "resamples": found.resampled.share(found.layers)}
@@ -149,7 +151,7 @@ def decide(
     normal: NormalOption,
     malicious: MaliciousOption,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 8,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Find the layers that decide whether to refuse, by activation patching. Writes a freeze mask, too.
@@ -186,7 +188,7 @@ def grid(
     max_length: Annotated[int | None, typer.Option(help="Leave out blocks of more layers.", min=1)] = None,
     components: ComponentsOption = ComponentsChoice.all,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 8,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Scale every block of layers and count over-rejections: what the search by bounds can miss.
@@ -239,6 +241,7 @@ def grid(
     folder.table("grid", pd.DataFrame(rows), main=True)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))))
     run.say(found.verdict)
+    _tell_of_cut_answers(run, found.baseline)
 
 
 def _gap(folder: RunDirectory, model: HookedModel, normal: PromptSet, malicious: PromptSet, template: str) -> LayerGap:
@@ -257,7 +260,7 @@ def _decision(
     normal: PromptSet,
     malicious: PromptSet,
     detector: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     template: str,
     *,
     main: bool = False,
@@ -270,6 +273,11 @@ def _decision(
     folder.table("decision", found.to_frame(), main=main)
     folder.figure("decision", found.plot(axis()))
     return found
+
+
+def _tell_of_cut_answers(run: Run, unscaled: SweepPoint) -> None:
+    if unscaled.at_limit > 0:
+        run.say(f"the limit of tokens ended {unscaled.at_limit:.0%} of the unscaled model's answers")
 
 
 def _trials(found: Any) -> Any:
