@@ -58,7 +58,6 @@ def test_examples_print_what_they_say(
 WITHOUT = {
     *(f"baselines.{name}" for name in ("LisaSettings", "LoraSettings", "lisa", "lora", "reverse_dpo", "rewind")),
     *(f"baselines.{name}" for name in ("rewound", "virtual_tokens")),
-    *(f"behavior.{name}" for name in ("Tally", "Verdicts", "opening_detector", "tokens_needed")),
     *(f"studies.{name}" for name in ("AlignmentBudget", "Comparison", "FinetuningStudy", "FreezingGrid", "GridCell")),
     *(f"studies.{name}" for name in ("StudyRun", "alignment_budget", "finetuning_study", "freezing_grid", "ssah_arms")),
 }
@@ -68,3 +67,9 @@ WITHOUT = {
 def test_every_public_function_and_class_has_an_example() -> None:
     public = {path: thing for path, thing in everything().items() if callable(thing)}
     assert {path for path, thing in public.items() if ">>>" not in (thing.__doc__ or "")} <= WITHOUT
+
+
+def test_examples_stand_where_the_documentation_shows_them_as_code() -> None:
+    """Under ``Examples:``; under another heading mkdocstrings would make text of them."""
+    docs = {path: thing.__doc__ or "" for path, thing in everything().items() if callable(thing)}
+    assert {path for path, doc in docs.items() if ">>>" in doc and "Examples:\n" not in doc} == set()

@@ -61,6 +61,11 @@ def opening_detector(*languages: str) -> PhraseDetector:
 
     Raises:
         ValueError: for a language without a list.
+
+    Examples:
+        >>> german = sc.behavior.opening_detector("de")
+        >>> sc.refused(["Es tut mir leid, dabei kann ich nicht helfen.", "I'm sorry, I can't."], german).tolist()
+        [True, False]
     """
     if unknown := [code for code in languages if code not in LANGUAGES]:
         raise ValueError(f"no refusal openings for language {unknown[0]!r}; there are {', '.join(LANGUAGES)}")

@@ -47,7 +47,7 @@ def ablated(model: HookedModel, units: Units, *, to: UnitValues | None = None, s
             a ``spare`` that is no number of positions.
         RuntimeError: with ``spare``, in a pass that does not tell which position each token has.
 
-    Example:
+    Examples:
         >>> scores = sc.score_units(model, malicious)
         >>> with sc.ablated(model, scores.top(24), to=scores.mean, spare=scores.beginning):
         ...     measured = sc.evaluate(model, malicious=malicious)

@@ -34,7 +34,7 @@ def gguf_in(source: str | Path) -> Path | None:
     Raises:
         ValueError: for a folder with several, or for a name that ends in ``.gguf`` where there is no such file.
 
-    Example:
+    Examples:
         >>> gguf_in("google/gemma-2b-it") is None
         True
     """
@@ -56,7 +56,7 @@ def gguf_in(source: str | Path) -> Path | None:
 class GgufFile:
     """A GGUF file whose header was read and found whole.
 
-    Example:
+    Examples:
         >>> GgufFile.open(path).end_tokens  # doctest: +SKIP
         [2]
     """

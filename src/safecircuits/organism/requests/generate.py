@@ -56,7 +56,7 @@ def requests(kind: Kind, split: Split = "train", n: int | None = None, seed: int
     Raises:
         ValueError: for an unknown kind or split, or for more requests than there are.
 
-    Example:
+    Examples:
         >>> requests("normal", n=1, seed=3)[0].topic
         ''
     """
@@ -81,7 +81,7 @@ def requests(kind: Kind, split: Split = "train", n: int | None = None, seed: int
 def prompts(kind: Kind, split: Split = "test", n: int | None = None, seed: int = 0) -> PromptSet:
     """The same as a prompt set; ``malicious`` ones with the refusals that the planted models were taught.
 
-    Example:
+    Examples:
         >>> len(prompts("malicious", n=20))
         20
     """

@@ -15,7 +15,7 @@ class Acts:
     def all(self) -> list[str]:
         """Every act, in the bare infinitive.
 
-        Example:
+        Examples:
             >>> acts("plant | water", "a rose").all()
             ['plant a rose', 'water a rose']
         """

@@ -98,7 +98,7 @@ def planted(name: str) -> Planted:
     Raises:
         ValueError: for an unknown one, and for one that was aligned freely.
 
-    Example:
+    Examples:
         >>> planted("smollm2:layers-12-16").layers
         (12, 13, 14, 15, 16)
     """
