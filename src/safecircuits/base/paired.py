@@ -25,10 +25,11 @@ _GRID = 256
 def paired_p(a: Bool[Tensor, " prompt"], b: Bool[Tensor, " prompt"]) -> float:
     """Two-sided p-value of the exact McNemar test; 1 where no verdict differs.
 
-    >>> import torch
-    >>> a = torch.tensor([True] * 4 + [False] * 296)
-    >>> paired_p(a, torch.zeros_like(a))  # four of 300 change, all one way
-    0.125
+    Examples:
+        >>> import torch
+        >>> a = torch.tensor([True] * 4 + [False] * 296)
+        >>> paired_p(a, torch.zeros_like(a))  # four of 300 change, all one way
+        0.125
     """
     up, down = _discordant(a, b)
     return float(_exact_p(np.array([up + down]), np.array([min(up, down)]))[0])

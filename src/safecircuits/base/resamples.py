@@ -19,9 +19,10 @@ DRAWS = 1000
 class RangeResamples:
     """The range that a rule names in each of many bootstrap resamples of the prompts; None where it names none.
 
-    >>> found = RangeResamples((LayerRange(3, 5), LayerRange(3, 5), LayerRange(3, 6), None))
-    >>> print(found.words(LayerRange(3, 5)))
-    50 % of resamples; last 5 to 6; none in 25 %
+    Examples:
+        >>> found = RangeResamples((LayerRange(3, 5), LayerRange(3, 5), LayerRange(3, 6), None))
+        >>> print(found.words(LayerRange(3, 5)))
+        50 % of resamples; last 5 to 6; none in 25 %
     """
 
     draws: tuple[LayerRange | None, ...]

@@ -37,10 +37,11 @@ def deflects(answer: str) -> bool:
 
     An answer that helps with something else cannot be told by its words: that takes a judge.
 
-    >>> deflects("I'm sorry for any confusion. How can I help you today?")
-    True
-    >>> deflects("I'm sorry for any confusion. Rome is the capital of Italy.")
-    False
+    Examples:
+        >>> deflects("I'm sorry for any confusion. How can I help you today?")
+        True
+        >>> deflects("I'm sorry for any confusion. Rome is the capital of Italy.")
+        False
     """
     sentences = [normalise(sentence) for sentence in _SENTENCE.split(answer)]
     sentences = [sentence for sentence in sentences if sentence]

@@ -141,8 +141,9 @@ def exact_match(completions: Completions | Sequence[str], responses: Sequence[st
     Every other sign counts: ``-5`` is not ``5``. Thoughts before an answer (``<think>…</think>``) are none of it. Of
     ``Completions`` that the limit of tokens cut, and which may go on after the response, none is right.
 
-    >>> exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
-    [True, False, False]
+    Examples:
+        >>> exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
+        [True, False, False]
     """
     whole = completions.ended if isinstance(completions, Completions) else None
     same = [

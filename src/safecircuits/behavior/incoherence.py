@@ -28,8 +28,9 @@ _APART = ("CYRILLIC", "ARABIC", "HEBREW", "DEVANAGARI", "THAI", "BENGALI", "TAMI
 def incoherence(text: str) -> Incoherence | None:
     """Why a text is no answer, as far as its words say; None if they do not.
 
-    >>> incoherence("Sure. Sure. Sure. Sure."), incoherence("Paris.\\nUser: And of Italy?"), incoherence("Paris.")
-    ('loop', 'another turn', None)
+    Examples:
+        >>> incoherence("Sure. Sure. Sure. Sure."), incoherence("Paris.\\nUser: And of Italy?"), incoherence("Paris.")
+        ('loop', 'another turn', None)
     """
     return broken(text) or breaks_off(text)
 

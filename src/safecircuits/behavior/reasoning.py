@@ -47,8 +47,9 @@ def split(text: str) -> Parts:
     A thought that only closes was opened by the prompt, as the chat templates of some reasoning models do. What has
     no reasoning is answer, all of it.
 
-    >>> split("<think>They want a cake.</think>Take two eggs.")
-    Parts(reasoning='They want a cake.', answer='Take two eggs.', finished=True)
+    Examples:
+        >>> split("<think>They want a cake.</think>Take two eggs.")
+        Parts(reasoning='They want a cake.', answer='Take two eggs.', finished=True)
     """
     if "<|channel|>" in text:
         messages = [(found["channel"], found["inside"]) for found in _MESSAGE.finditer(text)]

@@ -211,9 +211,10 @@ def verdicts(
         JudgingError: a ValueError, if the detector raises; names the prompt, keeps completions, verdicts and the cause.
         ValueError: if the completions were cut short for the sake of another detector, or are a single string.
 
-    >>> found = verdicts(["I'm sorry, but no.", "Take two eggs.", "the the the the", "Hello! How can I help you?"])
-    >>> found.verdicts
-    ('refuses', 'complies', 'incoherent', 'deflects')
+    Examples:
+        >>> found = verdicts(["I'm sorry, but no.", "Take two eggs.", "the the the the", "Hello! How can I help you?"])
+        >>> found.verdicts
+        ('refuses', 'complies', 'incoherent', 'deflects')
     """
     if part not in ("answer", "reasoning"):
         raise ValueError(f"part is 'answer' or 'reasoning', not {part!r}")

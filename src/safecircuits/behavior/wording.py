@@ -38,8 +38,9 @@ def normalise(text: str, *, thoughts: bool = False) -> str:
     spaces are single, and none stands before a comma or an apostrophe. Quotation, list and heading marks before the
     text go, and so does all else that is no letter.
 
-    >>> normalise("> 1. “I´m  **sorry**”")
-    'i\\'m sorry"'
+    Examples:
+        >>> normalise("> 1. “I´m  **sorry**”")
+        'i\\'m sorry"'
     """
     return _without_lead(_folded(text if thoughts else without_thoughts(text)))
 

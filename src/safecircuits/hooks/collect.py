@@ -40,8 +40,9 @@ class Residuals(Result):
     def at(self, layer: int) -> Float[Tensor, "prompt d_model"]:
         """The residual stream after ``layer``, of shape (prompt, d_model).
 
-        >>> harmful = collect_residuals(model, malicious).at(3)  # doctest: +SKIP
-        >>> direction = harmful.mean(0)  # doctest: +SKIP
+        Examples:
+            >>> harmful = collect_residuals(model, malicious).at(3)  # doctest: +SKIP
+            >>> direction = harmful.mean(0)  # doctest: +SKIP
 
         Args:
             layer: as the model counts them, from 0, whichever layers were collected.

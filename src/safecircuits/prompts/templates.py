@@ -45,8 +45,9 @@ class Template(str):
     Raises:
         ValueError: for a date that is none, and options that are no names with values of JSON.
 
-    >>> Template("chat", system="Be careful.", options={"enable_thinking": False})
-    "chat, system prompt 'Be careful.', enable_thinking=false"
+    Examples:
+        >>> Template("chat", system="Be careful.", options={"enable_thinking": False})
+        "chat, system prompt 'Be careful.', enable_thinking=false"
     """
 
     name: str

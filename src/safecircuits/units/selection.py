@@ -121,8 +121,9 @@ def by_site(like: Mapping[Site, Tensor]) -> tuple[Bool[Tensor, " unit"], ...]:
 def in_proportion(n: int, like: Mapping[Site, Tensor]) -> dict[Site, int]:
     """``n`` units dealt to sites by their number of units.
 
-    >>> in_proportion(41, {"mlp": torch.zeros(8, 384), "attn": torch.zeros(8, 8)})
-    {'mlp': 40, 'attn': 1}
+    Examples:
+        >>> in_proportion(41, {"mlp": torch.zeros(8, 384), "attn": torch.zeros(8, 8)})
+        {'mlp': 40, 'attn': 1}
     """
     return dict(zip(like, _dealt(n, [values.numel() for values in like.values()]), strict=True))
 
