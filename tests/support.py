@@ -33,7 +33,6 @@ from safecircuits.layers.attention import attention_map
 from safecircuits.model.forward import logits
 from safecircuits.model.load import save_pretrained
 from safecircuits.model.parameters import checkpoint_parameters, live_parameters
-from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
 
@@ -208,7 +207,7 @@ def ablation(member: zoo.Member, backend: str) -> float:
 def freeze_masks(member: zoo.Member, backend: str) -> float:
     """Wrong entries of the masks; then whether zeroing the masked entries removes just these units."""
     hf, model = zoo.hugging_face(member.name), zoo.hooked_model(member.name, backend)
-    mask = sc.FreezeMask.of_units(UNITS, ModelShape.of(model))
+    mask = sc.FreezeMask.of_units(UNITS, model)
     masks, want = mask.parameter_masks(model), expected_masks(member)
     if backend == "bridge":
         wrong = mask_differences(masks, want) + mask_differences(mask.parameter_masks(hf), want)
@@ -305,7 +304,7 @@ def parts(member: zoo.Member) -> tuple[str, ...]:
 
 
 def ablated_logits(model: Any) -> Tensor:
-    with torch.no_grad(), sc.ablated(model, UNITS):
+    with torch.no_grad(), sc.ablated(model, sc.FreezeMask.of_units(UNITS, model)):
         return logits(model, pad_left(encode(zoo.tokenizer(), PROMPTS)))[:, -1]
 
 

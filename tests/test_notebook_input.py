@@ -88,7 +88,7 @@ def test_the_final_norm_is_the_last_layers_wherever_it_stands(tiny_bridge: Any) 
 
 
 def without(model: Any, units: Any) -> torch.Tensor:
-    with sc.ablated(model, units):
+    with sc.ablated(model, sc.FreezeMask.of_units(units, model)):
         return sc.collect_residuals(model, PROMPTS).values
 
 
@@ -107,14 +107,14 @@ def test_units_are_given_in_any_collection(indices: Any, tiny_bridge: Any) -> No
         ({"heads": {1: [3]}}, "a site is one of mlp, attn, not 'heads'"),
         ({1: [3]}, "a site is one of mlp, attn, not 1: units are given by site and layer"),
         ({"mlp": [3]}, "units are given by site and layer, such as .*; the mlp units are a list"),
-        (sc.FreezeMask.layers(1), "not a FreezeMask"),
+        (sc.FreezeMask.layers(1), "not as a FreezeMask"),
         (
             {"mlp": {1: torch.ones(48, dtype=torch.bool)}},
             "the mlp units of layer 1 must be whole numbers, not booleans",
         ),
         ({"mlp": {1: 3}}, "the mlp units of layer 1 must be a list of whole numbers, not 3"),
         ({"mlp": {"1": [3]}}, "a layer must be a whole number, not '1'"),
-        ({"mlp": {3: [3]}}, "layer 3 is outside the model"),
+        ({"mlp": {3: [3]}}, "layer 3 does not exist"),
     ],
 )
 def test_what_are_no_units_removes_nothing_silently(units: Any, message: str, tiny_bridge: Any) -> None:
@@ -125,21 +125,23 @@ def test_what_are_no_units_removes_nothing_silently(units: Any, message: str, ti
 def test_a_mean_that_lacks_a_layer_is_told(tiny_bridge: Any) -> None:
     with (
         pytest.raises(ValueError, match="to= has no values for the mlp units of layer 1"),
-        sc.ablated(tiny_bridge, {"mlp": {1: [0]}}, to={"mlp": {0: torch.zeros(48)}}),
+        sc.ablated(
+            tiny_bridge, sc.FreezeMask.of_units({"mlp": {1: [0]}}, tiny_bridge), to={"mlp": {0: torch.zeros(48)}}
+        ),
     ):
         pass
 
 
 def test_what_a_mask_freezes_can_be_removed(tiny_bridge: Any) -> None:
-    units: Any = {"mlp": {1: (3, 7)}, "attn": {2: (0,)}}
-    mask = sc.FreezeMask.of_units(units, SHAPE)
-    assert mask.by_site() == units
-    assert torch.equal(without(tiny_bridge, mask.by_site()), without(tiny_bridge, units))
+    every = {"mlp": {1: range(48)}, "attn": {1: range(4)}}
+    with sc.ablated(tiny_bridge, sc.FreezeMask.layers(1)):
+        got = sc.collect_residuals(tiny_bridge, PROMPTS).values
+    assert torch.equal(got, without(tiny_bridge, every))
 
 
 def test_an_ablation_of_array_indices_resumes(tiny_bridge: Any, tmp_path: Path) -> None:
     def table() -> sc.Behavior:
-        named: Any = {"mine": {"mlp": {np.int64(1): np.array([3, 7])}}}
+        named = {"mine": sc.FreezeMask.of_units({"mlp": {np.int64(1): np.array([3, 7])}}, tiny_bridge)}  # type: ignore[dict-item]
         found = sc.ablate_units(tiny_bridge, named, controls=1, malicious=PROMPTS, resume=tmp_path / "measured")
         return found.rows[0].behavior
 
@@ -495,7 +497,8 @@ def test_behaviour_has_a_table(tiny_bridge: Any) -> None:
 
 
 def test_a_pruned_model_is_shown_in_a_line(tiny_bridge: Any) -> None:
-    shown = repr(sc.units.prune_units(tiny_bridge, {"mlp": {layer: np.array([0]) for layer in range(3)}}))
+    one = sc.FreezeMask.of_units({"mlp": {layer: np.array([0]) for layer in range(3)}}, tiny_bridge)
+    shown = repr(sc.units.prune_units(tiny_bridge, one))
     assert shown.startswith("PrunedModel(LlamaForCausalLM without 3 units, ")
     assert len(shown) < 120
 
@@ -530,7 +533,7 @@ ANALYSES: dict[str, Any] = {
 }
 HOOKS: dict[str, Any] = {
     "scaled": lambda model: sc.scaled(model, (0, 1), 1.2).__enter__(),
-    "ablated": lambda model: sc.ablated(model, {"mlp": {0: [1]}}).__enter__(),
+    "ablated": lambda model: sc.ablated(model, sc.FreezeMask.layers(0)).__enter__(),
     "attached": lambda model: sc.attached(model, {"blocks.0.hook_resid_post": lambda resid: None}).__enter__(),
 }
 
@@ -587,7 +590,8 @@ def test_draws_by_a_seed_of_numpys_are_those_of_pythons(tiny_bridge: Any) -> Non
     for n, message in refusals.items():
         with pytest.raises(ValueError, match=message):
             DATA.take(n)  # type: ignore[arg-type]
-    sc.ablate_units(tiny_bridge, {"a": {"mlp": {0: [1]}}}, seed=np.int64(3), malicious=DATA, max_new_tokens=2)  # type: ignore[arg-type]
+    one = sc.FreezeMask.of_units({"mlp": {0: [1]}}, tiny_bridge)
+    sc.ablate_units(tiny_bridge, {"a": one}, seed=np.int64(3), malicious=DATA, max_new_tokens=2)  # type: ignore[arg-type]
 
 
 def test_a_result_does_not_take_the_place_of_a_file(tiny_bridge: Any, tmp_path: Path) -> None:

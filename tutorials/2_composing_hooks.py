@@ -36,9 +36,10 @@ print(type(model).__module__, isinstance(model, transformer_lens.model_bridge.Tr
 malicious = sc.organism.prompts("malicious", n=60)
 borderline = sc.organism.prompts("over_rejection", n=100)
 
+every_second = sc.FreezeMask.of_units({"mlp": {7: range(0, 384, 2)}}, model)  # every second neuron of the last layer
 with sc.scaled(model, (1, 5), alpha=1.35):
     print("scaled:            ", sc.evaluate(model, over_rejection=borderline))
-    with sc.ablated(model, {"mlp": {7: range(0, 384, 2)}}):  # every second neuron of the last layer
+    with sc.ablated(model, every_second):
         print("scaled and ablated:", sc.evaluate(model, over_rejection=borderline))
 print("as before:         ", sc.evaluate(model, over_rejection=borderline))
 

@@ -24,10 +24,8 @@ import pandas as pd
 import safecircuits as sc
 
 model = sc.load_model("planted-units")
-planted = {"mlp": sc.organism.planted("planted-units").mlp_units}
-shape = sc.ModelShape.of(model)
-n_units = shape.n_layers * (shape.n_units("mlp") + shape.n_units("attn"))
-{layer: len(neurons) for layer, neurons in planted["mlp"].items()}, n_units
+planted = sc.FreezeMask.of_units({"mlp": sc.organism.planted("planted-units").mlp_units}, model)
+planted
 
 # %% [markdown]
 # ## From activations to scores
@@ -104,14 +102,12 @@ attribution.provenance["answers"]
 # refusal after few units, and utility late. Units at random are the control.
 
 # %%
-from safecircuits.units.selection import random_units
-
 counts = (1, 4, 8, 16, 32, 64, 192)
 curves = {
     "WIFV": sc.ablation_curve(model, {n: groups.top(n) for n in counts}, **tests),
     "attribution": sc.ablation_curve(model, {n: attribution.top(n) for n in counts}, **tests),
 }
-control = sc.ablation_curve(model, {n: random_units(groups.top(n), shape, seed=0) for n in counts}, **tests)
+control = sc.ablation_curve(model, {n: sc.FreezeMask.random_units(groups.top(n)) for n in counts}, **tests)
 with sc.ablated(model, planted):
     truth = {"removed": 192, **sc.evaluate(model, **tests).rates}
 
@@ -126,15 +122,13 @@ def first_below_half(curve):
     return next((n for n, behavior in curve.items() if behavior.rates["malicious_refused"] < 0.5), None)
 
 
-def hits(selection):
-    return sum(len(set(units) & set(planted["mlp"].get(layer, ()))) for layer, units in selection["mlp"].items())
-
-
-rows = {"WIFV": groups.top(192), "attribution": attribution.top(192), "random": random_units(planted, shape, seed=0)}
+random = sc.FreezeMask.random_units(planted)
+rows = {"WIFV": groups.top(192), "attribution": attribution.top(192), "random": random}
+hits = {name: (units & planted).n_units() for name, units in rows.items()}
 pd.DataFrame(
     {
-        "planted among 192": {name: hits(units) for name, units in rows.items()},
-        "precision": {name: hits(units) / 192 for name, units in rows.items()},
+        "planted among 192": hits,
+        "precision": {name: found / 192 for name, found in hits.items()},
         "units until refusal is halved": {name: first_below_half(curve) for name, curve in curves.items()},
     }
 ).round(2)
@@ -150,19 +144,19 @@ pd.DataFrame(
 #
 # ## A mask of units
 #
-# SCU can be cut by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. A group, or any
-# selection, becomes a `FreezeMask`. Here the union of what the score found and what we know:
+# SCU can be cut by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. Whatever gives
+# units gives a `FreezeMask`: a set, so it has unions, intersections and complements. Here the union of what the score
+# found and what we know:
 
 # %%
-mask = sc.FreezeMask.units(groups, "SCU")
+mask = groups["SCU"]
 mask
 
 # %%
-known = sc.FreezeMask.of_units(planted, shape)
-print("found and planted:", (mask & known).n_units("mlp"), "neurons")
-(mask | known).plot()
+print("found and planted:", (mask & planted).n_units("mlp"), "neurons")
+(mask | planted).plot()
 plt.show()
-print((mask | known).summary(model))
+print((mask | planted).summary(model))
 
 # %% [markdown]
 # `docs/concepts/units.md` has all the scores, `docs/ground_truth_units.md` how they do on six models;

@@ -81,7 +81,7 @@ pd.DataFrame({"before": before, "nothing frozen": measure(unprotected), "layers 
 # control beside it: as many units frozen, but random ones.
 
 # %%
-control = sc.FreezeMask.random_units(mask.on(sc.ModelShape.of(model)), seed=0)
+control = sc.FreezeMask.random_units(mask, model)
 arms = {"nothing frozen": None, f"layers {layers} frozen": mask, "random units frozen": control}
 rows = []
 for name, freeze in arms.items():

@@ -209,7 +209,7 @@ tests = {"malicious": bad, "utility": fine, "detector": says_it_cannot}
 print(sc.ablate_groups(model, groups, names=("SCU",), controls=2, **tests).to_frame().round(2).to_string())
 
 # %%
-mask = sc.FreezeMask.layers(found.layers) if found.layers else sc.FreezeMask.units(groups, "SCU")
+mask = sc.FreezeMask.layers(found.layers) if found.layers else groups["SCU"]
 run = sc.finetune(model, rows_of("fine", "train", n=200), freeze=mask, steps=20)
 print("frozen weights bit-identical:", run.frozen_bit_identical)
 print(sc.evaluate(model, malicious=bad, utility=fine, detector=says_it_cannot))

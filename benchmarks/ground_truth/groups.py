@@ -12,12 +12,13 @@ from typing import Any
 
 import safecircuits as sc
 from safecircuits.base.progress import track
+from safecircuits.base.vocabulary import TOKEN_CHOICES, TokenChoice
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units import UnitScores
 from safecircuits.units.groups import Normalisation
 from safecircuits.units.removals import Removals
-from safecircuits.units.scores import TOKEN_CHOICES, Method, TokenChoice
+from safecircuits.units.scores import Method
 
 SCU, UCU, RU = 0.013, 0.133, 0.148
 """Shares of all units: those of Llama-2-7b-chat in the paper."""
@@ -45,7 +46,7 @@ def removed_groups(
         groups = sc.classify_units(*known[method, tokens], normalize=how, scu=SCU, ucu=UCU, ru=RU)
         lost = {}
         for group in ("SCU", "UCU", "RU"):
-            left = removals.without(groups.members(group)).rates
+            left = removals.without(groups[group]).rates
             lost[group] = {
                 what: round(1 - left[rate] / removals.intact.rates[rate], 4)
                 for what, rate in (("refusal", "malicious_refused"), ("utility", "utility"))

@@ -26,7 +26,6 @@ from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
 from safecircuits.organism import prompts
 from safecircuits.results.provenance import provenance
-from safecircuits.units.selection import count_units
 
 MODELS = ("aligned", "planted-units")
 STEPS = (2, 4, 6, 8, 10)
@@ -92,7 +91,8 @@ def main() -> None:
     began, n = time.process_time(), arguments.prompts
     malicious, utility = prompts("malicious", "test", n), prompts("utility", "test", n)
     sets = {"malicious": malicious, "utility": utility, "refusal_tokens": 4, "max_new_tokens": 16}
-    subjects = [Subject(name, sc.load_model(name), planted_units(name), sets) for name in MODELS]
+    models = {name: sc.load_model(name) for name in MODELS}
+    subjects = [Subject(name, model, planted_units(name, model), sets) for name, model in models.items()]
     freezing = freezing_lines(subjects[0], arguments.steps, n)
     parts = (probe_lines(n // 2), score_lines(subjects), transfer_lines(), freezing)
     lines = [asdict(line) for part in parts for line in track(part, "options", total=None)]
@@ -106,7 +106,8 @@ def main() -> None:
             cpu_seconds=round(time.process_time() - began),
         ),
         "models": {
-            s.name: {"intact": s.zeroing.intact.rates, "planted": count_units(s.planted or {})} for s in subjects
+            s.name: {"intact": s.zeroing.intact.rates, "planted": s.planted.n_units() if s.planted else 0}
+            for s in subjects
         },
         "lines": lines,
     }

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import safecircuits as sc
-from safecircuits.hooks.ablate import Units
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import HookedModel
 from safecircuits.organism import prompts
 from safecircuits.units.removals import Removals
-from safecircuits.units.selection import count_units
 
 COUNTS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHARES: dict[str, Any] = {"scu": 0.013, "ucu": 0.133, "ru": 0.148}
@@ -45,7 +44,7 @@ class Subject:
 
     name: str
     model: HookedModel
-    planted: Units | None
+    planted: FreezeMask | None
     sets: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -59,22 +58,19 @@ class Subject:
 
     def order(self, groups: sc.UnitGroups, removals: Removals | None = None) -> dict[str, float | None]:
         """How many units of highest S − U must go until refusal is halved, and what is left of utility then."""
-        n_units = sum(labels.numel() for labels in groups.labels.values())
-        counts = [count for count in COUNTS if count <= n_units]
+        counts = [count for count in COUNTS if count <= groups.n_units]
         found: dict[str, float | None] = halving(removals or self.zeroing, groups, counts)
         if self.planted:
-            n = min(count_units(self.planted), n_units)
-            hit = {(s, i, j) for s, rows in groups.top(n).items() for i, units in rows.items() for j in units}
-            there = {(s, i, j) for s, rows in self.planted.items() for i, units in rows.items() for j in units}
-            found["planted found"] = len(hit & there) / len(there)
+            there = self.planted.n_units()
+            found["planted found"] = (groups.top(min(there, groups.n_units)) & self.planted).n_units() / there
         return {f"{self.name}: {key}": value for key, value in found.items()}
 
     def cut(self, groups: sc.UnitGroups) -> dict[str, float | None]:
         """Neurons and heads of SCU, and what the model does without them."""
-        units = groups.members("SCU")
+        units = groups["SCU"]
         rates = self.zeroing.without(units).rates
         names = {"mlp": "SCU neurons", "attn": "SCU heads"}
-        found = {names[site]: float(count_units({site: rows})) for site, rows in units.items()}
+        found = {names[site]: float(units.n_units(site)) for site in groups.sites}
         found |= {"refused": rates["malicious_refused"], "utility": rates["utility"]}
         return {f"{self.name}: {key}": value for key, value in found.items()}
 

@@ -25,13 +25,12 @@ def main() -> None:
     for way, (count_beginning, share_of) in WAYS.items():
         safety, useful = (sc.score_units(model, data, count_beginning=count_beginning) for data in seen)
         groups = sc.classify_units(safety, useful, scu=0.013, ucu=0.133, ru=0.148, share_of=share_of)
-        scu = groups.members("SCU")
-        n_neurons, n_heads = (sum(map(len, scu[site].values())) for site in ("mlp", "attn"))
-        print(f"{way}: {n_neurons} neurons and {n_heads} heads")
+        scu = groups["SCU"]
+        print(f"{way}: {scu.n_units('mlp')} neurons and {scu.n_units('attn')} heads")
         for name, units in {
             "both": scu,
-            "the heads": {"attn": scu["attn"]},
-            "the neurons": {"mlp": scu["mlp"]},
+            "the heads": scu.restrict(sites="attn"),
+            "the neurons": scu.restrict(sites="mlp"),
         }.items():
             with sc.ablated(model, units):
                 rates = sc.evaluate(model, malicious=malicious, utility=utility).rates

@@ -19,25 +19,24 @@ import safecircuits as sc
 from benchmarks.ground_truth.groups import removed_groups
 from benchmarks.ground_truth.units_page import render
 from safecircuits.base.files import write_text
-from safecircuits.hooks.ablate import Units
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.sites import HookedModel
 from safecircuits.organism import STAGES, prompts
+from safecircuits.organism.catalog import planted_in
 from safecircuits.organism.family import UNITS_FAMILY, Role
 from safecircuits.results.provenance import provenance
-from safecircuits.units.comparison import COUNTS, ScoreComparison, default_candidates, score_comparison
+from safecircuits.units.candidates import default_candidates
+from safecircuits.units.comparison import COUNTS, ScoreComparison, score_comparison
 from safecircuits.units.removals import Removals
 
 CALIBRATION = 128
 QUICK_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-def planted_units(model: str) -> Units | None:
+def planted_units(name: str, model: HookedModel) -> FreezeMask | None:
     """The planted neurons of a stage or of a family member's folder; None where none were planted."""
-    folder = sc.organism.stage_path(model) if model in STAGES else Path(model)
-    record = folder / "planted.json"
-    if not record.exists():
-        return None
-    found = json.loads(record.read_text(encoding="utf-8")).get("mlp_units") or {}
-    return {"mlp": {int(layer): tuple(neurons) for layer, neurons in found.items()}} if found else None
+    found = planted_in(sc.organism.stage_path(name) if name in STAGES else Path(name))
+    return FreezeMask.of_units({"mlp": found.mlp_units}, model) if found and found.mlp_units else None
 
 
 def role_of(name: str) -> Role:
@@ -56,7 +55,7 @@ def measure(model: str, resume: Path, *, n: int, quick: bool) -> tuple[ScoreComp
         "refusal_tokens": 4,
         "max_new_tokens": 16,
     }
-    planted = planted_units(model)
+    planted = planted_units(model, loaded)
     comparison = score_comparison(
         loaded,
         safety,
@@ -72,7 +71,7 @@ def measure(model: str, resume: Path, *, n: int, quick: bool) -> tuple[ScoreComp
     groups = removed_groups(loaded, safety, utility, Removals(loaded, resume=resume, **sets), name)
     record = {
         "role": role_of(name),
-        "planted": planted and {str(layer): len(units) for layer, units in planted["mlp"].items()},
+        "planted": planted and {str(layer): len(units) for layer, units in planted.members("mlp").items()},
         "n_units": comparison.n_units,
         "intact": {rate: round(value, 4) for rate, value in comparison.intact.rates.items()},
         "planted_removed": comparison.planted_removed and vars(comparison.planted_removed),

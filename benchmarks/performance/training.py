@@ -111,15 +111,14 @@ def mask_of(name: str, size: Size) -> FreezeMask:
         first = 3 * size.layers // 8
         return FreezeMask.layers(LayerRange(first, first + size.layers // 4 - 1), shape)
     generator = torch.Generator().manual_seed(0)
-    chosen: dict[Any, dict[int, list[int]]] = {}
+    chosen: dict[Site, torch.Tensor] = {}
     for site in SITES:
         n = size.layers * shape.n_units(site)
         k = round({"SCU + 6 % CU": 0.013 + 0.06, "RU-only 20 %": 0.8}[name] * n)
         flat = torch.zeros(n, dtype=torch.bool)
         flat[torch.randperm(n, generator=generator)[:k]] = True
-        by_layer = flat.view(size.layers, -1)
-        chosen[site] = {layer: units.nonzero().flatten().tolist() for layer, units in enumerate(by_layer)}
-    return FreezeMask.of_units(chosen, shape)
+        chosen[site] = flat.view(size.layers, -1)
+    return FreezeMask.where(chosen, shape)
 
 
 class Arm:

@@ -12,6 +12,7 @@ import torch
 
 import safecircuits as sc
 from commands import refuse, succeed
+from safecircuits.base.vocabulary import TOKEN_CHOICES
 from safecircuits.cli import probe as probe_command
 from safecircuits.cli.units import options as units_commands
 from safecircuits.cli.units.options import require_own
@@ -24,7 +25,6 @@ from safecircuits.units.ablation import ONE_DRAW, AblationTable
 from safecircuits.units.groups import GROUPS, NORMALISATIONS, ShareOf
 from safecircuits.units.overlap import MaskOverlap
 from safecircuits.units.resampling import Stability
-from safecircuits.units.scores import TOKEN_CHOICES
 from safecircuits.units.selection import top
 
 ALIGNED = ["--model", "organism:aligned"]
@@ -123,10 +123,10 @@ class TestUnits:
         model = sc.load_model("aligned")
         scores = [sc.score_units(model, data) for data in sets()]
         want = sc.classify_units(*scores, scu=0.02, ucu=0.1, ru=0.1, normalize="zscore")
-        assert groups.members("SCU") == want.members("SCU")
+        assert groups["SCU"] == want["SCU"]
         assert table(classified, "groups")["SCU"].tolist() == want.to_frame()["SCU"].tolist()
         mask = sc.FreezeMask.load(classified / "freeze.safetensors", model)
-        assert mask == sc.FreezeMask.units(want, "SCU")
+        assert mask == want["SCU"]
         findings = load_run(classified)["findings"]
         n = int(want.to_frame()["SCU"].sum())
         assert findings[0] == f"{n} safety-critical units (SCU), {100 * want.shares()['SCU']:.2f} % of all"
@@ -140,8 +140,8 @@ class TestUnits:
         model = sc.load_model("aligned")
         malicious, normal = (sc.load_prompts(f"organism:{kind}", n=6) for kind in ("malicious", "normal"))
         causal = sc.score_units(model, malicious, method="attribution", reference=normal)
-        neurons, heads = (top({site: causal.scores[site]}, n) for site, n in (("mlp", 40), ("attn", 1)))
-        assert groups.members("SCU") == neurons | heads  # 1.3 % of 3,072 and of 64
+        neurons, heads = (top({site: causal.scores[site]}, n, causal.shape) for site, n in (("mlp", 40), ("attn", 1)))
+        assert groups["SCU"] == neurons | heads  # 1.3 % of 3,072 and of 64
         assert groups.provenance["scu_by"]["method"] == "attribution"
         assert "attribution compares with something" in refuse(*given, *few, "--out", tmp_path / "no")
 
@@ -201,7 +201,7 @@ class TestUnits:
         got = succeed(*command, "--layers", "3,5", "--budget", "0.05", "--out", tmp_path / "run")
         found = sc.units.Enrichment.load(tmp_path / "run" / "results" / "enrichment")
         groups = sc.UnitGroups.load(classified / "results" / "groups")
-        assert found.equals(sc.units.enrichment(groups, (3, 5), draws=500, seed=3))
+        assert found.equals(sc.units.enrichment(groups["SCU"], (3, 5), draws=500, seed=3))
         overlap = MaskOverlap.load(tmp_path / "run" / "results" / "overlap")
         assert overlap.both == found.block.count  # type: ignore[union-attr]
         assert str(found) in got.stdout

@@ -168,7 +168,8 @@ class TestSharedPrefix:
         assert fed == [(5, max(lengths))]
 
     def test_our_own_hooks_share_and_other_peoples_do_not(self, tiny_bridge: Any, fed: Any) -> None:
-        with sc.scaled(tiny_bridge, (0, 1), 1.2), sc.ablated(tiny_bridge, {"mlp": {1: (3,)}}):
+        units = sc.FreezeMask.of_units({"mlp": {1: (3,)}}, tiny_bridge)
+        with sc.scaled(tiny_bridge, (0, 1), 1.2), sc.ablated(tiny_bridge, units):
             shared = sc.collect_residuals(tiny_bridge, PROMPTS, **OPTIONS).values
             assert fed[0] == (1, BEGINNING)
             fed.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from conftest import build_tiny_llama, build_tiny_tokenizer, randomised
-from safecircuits.base.vocabulary import LayerRange, Site
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.masks.file import FORMAT
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.bridge import hf_config_of
@@ -73,30 +73,6 @@ def test_layers_refuses_what_is_no_range(layers: Any) -> None:
 def test_layers_refuses_the_ends_of_a_range_apart() -> None:
     with pytest.raises(ValueError, match=r"a pair, FreezeMask.layers\(\(2, 4\)\)"):
         FreezeMask.layers(2, 4)  # type: ignore[arg-type]
-
-
-def test_units_takes_groups_by_name() -> None:
-    class Groups:
-        shape = SHAPE
-
-        def members(self, *names: str) -> Mapping[Site, Mapping[int, Sequence[int]]]:
-            known: dict[str, dict[Site, dict[int, tuple[int, ...]]]] = {
-                "SCU": {"mlp": {1: (3, 4)}, "attn": {}},
-                "RU": {"mlp": {1: (5,)}, "attn": {0: (2,)}},
-            }
-            merged: dict[Site, dict[int, tuple[int, ...]]] = {"mlp": {}, "attn": {}}
-            for name in names:
-                for site, layers in known[name].items():
-                    for layer, units in layers.items():
-                        merged[site][layer] = tuple(sorted({*merged[site].get(layer, ()), *units}))
-            return merged
-
-    mask = FreezeMask.units(Groups(), "SCU", "RU")
-    assert mask.members("mlp") == {1: (3, 4, 5)}
-    assert mask.members("attn") == {0: (2,)}
-    assert mask.provenance == {"groups": ["SCU", "RU"]}
-    with pytest.raises(ValueError, match="at least one group"):
-        FreezeMask.units(Groups())
 
 
 @pytest.mark.parametrize(
@@ -399,7 +375,7 @@ def test_another_models_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="architecture LlamaForCausalLM there, GPT2LMHeadModel here"):
         FreezeMask.of_units({"mlp": {0: [1]}}, SHAPE).parameter_masks(tiny_gpt2())
     with pytest.raises(ValueError, match="reaches layer 9, but the model's layers are 0 to 2"):
-        FreezeMask.layers((0, 9)).check(BRIDGE)
+        FreezeMask.layers((0, 9)).on(BRIDGE)
 
 
 # --- file --------------------------------------------------------------------------------------------------------

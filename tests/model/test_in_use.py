@@ -35,7 +35,7 @@ def scaled_texts(model: Any) -> Any:
 
 
 def ablated_residuals(model: Any) -> Any:
-    with sc.ablated(model, UNITS):
+    with sc.ablated(model, sc.FreezeMask.of_units(UNITS, model)):
         return sc.collect_residuals(model, PROMPTS).values
 
 

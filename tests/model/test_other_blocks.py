@@ -16,7 +16,6 @@ import safecircuits as sc
 import zoo
 from safecircuits.behavior.generate import generate_scaled
 from safecircuits.layers.attention import attention_map
-from safecircuits.model.sites import ModelShape
 
 pytestmark = pytest.mark.usefixtures("narrow_last_layer")  # in every architecture, for the few tokens of a test
 
@@ -32,7 +31,7 @@ def loaded(name: str) -> Any:
 
 
 def ablated(model: Any) -> None:
-    with sc.ablated(model, UNITS):
+    with sc.ablated(model, sc.FreezeMask.of_units(UNITS, model)):
         sc.generate(model, PROMPTS, max_new_tokens=3, **PLAIN)
 
 
@@ -52,7 +51,7 @@ ANALYSES: dict[str, Callable[[Any], Any]] = {
     "ablated": ablated,
     "fine-tuning": tuned,
     "frozen layer": lambda model: tuned(model, sc.FreezeMask.layers((0, 0))),
-    "frozen units": lambda model: tuned(model, sc.FreezeMask.of_units(UNITS, ModelShape.of(model))),
+    "frozen units": lambda model: tuned(model, sc.FreezeMask.of_units(UNITS, model)),
 }
 EVERYWHERE = ("residuals", "completions", "loss", "fine-tuning")
 BLOCKS = ["Mamba", "Mamba-2", "LFM2", "Jamba", "Bamba", "Mixtral", "gpt-oss", "OPT-350m"]

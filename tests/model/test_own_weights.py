@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[Any, Path], Any]] = {
     "weights": lambda m, _: score_weights(m, DATA, method="magnitude"),
     "coupled": lambda m, _: sc.units.coupled_scores(m, kind="l2"),
     "mask": lambda m, _: unit_parameter_masks(m, "mlp", 0, [1]),
-    "prune": lambda m, _: sc.units.prune_units(m, {"mlp": {0: [1]}}),
+    "prune": lambda m, _: sc.units.prune_units(m, sc.FreezeMask.of_units({"mlp": {0: [1]}}, m)),
     "save": lambda m, folder: sc.save_pretrained(m, folder / "saved"),
     "finetune": lambda m, _: sc.finetune(m, DATA, steps=1, progress=False),
 }

@@ -29,7 +29,6 @@ from safecircuits.training.loop import finetune
 from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase
 from safecircuits.units.groups import UnitGroups
-from safecircuits.units.selection import count_units
 
 TASK = PromptSet(
     "task",
@@ -63,7 +62,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 class TestArms:
     def test_top_cu(self, tiny_bridge: Any) -> None:
         groups = groups_of(tiny_bridge)
-        scu, cu = FreezeMask.units(groups, "SCU"), FreezeMask.units(groups, "CU")
+        scu, cu = groups["SCU"], groups["CU"]
         n_units = sum(labels.numel() for labels in groups.labels.values())
         for by, order in (("difference", groups.difference), ("total", groups.total)):
             mask = scu_top_cu(groups, 0.1, by=by).mask  # type: ignore[arg-type]
@@ -85,7 +84,7 @@ class TestArms:
         assert values[0].min() > values[1].max()
         share = scu_top_cu(groups, 0.5, of="CU").mask
         assert share is not None
-        n_cu = count_units(groups.members("CU"))
+        n_cu = groups["CU"].n_units()
         assert (share - scu).n_units("mlp") + (share - scu).n_units("attn") == round(0.5 * n_cu)
         with pytest.raises(ValueError, match="but there are"):
             scu_top_cu(groups, 0.9)
@@ -93,7 +92,7 @@ class TestArms:
     def test_a_block_range_and_the_control(self, tiny_bridge: Any) -> None:
         groups = groups_of(tiny_bridge)
         arm = scu_all_cu(groups, layers=(0, 1))
-        assert arm.mask == FreezeMask.units(groups, "SCU", "CU").restrict((0, 1))
+        assert arm.mask == (groups["SCU"] | groups["CU"]).restrict((0, 1))
         control = as_many_random(arm).mask_for(groups.shape, 3)
         assert arm.mask is not None
         assert control is not None

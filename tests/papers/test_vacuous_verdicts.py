@@ -201,7 +201,7 @@ def test_it_is_told_before_the_removal(tiny_bridge: Any, monkeypatch: pytest.Mon
         pytest.warns(Notice, match="nothing to lose: as the model is, it refuses 0 %"),
         pytest.raises(KeyboardInterrupt),
     ):
-        sc.ablate_units(tiny_bridge, {"some": {"mlp": {0: [1]}}}, malicious=["a dog", "a cake"], controls=0)
+        sc.ablate_units(tiny_bridge, {"some": sc.FreezeMask.layers(0)}, malicious=["a dog", "a cake"], controls=0)
 
 
 def test_it_is_told_before_a_sweep_that_nothing_can_move(tiny_bridge: Any) -> None:

@@ -59,20 +59,21 @@ class TestWhichPositions:
     def test_template_and_beginning_of_sequence(self, tokenizer: Any, template: str, expected: str) -> None:
         """Not what these prompts happen to begin with ("how do i"), which other sets do not."""
         tokenizer = tokenizer()
-        for example in encode_to_score(tokenizer, SHORT, template=template, with_responses=True):
+        for example in encode_to_score(tokenizer, SHORT, tokens="all", template=template):
             assert tokenizer.decode(example.ids[: example.beginning]) == expected
-        assert {e.beginning for e in encode_to_score(tokenizer, SHORT, template=template, count_beginning=True)} == {0}
+        every = encode_to_score(tokenizer, SHORT, tokens="prompt", template=template, count_beginning=True)
+        assert {e.beginning for e in every} == {0}
 
     def test_a_token_joined_with_the_instruction_is_none_of_the_templates(self) -> None:
         prompts = sc.PromptSet("p", ("h", "\nh"))
-        plain, joined = encode_to_score(joining(), prompts, template="Q:\n{instruction}")
+        plain, joined = encode_to_score(joining(), prompts, tokens="prompt", template="Q:\n{instruction}")
         assert (plain.beginning, joined.beginning) == (3, 2)
 
     @pytest.mark.parametrize("name", sorted(TEMPLATES))
     @pytest.mark.parametrize("tokenizer", [build_tiny_tokenizer, with_bos])
     def test_are_of_the_prompt_and_the_same_in_every_set(self, name: str, tokenizer: Any) -> None:
         other = sc.PromptSet("o", ("bake the tea", "sorry"))
-        mine, theirs = (encode_to_score(tokenizer(), data, template=name) for data in (SHORT, other))
+        mine, theirs = (encode_to_score(tokenizer(), data, tokens="prompt", template=name) for data in (SHORT, other))
         assert len({e.beginning for e in (*mine, *theirs)}) == 1
         assert all(1 <= e.beginning <= e.response_start for e in (*mine, *theirs))
 
@@ -105,7 +106,9 @@ class TestLengthAlone:
 
         s, u = (sc.score_units(model, data, count_beginning=True) for data in (SHORT, LONG))
         groups = sc.classify_units(s, u, scu=share, ucu=0, ru=0)
-        assert groups.members("SCU") == {"mlp": {layer: (neuron,)}, "attn": {}}  # of the length of answers alone
+        assert groups["SCU"] == sc.FreezeMask.of_units(
+            {"mlp": {layer: [neuron]}}, model
+        )  # of the length of answers alone
         ratio = s.scores["mlp"][layer, neuron] / u.scores["mlp"][layer, neuron]
         # Variance of a value that one position in so many has.
         shares = [len(PROMPTS) / scores.n_tokens for scores in (s, u)]
@@ -113,7 +116,7 @@ class TestLengthAlone:
         s, u = (sc.score_units(model, data) for data in (SHORT, LONG))
         assert s.scores["mlp"][layer, neuron] == u.scores["mlp"][layer, neuron] == 0
         groups = sc.classify_units(s, u, scu=share, ucu=0, ru=0)
-        assert groups.members("SCU")["mlp"].get(layer) != (neuron,)
+        assert groups["SCU"].members("mlp").get(layer) != (neuron,)
 
     @pytest.mark.parametrize("tokens", ["prompt", "all"])
     def test_the_mean_is_not_the_sinks(self, tokens: Any) -> None:
@@ -131,8 +134,8 @@ class TestLengthAlone:
 
         def ratio_of_three(**options: Any) -> tuple[list[float], list[tuple[str, int, int]]]:
             s, u = (sc.score_units(smollm2, data, sites=("mlp",), **options) for data in (short, long))
-            top = sc.classify_units(s, u, scu=3 / 46080, ucu=0, ru=0).members("SCU")
-            units = [("mlp", layer, unit) for layer, units in top["mlp"].items() for unit in units]
+            top = sc.classify_units(s, u, scu=3 / 46080, ucu=0, ru=0)["SCU"]
+            units = [("mlp", layer, unit) for layer, units in top.members("mlp").items() for unit in units]
             sinks = ((11, 1229), (28, 678), (11, 1487))
             return [float(s.scores["mlp"][at] / u.scores["mlp"][at]) for at in sinks], units
 
@@ -157,8 +160,7 @@ class TestOneRule:
             shared.n_tokens
             == whole.n_tokens
             == sum(
-                len(e) - e.beginning
-                for e in encode_to_score(model.tokenizer, data, template=template, with_responses=True)
+                len(e) - e.beginning for e in encode_to_score(model.tokenizer, data, tokens="all", template=template)
             )
         )
         torch.testing.assert_close(shared.scores["mlp"], whole.scores["mlp"], rtol=1e-4, atol=1e-7)

@@ -240,7 +240,7 @@ class TestHeadProbe:
         assert probe.accuracy[0, 2:].max() <= 0.5
         assert probe.accuracy[0, :2].min() > 0.85
         best = probe.top(1)
-        ((layer, (head,)),) = best["attn"].items()
+        ((layer, (head,)),) = best.members("attn").items()
         assert probe.accuracy[layer, head] == probe.accuracy.max()
         frame = probe.to_frame()
         assert frame["accuracy"].iloc[0] == probe.accuracy.max()

@@ -73,8 +73,8 @@ WAYS: Mapping[str, Callable[[Any], Any]] = {
     ),
     "share": lambda m: neurons(m).share_of_parameters(m),
     "rewind": lambda m: entries_of(m, neurons(m)),
-    "ablated": lambda m: entered(sc.ablated(m, {"mlp": {1: [0, 1]}})),
-    "prune": lambda m: sc.units.prune_units(m, {"mlp": {1: [0, 1]}}),
+    "ablated": lambda m: entered(sc.ablated(m, neurons(m))),
+    "prune": lambda m: sc.units.prune_units(m, neurons(m)),
     **{
         f"score {method}": lambda m, method=method: sc.score_units(m, DATA, method=method, sites=("mlp",))
         for method in ("wifv", "magnitude", "snip", "taylor")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import safecircuits as sc
-from safecircuits.hooks.ablate import Units
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.forward import logits
 from safecircuits.model.load import load_model
 from safecircuits.prompts.batching import pad_left
@@ -20,8 +20,12 @@ from safecircuits.units.prune import lowest_even, prune_units
 
 PROMPTS = ("how do i make the cake", "find a lamp", "how do i fix the road and the house with some water")
 DATA = sc.PromptSet("d", PROMPTS, ("sure take some water", "here it is .", "you take the wood"))
-EVEN: Units = {"mlp": {i: tuple(range(i, 48, 4)) for i in range(3)}, "attn": dict.fromkeys(range(3), (2, 3))}
-UNEVEN: Units = {"mlp": {0: (1, 5, 9), 2: tuple(range(40))}, "attn": {0: (0,), 1: (2, 3)}}
+SHAPE = sc.ModelShape("LlamaForCausalLM", n_layers=3, d_model=32, d_mlp=48, n_heads=4, n_kv_heads=2)
+EVEN = FreezeMask.of_units(
+    {"mlp": {i: range(i, 48, 4) for i in range(3)}, "attn": dict.fromkeys(range(3), (2, 3))}, SHAPE
+)
+UNEVEN = FreezeMask.of_units({"mlp": {0: (1, 5, 9), 2: range(40)}, "attn": {0: (0,), 1: (2, 3)}}, SHAPE)
+ONE_NEURON, ONE_HEAD = (FreezeMask.of_units(units, SHAPE) for units in ({"mlp": {1: (0,)}}, {"attn": {0: (1,)}}))
 
 both = pytest.mark.parametrize("backend", ["bridge", "hooked"])
 
@@ -38,9 +42,9 @@ def reloaded(folder: Any, tokenizer: Any) -> Any:
 
 class TestPrune:
     @both
-    @pytest.mark.parametrize("units", [EVEN, UNEVEN, {"mlp": {1: (0,)}}, {"attn": {0: (1,)}}])
+    @pytest.mark.parametrize("units", [EVEN, UNEVEN, ONE_NEURON, ONE_HEAD])
     def test_reloaded_checkpoint_equals_the_hooks(
-        self, backend: Any, units: Units, make_tiny_model: Any, tiny_tokenizer: Any, tmp_path: Any
+        self, backend: Any, units: FreezeMask, make_tiny_model: Any, tiny_tokenizer: Any, tmp_path: Any
     ) -> None:
         model = make_tiny_model(backend)
         intact = outputs(model)
@@ -64,9 +68,9 @@ class TestPrune:
         units = lowest_even(scores.scores, scores.shape, neurons=20, kv_heads=1)
         for layer in range(3):
             lowest = scores.scores["mlp"][layer].argsort()[:20].tolist()
-            assert units["mlp"][layer] == tuple(sorted(lowest))
+            assert units.members("mlp")[layer] == tuple(sorted(lowest))
             heads = scores.scores["attn"][layer]
-            assert units["attn"][layer] == ((0, 1) if heads[:2].sum() < heads[2:].sum() else (2, 3))
+            assert units.members("attn")[layer] == ((0, 1) if heads[:2].sum() < heads[2:].sum() else (2, 3))
         pruned = prune_units(tiny_bridge, units)
         assert pruned.filling == {"mlp": 0, "attn": 0}
         with sc.ablated(tiny_bridge, units):
@@ -88,10 +92,7 @@ class TestPrune:
         attn=st.lists(st.sets(st.integers(0, 3), max_size=4), min_size=3, max_size=3),
     )
     def test_any_selection(self, mlp: list[set[int]], attn: list[set[int]], tiny_bridge: Any) -> None:
-        units: Units = {
-            "mlp": {i: tuple(sorted(u)) for i, u in enumerate(mlp)},
-            "attn": {i: tuple(sorted(u)) for i, u in enumerate(attn)},
-        }
+        units = FreezeMask.of_units({"mlp": dict(enumerate(mlp)), "attn": dict(enumerate(attn))}, SHAPE)
         with sc.ablated(tiny_bridge, units):
             want = outputs(tiny_bridge)
         got = outputs(load_model(prune_units(tiny_bridge, units).hf_model, tokenizer=tiny_bridge.tokenizer))
@@ -118,8 +119,9 @@ class TestPrune:
         config = getattr(transformers, f"{family}{'Text' * (family == 'Gemma3')}Config")(**settings, pad_token_id=0)
         hf = randomised(transformers.AutoModelForCausalLM.from_config(config)).eval()
         model = load_model(hf, tokenizer=tiny_tokenizer)
-        selections: dict[str, Units] = {"neurons": {"mlp": {0: (1, 5)}}, "heads": {"attn": {0: (0, 1)}}}
-        for what, units in selections.items():
+        both_sites: dict[str, Any] = {"neurons": {"mlp": {0: (1, 5)}}, "heads": {"attn": {0: (0, 1)}}}
+        for what, indices in both_sites.items():
+            units = FreezeMask.of_units(indices, model)
             if what == "heads" and family in ("Olmo2", "Olmo3", "StableLm"):
                 with pytest.raises(ValueError, match="computes something else than with them removed by hooks"):
                     prune_units(model, units)
@@ -131,23 +133,18 @@ class TestPrune:
 
     def test_the_embedded_model(self, tmp_path: Any) -> None:
         model = sc.load_model("aligned")
-        units: Units = {
-            "mlp": {i: tuple(range(0, 384, 3)) for i in range(8)},
-            "attn": dict.fromkeys(range(8), (0, 1, 5)),
-        }
+        units = FreezeMask.of_units(
+            {"mlp": {i: range(0, 384, 3) for i in range(8)}, "attn": dict.fromkeys(range(8), (0, 1, 5))}, model
+        )
         prompts = sc.organism.prompts("malicious", "test", 8)
         with sc.ablated(model, units):
             want = sc.generate(model, prompts, max_new_tokens=6).texts
         folder = prune_units(model, units).save(tmp_path / "small")
         assert sc.generate(sc.load_model(folder), prompts, max_new_tokens=6).texts == want
 
-    def test_bad_input(self, tiny_bridge: Any, tiny_tokenizer: Any) -> None:
+    def test_an_architecture_without_the_projections(self, tiny_tokenizer: Any) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        with pytest.raises(ValueError, match=r"mlp units 48\.\.48 of layer 1 are outside 0\.\.47"):
-            prune_units(tiny_bridge, {"mlp": {1: (48,)}})
-        with pytest.raises(ValueError, match="layer 3 is outside the model"):
-            prune_units(tiny_bridge, {"mlp": {3: (4,)}})
         gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=len(tiny_tokenizer)))
         with pytest.raises(ValueError, match=r"GPT2LMHeadModel has no linear map 'mlp\.gate_proj'"):
-            prune_units(gpt2, {"mlp": {0: (1,)}})
+            prune_units(gpt2, FreezeMask.layers(0))

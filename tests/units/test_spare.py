@@ -54,7 +54,7 @@ def test_logits_and_completions_of_padded_batches(backend: Any, mean: bool, spar
     assert scores.beginning == 3
     examples = encode(model.tokenizer, PROMPTS, template=TEMPLATE)
     batch = pad_left(examples)
-    with sc.ablated(model, UNITS, to=values, spare=spare):  # type: ignore[arg-type]
+    with sc.ablated(model, sc.FreezeMask.of_units(UNITS, model), to=values, spare=spare):  # type: ignore[arg-type]
         got = logits(model, batch)
         written = sc.generate(model, PROMPTS, template=TEMPLATE, max_new_tokens=4)
     plain = build_tiny_llama()
@@ -79,7 +79,7 @@ def test_sharing_the_beginning_between_prompts_changes_nothing(backend: Any) -> 
     model = made(backend)
     template = "the salt is on the road and the tea is in the house and here is some wood {instruction} ."
     many = sc.PromptSet("m", PROMPTS.prompts * 3)
-    with sc.ablated(model, UNITS, spare=18):
+    with sc.ablated(model, sc.FreezeMask.of_units(UNITS, model), spare=18):
         together = sc.generate(model, many, template=template, max_new_tokens=3).texts
         alone = sc.generate(model, PROMPTS, template=template, max_new_tokens=3, max_tokens=1).texts
     assert list(together) == list(alone) * 3
@@ -91,7 +91,7 @@ def test_a_call_of_ones_own(backend: Any) -> None:
     ids = torch.tensor([encode(model.tokenizer, PROMPTS)[0].ids])
     plain = build_tiny_llama()
     handles = edited(plain, None, 2)
-    with torch.no_grad(), sc.ablated(model, UNITS, spare=2):
+    with torch.no_grad(), sc.ablated(model, sc.FreezeMask.of_units(UNITS, model), spare=2):
         torch.testing.assert_close(model(ids), plain(ids).logits, rtol=1e-3, atol=2e-3)
     for handle in handles:
         handle.remove()
@@ -100,15 +100,19 @@ def test_a_call_of_ones_own(backend: Any) -> None:
 def test_spares_nothing_unless_asked_and_everything_at_last(tiny_bridge: Any) -> None:
     batch = pad_left(encode(tiny_bridge.tokenizer, PROMPTS))
     intact = logits(tiny_bridge, batch)
-    with sc.ablated(tiny_bridge, UNITS, spare=64):
+    with sc.ablated(tiny_bridge, sc.FreezeMask.of_units(UNITS, tiny_bridge), spare=64):
         assert torch.equal(logits(tiny_bridge, batch)[:, -1], intact[:, -1])
-    with sc.ablated(tiny_bridge, UNITS):
+    with sc.ablated(tiny_bridge, sc.FreezeMask.of_units(UNITS, tiny_bridge)):
         assert not torch.allclose(logits(tiny_bridge, batch)[:, -1], intact[:, -1])
 
 
 def test_text_that_the_model_tokenizes_itself_is_refused() -> None:
     model = made("hooked")
-    with torch.no_grad(), pytest.raises(RuntimeError, match="does not tell"), sc.ablated(model, UNITS, spare=1):
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="does not tell"),
+        sc.ablated(model, sc.FreezeMask.of_units(UNITS, model), spare=1),
+    ):
         model("find a lamp")
 
 
@@ -116,14 +120,15 @@ def test_text_that_the_model_tokenizes_itself_is_refused() -> None:
 def test_no_number_of_positions(spare: Any, tiny_bridge: Any) -> None:
     with (
         pytest.raises(ValueError, match="spare must be "),
-        sc.ablated(tiny_bridge, UNITS, spare=spare),
+        sc.ablated(tiny_bridge, sc.FreezeMask.of_units(UNITS, tiny_bridge), spare=spare),
     ):
         pass
 
 
 def test_measurements_that_spared_something_else_are_not_resumed(tiny_bridge: Any, tmp_path: Any) -> None:
     sets: Any = {"malicious": PROMPTS, "max_new_tokens": 2, "controls": 0, "resume": tmp_path / "r"}
-    sc.ablate_units(tiny_bridge, {"some": UNITS}, spare=2, **sets)
+    named = {"some": sc.FreezeMask.of_units(UNITS, tiny_bridge)}
+    sc.ablate_units(tiny_bridge, named, spare=2, **sets)
     with pytest.raises(ValueError, match="was made with another replacement"):
-        sc.ablate_units(tiny_bridge, {"some": UNITS}, **sets)
-    sc.ablate_units(tiny_bridge, {"some": UNITS}, spare=2, **sets)
+        sc.ablate_units(tiny_bridge, named, **sets)
+    sc.ablate_units(tiny_bridge, named, spare=2, **sets)

@@ -118,7 +118,7 @@ class TestEnrichment:
         return grouped(mlp, attn)
 
     def test_against_enumeration(self) -> None:
-        got = sc.units.enrichment(self.concentrated(), (1, 2), draws=4000)
+        got = sc.units.enrichment(self.concentrated()["SCU"], (1, 2), draws=4000)
         assert got.total.tolist() == [1, 7, 3, 0]
         assert got.p.tolist() == pytest.approx([chance_of(k, 64, 11, 16) for k in (1, 7, 3, 0)])
         assert got.expected.tolist() == [11 / 4] * 4
@@ -138,7 +138,7 @@ class TestEnrichment:
     def test_permutations_are_of_each_site_by_itself(self) -> None:
         """By shuffling one array a site, slowly."""
         groups = self.concentrated()
-        got = sc.units.enrichment(groups, draws=20_000)
+        got = sc.units.enrichment(groups["SCU"], draws=20_000)
         rng, counts = np.random.default_rng(5), []
         for _ in range(4000):
             total = np.zeros(4)
@@ -153,7 +153,7 @@ class TestEnrichment:
     @given(seed=st.integers(0, 10_000))
     def test_random_groups_are_where_chance_puts_them(self, seed: int) -> None:
         groups = random_groups(seed)
-        got = sc.units.enrichment(groups, (0, 3), group="CU", draws=200)
+        got = sc.units.enrichment(groups["CU"], (0, 3), draws=200)
         assert got.block is not None
         assert got.block.count == int(got.total.sum()) == sum((labels == 2).sum() for labels in groups.labels.values())
         assert got.block.p == pytest.approx(1)
@@ -163,15 +163,9 @@ class TestEnrichment:
         """Neurons that differ from base by construction lie in the planted layers, and the figure says so."""
         planted = sc.organism.planted("planted-units")
         shape = sc.ModelShape.of(sc.load_model("planted-units"))
-        labels: Any = {
-            site: torch.full((shape.n_layers, shape.n_units(site)), 2, dtype=torch.int8) for site in ("mlp",)
-        }
-        for layer, neurons in planted.mlp_units.items():
-            labels["mlp"][layer, list(neurons)] = 0
-        order: Any = {"mlp": torch.zeros(labels["mlp"].shape)}
-        groups = sc.UnitGroups(labels, order, order, shape, {})
+        units = sc.FreezeMask.of_units({"mlp": planted.mlp_units}, shape)
         block = (min(planted.mlp_units), max(planted.mlp_units))
-        got = sc.units.enrichment(groups, block)
+        got = sc.units.enrichment(units, block, sites=("mlp",))
         assert got.block is not None
         assert got.block.count == sum(map(len, planted.mlp_units.values()))
         assert sc.units.Enrichment.load(got.save(tmp_path / "e")).equals(got)
@@ -182,14 +176,16 @@ class TestEnrichment:
 
     def test_bad_input(self) -> None:
         groups = self.concentrated()
-        with pytest.raises(ValueError, match="no group 'ABC'"):
-            sc.units.enrichment(groups, group="ABC")  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="has no RU"):
-            sc.units.enrichment(groups, group="RU")
+        with pytest.raises(ValueError, match="there are no RU"):
+            sc.units.enrichment(groups["RU"])
+        with pytest.raises(ValueError, match="some of the SCU are not at the sites attn"):
+            sc.units.enrichment(groups["SCU"], sites=("attn",))
+        with pytest.raises(ValueError, match="a mask of layers lies in these layers alone"):
+            sc.units.enrichment(sc.FreezeMask.layers(1))
         with pytest.raises(ValueError, match="draws must be"):
-            sc.units.enrichment(groups, draws=0)
+            sc.units.enrichment(groups["SCU"], draws=0)
         with pytest.raises(ValueError, match="outside the model"):
-            sc.units.enrichment(groups, (2, 4))
+            sc.units.enrichment(groups["SCU"], (2, 4))
 
 
 class TestMasks:

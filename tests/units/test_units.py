@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import safecircuits as sc
-from safecircuits.hooks.ablate import Units
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import encode
-from safecircuits.units.ablation import count_units, random_units
 from safecircuits.units.groups import GROUPS, normalised
 from safecircuits.units.importance import Moments, UnitScores
 
@@ -184,12 +183,17 @@ class TestGroups:
         safety = made_scores([[9, 1, 0, 5], [1, 0, 5, 5]], [[0.1], [5]])
         utility = made_scores([[1, 9, 0, 5], [8, 0.1, 5, 5]], [[0], [5]])
         groups = sc.classify_units(safety, utility, scu=0.1, ucu=0.2, ru=0.3)
-        assert groups.members("SCU") == {"mlp": {0: (0,)}, "attn": {}}
-        assert groups.members("UCU") == {"mlp": {0: (1,), 1: (0,)}, "attn": {}}
-        assert groups.members("RU") == {"mlp": {0: (2,), 1: (1,)}, "attn": {0: (0,)}}
-        assert groups.members("CU") == {"mlp": {0: (3,), 1: (2, 3)}, "attn": {1: (0,)}}
+        wanted: dict[str, Any] = {
+            "SCU": {"mlp": {0: (0,)}},
+            "UCU": {"mlp": {0: (1,), 1: (0,)}},
+            "RU": {"mlp": {0: (2,), 1: (1,)}, "attn": {0: (0,)}},
+            "CU": {"mlp": {0: (3,), 1: (2, 3)}, "attn": {1: (0,)}},
+        }
+        for group, units in wanted.items():
+            assert groups[group] == FreezeMask.of_units(units, groups.shape)
+        assert (groups.n_units, groups.sites) == (10, ("mlp", "attn"))
         assert groups.shares() == pytest.approx({"SCU": 0.1, "UCU": 0.2, "CU": 0.4, "RU": 0.3})
-        assert groups.top(1) == groups.members("SCU")
+        assert groups.top(1) == groups["SCU"]
         assert groups.to_frame()[list(GROUPS)].sum().tolist() == [1, 2, 4, 3]
 
     def test_scu_by_another_score(self) -> None:
@@ -198,9 +202,9 @@ class TestGroups:
         utility = made_scores([[1, 9, 0, 5], [8, 0.1, 5, 5]], [[0], [5]])
         causal = made_scores([[0, -3, 0, 0], [0, 0, 7, 0]], [[0], [1]])
         groups = sc.classify_units(safety, utility, scu=0.1, ucu=0.2, ru=0.3, scu_by=replace(causal, method="taylor"))
-        assert groups.members("SCU") == {"mlp": {1: (2,)}, "attn": {}}
-        assert groups.members("UCU") == {"mlp": {0: (1,), 1: (0,)}, "attn": {}}
-        assert groups.members("RU") == {"mlp": {0: (2,), 1: (1,)}, "attn": {0: (0,)}}
+        assert groups["SCU"].members("mlp") == {1: (2,)}
+        assert groups["UCU"].members("mlp") == {0: (1,), 1: (0,)}
+        assert (groups["RU"].members("mlp"), groups["RU"].members("attn")) == ({0: (2,), 1: (1,)}, {0: (0,)})
         assert groups.provenance["scu_by"]["method"] == "taylor"
         only_mlp = replace(causal, moments={"mlp": causal.moments["mlp"]})
         with pytest.raises(ValueError, match="the scores that SCU are cut by are of the sites"):
@@ -231,7 +235,7 @@ class TestGroups:
 
         groups = sc.classify_units(draw(), draw(), scu=scu, ucu=ucu, ru=ru, normalize=how, share_of="pooled")
         n = 72
-        sizes = {g: count_units(groups.members(g)) for g in GROUPS}
+        sizes = {g: groups[g].n_units() for g in GROUPS}
         assert sum(sizes.values()) == n
         assert (sizes["SCU"], sizes["UCU"]) == (round(scu * n), round(ucu * n))
         assert sizes["RU"] == min(round(ru * n), n - sizes["SCU"] - sizes["UCU"])
@@ -271,7 +275,7 @@ class TestGroups:
             sc.classify_units(a, made_scores([[1, 2]], [[1]]), scu=0.1, ucu=0.1, ru=0.1)
         groups = sc.classify_units(a, a, scu=0.1, ucu=0.1, ru=0.1)
         with pytest.raises(ValueError, match="no group 'SAFE'; there are SCU, UCU, CU, RU"):
-            groups.members("SAFE")
+            groups["SAFE"]
         with pytest.raises(ValueError, match="cannot take 200 of 156 units"):
             groups.top(200)
 
@@ -279,7 +283,7 @@ class TestGroups:
 class TestConstructedModel:
     """A Llama in which two known neurons write the refusal token when a malicious word is read."""
 
-    BAD: ClassVar[Units] = {"mlp": {1: (5, 11)}}
+    BAD: ClassVar[Any] = {"mlp": {1: (5, 11)}}
 
     def test_known_neurons_are_the_scu_and_carry_refusal(self, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
         model = load_model(self.planted(tiny_llama_hf, tiny_tokenizer), tokenizer=tiny_tokenizer)
@@ -291,12 +295,12 @@ class TestConstructedModel:
         options: dict[str, Any] = {"sites": ("mlp",), "tokens": "all"}
         safety, utility = (sc.score_units(model, data, **options) for data in (malicious, normal))
         groups = sc.classify_units(safety, utility, scu=2 / 144, ucu=0, ru=0)
-        assert groups.members("SCU") == self.BAD
+        assert groups["SCU"] == FreezeMask.of_units(self.BAD, model)
         table = sc.ablate_groups(model, groups, malicious=malicious, controls=4)
         (row,) = table.rows
         assert row.behavior.rates["malicious_refused"] == 0
         assert [c.rates["malicious_refused"] for c in row.random_controls] == [1, 1, 1, 1]
-        curve = sc.ablation_curve(model, {0: {}, 2: groups.top(2)}, malicious=malicious)
+        curve = sc.ablation_curve(model, {0: FreezeMask.layers(set()), 2: groups.top(2)}, malicious=malicious)
         assert [curve[k].rates["malicious_refused"] for k in (0, 2)] == [1, 0]
 
     @staticmethod
@@ -328,21 +332,7 @@ class TestConstructedModel:
         return model
 
 
-class TestRandomControl:
-    @given(st.integers(0, 1000), st.integers(0, 144), st.integers(0, 12))
-    def test_is_of_equal_size_inside_the_model(self, seed: int, n_mlp: int, n_attn: int) -> None:
-        like: Units = {
-            "mlp": {0: tuple(range(min(n_mlp, 48))), 1: tuple(range(max(0, n_mlp - 48)))},
-            "attn": {0: tuple(range(n_attn))},
-        }
-        drawn = random_units(like, SHAPE, seed)
-        for site in ("mlp", "attn"):
-            want = sum(map(len, like[site].values()))  # type: ignore[index]
-            units = [(layer, u) for layer, row in drawn[site].items() for u in row]  # type: ignore[index]
-            assert len(units) == len(set(units)) == want
-            assert all(0 <= layer < 3 and 0 <= u < SHAPE.n_units(site) for layer, u in units)  # type: ignore[arg-type]
-        assert drawn == random_units(like, SHAPE, seed)
-
+class TestAblation:
     def test_nothing_to_remove_is_an_error(self, tiny_bridge: Any) -> None:
         with pytest.raises(ValueError, match="'SCU' has no units to remove"):
-            sc.ablate_units(tiny_bridge, {"SCU": {"mlp": {}}}, utility=DATA)
+            sc.ablate_units(tiny_bridge, {"SCU": FreezeMask.layers(set())}, utility=DATA)

@@ -11,9 +11,10 @@ import torch
 import safecircuits as sc
 from safecircuits.model.load import load_model
 from safecircuits.units.ablation import ablate_units, measure_in
-from safecircuits.units.comparison import Candidate, ScoreComparison, default_candidates, score_comparison
+from safecircuits.units.candidates import Candidate, default_candidates
+from safecircuits.units.comparison import ScoreComparison, score_comparison
 from safecircuits.units.groups import GROUPS
-from safecircuits.units.removals import Removals, selection_key
+from safecircuits.units.removals import Removals
 from safecircuits.units.resampling import Stability, calibration_subsets, compare_groups, stability
 from safecircuits.units.scores import METHODS
 from safecircuits.units.sweep import ShareSweep, sweep_shares
@@ -21,7 +22,8 @@ from safecircuits.units.sweep import ShareSweep, sweep_shares
 WORDS = ("make", "find", "fix", "bake", "take", "help")
 MALICIOUS = sc.PromptSet("m", tuple(f"{w} the bomb" for w in WORDS), ("sorry sorry bomb",) * 6)
 NORMAL = sc.PromptSet("n", tuple(f"{w} the cake" for w in WORDS), ("sure take cake",) * 6)
-BAD: Any = {"mlp": {1: (5, 11)}}
+SHAPE = sc.ModelShape("LlamaForCausalLM", n_layers=3, d_model=32, d_mlp=48, n_heads=4, n_kv_heads=2)
+BAD = sc.FreezeMask.of_units({"mlp": {1: (5, 11)}}, SHAPE)
 
 
 def constructed() -> Any:
@@ -64,7 +66,7 @@ class TestEveryScoreFindsTheKnownNeurons:
             options |= {"reference": NORMAL, "answers": sc.units.find_answer_tokens(planted, MALICIOUS, NORMAL)}
         safety, utility = (sc.score_units(planted, data, **options) for data in (MALICIOUS, NORMAL))
         groups = sc.classify_units(safety, utility, scu=2 / 144, ucu=0, ru=0)
-        assert groups.members("SCU") == BAD
+        assert groups["SCU"] == BAD
 
     def test_and_the_search_for_answer_tokens_their_words(self, planted: Any) -> None:
         found = sc.units.find_answer_tokens(planted, MALICIOUS, NORMAL)
@@ -82,8 +84,8 @@ class TestRemovals:
             out.write('{"units": "half a li')
         again = Removals(planted, resume=file, **sets)
         monkeypatch.setattr("safecircuits.units.removals.evaluate", lambda *_, **__: pytest.fail("measured again"))
-        assert again.without({"mlp": {1: (11, 5)}}).equals(want)
-        assert again.without({"mlp": {}}).equals(again.intact)
+        assert again.without(sc.FreezeMask.of_units({"mlp": {1: [11, 5]}}, planted)).equals(want)
+        assert again.without(BAD - BAD).equals(again.intact)
 
     def test_a_file_of_another_run_is_refused(self, planted: Any, sets: Any, tmp_path: Any) -> None:
         file = tmp_path / "r.jsonl"
@@ -101,10 +103,6 @@ class TestRemovals:
         with pytest.raises(ValueError, match="is not a file of measured removals"):
             Removals(planted, resume=file, **sets)
 
-    def test_key_does_not_depend_on_order(self) -> None:
-        assert selection_key({"mlp": {1: (1, 2), 0: (3,)}}) == selection_key({"mlp": {0: (3,), 1: (2, 1)}, "attn": {}})
-        assert selection_key({"mlp": {1: (1,)}}) != selection_key({"attn": {1: (1,)}})
-
     def test_controls_have_an_interval(self, planted: Any, sets: Any, tmp_path: Any) -> None:
         table = ablate_units(planted, {"bad": BAD}, controls=4, resume=tmp_path / "r", **sets)
         assert table.rows[0].control_interval("malicious_refused") == (1, 1, 1)
@@ -121,11 +119,12 @@ class TestSweep:
     def test_finds_the_share_and_the_neurons(self, planted: Any, scores: Any, sets: Any, tmp_path: Any) -> None:
         tried = [1 / 144, 2 / 144, 4 / 144, 0.3]
         up = sweep_shares(planted, *scores, shares=tried, scan="up", resume=tmp_path / "r", **sets)
-        assert up.groups.members("SCU") in (BAD, {"mlp": {1: (5,)}}, {"mlp": {1: (11,)}})
+        assert up.groups["SCU"]
+        assert not up.groups["SCU"] - BAD
         assert up.shares["RU"] == pytest.approx(1 / 144)
         down = sweep_shares(planted, *scores, shares=tried, resume=tmp_path / "r", **sets)
         assert down.shares["SCU"] >= up.shares["SCU"]
-        assert set(BAD["mlp"][1]) <= set(down.groups.members("SCU")["mlp"][1])
+        assert not BAD - down.groups["SCU"]
         assert down.shares["UCU"] == 0  # no neuron of this model carries utility
         assert down.shares["RU"] == pytest.approx(0.3)
         assert ShareSweep.load(down.save(tmp_path / "s")).equals(down)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import safecircuits as sc
-from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.forward import logits
 from safecircuits.model.load import load_model, to_hugging_face
 from safecircuits.prompts.batching import pad_left
@@ -200,7 +199,7 @@ class TestSetDifference:
         assert groups.shares()["UCU"] + in_both == pytest.approx(round(0.1 * 156) / 156)
         # A neuron has 96 of a layer's 7,680 parameters in matrices, a head 768.
         nfft = set_difference(s, u, p=0.05, result=0.25, share_of="parameters")
-        frozen = FreezeMask.units(nfft, "SCU")
+        frozen = nfft["SCU"]
         share = (96 * frozen.n_units("mlp") + 768 * frozen.n_units("attn")) / (3 * 7680)
         assert share == pytest.approx(0.25, abs=768 / (3 * 7680) / 2)
         with pytest.raises(ValueError, match="give either q="):
@@ -210,7 +209,7 @@ class TestSetDifference:
         s, u = (sc.score_units(tiny_bridge, data) for data in (SAFETY, UTILITY))
         groups = sc.classify_units(s, u, scu=0.2, ucu=0.3, ru=0.1, share_of="parameters")
         for group, share in (("SCU", 0.2), ("UCU", 0.3), ("RU", 0.1)):
-            frozen = FreezeMask.units(groups, group)
+            frozen = groups[group]
             got = (96 * frozen.n_units("mlp") + 768 * frozen.n_units("attn")) / (3 * 7680)
             assert got == pytest.approx(share, abs=768 / (3 * 7680) / 2)
 

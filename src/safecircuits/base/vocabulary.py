@@ -1,4 +1,4 @@
-"""The words that everything speaks in: sites of units, components of a layer, and blocks of layers."""
+"""The words that everything speaks in: sites of units, components of a layer, whose tokens count, blocks of layers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ SITES: tuple[Site, ...] = get_args(Site)
 
 Component = Literal["q", "k", "v", "o", "gate", "in", "out"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+TokenChoice = Literal["response", "prompt", "all"]
+"""Whose positions count in a score: the response's, the prompt's, or all."""
+TOKEN_CHOICES: tuple[TokenChoice, ...] = get_args(TokenChoice)
 
 
 @dataclass(frozen=True, order=True)

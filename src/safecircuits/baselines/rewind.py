@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.parameters import as_hooked
@@ -40,7 +40,7 @@ def rewind(model: Any, before: Any, mask: FreezeMask) -> int:
     Raises:
         ValueError: for another model's mask, one that names no unit, or an earlier model of another shape or backend.
     """
-    if not mask:
+    if not require_mask(mask, "units to put back"):
         raise ValueError("the mask names no unit, so there is nothing to put back")
     hooked = as_hooked(model)
     kept: Entries = before if isinstance(before, Mapping) else entries_of(before, mask)
@@ -72,5 +72,5 @@ def rewound(model: Any, before: Any, mask: FreezeMask) -> Iterator[None]:
 def _places(hooked: Any, mask: FreezeMask) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Every parameter that the mask reaches, with its name and which entries."""
     own = dict(hooked.named_parameters())
-    for name, where in mask.hooked_masks(hooked).items():
+    for name, where in require_mask(mask, "units to put back").hooked_masks(hooked).items():
         yield name, own[name], where.to(own[name].device)

@@ -137,7 +137,7 @@ def finetune(
     model = run.model()
     options = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template}
     for mask in masks:
-        mask.check(model)
+        mask.on(model)
     before = _before(folder, model, sets, options)
     trained = train(
         model,

@@ -57,7 +57,7 @@ def show(
     if json:
         from json import dumps
 
-        typer.echo(dumps(_rows(mask if loaded is None else mask.check(loaded)), indent=1))
+        typer.echo(dumps(_rows(mask if loaded is None else mask.on(loaded)), indent=1))
     else:
         typer.echo(mask.summary(loaded))
 
@@ -84,7 +84,7 @@ def combine(
     masks = [FreezeMask.load(file) for file in files]
     if model is not None:
         loaded = _load(model, Backend.bridge, device, dtype)
-        masks = [mask.check(loaded) for mask in masks]
+        masks = [mask.on(loaded) for mask in masks]
     if op is Operation.complement:
         if len(masks) != 1:
             raise ValueError(f"the complement is of one mask, not of {len(masks)}; combine them first")

@@ -176,11 +176,10 @@ _EMBEDDED_SIZES: dict[str, Any] = {
 
 def cuts(texts: list[str]) -> dict[str, Cut]:
     """``METHOD[:TOKENS[:NORMALIZE]]`` options as cuts by name: the method, or the whole text of its namesakes."""
-    from typing import get_args
-
+    from safecircuits.base.vocabulary import TOKEN_CHOICES
     from safecircuits.papers.ssah.settings import cut_by
     from safecircuits.units.groups import NORMALISATIONS
-    from safecircuits.units.scores import METHODS, TokenChoice
+    from safecircuits.units.scores import METHODS
 
     methods = [text.split(":")[0] for text in texts]
     found: dict[str, Cut] = {}
@@ -191,8 +190,8 @@ def cuts(texts: list[str]) -> dict[str, Cut]:
                 f"--score is METHOD[:TOKENS[:NORMALIZE]] with METHOD of {', '.join(METHODS)}, not {text!r}"
             )
         tokens, normalize = (*rest, "", "")[:2]
-        if tokens not in ("", *get_args(TokenChoice)):
-            raise ValueError(f"--score {text!r}: tokens are {', '.join(get_args(TokenChoice))}, not {tokens!r}")
+        if tokens not in ("", *TOKEN_CHOICES):
+            raise ValueError(f"--score {text!r}: tokens are {', '.join(TOKEN_CHOICES)}, not {tokens!r}")
         if normalize not in ("", *NORMALISATIONS):
             raise ValueError(f"--score {text!r}: normalize is {', '.join(NORMALISATIONS)}, not {normalize!r}")
         name = method if methods.count(method) == 1 else text

@@ -49,7 +49,7 @@ class DemoStudy(Demo):
     @property
     def mask(self) -> FreezeMask:
         """The located layers, if any were located, and the safety-critical units of the ``aligned`` model."""
-        critical = FreezeMask.units(self.groups, "SCU")
+        critical = self.groups["SCU"]
         return FreezeMask.layers(self.located.layers) | critical if self.located.located else critical
 
     def page(self, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:

@@ -102,13 +102,12 @@ def _claims(study: Demo) -> Iterator[Conclusion]:
 
 def planted_units(study: Demo) -> FreezeMask:
     """The neurons into which refusal was trained in the stage of that name."""
-    return FreezeMask.of_units({"mlp": dict(organism.planted(PLANTED).mlp_units)}, study.shape)
+    return FreezeMask.of_units({"mlp": organism.planted(PLANTED).mlp_units}, study.shape)
 
 
 def _among_top(study: Demo, n: int) -> float:
     """The share of the planted neurons among the ``n`` of highest S − U."""
-    top = FreezeMask.of_units(study[PLANTED_UNITS].top(n), study.shape)
-    return (top & planted_units(study)).n_units("mlp") / n
+    return (study[PLANTED_UNITS].top(n) & planted_units(study)).n_units() / n
 
 
 def _n_neurons(study: Demo) -> int:
@@ -122,8 +121,7 @@ def _remove_planted(study: Demo) -> AblationTable:
     counts = [round(share * _n_neurons(study)) for share in s.curve_shares]
     curve = {f"top {n}": groups.top(n) for n in counts}
     found = ablate_units(model, curve, controls=1, seed=s.seed, progress=True, **sets)
-    truth = {"planted": {"mlp": dict(organism.planted(PLANTED).mlp_units)}}
-    planted = ablate_units(model, truth, controls=0, **sets)  # type: ignore[arg-type]
+    planted = ablate_units(model, {"planted": planted_units(study)}, controls=0, **sets)
     return AblationTable(found.intact, (*found.rows, *planted.rows))
 
 

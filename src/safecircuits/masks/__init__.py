@@ -1,4 +1,4 @@
-"""FreezeMask, the one object that leaves an analysis and enters training, and its file."""
+"""FreezeMask: the one set of units, what is found, removed or frozen; and its file."""
 
 import lazy_loader
 

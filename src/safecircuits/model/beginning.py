@@ -1,4 +1,4 @@
-"""What every prompt begins with says nothing about a prompt: which positions that is, marked in one place.
+"""Which positions count in a score; what every prompt begins with does not, since it says nothing about a prompt.
 
 The first positions of a prompt hold the same tokens whatever is asked: the beginning of sequence, a system prompt, the
 template up to the instruction. Whatever a unit does there it does for every prompt. On a real model that is most of
@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from safecircuits.prompts.batching import shared_tokens
+from jaxtyping import Bool
+from torch import Tensor
+
+from safecircuits.base.vocabulary import TOKEN_CHOICES, TokenChoice
+from safecircuits.prompts.batching import Batch, shared_tokens
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
 
 # Instructions of different first tokens in any vocabulary of ordinary English.
@@ -26,20 +30,41 @@ def encode_to_score(
     tokenizer: Any,
     data: PromptSet,
     *,
+    tokens: TokenChoice,
     template: str = "auto",
-    with_responses: bool = False,
     count_beginning: bool = False,
 ) -> list[Encoded]:
     """``encode``, with the beginning of each prompt marked as one that does not count (``Encoded.beginning``).
 
     Args:
+        tokens: whose tokens count. Where the prompt's alone do, the responses are left away: nothing is after them.
         count_beginning: mark none, as the papers have it: every position counts.
+
+    Raises:
+        ValueError: for an unknown choice of tokens, or data without responses where they count.
     """
-    examples = encode(tokenizer, data, template=template, with_responses=with_responses)
+    require_tokens(tokens)
+    examples = encode(tokenizer, data, template=template, with_responses=tokens != "prompt")
     if count_beginning:
         return examples
     common = template_beginning(tokenizer, template)
     return [replace(example, beginning=_agreeing(example, common)) for example in examples]
+
+
+def require_tokens(tokens: Any) -> None:
+    """A ValueError unless this is a choice of whose tokens count."""
+    if tokens not in TOKEN_CHOICES:
+        raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
+
+
+def chosen_positions(batch: Batch, tokens: TokenChoice) -> Bool[Tensor, "batch pos"]:
+    """The positions of the response, of the prompt, or of both; never padding, nor a beginning that is marked."""
+    real = batch.attention_mask.bool()
+    if batch.is_beginning is not None:
+        real = real & ~batch.is_beginning
+    if tokens == "response":
+        return batch.is_response
+    return real & ~batch.is_response if tokens == "prompt" else real
 
 
 def template_beginning(tokenizer: Any, template: str = "auto") -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Units of a group by layer against chance: bars by site, the permutations' 95 % as a band."""
+"""Units of a set by layer against chance: bars by site, the permutations' 95 % as a band."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plot_enrichment(enrichment: Recorded | Record, *, ax: Axes | None = None) ->
     """Counts of each layer, stacked by site; layers above chance (q < 0.05) have a star."""
     ax = axes_or_new(ax)
     found = record_of(enrichment)
-    group, color = found["group"], GROUP_COLORS[found["group"]]
+    group, color = found["group"], GROUP_COLORS.get(found["group"], GROUP_COLORS["SCU"])
     total, expected, q, low, high = (np.asarray(found[key]) for key in ("total", "expected", "q", "low", "high"))
     highest = max(float(total.max()), float(high.max()))
     layers = np.arange(len(total))

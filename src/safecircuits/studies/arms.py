@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.base.vocabulary import LayerRange, Site
+from safecircuits.base.vocabulary import SITES, LayerRange, Site
 from safecircuits.baselines.lisa import LisaSettings
 from safecircuits.baselines.lora import LoraSettings
 from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSettings
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.units.selection import top
 
 Scores = Mapping[Site, Float[Tensor, "layer unit"]]
 """One score a unit; a high one means that the unit matters to safety."""
@@ -145,8 +146,8 @@ def nfft(scores: Scores, block: Block, shape: ModelShape, what: str = "given") -
     """Freeze the units that a score holds most safety-critical, in the block's proportion (NFFT, Table 2).
 
     As many of each site as the block has, so that the frozen share of parameters is the block's, but for key/value
-    heads that several query heads share. A selection made otherwise, such as Wei et al.'s set difference, is a mask of
-    units already: ``Arm("nfft", "…", FreezeMask.of_units(selection, shape))``.
+    heads that several query heads share. Units chosen otherwise, such as by Wei et al.'s set difference, are a mask
+    already: ``Arm("nfft", "…", set_difference(...)["SCU"])``.
 
     Args:
         scores: by site, one a unit, such as ``score_units(...).scores`` or ``classify_units(...).difference``.
@@ -156,18 +157,14 @@ def nfft(scores: Scores, block: Block, shape: ModelShape, what: str = "given") -
         ValueError: if a site is missing or has other units than the model.
     """
     block = LayerRange.of(block, shape.n_layers)
-    units: dict[Site, dict[int, list[int]]] = {}
-    sites: tuple[Site, ...] = ("mlp", "attn")
-    for site in sites:
+    mask = FreezeMask.of_units({}, shape)
+    for site in SITES:
         expected = (shape.n_layers, shape.n_units(site))
         if site not in scores or tuple(scores[site].shape) != expected:
             found = tuple(scores[site].shape) if site in scores else "none"
             raise ValueError(f"NFFT needs {site} scores of shape {expected}, found {found}: score both sites")
-        top = scores[site].flatten().argsort(descending=True, stable=True)[: len(block) * shape.n_units(site)]
-        for index in top.tolist():
-            layer, unit = divmod(index, shape.n_units(site))
-            units.setdefault(site, {}).setdefault(layer, []).append(unit)
-    mask = FreezeMask.of_units(units, shape, {"nfft": what})
+        mask |= top({site: scores[site]}, len(block) * shape.n_units(site), shape)
+    mask = replace(mask, provenance={"nfft": what})
     return Arm("nfft", f"as many units as in layers {block}, by {what} scores", mask)
 
 

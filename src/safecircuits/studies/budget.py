@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.base.arguments import checked
-from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
-from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 from safecircuits.studies.arms import Arm, full
@@ -126,12 +124,10 @@ def alignment_budget(
     loaded = load_model(model, backend=backend)
     scores = [score_units(loaded, data, method=method) for data in (refusals, answers)]
     groups = classify_units(*scores, scu=0.0, ucu=0.0, ru=share, normalize=normalize)
-    shape = ModelShape.of(loaded)
     if isinstance(model, str | Path):
         del loaded
         release()
-    redundant = FreezeMask.units(groups, "RU").on(shape)
-    rest = ~redundant
+    rest = ~groups["RU"]
     arms = (
         full(),
         Arm("units", "nothing but what is no unit", only_units=True),

@@ -12,7 +12,6 @@ from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSe
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.studies.arms import Arm, full
 from safecircuits.units.groups import UnitGroups
-from safecircuits.units.selection import count_units
 
 Block = LayerRange | Sequence[int]
 TOP_CU = 0.06
@@ -42,16 +41,14 @@ def scu_top_cu(
     Raises:
         ValueError: for a share that the CU do not have, or when nothing would be frozen.
     """
-    n_units = sum(labels.numel() for labels in groups.labels.values())
-    n_cu = count_units(groups.members("CU"))
-    n = round(share * (n_units if of == "all" else n_cu))
+    n_cu = groups["CU"].n_units()
+    n = round(share * (groups.n_units if of == "all" else n_cu))
     if of not in ("all", "CU") or not 0 <= n <= n_cu:
         raise ValueError(f"a share of {share:g} of {of!r} is {n} units, but there are {n_cu} CU; of is 'all' or 'CU'")
     # Where shares are of neurons and of heads, so is this one.
     apart = groups.provenance.get("share_of", "units") == "units"
-    top = groups.top(n, "CU", by, proportionate=apart)
-    mask = FreezeMask.units(groups, "SCU") | FreezeMask.of_units(top, groups.shape)
-    first = _within(FreezeMask.units(groups, "SCU", "CU"), layers) if phases else None
+    mask = groups["SCU"] | groups.top(n, "CU", by, proportionate=apart)
+    first = _within(groups["SCU"] | groups["CU"], layers) if phases else None
     order = {"difference": "S − U", "total": "S + U"}[by]
     words = f"SCU and the {n} CU of highest {order}{_where(layers)}{'; first epoch all CU' if phases else ''}"
     return Arm("scu_top_cu", words, _within(mask, layers), first=first, longer=longer)
@@ -59,7 +56,7 @@ def scu_top_cu(
 
 def scu_all_cu(groups: UnitGroups, *, layers: Block | None = None, longer: int = 1) -> Arm:
     """Freeze all SCU and all CU, the paper's second setting: 72 % of Llama-2's units."""
-    mask = _within(FreezeMask.units(groups, "SCU", "CU"), layers)
+    mask = _within(groups["SCU"] | groups["CU"], layers)
     return Arm("scu_all_cu", f"SCU and CU{_where(layers)}", mask, longer=longer)
 
 

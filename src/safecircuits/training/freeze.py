@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.parameters import Masks, checkpoint_parameters, is_plain, live_parameters
 from safecircuits.model.sites import is_bridge
@@ -74,7 +74,7 @@ def frozen_digest(model: Any, mask: FreezeMask) -> str:
         True
     """
     fuse_again(model)
-    return _digest(checkpoint_parameters(model), _places(mask.parameter_masks(model)))
+    return _digest(checkpoint_parameters(model), _places(require_mask(mask, "frozen units").parameter_masks(model)))
 
 
 class Frozen:
@@ -97,9 +97,7 @@ class Frozen:
         root = getattr(model, "original_model", model)
         if any(isinstance(module, Slice) for module in root.modules()):
             raise ValueError("the model is already inside frozen(...): combine the masks with | and freeze once")
-        if not isinstance(mask, FreezeMask | None):
-            raise ValueError(f"freeze a mask, such as FreezeMask.layers((3, 5)), not {mask!r}")
-        if mask is not None and not mask:
+        if mask is not None and not require_mask(mask, "frozen units"):
             raise ValueError("the freeze mask freezes nothing; pass None to train without one")
         fuse_again(model)
         self._model = model

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.training.freeze import Frozen
 
 
@@ -37,7 +37,7 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, mask: FreezeMask) -> None:
-        self.mask = mask
+        self.mask = require_mask(mask, "frozen units")
         self.handle: Frozen | None = None
         self.frozen_digest: str | None = None
 

@@ -170,7 +170,7 @@ def finetune(
     _require_usable(model, plan)
     always = frozen_throughout(plan)
     digest = None if always is None else frozen_digest(model, always)
-    masks = [None if phase.mask is None else phase.mask.check(model).fingerprint for phase in plan]
+    masks = [None if phase.mask is None else phase.mask.on(model).fingerprint for phase in plan]
     phases = [[phase.stop - phase.start, mask] for phase, mask in zip(plan, masks, strict=True)]
     identity: dict[str, Any] = {
         "data": data.fingerprint,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safecircuits.base.arguments import whole
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Phase:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        if self.mask is not None:
+            require_mask(self.mask, "the frozen units of a phase")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give a phase steps or epochs, not both (steps={self.steps}, epochs={self.epochs})")
         for name, value in (("epochs", self.epochs), ("steps", self.steps)):
@@ -55,8 +57,8 @@ def phase_steps(freeze: Freeze, steps: int | None, epochs: int | None, steps_per
     odd = [part for part in freeze if not isinstance(part, Phase)] if isinstance(freeze, list | tuple) else [freeze]
     if odd and not isinstance(freeze, FreezeMask | None):
         raise ValueError(
-            f"freeze is a mask, such as FreezeMask.layers((3, 5)), or a list of phases, [Phase(mask, epochs=1)], not "
-            f"{freeze!r}"
+            "freeze is a mask, such as FreezeMask.layers((3, 5)), or a list of phases, [Phase(mask, epochs=1)], not a "
+            f"{type(freeze).__name__}"
         )
     if freeze is None or isinstance(freeze, FreezeMask):
         phases = [Phase(freeze, epochs, steps)]

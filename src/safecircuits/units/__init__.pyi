@@ -6,9 +6,9 @@ from .ablation import ablation_curve as ablation_curve
 from .ablation import measure_in as measure_in
 from .answer_tokens import AnswerTokens as AnswerTokens
 from .answer_tokens import find_answer_tokens as find_answer_tokens
-from .comparison import Candidate as Candidate
+from .candidates import Candidate as Candidate
+from .candidates import default_candidates as default_candidates
 from .comparison import ScoreComparison as ScoreComparison
-from .comparison import default_candidates as default_candidates
 from .comparison import score_comparison as score_comparison
 from .coupled import CoupledScores as CoupledScores
 from .coupled import coupled_scores as coupled_scores
@@ -33,7 +33,6 @@ from .resampling import calibration_subsets as calibration_subsets
 from .resampling import compare_groups as compare_groups
 from .resampling import stability as stability
 from .scores import UnitScores as UnitScores
-from .selection import random_units as random_units
 from .sweep import ShareSweep as ShareSweep
 from .sweep import sweep_shares as sweep_shares
 from .transfer import AttributeTransfer as AttributeTransfer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import torch
 
@@ -15,18 +15,18 @@ from safecircuits.base.progress import track
 from safecircuits.base.stats import rate_interval
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
-from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
-from safecircuits.model.sites import HookedModel, ModelShape
+from safecircuits.hooks.ablate import UnitValues, ablated
+from safecircuits.masks.freeze_mask import FreezeMask, units_of
+from safecircuits.model.sites import HookedModel
 from safecircuits.results.result import Result
 from safecircuits.units.groups import UnitGroups
 from safecircuits.units.removals import Removals
-from safecircuits.units.selection import count_units as count_units
-from safecircuits.units.selection import random_units as random_units
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+Name = TypeVar("Name", str, int)
 
 ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether chance does the same: take 5"
 """What is said beside a comparison with a single draw."""
@@ -122,7 +122,7 @@ def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
 @checked
 def ablate_units(
     model: HookedModel,
-    named_units: Mapping[str, Units],
+    named_units: Mapping[str, FreezeMask],
     *,
     controls: int = 3,
     per_layer: bool = False,
@@ -136,8 +136,8 @@ def ablate_units(
     """Remove each named selection of units by hooks and measure what is left (SSAH Table 1, with the control it lacks).
 
     Args:
-        named_units: units by name, as ``UnitGroups.members`` or ``top`` give them.
-        controls: random draws of equal size beside each selection (as many units of each site, from all layers).
+        named_units: units by name, such as ``{"SCU": groups["SCU"], "top": scores.top(24)}``.
+        controls: random draws of equal size beside each set (``FreezeMask.random_units`` by ``seed``, ``seed`` + 1, …).
         per_layer: draw as many of each site in each layer.
         to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
         resume: a file of measurements, from which an interrupted run goes on; see ``Removals``.
@@ -149,23 +149,20 @@ def ablate_units(
         >>> table.rows[0].n_units, len(table.rows[0].random_controls)
         (24, 1)
     """
-    shape = ModelShape.of(model)
-    named_units = {name: checked_units(units, shape) for name, units in named_units.items()}
+    named_units = {name: units_of(model, units, f"the units of {name!r}") for name, units in named_units.items()}
+    jobs: list[tuple[str, FreezeMask]] = []
     for name, units in named_units.items():
-        if count_units(units) == 0:
+        if not units:
             raise ValueError(f"{name!r} has no units to remove")
-    jobs: list[tuple[str, Units]] = []
-    for name, units in named_units.items():
-        jobs.append((name, units))
-        jobs += [(name, random_units(units, shape, seed + k, per_layer=per_layer)) for k in range(controls)]
-    measured: dict[str, list[Behavior]] = {}
+        draws = [FreezeMask.random_units(units, seed=seed + k, per_layer=per_layer) for k in range(controls)]
+        jobs += [(name, one) for one in (units, *draws)]
     removals = Removals(model, to=to, spare=spare, resume=resume, **sets)
     tell_if_nothing_to_lose(removals.intact.rates, "removing units")
+    measured: dict[str, list[Behavior]] = {name: [] for name in named_units}
     for name, units in track(jobs, "ablations", enabled=progress):
-        measured.setdefault(name, []).append(removals.without(units))
+        measured[name].append(removals.without(units))
     rows = tuple(
-        Ablation(name, count_units(units), measured[name][0], tuple(measured[name][1:]))
-        for name, units in named_units.items()
+        Ablation(name, named_units[name].n_units(), found[0], tuple(found[1:])) for name, found in measured.items()
     )
     return AblationTable(removals.intact, rows)
 
@@ -194,19 +191,18 @@ def ablate_groups(
         >>> [row.name for row in table.rows]
         ['SCU']
     """
-    selections = {name: groups.members(name) for name in names}
-    selections = {name: units for name, units in selections.items() if count_units(units)}
+    named_units = {name: groups[name] for name in names if groups[name]}
     more: dict[str, Any] = {"to": to, "spare": spare, "resume": resume, "progress": progress, **sets}
-    return ablate_units(model, selections, controls=controls, per_layer=per_layer, seed=seed, **more)
+    return ablate_units(model, named_units, controls=controls, per_layer=per_layer, seed=seed, **more)
 
 
 def measure_in(
     model: HookedModel,
-    contexts: Mapping[str, AbstractContextManager[Any]],
+    contexts: Mapping[Name, AbstractContextManager[Any]],
     *,
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
-) -> dict[str, Behavior]:
+) -> dict[Name, Behavior]:
     """Behaviour of the model inside each named context: for removals that are not of units.
 
     ``{"SNIP": without_weights(model, mask), "ActSVD": without_directions(model, s, u, rank=8)}`` puts single weights
@@ -218,20 +214,28 @@ def measure_in(
         >>> list(measured)
         ['scaled', 'halved']
     """
-    measured: dict[str, Behavior] = {}
+    measured: dict[Name, Behavior] = {}
     for name, context in track(contexts.items(), "removals", total=len(contexts), enabled=progress):
         with context:
             measured[name] = evaluate(model, **sets)
     return measured
 
 
+@checked
 def ablation_curve(
-    model: HookedModel, removed: Mapping[int, Units], *, progress: bool = False, **sets: Unpack[EvaluationOptions]
+    model: HookedModel,
+    removed: Mapping[int, FreezeMask],
+    *,
+    to: UnitValues | None = None,
+    spare: int = 0,
+    progress: bool = False,
+    **sets: Unpack[EvaluationOptions],
 ) -> dict[int, Behavior]:
     """Behaviour without ever more units, by their number: refusal lost and utility kept, the fair score of a score.
 
     Args:
         removed: the units to remove by their number; ``{k: groups.top(k) for k in counts}`` for those of highest S − U.
+        to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
         sets: passed to ``evaluate``.
 
     Examples:
@@ -240,8 +244,10 @@ def ablation_curve(
         >>> list(curve)
         [8, 32]
     """
-    curve: dict[int, Behavior] = {}
-    for k, units in track(removed.items(), "ablation curve", total=len(removed), enabled=progress):
-        with ablated(model, units):
-            curve[k] = evaluate(model, **sets)
-    return curve
+    sizes = {k: units_of(model, units) for k, units in removed.items()}
+    return measure_in(
+        model,
+        {k: ablated(model, units, to=to, spare=spare) for k, units in sizes.items()},
+        progress=progress,
+        **sets,
+    )

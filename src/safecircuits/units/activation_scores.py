@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.base.vocabulary import Site
+from safecircuits.base.vocabulary import Site, TokenChoice
 from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
-from safecircuits.model.beginning import encode_to_score
+from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.moments import Moments, stacked
-from safecircuits.units.scores import TokenChoice
 
 
 def activation_moments(
@@ -36,11 +35,7 @@ def activation_moments(
 ) -> dict[Site, Moments]:
     """Moments over the chosen tokens of what enters the output projections, ``[layer, channel]`` by site."""
     examples = encode_to_score(
-        tokenizer_of(model),
-        data,
-        template=template,
-        with_responses=tokens != "prompt",
-        count_beginning=count_beginning,
+        tokenizer_of(model), data, tokens=tokens, template=template, count_beginning=count_beginning
     )
     n_layers = int(model.cfg.n_layers)
     seen: dict[tuple[Site, int], Moments] = {}
@@ -96,13 +91,3 @@ def _too_few(data: PromptSet, tokens: TokenChoice, n_tokens: int) -> str:
         f"a variance needs at least two {tokens} tokens; {data.name!r} has {n_tokens} beside what every prompt begins "
         "with (count_beginning=True counts that too)"
     )
-
-
-def chosen_positions(batch: Batch, tokens: TokenChoice) -> Bool[Tensor, "batch pos"]:
-    """The positions of the response, of the prompt, or of both; never padding, nor a beginning that is marked."""
-    real = batch.attention_mask.bool()
-    if batch.is_beginning is not None:
-        real = real & ~batch.is_beginning
-    if tokens == "response":
-        return batch.is_response
-    return real & ~batch.is_response if tokens == "prompt" else real

@@ -23,13 +23,13 @@ from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.model.attach import HookFn, attached
-from safecircuits.model.beginning import encode_to_score
+from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.forward import device_of, logits, run
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch, batches, pad_left
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
-from safecircuits.units.activation_scores import activation_moments, chosen_positions
+from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.gradient_scores import unit_products
 from safecircuits.units.gradients import only_activations, tracked
@@ -59,7 +59,9 @@ def attribution_moments(
         steps: how many α between reference and activation (the middles of as many equal parts); None for α = 1 alone.
     """
     n_layers = int(model.cfg.n_layers)
-    examples = encode_to_score(tokenizer_of(model), data, template=template, count_beginning=count_beginning)
+    examples = encode_to_score(
+        tokenizer_of(model), data, tokens="prompt", template=template, count_beginning=count_beginning
+    )
     pairs = None
     if isinstance(reference, PromptSet):
         pairs = _paired(model.tokenizer, data, reference, examples, template)

@@ -9,81 +9,31 @@ at a small cost of utility.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
-from safecircuits.hooks.ablate import Units
+from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
-from safecircuits.units.answer_tokens import find_answer_tokens
-from safecircuits.units.groups import NORMALISATIONS, Normalisation, normalised_scores
-from safecircuits.units.importance import score_units
+from safecircuits.units.candidates import Candidate, CandidateScores, default_candidates
 from safecircuits.units.removals import Removals
-from safecircuits.units.scores import (
-    ACTIVATION_METHODS,
-    ATTRIBUTION_METHODS,
-    METHODS,
-    TOKEN_CHOICES,
-    Method,
-    TokenChoice,
-    UnitScores,
-)
-from safecircuits.units.selection import Selection, Shares, by_site, count_units, flat, top, top_in_proportion, unflat
+from safecircuits.units.selection import top
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Contrast = Literal["difference", "safety", "set-difference"]
-
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 """How many units are removed, one after the other."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to order units: a score, whose tokens, how it is normalised, and what is made of safety and utility.
-
-    ``contrast``: ``"difference"`` orders by S − U, ``"safety"`` by S alone, and ``"set-difference"`` by S with the top
-    tenth by U put last.
-
-    Raises:
-        ValueError: for an unknown score, choice of tokens, normalisation or contrast.
-
-    Examples:
-        >>> sc.units.Candidate("wifv", "response", normalize="rank")
-        Candidate(method='wifv', tokens='response', normalize='rank', contrast='difference')
-    """
-
-    method: Method
-    tokens: TokenChoice
-    normalize: Normalisation = "none"
-    contrast: Contrast = "difference"
-
-    def __post_init__(self) -> None:
-        known = {
-            "method": METHODS,
-            "tokens": TOKEN_CHOICES,
-            "normalize": NORMALISATIONS,
-            "contrast": get_args(Contrast),
-        }
-        for field, names in known.items():
-            if getattr(self, field) not in names:
-                raise ValueError(f"{field} of a candidate is one of {', '.join(names)}, not {getattr(self, field)!r}")
-
-    def __str__(self) -> str:
-        shown = {"difference": "S − U", "safety": "S", "set-difference": "S without top U"}[self.contrast]
-        return f"{self.method}, {self.tokens} tokens, {self.normalize}, {shown}"
 
 
 @dataclass(frozen=True)
@@ -200,37 +150,6 @@ class ScoreComparison(Result):
         return plot_score_comparison(self, methods, ax=ax)
 
 
-def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
-    """Every score with every normalisation that has a meaning for it; ``quick`` takes the telling ones.
-
-    Attributions are signed, so that neither their logarithm nor their share of a mean means anything. Magnitude and
-    random scores do not contrast two data sets. WIFV comes with all normalisations over all three choices of tokens,
-    its kin with those over the response's; WIFN is not among them, as it puts units in the order of Wanda.
-
-    Examples:
-        >>> sorted({candidate.method for candidate in sc.units.default_candidates(quick=True)})
-        ['attribution', 'ifv', 'integrated', 'magnitude', 'random', 'snip', 'taylor', 'wanda', 'wifv', 'wrms']
-    """
-    every: tuple[Normalisation, ...] = ("none", "log") if quick else ("none", "zscore", "rank", "layer-mean", "log")
-    signed: tuple[Normalisation, ...] = ("none",) if quick else ("none", "zscore", "rank")
-    candidates = [Candidate("wifv", tokens, how) for tokens in TOKEN_CHOICES for how in every]
-    others: tuple[Method, ...] = ("ifv", "wrms", "wanda")
-    for method in others:
-        candidates += [Candidate(method, "response", how) for how in every]
-        candidates += [Candidate(method, "prompt"), Candidate(method, "all")]
-    gradients: tuple[Method, ...] = ("snip", "taylor")
-    candidates += [Candidate(method, "all", how) for method in gradients for how in every]
-    candidates += [Candidate("wifv", "response", "none", "set-difference")]
-    candidates += [Candidate("wanda", "response", "none", "set-difference")]
-    candidates += [Candidate(method, "all", "none", "set-difference") for method in gradients]
-    attributions: tuple[Method, ...] = ("attribution", "integrated")
-    for method in attributions:
-        candidates += [Candidate(method, "prompt", how, "safety") for how in signed]
-        candidates += [Candidate(method, "prompt", how, "difference") for how in signed]
-    candidates += [Candidate("magnitude", "response", "none", "safety"), Candidate("random", "response")]
-    return tuple(candidates)
-
-
 @checked
 def score_comparison(
     model: HookedModel,
@@ -241,7 +160,7 @@ def score_comparison(
     candidates: Sequence[Candidate] | None = None,
     counts: Sequence[int] | None = None,
     sites: Sequence[Site] = SITES,
-    planted: Units | None = None,
+    planted: FreezeMask | None = None,
     max_utility_loss: float = 0.02,
     proportionate: bool = False,
     resume: str | Path | None = None,
@@ -284,22 +203,23 @@ def score_comparison(
     chosen = default_candidates() if candidates is None else tuple(candidates)
     if counts[-1] > n_units:
         raise ValueError(f"cannot remove {counts[-1]} of {n_units} units")
+    planted = None if planted is None else units_of(shape, planted, "the planted units")
     removals = Removals(model, resume=resume, **sets)
     intact = removals.intact
     if not intact.rates["malicious_refused"]:
         raise ValueError("the intact model refuses nothing, so no unit can carry refusal")
-    scores = _Scores(model, safety, utility_data, reference, tuple(sites), sets)
-    first = top_in_proportion if proportionate else top
+    scores = CandidateScores(model, safety, utility_data, reference, tuple(sites), sets)
     curves = []
     for candidate in track(chosen, "score comparison", total=len(chosen), enabled=progress):
         order = scores.order(candidate)
-        points = tuple(_point(removals, first(order, count), planted) for count in counts)
+        removed = (top(order, count, shape, proportionate=proportionate) for count in counts)
+        points = tuple(_point(removals, units, planted) for units in removed)
         curves.append(_curve(candidate, points, intact, max_utility_loss))
     return ScoreComparison(
         intact,
         tuple(curves),
         n_units,
-        None if planted is None else count_units(planted),
+        None if planted is None else planted.n_units(),
         None if planted is None else _point(removals, planted, planted),
         {
             **{
@@ -314,68 +234,10 @@ def score_comparison(
     )
 
 
-class _Scores:
-    """Each score once a data set, whatever the number of candidates that use it."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        safety: PromptSet,
-        utility: PromptSet,
-        reference: PromptSet,
-        sites: tuple[Site, ...],
-        sets: EvaluationOptions,
-    ) -> None:
-        self.model, self.reference, self.sites = model, reference, sites
-        self.data = {"safety": safety, "utility": utility}
-        self.common: dict[str, Any] = {key: sets[key] for key in ("template", "max_tokens") if key in sets}
-        self.detector = sets.get("detector", "opening")
-        self.known: dict[tuple[str, str, str], UnitScores] = {}
-        self.answers: Any = None
-
-    def get(self, method: Method, tokens: TokenChoice, which: str) -> UnitScores:
-        base: Method = "wifv" if method in ACTIVATION_METHODS and method != "random" else method
-        key = (base, tokens, which)
-        if key not in self.known:
-            options: dict[str, Any] = {}
-            if method in ATTRIBUTION_METHODS:
-                if self.answers is None:
-                    self.answers = find_answer_tokens(
-                        self.model, self.data["safety"], self.reference, detector=self.detector, **self.common
-                    )
-                options = {"reference": self.reference, "answers": self.answers}
-            self.known[key] = score_units(
-                self.model, self.data[which], method=base, tokens=tokens, sites=self.sites, **options, **self.common
-            )
-        return self.known[key].rescore(method)
-
-    def order(self, candidate: Candidate) -> Mapping[Site, Tensor]:
-        def ready(which: str) -> dict[Site, Tensor]:
-            return normalised_scores(self.get(candidate.method, candidate.tokens, which), candidate.normalize)
-
-        safety = ready("safety")
-        if candidate.contrast == "safety":
-            return safety
-        utility = ready("utility")
-        if candidate.contrast == "difference":
-            return {site: values - utility[site] for site, values in safety.items()}
-        row, useful = flat(safety), flat(utility)
-        last = row.min() - 1 - (row.max() - row.min())
-        every = torch.ones(len(row), dtype=torch.bool)
-        demoted = Shares(every.double(), by_site(safety)).highest(useful, 0.1, every)
-        return unflat(torch.where(demoted, row - row.max() + last, row), safety)
-
-
-def _point(removals: Removals, units: Units | Selection, planted: Units | None) -> CurvePoint:
+def _point(removals: Removals, units: FreezeMask, planted: FreezeMask | None) -> CurvePoint:
     rates = removals.without(units).rates
-    found = None
-    if planted is not None:
-        found = sum(
-            len(set(indices) & set(planted.get(site, {}).get(layer, ())))
-            for site, rows in units.items()
-            for layer, indices in rows.items()
-        )
-    return CurvePoint(count_units(units), rates["malicious_refused"], rates["utility"], found)
+    found = None if planted is None else (units & planted).n_units()
+    return CurvePoint(units.n_units(), rates["malicious_refused"], rates["utility"], found)
 
 
 def _curve(

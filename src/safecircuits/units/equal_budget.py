@@ -48,10 +48,8 @@ def equal_budget_masks(
     block = LayerRange.of(layers, groups.shape.n_layers)
     sizes = unit_sizes(groups.difference, unit_parameters)
     everything = float(sizes.sum())
-    inside = {site: torch.zeros_like(labels, dtype=torch.bool) for site, labels in groups.labels.items()}
-    for rows in inside.values():
-        rows[block.first : block.last + 1] = True
-    within, order = flat(inside), flat(groups.difference)
+    inside = FreezeMask.layers(block, groups.shape)
+    within, order = flat({site: inside.at(site) for site in groups.sites}), flat(groups.difference)
     largest = float(sizes[within].sum()) / everything
     budget = largest / 4 if budget is None else budget
     if not 0 < budget <= largest + 1e-12:
@@ -66,7 +64,7 @@ def equal_budget_masks(
     rest = budget - float(sizes[half].sum()) / everything
     safest = highest(order, sizes, budget * everything, everywhere)
     random = torch.zeros_like(within)
-    for site in by_site(groups.labels):
+    for site in by_site(groups.difference):
         random |= highest(noise, torch.ones_like(sizes), float((safest & site).sum()), site)
     chosen = {
         "units": safest,
@@ -75,12 +73,8 @@ def equal_budget_masks(
         "intersection": highest(order, sizes, budget * everything, within),
         "random": random,
     }
-    masks = {}
-    for name, row in chosen.items():
-        units = {
-            site: {layer: picks.nonzero().flatten().tolist() for layer, picks in enumerate(rows)}
-            for site, rows in unflat(row, groups.labels).items()
-        }
-        provenance = {"equal_budget": name, "layers": list(block), "budget": budget, "seed": seed}
-        masks[name] = FreezeMask.of_units(units, groups.shape, provenance)
-    return masks
+    facts = {"layers": list(block), "budget": budget, "seed": seed}
+    return {
+        name: FreezeMask.where(unflat(row, groups.difference), groups.shape, {"equal_budget": name, **facts})
+        for name, row in chosen.items()
+    }

@@ -25,18 +25,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.progress import track
-from safecircuits.base.vocabulary import Component, Site
+from safecircuits.base.vocabulary import Component, Site, TokenChoice
 from safecircuits.hooks.linear_maps import Matrix, components_of, watched
 from safecircuits.model.attach import attached
-from safecircuits.model.beginning import encode_to_score
+from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import PromptSet, encode
-from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.gradients import keep, only_activations, response_losses, tracked
 from safecircuits.units.moments import Moments, RunningMoments
-from safecircuits.units.scores import TokenChoice
 
 CHUNK = 2**20
 """Entries of per-prompt gradients that are held at once, unless one prompt has more: few enough for a cache."""
@@ -58,7 +56,7 @@ def taylor_moments(
     """Moments over prompts of |Σ activation × gradient|, ``[layer, unit]`` by site."""
     running, n_layers = RunningMoments(), int(model.cfg.n_layers)
     examples = encode_to_score(
-        tokenizer_of(model), data, template=template, with_responses=True, count_beginning=count_beginning
+        tokenizer_of(model), data, tokens="all", template=template, count_beginning=count_beginning
     )
     activations: dict[tuple[str, int], Tensor] = {}
     hooks = {unit_hook(site, i): keep(activations, (site, i)) for site in sites for i in range(n_layers)}

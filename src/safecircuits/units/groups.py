@@ -17,21 +17,11 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import Site
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
-from safecircuits.units.selection import (
-    Selection,
-    Shares,
-    by_layer,
-    by_site,
-    flat,
-    mean_ranks,
-    top,
-    top_in_proportion,
-    unflat,
-    unit_sizes,
-)
+from safecircuits.units.selection import Shares, by_site, flat, mean_ranks, top, unflat, unit_sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +47,8 @@ class UnitGroups(Result):
         >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
         >>> {name: round(share, 2) for name, share in groups.shares().items()}
         {'SCU': 0.01, 'UCU': 0.1, 'CU': 0.79, 'RU': 0.1}
-        >>> mask = sc.FreezeMask.units(groups, "SCU")
+        >>> (groups["SCU"] | groups["CU"]).n_units() == groups["SCU"].n_units() + groups["CU"].n_units()
+        True
     """
 
     labels: Mapping[Site, Int[Tensor, "layer unit"]]
@@ -68,18 +59,26 @@ class UnitGroups(Result):
     shape: ModelShape
     provenance: dict[str, Any]
 
-    def members(self, *groups: str) -> Selection:
-        """Unit indices of the named groups, by site and layer."""
-        for group in groups:
-            if group not in GROUPS:
-                raise ValueError(f"no group {group!r}; there are {', '.join(GROUPS)}")
-        wanted = torch.tensor([GROUPS.index(group) for group in GROUPS if group in groups])
-        return {site: by_layer(torch.isin(labels, wanted)) for site, labels in self.labels.items()}
+    def __getitem__(self, group: str) -> FreezeMask:
+        """The units of a group, as in ``groups["SCU"] | groups["CU"]``; a ValueError if there is no such group."""
+        if group not in GROUPS:
+            raise ValueError(f"no group {group!r}; there are {', '.join(GROUPS)}")
+        chosen = {site: labels == GROUPS.index(group) for site, labels in self.labels.items()}
+        return FreezeMask.where(chosen, self.shape, {"group": group, **self.provenance})
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites whose units were classified."""
+        return tuple(self.labels)
+
+    @property
+    def n_units(self) -> int:
+        """How many units were classified."""
+        return sum(labels.numel() for labels in self.labels.values())
 
     def shares(self) -> dict[str, float]:
         """Share of all scored units in each group."""
-        labels = torch.cat([labels.flatten() for labels in self.labels.values()])
-        return {group: float((labels == i).double().mean()) for i, group in enumerate(GROUPS)}
+        return {group: self[group].n_units() / self.n_units for group in GROUPS}
 
     def top(
         self,
@@ -88,7 +87,7 @@ class UnitGroups(Result):
         by: Literal["difference", "total"] = "difference",
         *,
         proportionate: bool = False,
-    ) -> Selection:
+    ) -> FreezeMask:
         """The ``n`` units highest by S − U or S + U, of one group or of all.
 
         Args:
@@ -96,7 +95,8 @@ class UnitGroups(Result):
         """
         order = self.difference if by == "difference" else self.total
         among = None if group is None else flat(self.labels) == GROUPS.index(group)
-        return top_in_proportion(order, n, among) if proportionate else top(order, n, among)
+        provenance = {"top": n, "by": by, "group": group, "proportionate": proportionate, **self.provenance}
+        return top(order, n, self.shape, among=among, proportionate=proportionate, provenance=provenance)
 
     def to_frame(self) -> pd.DataFrame:
         """Units of each group by site and layer."""
@@ -194,16 +194,10 @@ def classify_units(
     )
     for group, share, order in cuts:
         labels[units.highest(order, share, labels == GROUPS.index("CU"))] = GROUPS.index(group)
+    causal = scu_by and {"method": scu_by.method, "tokens": scu_by.tokens, **scu_by.provenance}
     provenance = {
-        "safety": safety.provenance,
-        "utility": utility.provenance,
-        "method": safety.method,
-        "tokens": safety.tokens,
-        **(
-            {}
-            if scu_by is None
-            else {"scu_by": {"method": scu_by.method, "tokens": scu_by.tokens, **scu_by.provenance}}
-        ),
+        **_made_of(safety, utility),
+        **({"scu_by": causal} if causal else {}),
         "normalize": normalize,
         "shares": shares,
         "share_of": share_of,
@@ -254,23 +248,26 @@ def set_difference(
     everything = torch.ones(len(s), dtype=torch.bool)
     useful = units.highest(u, p, everything)
     safe = units.highest(s, q, everything) if q is not None else units.highest(s, result or 0.0, ~useful)
-    labels = torch.full((len(s),), GROUPS.index("RU"), dtype=torch.int8)
-    labels[safe & useful] = GROUPS.index("CU")
-    labels[safe & ~useful] = GROUPS.index("SCU")
-    labels[~safe & useful] = GROUPS.index("UCU")
+    labels = _TOP_BY[safe.long(), useful.long()]
     like = safety.scores
     difference: dict[Site, Tensor] = {site: like[site] - utility.scores[site] for site in like}
     total: dict[Site, Tensor] = {site: like[site] + utility.scores[site] for site in like}
     provenance = {
-        "safety": safety.provenance,
-        "utility": utility.provenance,
-        "method": safety.method,
-        "tokens": safety.tokens,
+        **_made_of(safety, utility),
         "rule": "set difference",
         "shares": {"p": p, "q": q, "result": result},
         "share_of": share_of,
     }
     return UnitGroups(unflat(labels, like), difference, total, safety.shape, provenance)
+
+
+_TOP_BY = torch.tensor([[GROUPS.index(g) for g in row] for row in (("RU", "UCU"), ("SCU", "CU"))], dtype=torch.int8)
+"""The group of a unit by whether it is on top by safety (row) and by utility (column)."""
+
+
+def _made_of(safety: UnitScores, utility: UnitScores) -> dict[str, Any]:
+    scores = {"safety": safety.provenance, "utility": utility.provenance}
+    return {**scores, "method": safety.method, "tokens": safety.tokens}
 
 
 def _shares(scores: UnitScores, share_of: ShareOf) -> Shares:

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from typing import Any
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import SITES, Site, TokenChoice
 from safecircuits.hooks.ablate import UnitValues
-from safecircuits.model.beginning import beginning_facts
+from safecircuits.model.beginning import beginning_facts, require_tokens
 from safecircuits.model.sites import HookedModel, require_hooked, require_units, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.units.activation_scores import activation_moments
@@ -30,9 +30,7 @@ from safecircuits.units.scores import (
     ATTRIBUTION_METHODS,
     DEFAULT_TOKENS,
     GRADIENT_METHODS,
-    TOKEN_CHOICES,
     Method,
-    TokenChoice,
     model_facts,
 )
 from safecircuits.units.scores import METHODS as METHODS
@@ -96,8 +94,7 @@ def score_units(
     if method not in METHODS:
         raise ValueError(f"no unit score {method!r}; there are {', '.join(METHODS)}")
     tokens = tokens or DEFAULT_TOKENS[method]
-    if tokens not in TOKEN_CHOICES:
-        raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
+    require_tokens(tokens)
     if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
         raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
     for site in sites:

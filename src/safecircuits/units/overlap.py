@@ -6,7 +6,7 @@ number of them, and permuting the units over the layers, each site by itself, gi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.vocabulary import LayerRange, Site
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.base.vocabulary import SITES, LayerRange, Site
+from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.results.result import Result
-from safecircuits.units.groups import GROUPS, Group, UnitGroups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,9 +62,10 @@ class BlockEnrichment:
 
 @dataclass(frozen=True)
 class Enrichment(Result):
-    """Units of a group by layer, against chance.
+    """Units of a set by layer, against chance.
 
     Attributes:
+        group: the name of the set.
         counts: by site, and in ``n_units`` how many units the layers have.
         p: probability of as many or more by chance, all sites together; ``q`` corrected for the number of layers
             (Benjamini and Hochberg).
@@ -75,12 +75,12 @@ class Enrichment(Result):
     Examples:
         >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
         >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
-        >>> found = sc.units.enrichment(groups, (3, 5), draws=1000)
+        >>> found = sc.units.enrichment(groups["SCU"], (3, 5), draws=1000)
         >>> found.to_frame().shape[0], int(found.total.sum())
         (8, 31)
     """
 
-    group: Group
+    group: str
     counts: Mapping[Site, Int[Tensor, " layer"]]
     n_units: Mapping[Site, int]
     expected: Float[Tensor, " layer"]
@@ -93,7 +93,7 @@ class Enrichment(Result):
 
     @property
     def total(self) -> Int[Tensor, " layer"]:
-        """Units of the group in each layer, all sites together."""
+        """Units of the set in each layer, all sites together."""
         return torch.stack(list(self.counts.values())).sum(0)
 
     def to_frame(self) -> pd.DataFrame:
@@ -137,42 +137,50 @@ class Enrichment(Result):
 
 @checked
 def enrichment(
-    groups: UnitGroups,
+    units: FreezeMask,
     layers: LayerRange | tuple[int, int] | None = None,
     *,
-    group: Group = "SCU",
+    sites: Sequence[Site] = SITES,
+    name: str | None = None,
     draws: int = 10_000,
     seed: int = 0,
 ) -> Enrichment:
-    """Compare the layers in which the units of a group lie with chance.
+    """Compare the layers in which units lie with chance: those of a group, of a score's highest, or any others.
 
     Args:
+        units: such as ``groups["SCU"]``.
         layers: the safety layers, 0-indexed and inclusive, to be tested as a whole.
+        sites: where the units were taken from; ``groups.sites``, where not both were scored.
+        name: of the set; its group unless given.
         draws, seed: permutations.
 
     Raises:
-        ValueError: for an unknown or empty group, no draws, or layers outside the model.
+        ValueError: for an empty set, units outside the sites, no draws, or layers outside the model.
 
     Examples:
         >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
         >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
-        >>> found = sc.units.enrichment(groups, layers=(3, 5), draws=1000)
+        >>> found = sc.units.enrichment(groups["SCU"], layers=(3, 5), draws=1000)
         >>> 0 <= found.block.p <= 1
         True
     """
     from scipy.stats import false_discovery_control, hypergeom
 
-    if group not in GROUPS:
-        raise ValueError(f"no group {group!r}; there are {', '.join(GROUPS)}")
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
-    counts = {site: (labels == GROUPS.index(group)).sum(1) for site, labels in groups.labels.items()}
-    n_units = {site: labels.shape[1] for site, labels in groups.labels.items()}
-    n_layers = groups.shape.n_layers
+    shape = require_mask(units).shape
+    if shape is None:
+        raise ValueError("a mask of layers lies in these layers alone: there is no chance to compare with")
+    name = name or units.provenance.get("group") or "units"
+    counts = {site: units.at(site).sum(1) for site in sites}
+    if sum(int(rows.sum()) for rows in counts.values()) < units.n_units():
+        raise ValueError(f"some of the {name} are not at the sites {', '.join(sites)}, where they are said to be from")
+    n_units = {site: shape.n_units(site) for site in sites}
+    n_layers = shape.n_layers
     per_layer, total = sum(n_units.values()), torch.stack(list(counts.values())).sum(0)
     n_group, everything = int(total.sum()), n_layers * per_layer
     if not n_group:
-        raise ValueError(f"the classification has no {group}: there is nothing to be concentrated")
+        raise ValueError(f"there are no {name}: there is nothing to be concentrated")
     rng = np.random.default_rng(seed)
     # Units are alike within a site, so a permutation is a draw of how many fall into each layer.
     permuted = np.sum(
@@ -205,7 +213,7 @@ def enrichment(
             n_blocks=len(window),
         )
     return Enrichment(
-        group=group,
+        group=name,
         counts=counts,
         n_units=n_units,
         expected=torch.full((n_layers,), n_group / n_layers, dtype=torch.float64),
@@ -214,7 +222,7 @@ def enrichment(
         low=torch.from_numpy(low),
         high=torch.from_numpy(high),
         block=block,
-        provenance={**groups.provenance, "draws": draws, "seed": seed},
+        provenance={**units.provenance, "draws": draws, "seed": seed},
     )
 
 
@@ -263,14 +271,13 @@ def mask_overlap(a: FreezeMask, b: FreezeMask) -> MaskOverlap:
         >>> found.both, round(found.jaccard, 2)
         (784, 0.5)
     """
+    a, b = require_mask(a, "the first units"), require_mask(b, "the second units")
     shape = a.shape or b.shape
     if shape is None:
-        raise ValueError("two masks of layers have no units to compare: use mask.on(ModelShape.of(model))")
+        raise ValueError("two masks of layers have no units to compare: use mask.on(model)")
     a, b = a.on(shape), b.on(shape)
-    first, second = (torch.cat([mask.mlp.flatten(), mask.attn.flatten()]) for mask in (a, b))
-    n_a, n_b, both = int(first.sum()), int(second.sum()), int((first & second).sum())
-    either = n_a + n_b - both
-    expected = n_a * n_b / len(first)
+    n_a, n_b, both, either = a.n_units(), b.n_units(), (a & b).n_units(), (a | b).n_units()
+    expected = n_a * n_b / (a.mlp.numel() + a.attn.numel())
     return MaskOverlap(
         a=n_a,
         b=n_b,

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import Site
-from safecircuits.hooks.ablate import Units, UnitValues, ablated, checked_units
+from safecircuits.hooks.ablate import UnitValues, ablated
+from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.checkpoint_folder import write_checkpoint
 from safecircuits.model.forward import logits, n_embeddings
 from safecircuits.model.load import to_hugging_face
@@ -34,7 +35,6 @@ from safecircuits.model.modules import decoder_layers
 from safecircuits.model.parameters import as_hooked
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.batching import Batch
-from safecircuits.units.selection import Selection, count_units
 
 _NEURON_ROWS, _NEURON_COLUMNS = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
 _QUERY, _KEY_VALUE, _OUTPUT = "self_attn.q_proj", ("self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
@@ -80,7 +80,7 @@ class PrunedModel:
 
 
 @torch.no_grad()
-def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = None) -> PrunedModel:
+def prune_units(model: Any, units: FreezeMask, *, compensate: UnitValues | None = None) -> PrunedModel:
     """Remove units from the weights of a copy of the model (a hooked or a plain Hugging Face one).
 
     Args:
@@ -89,7 +89,7 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
             ``attention_bias``).
 
     Raises:
-        ValueError: for units outside the model, an architecture without Llama's separate projections, one without a
+        ValueError: for another model's units, an architecture without Llama's separate projections, one without a
             place for the bias, or one whose smaller model computes something else than ``ablated`` does: a norm over
             the queries of all heads (OLMo-2) is another one without some of them.
 
@@ -109,8 +109,8 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
                 "out of the weights; ablate them by hooks: ablated(model, units)"
             )
     shape = ModelShape.of(as_hooked(model))
-    units = checked_units(units, shape)
-    mlp, attn = units.get("mlp", {}), units.get("attn", {})
+    units = units_of(shape, units)
+    mlp, attn = units.members("mlp"), units.members("attn")
     neurons = [[j for j in range(shape.d_mlp) if j not in set(mlp.get(i, ()))] for i in range(shape.n_layers)]
     width = max(1, *(len(kept) for kept in neurons))
     neuron_slots: list[Slots] = [kept + [None] * (width - len(kept)) for kept in neurons]
@@ -164,14 +164,14 @@ def prune_units(model: Any, units: Units, *, compensate: UnitValues | None = Non
     return PrunedModel(
         smaller,
         getattr(model, "tokenizer", None),
-        count_units(units),
+        units.n_units(),
         before,
         after,
         {"mlp": filled, "attn": filled_heads},
     )
 
 
-def _require_same_as_ablated(source: Any, smaller: Any, units: Units, means: UnitValues | None) -> None:
+def _require_same_as_ablated(source: Any, smaller: Any, units: FreezeMask, means: UnitValues | None) -> None:
     """A ValueError unless on a few tokens the smaller model gives what the whole one does with the units removed."""
     ids = torch.arange(_TOKENS, device=next(source.parameters()).device)[None] * 7 % n_embeddings(source)
     batch = Batch((0,), ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool))
@@ -191,7 +191,7 @@ def _require_same_as_ablated(source: Any, smaller: Any, units: Units, means: Uni
 @checked
 def lowest_even(
     order: Mapping[Site, Float[Tensor, "layer unit"]], shape: ModelShape, *, neurons: int = 0, kv_heads: int = 0
-) -> Selection:
+) -> FreezeMask:
     """The lowest units of every layer, the same number in each: what a checkpoint can lose without any filling.
 
     Args:
@@ -205,26 +205,24 @@ def lowest_even(
     Examples:
         >>> scores = sc.score_units(model, utility)
         >>> units = sc.units.lowest_even(scores.scores, scores.shape, neurons=64)
-        >>> [len(chosen) for chosen in units["mlp"].values()]
+        >>> units.at("mlp").sum(1).tolist()
         [64, 64, 64, 64, 64, 64, 64, 64]
     """
     group = shape.n_heads // shape.n_kv_heads
-    chosen: Selection = {}
-    for site, n, available in (("mlp", neurons, shape.d_mlp), ("attn", kv_heads, shape.n_kv_heads)):
+    layouts: tuple[tuple[Site, int, int, int], ...] = (
+        ("mlp", neurons, shape.d_mlp, 1),
+        ("attn", kv_heads, shape.n_kv_heads, group),
+    )
+    chosen: dict[Site, Tensor] = {}
+    for site, n, available, width in layouts:
         if not 0 <= n <= available:
             raise ValueError(f"cannot take {n} of the {available} {'neurons' if site == 'mlp' else 'key/value heads'}")
-        if not n:
-            continue
-        values = order[site]  # type: ignore[index]
-        if site == "attn":
-            values = reduce(values, "layer (kv q) -> layer kv", "mean", q=group)
-        lowest = values.argsort(dim=-1, stable=True)[:, :n].tolist()
-        width = 1 if site == "mlp" else group
-        chosen[site] = {  # type: ignore[index]
-            layer: tuple(sorted(unit * width + i for unit in row for i in range(width)))
-            for layer, row in enumerate(lowest)
-        }
-    return chosen
+        if n:
+            values = reduce(order[site], "layer (unit width) -> layer unit", "mean", width=width)
+            lowest = torch.zeros(values.shape, dtype=torch.bool)
+            lowest.scatter_(1, values.argsort(dim=-1, stable=True)[:, :n], True)
+            chosen[site] = lowest.repeat_interleave(width, 1)
+    return FreezeMask.where(chosen, shape, {"lowest_even": {"neurons": neurons, "kv_heads": kv_heads}})
 
 
 def _head_slots(source: Any, shape: ModelShape, removed: Any) -> tuple[list[Slots], list[Slots]]:

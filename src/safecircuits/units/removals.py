@@ -1,4 +1,4 @@
-"""Behaviour without a selection of units, measured once each, and not again after an interruption."""
+"""Behaviour without a set of units, measured once each, and not again after an interruption."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.verdict import Tally
-from safecircuits.hooks.ablate import Units, UnitValues, ablated
+from safecircuits.hooks.ablate import UnitValues, ablated
+from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 
-FORMAT, VERSION = "safecircuits-removals", 2
+FORMAT, VERSION = "safecircuits-removals", 3
 _SETS = ("malicious", "over_rejection", "utility")
 
 
 class Removals:
-    """Measures a model without units; a selection that it has met before costs nothing.
+    """Measures a model without units; a set that it has met before costs nothing.
 
     Args:
         to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
@@ -57,11 +58,12 @@ class Removals:
         else:
             write_text(self.path, json.dumps(self._header()) + "\n")
 
-    def without(self, units: Units) -> Behavior:
+    def without(self, units: FreezeMask) -> Behavior:
         """Behaviour without ``units``; with none, the intact model's."""
-        key = selection_key(units)
-        if key == selection_key({}):
+        units = units_of(self.model, units)
+        if not units:
             return self.intact
+        key = units.fingerprint
         if key not in self.known:
             with ablated(self.model, units, to=self.to, spare=self.spare):
                 self.known[key] = evaluate(self.model, **self.sets)
@@ -103,14 +105,6 @@ class Removals:
         self.known = found
         if path.read_text(encoding="utf-8") != "".join(f"{line}\n" for line in complete):
             write_text(path, "".join(f"{line}\n" for line in complete))
-
-
-def selection_key(units: Units) -> str:
-    """A digest of a selection that does not depend on the order it is written in."""
-    plain = sorted(
-        (site, layer, sorted(indices)) for site, rows in units.items() for layer, indices in rows.items() if indices
-    )
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:24]
 
 
 def _digest_of_values(values: UnitValues) -> str:

@@ -22,6 +22,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 from safecircuits.units.groups import GROUPS, Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
+from safecircuits.units.overlap import mask_overlap
 from safecircuits.units.scores import Method
 from safecircuits.units.selection import flat, mean_ranks
 
@@ -148,22 +149,19 @@ def compare_groups(found: Mapping[str, UnitGroups]) -> Stability:
         raise ValueError(f"stability compares classifications: give at least 2, not {len(found)}")
     for name, other in found.items():
         other.shape.require_same(groups[0].shape, f"classification {name!r}")
-        if set(other.labels) != set(groups[0].labels):
+        if set(other.sites) != set(groups[0].sites):
             raise ValueError(
-                f"{name!r} is of the sites {sorted(other.labels)}, {names[0]!r} of {sorted(groups[0].labels)}: score "
+                f"{name!r} is of the sites {sorted(other.sites)}, {names[0]!r} of {sorted(groups[0].sites)}: score "
                 "the same sites"
             )
-    labels = [flat(g.labels) for g in groups]
     ranks = [mean_ranks(flat(g.difference)) for g in groups]
     n = len(groups)
     jaccard: dict[str, Tensor] = {group: torch.eye(n, dtype=torch.float64) for group in GROUPS}
     correlation = torch.eye(n, dtype=torch.float64)
     for i, j in itertools.combinations(range(n), 2):
         correlation[i, j] = correlation[j, i] = torch.corrcoef(torch.stack([ranks[i], ranks[j]]))[0, 1]
-        for index, group in enumerate(GROUPS):
-            a, b = labels[i] == index, labels[j] == index
-            either = int((a | b).sum())
-            jaccard[group][i, j] = jaccard[group][j, i] = int((a & b).sum()) / either if either else 1.0
+        for group, values in jaccard.items():
+            values[i, j] = values[j, i] = mask_overlap(groups[i][group], groups[j][group]).jaccard
     shares: dict[str, float] = {group: sum(g.shares()[group] for g in groups) / n for group in GROUPS}
     chance = {group: share / (2 - share) for group, share in shares.items()}
     return Stability(names, jaccard, chance, correlation, {"groups": {name: g.provenance for name, g in found.items()}})

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange, reduce
@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.files import plain
-from safecircuits.base.vocabulary import Site
+from safecircuits.base.vocabulary import Site, TokenChoice
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.sites import HookedModel, ModelShape, output_weight
 from safecircuits.results.result import Result
 from safecircuits.units.moments import Moments
-from safecircuits.units.selection import Selection, flat, top
+from safecircuits.units.selection import flat, top
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 Method = Literal[
     "wifv", "ifv", "wifn", "wanda", "wrms", "magnitude", "random", "snip", "taylor", "attribution", "integrated"
 ]
-TokenChoice = Literal["response", "prompt", "all"]
-TOKEN_CHOICES: tuple[TokenChoice, ...] = get_args(TokenChoice)
 
 ACTIVATION_METHODS: dict[str, str] = {
     "wifv": "variance × squared norm of the outgoing weights",
@@ -74,8 +73,8 @@ class UnitScores(Result):
         >>> scores = sc.score_units(model, malicious)
         >>> scores.scores["mlp"].shape, scores.scores["attn"].shape
         (torch.Size([8, 384]), torch.Size([8, 8]))
-        >>> strongest = scores.top(24)  # by site and layer, as ablated, of_units and others take them
-        >>> sum(map(len, strongest["mlp"].values())) + sum(map(len, strongest["attn"].values()))
+        >>> strongest = scores.top(24)  # a FreezeMask, as all functions take units
+        >>> strongest.n_units()
         24
     """
 
@@ -138,9 +137,9 @@ class UnitScores(Result):
             return f"{text}, among them the {first} that every prompt begins with"
         return f"{text}, without the {first} that every prompt begins with"
 
-    def top(self, n: int) -> Selection:
+    def top(self, n: int) -> FreezeMask:
         """The ``n`` units of highest score, all sites and layers together."""
-        return top(self.scores, n)
+        return top(self.scores, n, self.shape, provenance={"top": n, "by": self.method, **self.provenance})
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit, highest score first: ``site``, ``layer``, ``unit``, ``score``."""
@@ -157,8 +156,8 @@ class UnitScores(Result):
     def record(self, n: int | None = None) -> dict[str, Any]:
         """How many of the ``n`` highest units (a hundredth of all unless given) lie in each layer, by site."""
         n = n or max(1, round(flat(self.scores).numel() / 100))
-        chosen, layers = self.top(n), range(self.shape.n_layers)
-        counts = {site: [len(chosen[site].get(layer, ())) for layer in layers] for site in self.scores}
+        chosen = self.top(n)
+        counts = {site: chosen.at(site).sum(1).tolist() for site in self.scores}
         return {"method": self.method, "n": n, "counts": counts}
 
     def plot(self, ax: Axes | None = None, *, n: int | None = None) -> Axes:

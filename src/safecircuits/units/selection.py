@@ -1,22 +1,19 @@
-"""Selections of units: indices by site and layer, taken from an order, counted, or drawn at random."""
+"""Units taken from an order: the highest of all or of each site, a share of them, or as many as a budget allows."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.base.arguments import checked, whole
+from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import Site
-from safecircuits.hooks.ablate import Units
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import ModelShape
-
-Selection = dict[Site, dict[int, tuple[int, ...]]]
-"""Unit indices by site and layer."""
 
 
 def flat(by_site: Mapping[Site, Tensor]) -> Tensor:
@@ -30,42 +27,36 @@ def unflat(row: Tensor, like: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
     return {site: piece.reshape(values.shape) for (site, values), piece in zip(like.items(), pieces, strict=True)}
 
 
-def by_layer(mask: Bool[Tensor, "layer unit"]) -> dict[int, tuple[int, ...]]:
-    """The True units of each layer that has some."""
-    return {layer: tuple(row.nonzero().flatten().tolist()) for layer, row in enumerate(mask) if row.any()}
-
-
 def top(
-    order: Mapping[Site, Float[Tensor, "layer unit"]], n: int, among: Bool[Tensor, " unit"] | None = None
-) -> Selection:
+    order: Mapping[Site, Float[Tensor, "layer unit"]],
+    n: int,
+    shape: ModelShape,
+    *,
+    among: Bool[Tensor, " unit"] | None = None,
+    proportionate: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> FreezeMask:
     """The ``n`` units highest in ``order``, all sites and layers together; of equals the first.
 
     Args:
         among: which units may be taken, in the order of ``flat``; all of them unless given.
+        proportionate: as large a part of the neurons as of the heads, each ranked apart.
 
     Raises:
         ValueError: for a negative ``n`` or one larger than the number of units.
     """
-    n, row = whole(n, "n"), flat(order)
-    if among is not None:
-        row = row.masked_fill(~among, float("-inf"))
-    available = int(torch.isfinite(row).sum())
-    if not 0 <= n <= available:
-        raise ValueError(f"cannot take {n} of {available} units")
-    picked = torch.zeros(len(row), dtype=torch.bool)
-    picked[row.argsort(descending=True, stable=True)[:n]] = True
-    return {site: by_layer(mask) for site, mask in unflat(picked, order).items()}
-
-
-def top_in_proportion(
-    order: Mapping[Site, Float[Tensor, "layer unit"]], n: int, among: Bool[Tensor, " unit"] | None = None
-) -> Selection:
-    """``top`` with as large a part of the neurons as of the heads, each ranked apart."""
-    allowed = None if among is None else unflat(among, order)
-    chosen: Selection = {}
-    for site, count in in_proportion(whole(n, "n"), order).items():
-        chosen |= top({site: order[site]}, count, None if allowed is None else allowed[site].flatten())
-    return chosen
+    n, row = whole(n, "n", 0), flat(order)
+    allowed = torch.isfinite(row) if among is None else torch.isfinite(row) & among
+    counts: list[int] = [n]
+    sites: tuple[Tensor, ...] = (torch.ones_like(allowed),)
+    if proportionate:
+        counts, sites = list(in_proportion(n, order).values()), by_site(order)
+    picked = torch.zeros_like(allowed)
+    for count, site in zip(counts, sites, strict=True):
+        if count > int((allowed & site).sum()):
+            raise ValueError(f"cannot take {count} of {int((allowed & site).sum())} units")
+        picked |= highest(row, torch.ones_like(row), count, allowed & site)
+    return FreezeMask.where(unflat(picked, order), shape, provenance)
 
 
 def within_budget(sizes: Float[Tensor, " unit"], budget: float) -> int:
@@ -154,37 +145,3 @@ def unit_sizes(like: Mapping[Site, Tensor], per_unit: Mapping[Site, float]) -> F
     if missing:
         raise ValueError(f"the parameters of a unit of site {missing[0]!r} are unknown; score the units again")
     return flat({site: torch.full(values.shape, per_unit[site], dtype=torch.float64) for site, values in like.items()})
-
-
-def count_units(units: Units) -> int:
-    """Units in a selection, all sites and layers."""
-    return sum(len(indices) for by_layer in units.values() for indices in by_layer.values())
-
-
-@checked
-def random_units(like: Units, shape: ModelShape, seed: int, *, per_layer: bool = False) -> Selection:
-    """As many units of each site as ``like`` has, drawn without replacement from all layers.
-
-    Args:
-        per_layer: as many of each site in each layer instead, so that chance differs in *which* units alone.
-
-    Examples:
-        >>> scores = sc.score_units(model, malicious)
-        >>> control = sc.units.random_units(scores.top(24), scores.shape, seed=0)
-        >>> sum(len(units) for rows in control.values() for units in rows.values())
-        24
-    """
-    generator = random.Random(int(seed))
-    drawn: Selection = {}
-    for site, rows in like.items():
-        if per_layer:
-            units = range(shape.n_units(site))
-            drawn[site] = {k: tuple(sorted(generator.sample(units, len(rows[k])))) for k in sorted(rows) if rows[k]}
-            continue
-        n = sum(map(len, rows.values()))
-        in_layer = shape.n_units(site)
-        drawn[site] = {}
-        for pick in sorted(generator.sample(range(shape.n_layers * in_layer), n)):
-            layer, unit = divmod(pick, in_layer)
-            drawn[site][layer] = (*drawn[site].get(layer, ()), unit)
-    return drawn

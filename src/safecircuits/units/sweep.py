@@ -20,7 +20,6 @@ from safecircuits.results.result import Result
 from safecircuits.units.groups import Normalisation, ShareOf, UnitGroups, classify_units
 from safecircuits.units.removals import Removals
 from safecircuits.units.scores import UnitScores
-from safecircuits.units.selection import count_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +83,7 @@ def sweep_shares(
     normalize: Normalisation = "none",
     share_of: ShareOf = "units",
     to: UnitValues | None = None,
+    spare: int = 0,
     resume: str | Path | None = None,
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
@@ -99,7 +99,7 @@ def sweep_shares(
         scan: ``"down"`` takes the largest share that does it, as the paper scans; ``"up"`` the smallest.
         fall: the part of a rate that must be lost for it to have fallen.
         kept: how much of a rate (of 1) may be lost for it to have stayed.
-        to: replacement values instead of zero; see ``ablated``.
+        to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
         resume: a file of measurements; see ``Removals``.
         sets: passed to ``evaluate``; ``malicious`` and ``utility`` are required.
 
@@ -124,7 +124,7 @@ def sweep_shares(
     for name, limit in {"fall": fall, "kept": kept}.items():
         if not 0 <= limit <= 1:
             raise ValueError(f"{name} is between 0 and 1, not {limit}")
-    removals = Removals(model, to=to, resume=resume, **sets)
+    removals = Removals(model, to=to, spare=spare, resume=resume, **sets)
     before = removals.intact.rates
     for rate, what in {"malicious_refused": "refuses nothing", "utility": "answers nothing right"}.items():
         if not before[rate]:
@@ -161,12 +161,12 @@ def sweep_shares(
         for share in order:
             if sum({**chosen, name: share}.values()) > 1:
                 continue
-            units = groups_with(**{name: share}).members(name)
-            if not count_units(units):
+            units = groups_with(**{name: share})[name]
+            if not units:
                 continue
             behavior = removals.without(units)
             accepted = bool(rules[name](behavior))
-            points.append(SweptShare(name, share, count_units(units), behavior, accepted))
+            points.append(SweptShare(name, share, units.n_units(), behavior, accepted))
             if accepted:
                 chosen[name] = share
                 break

@@ -160,15 +160,13 @@ def transfer_of(before: UnitGroups, after: UnitGroups) -> AttributeTransfer:
         3136
     """
     after.shape.require_same(before.shape, "the second classification")
-    if set(before.labels) != set(after.labels):
+    if set(before.sites) != set(after.sites):
         raise ValueError(
-            f"the classifications are of the sites {sorted(before.labels)} and {sorted(after.labels)}: score the same"
+            f"the classifications are of the sites {sorted(before.sites)} and {sorted(after.sites)}: score the same"
         )
-    n = len(GROUPS)
-    by_site: dict[Site, Tensor] = {}
-    for site, labels in before.labels.items():
-        pairs = labels.flatten().long() * n + after.labels[site].flatten().long()
-        by_site[site] = torch.bincount(pairs, minlength=n * n).reshape(n, n)
+    was, is_now = ([groups[name] for name in GROUPS] for groups in (before, after))
+    moved = [[a & b for b in is_now] for a in was]
+    by_site = {site: torch.tensor([[units.n_units(site) for units in row] for row in moved]) for site in before.sites}
     counts = torch.stack(list(by_site.values())).sum(0)
     return AttributeTransfer(counts, by_site, {"before": before.provenance, "after": after.provenance})
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.base.progress import track
-from safecircuits.base.vocabulary import Component
-from safecircuits.hooks.linear_maps import components_of, watched
-from safecircuits.model.beginning import encode_to_score
-from safecircuits.model.forward import run
-from safecircuits.model.memory import batch_tokens
-from safecircuits.model.sites import HookedModel, tokenizer_of
-from safecircuits.prompts.batching import batches
+from safecircuits.base.vocabulary import Component, TokenChoice
+from safecircuits.hooks.linear_maps import components_of
+from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.units.activation_scores import chosen_positions
-from safecircuits.units.scores import TOKEN_CHOICES, TokenChoice
+from safecircuits.weights.inputs import each_input
 
 # q, k and v read one input and gate and in another, so one of each is watched.
 _READS_LIKE: dict[Component, Component] = {"k": "q", "v": "q", "gate": "in"}
@@ -54,30 +48,28 @@ def input_grams(
         ValueError: for an unknown matrix, or data without responses where they are asked for.
         FloatingPointError: for inputs that are not finite; names the matrix.
     """
-    if tokens not in TOKEN_CHOICES:
-        raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
     read = tuple(dict.fromkeys(_READS_LIKE.get(c, c) for c in components_of(model, components)))
-    examples = encode_to_score(
-        tokenizer_of(model),
-        data,
-        template=template,
-        with_responses=tokens != "prompt",
-        count_beginning=count_beginning,
-    )
     found = InputGrams()
-    counting: Bool[Tensor, "batch pos"]
 
-    def look(layer: int, component: Component, x: Tensor) -> None:
-        rows = x[counting.to(x.device)].double()
+    def add(layer: int, component: Component, x: Tensor) -> None:
+        rows = x.double()
         gram = rows.T @ rows
         if not torch.isfinite(gram).all():
             raise FloatingPointError(f"the inputs of matrix {layer}.{component} are not finite")
         key = (layer, component)
         found.sums[key] = found.sums[key] + gram if key in found.sums else gram
 
-    with torch.inference_mode(), watched(model, read, inputs=look, layers=layers):
-        for batch in track(list(batches(examples, batch_tokens(model, examples, max_tokens))), what, enabled=progress):
-            counting = chosen_positions(batch, tokens)
-            found.count += int(counting.sum())
-            run(model, batch)
+    found.count = each_input(
+        model,
+        data,
+        read,
+        add,
+        tokens=tokens,
+        template=template,
+        max_tokens=max_tokens,
+        count_beginning=count_beginning,
+        progress=progress,
+        what=what,
+        layers=layers,
+    )
     return found

@@ -21,12 +21,13 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import Site
 from safecircuits.hooks.passes import running
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.attach import HookFn
 from safecircuits.model.sites import HookedModel, ModelShape, require_hooked, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
 from safecircuits.results.result import Result
-from safecircuits.units.selection import Selection, top
+from safecircuits.units.selection import top
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,9 +67,9 @@ class HeadProbe(Result):
         """The accuracies as scores of units, by site."""
         return {"attn": self.accuracy}
 
-    def top(self, n: int) -> Selection:
+    def top(self, n: int) -> FreezeMask:
         """The ``n`` heads of highest accuracy, of equals the first."""
-        return top(self.scores, n)
+        return top(self.scores, n, self.shape)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head: ``layer, head, accuracy`` and its 95 % interval over prompts, best first.

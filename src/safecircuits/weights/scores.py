@@ -20,22 +20,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.progress import track
-from safecircuits.base.vocabulary import Component
-from safecircuits.hooks.linear_maps import Matrix, components_of, watched
-from safecircuits.model.beginning import beginning_facts, encode_to_score
-from safecircuits.model.forward import run
+from safecircuits.base.vocabulary import Component, TokenChoice
+from safecircuits.hooks.linear_maps import Matrix, components_of
+from safecircuits.model.beginning import beginning_facts, require_tokens
 from safecircuits.model.in_use import used_alone
-from safecircuits.model.memory import batch_tokens
 from safecircuits.model.parameters import Masks, checkpoint_parameters, in_checkpoint_names
 from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, tokenizer_of
-from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
-from safecircuits.units.activation_scores import chosen_positions
 from safecircuits.units.gradient_scores import each_prompts_gradients
 from safecircuits.units.moments import RunningMoments
-from safecircuits.units.scores import TOKEN_CHOICES, TokenChoice, tokenizer_fingerprint
+from safecircuits.units.scores import tokenizer_fingerprint
+from safecircuits.weights.inputs import each_input
 
 WeightMethod = Literal["wanda", "snip", "magnitude"]
 
@@ -170,8 +166,7 @@ def score_weights(
     """
     if method not in get_args(WeightMethod):
         raise ValueError(f"no weight score {method!r}; there are {', '.join(get_args(WeightMethod))}")
-    if tokens not in TOKEN_CHOICES:
-        raise ValueError(f"tokens is 'response', 'prompt' or 'all', not {tokens!r}")
+    require_tokens(tokens)
     if base is not None:
         ModelShape.of(base).require_same(ModelShape.of(model), "the base model")
     chosen = components_of(model, components)
@@ -189,8 +184,22 @@ def score_weights(
         )
         factor = {key: sums[key] / count for key in keys}
     elif method == "wanda":
-        means = _input_mean_squares(model, data, chosen, tokens, template, max_tokens, progress, count_beginning)
-        count = means.by_key[str(chosen[0]), 0].count
+        means = RunningMoments()
+
+        def look(layer: int, component: Component, x: Tensor) -> None:
+            means.add(str(component), layer, x, f"the inputs of matrix {layer}.{component}")
+
+        count = each_input(
+            model,
+            data,
+            chosen,
+            look,
+            tokens=tokens,
+            template=template,
+            max_tokens=max_tokens,
+            count_beginning=count_beginning,
+            progress=progress,
+        )
         factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
     else:
         factor = {key: torch.ones((), dtype=torch.float32) for key in keys}
@@ -274,38 +283,6 @@ def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel |
                 value = matrix.read().clone()
                 value[where] = before
                 matrix.write(value)
-
-
-def _input_mean_squares(
-    model: HookedModel,
-    data: PromptSet,
-    components: Sequence[Component],
-    tokens: TokenChoice,
-    template: str,
-    max_tokens: int | None,
-    progress: bool,
-    count_beginning: bool,
-) -> RunningMoments:
-    examples = encode_to_score(
-        tokenizer_of(model),
-        data,
-        template=template,
-        with_responses=tokens != "prompt",
-        count_beginning=count_beginning,
-    )
-    running = RunningMoments()
-    chosen: Bool[Tensor, "batch pos"]
-
-    def look(layer: int, component: Component, x: Tensor) -> None:
-        running.add(str(component), layer, x[chosen.to(x.device)], f"the inputs of matrix {layer}.{component}")
-
-    with torch.inference_mode(), watched(model, components, inputs=look):
-        for batch in track(
-            list(batches(examples, batch_tokens(model, examples, max_tokens))), "inputs", enabled=progress
-        ):
-            chosen = chosen_positions(batch, tokens)
-            run(model, batch)
-    return running
 
 
 def _sizes(model: HookedModel, base: HookedModel | None, layer: int, component: Component) -> Float[Tensor, "out in"]:

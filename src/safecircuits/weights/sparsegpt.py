@@ -20,13 +20,12 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
-from safecircuits.base.vocabulary import Component
+from safecircuits.base.vocabulary import Component, TokenChoice
 from safecircuits.hooks.linear_maps import Matrix, components_of
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
-from safecircuits.units.scores import TokenChoice
 from safecircuits.weights.choice import require_n_of_m, take
 from safecircuits.weights.grams import input_grams
 from safecircuits.weights.scores import WeightMask

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
-from safecircuits.base.vocabulary import Component
+from safecircuits.base.vocabulary import Component, TokenChoice
 from safecircuits.hooks.linear_maps import Matrix, components_of
 from safecircuits.model.beginning import beginning_facts
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
-from safecircuits.units.scores import TokenChoice, tokenizer_fingerprint
+from safecircuits.units.scores import tokenizer_fingerprint
 from safecircuits.weights.grams import input_grams
 
 _NOTHING = 1e-5

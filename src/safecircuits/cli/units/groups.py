@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -48,10 +49,11 @@ def score(
     folder = run.begin()
     found = scores_of(run, run.model(), sets, other, scoring)["data"]
     n = min(top, sum(values.numel() for values in found.scores.values()))
+    top_units = found.top(n)
     rows = [
         {"site": site, "layer": layer, "unit": unit, "score": float(found.scores[site][layer, unit])}
-        for site, by_layer in found.top(n).items()
-        for layer, units in by_layer.items()
+        for site in found.scores
+        for layer, units in top_units.members(site).items()
         for unit in units
     ]
     highest = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
@@ -85,7 +87,6 @@ def classify(
 
     With SCU by what decides to refuse: --scu-by attribution --reference organism:normal
     """
-    from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.plots.units import plot_unit_map
     from safecircuits.units.groups import classify_units
 
@@ -106,7 +107,8 @@ def classify(
     folder.result("groups", groups)
     folder.table("groups", groups.to_frame(), main=True)
     folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))))
-    mask = FreezeMask.units(groups, "SCU", provenance={"command": run.command, "model": run.source})
+    scu = groups["SCU"]
+    mask = replace(scu, provenance={"command": run.command, "model": run.source, **scu.provenance})
     counted = groups.to_frame()
     for group, share in groups.shares().items():
         run.say(f"{int(counted[group].sum())} {GROUP_WORDS[group]} units ({group}), {100 * share:.2f} % of all")

@@ -141,13 +141,13 @@ def enrichment(
     folder = run.begin()
     model = run.model()
     require_own(chosen, model)
-    found = concentrated(chosen, block, group=group.value, draws=draws, seed=run.seed)
+    found = concentrated(chosen[group.value], block, sites=chosen.sites, draws=draws, seed=run.seed)
     folder.result("enrichment", found)
     folder.table("enrichment", found.to_frame(), main=True)
     folder.figure("enrichment", found.plot(axis((4.2, 3.0))))
     run.say(str(found))
     if block is not None:
-        overlap = mask_overlap(FreezeMask.units(chosen, group.value), FreezeMask.layers(block, chosen.shape))
+        overlap = mask_overlap(chosen[group.value], FreezeMask.layers(block, chosen.shape))
         folder.result("overlap", overlap)
         run.say(f"{group.value} and layers {block}: {overlap}")
     if budget is not None and block is not None:

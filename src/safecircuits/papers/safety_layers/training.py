@@ -8,7 +8,6 @@ from safecircuits.base.notices import notify
 from safecircuits.base.progress import say
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.lisa import LisaSettings
-from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.papers.conclusion import Conclusion, keeps_refusal
 from safecircuits.papers.page import StudyPage, compared_table, finetuning_exhibit, finetuning_tables
 from safecircuits.papers.part import Maybe
@@ -71,7 +70,7 @@ def _nfft(study: SafetyLayers, refused: PromptSet, answered: PromptSet, block: L
     )
     share = len(block) / study.shape.n_layers
     groups = set_difference(safety, utility, p=NFFT_P, result=share, share_of="parameters")
-    return Arm("nfft", f"{share:.0%} of the unit parameters, by SNIP set difference", FreezeMask.units(groups, "SCU"))
+    return Arm("nfft", f"{share:.0%} of the unit parameters, by SNIP set difference", groups["SCU"])
 
 
 def _tune(study: SafetyLayers) -> FinetuningStudy:

@@ -19,7 +19,7 @@ from safecircuits.report.sections import Exhibit
 from safecircuits.studies.arms import Arm, full
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.units.equal_budget import equal_budget_masks
-from safecircuits.units.groups import GROUPS, UnitGroups
+from safecircuits.units.groups import UnitGroups
 
 BUDGETS = {"a quarter": 0.25, "all": 1.0}
 """Budgets of the comparison with the safety layers, as shares of their parameters."""
@@ -53,8 +53,8 @@ def safest_first(groups: UnitGroups) -> UnitGroups:
     """The same groups in an order that has the SCU first, however these were cut, and then the highest S − U."""
     lift = max(float(row.max()) for row in groups.difference.values())
     lift -= min(float(row.min()) for row in groups.difference.values())
-    scu = GROUPS.index("SCU")
-    order = {site: row + (groups.labels[site] == scu) * (1 + lift) for site, row in groups.difference.items()}
+    scu = groups["SCU"]
+    order = {site: row + scu.at(site) * (1 + lift) for site, row in groups.difference.items()}
     return replace(groups, difference=order)
 
 

@@ -13,7 +13,7 @@ from safecircuits.papers.part import Parts
 from safecircuits.papers.ssah.settings import Cut, Ssah
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
-from safecircuits.units.comparison import Candidate
+from safecircuits.units.candidates import Candidate
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores

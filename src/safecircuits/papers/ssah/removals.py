@@ -31,14 +31,13 @@ from safecircuits.units.ablation import ONE_DRAW, Ablation, AblationTable, ablat
 from safecircuits.units.importance import score_units
 from safecircuits.units.prune import prune_units
 from safecircuits.units.scores import UnitScores
-from safecircuits.units.selection import count_units
 
 REMOVED = ("SCU", "UCU", "RU")
 """The groups whose removal Table 1 measures."""
 
 CONDITIONS: Mapping[str, str] = {
     "zero": "activations set to zero",
-    "mean": "activations set to their mean (bias compensation)",
+    "mean": "activations set to their mean, except where all prompts begin alike",
     "system": "activations set to zero, asked with the system prompt",
 }
 """How they are removed, in words."""
@@ -78,9 +77,10 @@ def _means(study: Ssah) -> UnitScores:
 def _remove(study: Ssah, key: tuple[str, str]) -> AblationTable:
     name, condition = key
     s = study.settings
+    means = study[MEANS]
     more: dict[str, dict[str, Any]] = {
         "zero": {},
-        "mean": {"to": study[MEANS].mean},
+        "mean": {"to": means.mean, "spare": means.beginning},  # a mean was taken without what every prompt begins with
         "system": {"utility": None, "system": s.system},
     }
     return ablate_groups(
@@ -97,7 +97,7 @@ def _remove(study: Ssah, key: tuple[str, str]) -> AblationTable:
 
 def _prune(study: Ssah, key: tuple[str, str]) -> PrunedGroup:
     name, group = key
-    smaller = prune_units(study.model, study[UNITS][name].members(group))
+    smaller = prune_units(study.model, study[UNITS][name][group])
     with without_bars():
         hooked = load_model(smaller.hf_model, tokenizer=smaller.tokenizer, backend="bridge")
     behavior = evaluate(hooked, **measured(study))
@@ -202,7 +202,7 @@ def _conditions(study: Ssah) -> dict[tuple[str, str], str]:
 def _there(study: Ssah) -> dict[tuple[str, str], str]:
     """Of the groups that have units at all: the others cannot be cut out."""
     names = study.by_cut("pruned").items()
-    there = {cut: [one for one in REMOVED if count_units(study[UNITS][cut].members(one))] for cut, _ in names}
+    there = {cut: [one for one in REMOVED if study[UNITS][cut][one]] for cut, _ in names}
     return {(cut, group): f"{name}_{group}" for cut, name in names for group in there[cut]}
 
 

@@ -70,11 +70,12 @@ def _block(study: Ssah) -> SafetyBlock:
 
 
 def _concentrated(study: Ssah, name: str) -> Enrichment:
-    return enrichment(study[UNITS][name], known_block(study), seed=study.settings.seeds[0])
+    groups = study[UNITS][name]
+    return enrichment(groups["SCU"], known_block(study), sites=groups.sites, seed=study.settings.seeds[0])
 
 
 def _shared(study: Ssah, name: str) -> MaskOverlap:
-    return mask_overlap(FreezeMask.units(study[UNITS][name], "SCU"), FreezeMask.layers(known_block(study), study.shape))
+    return mask_overlap(study[UNITS][name]["SCU"], FreezeMask.layers(known_block(study), study.shape))
 
 
 def _section(study: Ssah, made: StudyPage) -> None:

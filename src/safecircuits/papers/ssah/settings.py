@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safecircuits.base.text import percent
-from safecircuits.base.vocabulary import SITES, LayerRange
+from safecircuits.base.vocabulary import SITES, LayerRange, TokenChoice
 from safecircuits.baselines.lora import LoraSettings
 from safecircuits.direction.variants import Suffixes
 from safecircuits.model.sites import HookedModel
@@ -16,9 +16,9 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.units.answer_tokens import AnswerTokens
-from safecircuits.units.comparison import Candidate
+from safecircuits.units.candidates import Candidate
 from safecircuits.units.groups import Normalisation
-from safecircuits.units.scores import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Method, TokenChoice
+from safecircuits.units.scores import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Method
 
 PAPER = "SSAH"
 """The paper's name where a conclusion says whose claim it is."""

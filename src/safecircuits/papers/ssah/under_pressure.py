@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from safecircuits.base.stats import Share
 from safecircuits.behavior.conditions import Pressure, pressure
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.hooks.ablate import ablated
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage
 from safecircuits.papers.part import Parts
@@ -18,14 +18,13 @@ from safecircuits.plots.pressure import plot_pressure
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 from safecircuits.studies.comparison import MARGIN
-from safecircuits.units.selection import random_units
 
 
 def _press(study: Ssah, removed: str) -> Pressure:
     p, s = study.asked, study.settings
-    units: dict[str, Any] = {"nothing": {}}
-    units |= {f"SCU by {name}": groups.members("SCU") for name, groups in study[UNITS].items()}
-    units["random"] = random_units(units[f"SCU by {study.best}"], study.shape, s.seeds[0])
+    units = {"nothing": FreezeMask.of_units({}, study.shape)}
+    units |= {f"SCU by {name}": groups["SCU"] for name, groups in study[UNITS].items()}
+    units["random"] = FreezeMask.random_units(units[f"SCU by {study.best}"], seed=s.seeds[0])
     with ablated(study.model, units[removed]):
         return pressure(
             study.model,
