@@ -103,6 +103,6 @@ def _write(run: Run, folder: RunDirectory, behavior: Any, detector: str) -> None
     rates["judged_by"] = ["exact match" if name == "utility" else detector for name in rates["measure"]]
     folder.result("behavior", behavior)
     folder.table("rates", rates, main=True)
-    folder.figure("behavior", plot_behavior({run.source: behavior}, ax=axis((4.2, 1.4))))
+    folder.figure("behavior", plot_behavior({run.source: behavior}, ax=axis((4.2, 1.4))), of=behavior)
     for said in str(behavior).split("), "):
         run.say(said if said.endswith(")") or "(" not in said else f"{said})")

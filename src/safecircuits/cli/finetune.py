@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from safecircuits.training.loop import Phase
     from safecircuits.training.run import FinetuneRun
 
+CURVES = "What is refused and answered right, by step of fine-tuning"
 BATCH_PANEL, RATE_PANEL, CURVE_PANEL = "Batches", "Optimizer", "Curves"
 
 
@@ -228,7 +229,7 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[st
     }
     folder.table("summary", pd.DataFrame([summary]), main=True)
     folder.table("losses", trained.to_frame())
-    folder.figure("losses", trained.plot(ax=axis((4.2, 2.2))))
+    folder.figure("losses", trained.plot(ax=axis((4.2, 2.2))), shows="Training loss by step")
     steps = f"{trained.steps} step{'s' * (trained.steps > 1)}"
     run.say(f"{steps}, training loss {trained.losses[0]:.3f} to {trained.final_loss():.3f} nats a token")
     if trained.frozen_bit_identical:
@@ -238,6 +239,6 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[st
     if trained.evaluations:
         points = ({"step": 0, **before}, *trained.evaluations)
         folder.table("curves", pd.DataFrame(list(points)))
-        folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))))
+        folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))), shows=CURVES)
         for name, value in before.items():
             run.say(f"{name.replace('_', ' ')}: {value:.1%} before, {trained.evaluations[-1][name]:.1%} after")

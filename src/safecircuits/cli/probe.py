@@ -121,7 +121,7 @@ def probe(
     }
     frames = [pd.DataFrame(columns).assign(model=name) for name, columns in verdicts.items()]
     folder.table("verdicts", pd.concat(frames, ignore_index=True))
-    folder.figure("probe", found.figure(layer=layer))
+    folder.figure("probe", found.figure(layer=layer), of=found)
     run.say(str(found))
     if len(sources) > 1 and all(one.measured(layer).any() for one in found.probes.values()):
         table = found.verdicts(layer)

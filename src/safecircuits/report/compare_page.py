@@ -51,9 +51,9 @@ def compare_page(compared: RunComparison) -> str:
         if name not in replaced and all(name in found for found in drawings):
             for number, (run, found) in enumerate(zip(runs, drawings, strict=True)):
                 saved[f"{name}_of_{number}"] = found[name]
-                text = f"{run.name}: {described(name)}."
+                text = f"{run.name}: {described(run, name)}."
                 narrow = not any(is_wide(drawing[name]) for drawing in drawings)
-                beside.append(Exhibit(f"{name}_of_{number}", described(name), text, half=narrow))
+                beside.append(Exhibit(f"{name}_of_{number}", described(run, name), text, half=narrow))
     if beside:
         parts.append(Section("beside", "Side by side", "The figures of each run, as it drew them.", beside))
     if compared.tables:

@@ -34,25 +34,22 @@ def overlays(runs: Sequence[SavedRun]) -> tuple[list[Exhibit], dict[str, Figure]
     for name, kind in kinds[0].items():
         if any(found.get(name) != kind for found in kinds[1:]):
             continue
-        results: dict[str, Any] = {run.name: run.result(name) for run in runs} if kind in _KINDS else {}
-        if kind in ("LayerGap", "GapComparison"):
+        results: dict[str, Any] = {run.name: run.result(name) for run in runs}
+        first = next(iter(results.values()))
+        if isinstance(first, LayerGap | GapComparison):
             drew = _gaps(results, drawn, name)
-        elif kind == "Behavior":
+        elif isinstance(first, Behavior):
             drew = _behavior(results, drawn, name)
-        elif kind == "UnitGroups":
-            exhibits += _groups(results)
-            continue
         else:
+            exhibits += _groups(results) if isinstance(first, UnitGroups) else []
             continue
         exhibits += drew
-        replaced |= {name, "gap", "gaps"} if kind != "Behavior" else {name, "behavior"}
+        figures: dict[str, Any] = runs[0].record.get("figures", {})
+        replaced |= {name, *(figure for figure, noted in figures.items() if name in noted["of"])}
     if all((run.folder / "results" / "finetune" / "run.json").is_file() for run in runs):
         exhibits += _training(runs, drawn)
         replaced |= {"losses", *(["curves"] if "overlay_curves" in drawn else [])}
     return exhibits, drawn, replaced
-
-
-_KINDS = {"LayerGap", "GapComparison", "Behavior", "UnitGroups"}
 
 
 def _gaps(results: Mapping[str, LayerGap | GapComparison], drawn: dict[str, Figure], name: str) -> list[Exhibit]:

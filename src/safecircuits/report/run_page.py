@@ -4,33 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib.figure import Figure
+
+from safecircuits.plots.style import COLUMN, styled
 from safecircuits.report.html import page
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.results.run import run_provenance
-
-SHOWN = {
-    "gap": "Angle gap between harmful and harmless prompts by layer",
-    "gaps": "Angle gap between harmful and harmless prompts by layer",
-    "pairs": "Cosine similarity of N–N, M–M and N–M pairs by layer",
-    "models": "Similarities of pairs, one panel a model",
-    "comparison": "Similarities and angle gaps of the models, and their differences",
-    "sweeps": "Refused over-rejection prompts against the moving bound of the scaled block",
-    "decision": "Decision carried by patching the residual stream after each layer",
-    "grid": "Refused over-rejection prompts for every scaled block of layers",
-    "attention": "Attention of the last token to a question’s words by layer",
-    "transplant": "Rates of source, target, and target with transplanted layers",
-    "behavior": "Refusal, over-rejection and utility with 95 % intervals",
-    "losses": "Training loss by step",
-    "curves": "What is refused and answered right, by step of fine-tuning",
-    "probe": "Distances that openings move the hidden states, by generated token and by block",
-    "highest": "Where the units of the highest scores lie",
-    "groups": "Number of units of each group in each layer",
-    "ablation": "Refusal and utility left without each group, and without as many random units",
-    "transfer": "Units that changed group in training",
-    "enrichment": "Units by layer against chance",
-}
-"""What a figure shows, by its file's name: the text for those who do not see it."""
 
 
 def run_page(run: SavedRun) -> str:
@@ -45,11 +25,14 @@ def run_page(run: SavedRun) -> str:
     parts = []
     if findings:
         parts.append(_section("found", "What was found", "", [Exhibit(None, "Findings", "\n".join(findings))]))
-    if drawings:
+    drawn = _drawings_of_results(run)
+    if drawings or drawn:
         plates = [
-            Exhibit(name, described(name), described(name), [numbers[name]] if name in numbers else [])
+            Exhibit(name, shows, shows, [numbers[name]] if name in numbers else [])
             for name in drawings
+            for shows in [described(run, name)]
         ]
+        plates += [exhibit for exhibit, _ in drawn.values()]
         parts.append(_section("figures", "Figures", "", plates))
     rest = [Exhibit(None, name, "", [table]) for name, table in numbers.items() if name not in drawings]
     if rest:
@@ -57,7 +40,7 @@ def run_page(run: SavedRun) -> str:
     return page(
         title(run),
         parts,
-        drawings,
+        {**drawings, **{name: figure for name, (_, figure) in drawn.items()}},
         facts=facts(run.record),
         conclusions=[],
         provenance=run_provenance(run.record),
@@ -78,13 +61,32 @@ def facts(record: Mapping[str, object]) -> dict[str, object]:
     return {**chosen, "finished": record["finished"]}
 
 
-def described(name: str) -> str:
-    """What a figure shows: its kind, and what its file's name adds to that."""
-    for kind in sorted(SHOWN, key=len, reverse=True):
-        if name == kind or name.startswith(f"{kind}_"):
-            more = name.removeprefix(kind).strip("_").replace("_", " ")
-            return SHOWN[kind] + (f": {more}" if more else "")
-    return titled(name)
+def described(run: SavedRun, name: str) -> str:
+    """What a figure shows, as the run noted when it drew it."""
+    noted = run.record.get("figures", {}).get(name, {})
+    return noted.get("shows") or titled(name)
+
+
+@styled
+def _drawings_of_results(run: SavedRun) -> dict[str, tuple[Exhibit, Figure]]:
+    """Results that can be drawn and that no figure of the run is of, by their names: drawn here, with their numbers."""
+    saved = run.drawings()
+    if saved and "figures" not in run.record:
+        return {}  # an earlier version did not note what its figures are of
+    seen = {name for noted in run.record.get("figures", {}).values() for name in noted["of"]}
+    found = {}
+    for name in run.kinds():
+        if name in seen or name in saved or not hasattr(result := run.result(name), "plot"):
+            continue
+        figure = Figure(figsize=COLUMN)
+        try:
+            result.plot(ax=figure.subplots())
+        except ValueError:  # there is nothing in it to draw, and its tables and findings say so
+            continue
+        table = frame_table(titled(name), result.to_frame(), f"results/{name}") if hasattr(result, "to_frame") else None
+        text = f"{titled(name)}: {getattr(result, 'verdict', '') or type(result).__name__}."
+        found[f"result_{name}"] = Exhibit(f"result_{name}", titled(name), text, [table] if table else []), figure
+    return found
 
 
 def _section(id: str, heading: str, intro: str, exhibits: list[Exhibit]) -> Section:

@@ -38,7 +38,7 @@ import shlex
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,8 @@ class RunDirectory:
     """Whether an interrupted run of the same arguments was found."""
     written: list[Path] = field(default_factory=list)
     """Every path written in this run, in order."""
+    _names: dict[int, str] = field(default_factory=dict, repr=False)
+    _results: list[Result] = field(default_factory=list, repr=False)
     _started: float = field(default_factory=time.monotonic)
     _unlock: Callable[[], Any] = field(default=lambda: None, repr=False)
 
@@ -194,6 +196,8 @@ class RunDirectory:
 
     def result(self, name: str, result: Result) -> Path:
         """Save a result under ``results/name``."""
+        self._results.append(result)  # so that nothing else takes its id
+        self._names[id(result)] = name
         return self._note(result.save(self._path("results", name)))
 
     def kept(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
@@ -213,13 +217,26 @@ class RunDirectory:
             self.record["main_table"] = f"tables/{name}.csv"
         return self._note(write_text(path, frame.to_csv(index=False)))
 
-    def figure(self, name: str, drawn: Figure | Axes) -> list[Path]:
-        """Write ``figures/name.svg`` and ``figures/name.png`` (200 dpi) of a figure, or of the figure of an axis."""
+    def figure(
+        self, name: str, drawn: Figure | Axes, *, of: Result | Iterable[Result] = (), shows: str = ""
+    ) -> list[Path]:
+        """Write ``figures/name.svg`` and ``figures/name.png`` (200 dpi) of a figure, or of the figure of an axis.
+
+        Args:
+            of: results of this run that it draws.
+            shows: what it shows, for those who do not see it; what ``plot()`` of the first of these says unless given.
+        """
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
         from safecircuits.plots.style import RC
 
+        results: list[Any] = list(of) if isinstance(of, Iterable) else [of]
+        if results and not shows:
+            shows = str(type(results[0]).plot.__doc__).split(".\n")[0].split(";")[0].rstrip(".")
+        if results or shows:
+            names = [self._names[id(result)] for result in results]
+            self.record.setdefault("figures", {})[name] = {"of": names, "shows": " ".join(shows.split())}
         figure: Any = drawn if isinstance(drawn, Figure) else drawn.figure
         paths = []
         with rc_context(RC):

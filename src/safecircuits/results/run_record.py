@@ -65,6 +65,12 @@ def _table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, dict) and _texts(one.get("of")) and _text(one.get("shows")) for one in value.values()
+    )
+
+
 def _about(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("version"), str)
 
@@ -83,6 +89,7 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "finished": (_text, "a time"),
     "seconds": (_number, "a number"),
     "files": (_texts, "a list of names"),
+    "figures": (_figures, "a table of what figures show"),
     "findings": (_texts, "a list of sentences"),
     "provenance": (_about, "a table with the version"),
     "main_table": (_csv, "the name of a table, tables/NAME.csv"),

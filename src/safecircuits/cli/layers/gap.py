@@ -70,12 +70,13 @@ def similarity(
     )
     folder.result("comparison", found)
     folder.table("gap", found.to_frame(), main=True)
-    folder.figure("gap", found.plot(axis()))
+    folder.figure("gap", found.plot(axis()), of=found)
     for name, gap in found.gaps.items():
-        folder.figure("pairs" if len(sources) == 1 else f"pairs_{_file_name(name)}", pair_panels(gap))
+        figure = "pairs" if len(sources) == 1 else f"pairs_{_file_name(name)}"
+        folder.figure(figure, pair_panels(gap), shows=f"Cosine similarity of N–N, M–M and N–M pairs by layer: {name}")
     if others:
-        folder.figure("models", models_side_by_side(found.gaps))
-        folder.figure("comparison", found.figure())
+        folder.figure("models", models_side_by_side(found.gaps), shows="Similarities of pairs, one panel a model")
+        folder.figure("comparison", found.figure(), shows="Similarities and gaps of the models, and their differences")
     run.say(str(found))
 
 
@@ -112,7 +113,7 @@ def heatmap(
         folder.result(f"attention_{number}", found)
         frames.append(found.to_frame().assign(prompt=found.prompt))
     folder.table("attention", pd.concat(frames, ignore_index=True), main=True)
-    folder.figure("attention", attention_panels(maps, safety_layers=block))
+    folder.figure("attention", attention_panels(maps, safety_layers=block), of=maps)
     for found in maps:
         mean = found.values.mean(0)
         run.say(f"{found.prompt!r}: most attended over all layers is {found.tokens[int(mean.argmax())]!r}")

@@ -115,7 +115,7 @@ def localize(
     folder.table("sweeps", found.to_frame(), main=True)
     if found.alpha_trials:
         folder.table("alpha_trials", _trials(found))
-    folder.figure("sweeps", found.plot(axis()))
+    folder.figure("sweeps", found.plot(axis()), of=found)
     run.say(found.verdict)
     _tell_of_cut_answers(run, found.baseline)
     if found.located or mask_anyway:
@@ -239,7 +239,7 @@ def grid(
         )
     folder.result("grid", found)
     folder.table("grid", pd.DataFrame(rows), main=True)
-    folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))))
+    folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
     _tell_of_cut_answers(run, found.baseline)
 
@@ -250,7 +250,7 @@ def _gap(folder: RunDirectory, model: HookedModel, normal: PromptSet, malicious:
     gap = layer_gap(model, normal, malicious, template=template, progress=True)
     folder.result("gap", gap)
     folder.table("gap", gap.to_frame())
-    folder.figure("gap", gap.plot(axis()))
+    folder.figure("gap", gap.plot(axis()), of=gap)
     return gap
 
 
@@ -271,7 +271,7 @@ def _decision(
     found = decision_layers(model, normal, malicious, progress=True, **options)
     folder.result("decision", found)
     folder.table("decision", found.to_frame(), main=main)
-    folder.figure("decision", found.plot(axis()))
+    folder.figure("decision", found.plot(axis()), of=found)
     return found
 
 

@@ -10,6 +10,8 @@ from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Measured, Run, run_command
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range, named
 
+SHOWS = "Rates of source, target, and target with transplanted layers"
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
@@ -56,6 +58,6 @@ def transplant(
     rows = {"target": found.target, **{f"with {row.name}": row.behavior for row in found.rows}, "source": found.source}
     folder.result("transplant", found)
     folder.table("transplant", found.to_frame(), main=True)
-    folder.figure("transplant", plot_behavior(rows, ax=axis((4.2, 0.85 + 0.42 * len(rows)))))
+    folder.figure("transplant", plot_behavior(rows, ax=axis((4.2, 0.85 + 0.42 * len(rows)))), shows=SHOWS)
     for name, behavior in rows.items():
         run.say(f"{name}: {behavior}")

@@ -59,7 +59,7 @@ def score(
     highest = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
     folder.result("scores", found)
     folder.table("highest", highest, main=True)
-    folder.figure("highest", plot_score_map(found.record(n), ax=axis()))
+    folder.figure("highest", plot_score_map(found.record(n), ax=axis()), of=found)
     best = highest.iloc[0]
     run.say(
         f"{found.verdict}: highest is {best['site']} unit {best['unit']} of layer "
@@ -106,7 +106,7 @@ def classify(
         folder.result(f"{name}_scores", found)
     folder.result("groups", groups)
     folder.table("groups", groups.to_frame(), main=True)
-    folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))))
+    folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))), of=groups)
     scu = groups["SCU"]
     mask = replace(scu, provenance={"command": run.command, "model": run.source, **scu.provenance})
     counted = groups.to_frame()

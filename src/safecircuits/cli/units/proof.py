@@ -70,7 +70,7 @@ def ablate(
     folder.result("ablation", found)
     folder.table("ablation", found.to_frame(), main=True)
     shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
-    folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()))
+    folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()), of=found)
     run.say(f"intact: {found.intact}")
     for row in found.rows:
         run.say(f"without {row.name} ({row.n_units} units): {row.behavior}")
@@ -108,7 +108,7 @@ def stability(
     folder.result("stability", found)
     folder.table("stability", found.to_frame(), main=True)
     for name in found.jaccard:
-        folder.figure(f"stability_{name}", plot_stability(found, name, ax=axis((4.2, 4.2))))
+        folder.figure(f"stability_{name}", plot_stability(found, name, ax=axis((4.2, 4.2))), of=found)
     for row in found.to_frame().itertuples(index=False):
         run.say(f"{row.what}: mean {row.mean:.2f}, least {row.least:.2f}, by chance {row.chance:.2f}")
 
@@ -144,7 +144,7 @@ def enrichment(
     found = concentrated(chosen[group.value], block, sites=chosen.sites, draws=draws, seed=run.seed)
     folder.result("enrichment", found)
     folder.table("enrichment", found.to_frame(), main=True)
-    folder.figure("enrichment", found.plot(axis((4.2, 3.0))))
+    folder.figure("enrichment", found.plot(axis((4.2, 3.0))), of=found)
     run.say(str(found))
     if block is not None:
         overlap = mask_overlap(chosen[group.value], FreezeMask.layers(block, chosen.shape))

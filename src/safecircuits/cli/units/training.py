@@ -59,5 +59,5 @@ def transfer(
         folder.result(f"groups_{name}", one)
     folder.result("transfer", found)
     folder.table("transfer", found.to_frame(threshold), main=True)
-    folder.figure("transfer", found.plot(axis((5.2, 3.6)), threshold=threshold))
+    folder.figure("transfer", found.plot(axis((5.2, 3.6)), threshold=threshold), of=found)
     run.say(str(found))
