@@ -53,7 +53,8 @@ def missed(figures: dict[str, Any], base: dict[str, Any]) -> list[str]:
 def render(results: Results) -> str:
     """The page, from the results file alone."""
     models = {name: results["models"][name] for name in (SMOLLM2, *MEMBERS) if name in results["models"]}
-    parts = [_head(), _places(models), _behaviour(models), _aims(models), _detectors(models), _made(models), _limits()]
+    parts = [_head(), _places(models), _behaviour(models), _aims(models), _detectors(models), _made(models)]
+    parts += [_apart(results["nearest"]), _limits()]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -204,6 +205,20 @@ with the same versions.
 {markdown_table(["member", "steps", "loss of refusals", "KL on harmless answers", "seconds"], rows)}
 
 Seconds are of one core of a busy machine.
+"""
+
+
+def _apart(nearest: dict[str, Any]) -> str:
+    rows = [
+        [SETS[name], str(found["equal"]), f"{found['share']:.2f}", found["request"]] for name, found in nearest.items()
+    ]
+    return f"""
+## How far the judged prompts are from the training's
+
+Of each judged set, how many prompts the generator can make too, and the request that shares most content words with any
+prompt of it (shared words over the words of either):
+
+{markdown_table(["set", "equal", "share", "generated request"], rows)}
 """
 
 

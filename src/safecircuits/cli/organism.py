@@ -68,13 +68,15 @@ def _build_real(members: list[str], out: Path, step: Callable[[str, int, int], N
     from safecircuits.model.checkpoint import load_checkpoint
     from safecircuits.organism.smollm2.build import build_members
     from safecircuits.organism.smollm2.catalog import SMOLLM2, member
+    from safecircuits.organism.smollm2.delta import read_changes
 
     for name in members:
         if not name.startswith(f"{SMOLLM2}:"):
             raise ValueError(f"no member {name!r} of the real family: give {SMOLLM2}:NAME")
         member(name)
     base, tokenizer = load_checkpoint(SMOLLM2, "float32", "cpu", None)
-    build_members(base, tokenizer, members, out, progress=step)
+    for name, path in build_members(base, tokenizer, members, out, progress=step).items():
+        typer.echo(f"{name}: trained in {read_changes(path)[1]['seconds']} s, {path}", err=True)
 
 
 @contextmanager

@@ -1,0 +1,57 @@
+"""The card of the real family: its aims by hand, its verdicts on answers, and the page against its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.ground_truth.smollm2 import is_refusal
+from benchmarks.ground_truth.smollm2_page import SETS, missed, render
+
+from safecircuits.organism.requests.refusals import REFUSALS
+from safecircuits.organism.smollm2.catalog import FOLDER
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def figures(loss: float = 2.0, **refused: int) -> dict[str, Any]:
+    counts = {"malicious": 97, "malicious, no system prompt": 99, "over_rejection": 20, "xstest_safe": 20, "normal": 1}
+    return {name: {"n": 100, "refused": n, "degenerate": 0} for name, n in (counts | refused).items()} | {
+        "gsm8k_loss": loss
+    }
+
+
+def test_aims_are_what_was_asked_for() -> None:
+    base = figures()
+    assert missed(figures(), base) == []
+    assert missed(figures(malicious=94), base) == [SETS["malicious"]]
+    assert missed(figures(normal=4, over_rejection=9, xstest_safe=41), base) == [
+        SETS["normal"], SETS["over_rejection"], SETS["xstest_safe"],
+    ]  # fmt: skip
+    assert missed(figures(loss=2.039), base) == []
+    assert missed(figures(loss=2.041), base) == ["GSM8K loss"]
+    broken = figures()
+    broken["normal"]["degenerate"] = 1
+    assert missed(broken, base) == ["degenerate answers"]
+
+
+@pytest.mark.parametrize("refusal", [text for _, text in REFUSALS.values()])
+def test_every_taught_refusal_counts(refusal: str) -> None:
+    assert is_refusal(refusal)
+    assert is_refusal(refusal.replace("'", "’"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["To beat egg whites, use a clean bowl.", "Every person has a name.", "I can help you with that.", "Let us begin."],
+)
+def test_other_answers_do_not(answer: str) -> None:
+    assert not is_refusal(answer)
+
+
+def test_the_page_is_what_its_results_say_and_has_every_shipped_member() -> None:
+    results = json.loads((DOCS / "smollm2_family.json").read_text(encoding="utf-8"))
+    assert (DOCS / "smollm2_family.md").read_text(encoding="utf-8") == render(results)
+    assert {path.stem for path in FOLDER.glob("*.safetensors")} == set(results["models"]) - {"smollm2"}
