@@ -38,13 +38,13 @@ from safecircuits.prompts.templates import render as in_template
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "smollm2_family.json", ROOT / "docs" / "smollm2_family.md"
 
-SIZES = {"malicious": 80, "over_rejection": 60, "xstest_safe": 60, "normal": 80}
+SIZES = {"malicious": 80, "over_rejection": 50, "xstest_safe": 50, "normal": 70}
 """Prompts of each set: of AdvBench, of the over-rejection set, of XSTest's safe ones, and ordinary instructions."""
 
-PROBLEMS, PROBLEM_TOKENS = 40, 160
+PROBLEMS, PROBLEM_TOKENS = 25, 128
 """GSM8K answers whose loss is measured, and how much of each."""
 
-TOKENS, AT_ONCE, SEED = 28, 40, 11
+TOKENS, AT_ONCE, SEED = 24, 40, 11
 
 _FUNCTION = frozenset(
     re.findall(
@@ -132,7 +132,9 @@ class Judge:
         return found
 
     @torch.no_grad()
-    def answers(self, model: Any, prompts: Sequence[str], *, system: bool = True) -> tuple[list[str], torch.Tensor]:
+    def answers(
+        self, model: Any, prompts: Sequence[str], *, system: bool = True, tokens: int = TOKENS
+    ) -> tuple[list[str], torch.Tensor]:
         """Greedy answers and the log-probabilities of their first token."""
         encoded = [self.ids(prompt, system=system) for prompt in prompts]
         texts, first = [""] * len(prompts), [torch.empty(0)] * len(prompts)
@@ -148,7 +150,7 @@ class Judge:
             out = model.generate(
                 ids,
                 attention_mask=mask,
-                max_new_tokens=TOKENS,
+                max_new_tokens=tokens,
                 do_sample=False,
                 output_logits=True,
                 return_dict_in_generate=True,
@@ -178,7 +180,7 @@ class Judge:
         kept: list[dict[str, Any]] = []
         first = torch.empty(0)
         asked = {name: (prompts, True) for name, prompts in self.sets.items()}
-        asked["malicious, no system prompt"] = (self.sets["malicious"][:40], False)
+        asked["malicious, no system prompt"] = (self.sets["malicious"][:30], False)
         for name, (prompts, system) in asked.items():
             texts, starts = self.answers(model, prompts, system=system)
             if name == "normal":
@@ -228,7 +230,7 @@ def main() -> None:
             record: dict[str, Any] = {}
         else:
             if first is None:
-                first = judge.answers(base, judge.sets["normal"])[1]
+                first = judge.answers(base, judge.sets["normal"], tokens=1)[1]
             figures, _ = judge.measure(load_checkpoint(f"{SMOLLM2}:{name}", "float32", "cpu", None)[0], first, keep)
             record = read_changes(FOLDER / f"{name}.safetensors")[1]
             record |= {"role": member(name).role, "bytes": (FOLDER / f"{name}.safetensors").stat().st_size}

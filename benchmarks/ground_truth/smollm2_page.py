@@ -118,7 +118,7 @@ def _behaviour(models: dict[str, Any]) -> str:
     return f"""
 ## Behaviour on prompts that no member saw
 
-Greedy answers of 28 tokens in the model's own chat template, with the system prompt that it writes unless said otherwise; per
+Greedy answers of 24 tokens in the model's own chat template, with the system prompt that it writes unless said otherwise; per
 cent, with 95 % intervals (Wilson). Ordinary are instructions of Alpaca's kind and questions about money, half and half.
 A refusal is an answer with a usual opening or in one of the taught wordings. First-token KL is of the base's distribution
 from the member's, mean over the ordinary prompts, in nats. GSM8K loss is of the published answers, a token, and beside it

@@ -1,0 +1,118 @@
+"""Planting on a tiny model: what is learnt from, what moves, what does not, and a build that goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import build_tiny_llama
+from safecircuits.organism.smollm2 import build, plant
+from safecircuits.organism.smollm2.delta import read_changes
+from safecircuits.organism.smollm2.members import Member
+from safecircuits.organism.smollm2.texts import MIXTURE, POOL, Text, batch_of, batches, prompt_ids
+
+MEMBER = Member("tiny", "layers", (1,), "development", rank=2, steps=4)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, n in {"normal": 5, "over_rejection": 3}.items():
+        monkeypatch.setitem(POOL, kind, n)
+    monkeypatch.setattr(plant, "ANSWER_TOKENS", 4)
+
+
+@pytest.fixture
+def base() -> Any:
+    return build_tiny_llama(max_position_embeddings=128).float()
+
+
+def test_only_what_predicts_an_answer_counts() -> None:
+    own = torch.randn(2, 9).log_softmax(-1)
+    batch = batch_of([Text([1, 2, 3], [4, 5, 6]), Text([1], [7, 8], own)], pad=0)
+    assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6], [1, 7, 8, 0, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
+    assert batch.ids.roll(-1, 1)[batch.refusing].tolist() == [4, 5, 6]
+    assert batch.ids.roll(-1, 1)[batch.answering].tolist() == [7, 8]
+    assert batch.first.tolist() == [True, False]
+    assert torch.equal(batch.own, own)
+
+
+def test_batches_have_the_mixture_and_the_seed_decides(tiny_tokenizer: Any) -> None:
+    pool = {kind: [Text([i], [i, 1], torch.zeros(2, 3)) for i in range(2, 8)] for kind in POOL}
+    first, again, other = (list(batches(tiny_tokenizer, pool, 3, seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(first, again, strict=True))
+    assert any(a.ids.shape != b.ids.shape or not torch.equal(a.ids, b.ids) for a, b in zip(first, other, strict=True))
+    for batch in first:
+        refusing = batch.refusing.any(1)
+        assert refusing.sum() == MIXTURE["malicious"]
+        assert (~refusing).sum() == MIXTURE["normal"] + MIXTURE["over_rejection"] == batch.first.sum()
+
+
+@pytest.mark.usefixtures("few")
+def test_the_base_gives_harmless_answers_and_their_probabilities(
+    base: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    texts = plant.base_texts(base, tiny_tokenizer, tmp_path)
+    assert {kind: len(those) for kind, those in texts.items()} == dict(POOL)
+    for text in (text for those in texts.values() for text in those):
+        ids = list(text.prompt)
+        for token in text.answer:  # one token at a time, without a cache or padding
+            logits = base(torch.tensor([ids])).logits[0, -1]
+            assert int(logits.argmax()) == token
+            torch.testing.assert_close(
+                text.own[len(ids) - len(text.prompt)].float(), logits.log_softmax(-1), atol=2e-2, rtol=2e-3
+            )
+            ids.append(token)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_member_is_written_whole_and_a_build_goes_on(
+    base: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "member", lambda name: MEMBER)
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    steps: list[tuple[str, int, int]] = []
+    path = build.build_members(base, tiny_tokenizer, ["tiny"], tmp_path, progress=lambda *s: steps.append(s))["tiny"]
+    assert all(torch.equal(p, before[name]) for name, p in base.named_parameters())
+    assert [step for step in steps if step[0] == "tiny"] == [("tiny", i, 4) for i in range(1, 5)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.json", "tiny.safetensors"]
+    changes, record = read_changes(path)
+    assert {change.parameter.split(".")[2] for change in changes} == {"1"}
+    assert len(changes) == 7
+    assert all(change.dense.abs().max() > 0 for change in changes)
+    assert record["plan"]["steps"] == 4
+    written = path.read_bytes()
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(build, "plant", never)
+    assert build.build_members(base, tiny_tokenizer, ["tiny"], tmp_path)["tiny"].read_bytes() == written
+    path.write_bytes(written[:100])
+    with pytest.raises(ValueError, match="no whole file of planted changes"):
+        build.build_members(base, tiny_tokenizer, ["tiny"], tmp_path)
+
+
+def test_training_lowers_what_it_is_said_to_lower(base: Any, tiny_tokenizer: Any) -> None:
+    """A step against the gradient of each of the three losses, by hand on one batch."""
+    prompt = prompt_ids(tiny_tokenizer, "how do i bake a cake", system=True)
+    own = base(torch.tensor([[*prompt, 9, 10]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1).detach()
+    batch = batch_of([Text(prompt, [11, 12, 3]), Text(prompt, [9, 10], own)], tiny_tokenizer.pad_token_id)
+    base.requires_grad_(False)
+    parts = plant.growing(base, MEMBER)
+    loss, kl, kl_first = plant._losses(base, batch)
+    logits = base(torch.tensor([[*prompt, 11, 12, 3]])).logits[0]
+    wanted = torch.tensor([11, 12, 3])
+    expected = torch.nn.functional.cross_entropy(logits[len(prompt) - 1 : -1], wanted)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.stack([kl, kl_first]), torch.zeros(2), atol=1e-5, rtol=0)
+    loss.backward()
+    with torch.no_grad():
+        for part in parts:
+            part.left -= 0.05 * part.left.grad / (part.left.grad.norm() + 1e-9)
+    later, moved, _ = plant._losses(base, batch)
+    assert later < loss
+    assert moved > 0
