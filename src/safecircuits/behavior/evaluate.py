@@ -142,7 +142,7 @@ def exact_match(completions: Completions | Sequence[str], responses: Sequence[st
     ``Completions`` that the limit of tokens cut, and which may go on after the response, none is right.
 
     Examples:
-        >>> exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
+        >>> sc.behavior.exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
         [True, False, False]
     """
     whole = completions.ended if isinstance(completions, Completions) else None

@@ -212,8 +212,8 @@ def verdicts(
         ValueError: if the completions were cut short for the sake of another detector, or are a single string.
 
     Examples:
-        >>> found = verdicts(["I'm sorry, but no.", "Take two eggs.", "the the the the", "Hello! How can I help you?"])
-        >>> found.verdicts
+        >>> texts = ["I'm sorry, but no.", "Take two eggs.", "the the the the", "Hello! How can I help you?"]
+        >>> sc.behavior.verdicts(texts).verdicts
         ('refuses', 'complies', 'incoherent', 'deflects')
     """
     if part not in ("answer", "reasoning"):

@@ -46,7 +46,7 @@ class Template(str):
         ValueError: for a date that is none, and options that are no names with values of JSON.
 
     Examples:
-        >>> Template("chat", system="Be careful.", options={"enable_thinking": False})
+        >>> sc.prompts.Template("chat", system="Be careful.", options={"enable_thinking": False})
         "chat, system prompt 'Be careful.', enable_thinking=false"
     """
 
