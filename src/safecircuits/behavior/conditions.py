@@ -38,7 +38,7 @@ LONGEST_PREFILL = 32
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to ask: with the system prompt or without, so many ``prefilled`` tokens, at most one suffix by index.
+    """One way of asking: with or without the system prompt, ``prefilled`` tokens of an answer, the index of a suffix.
 
     Examples:
         >>> sc.behavior.Condition(system=True, prefilled=4)

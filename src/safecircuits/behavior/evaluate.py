@@ -138,8 +138,8 @@ def _row(share: Share, tally: Tally | None) -> dict[str, Any]:
 def exact_match(completions: Completions | Sequence[str], responses: Sequence[str]) -> Bool[Tensor, " prompt"]:
     """Which completions are their response: the same up to case, white space and one final period (``same_answer``).
 
-    Every other sign counts: ``-5`` is not ``5``. Thoughts before an answer (``<think>…</think>``) are none of it. Of
-    ``Completions`` that the limit of tokens cut, and which may go on after the response, none is right.
+    Every other sign counts: ``-5`` is not ``5``. Thoughts before an answer (``<think>…</think>``) are not part of it.
+    ``Completions`` that the limit of tokens cut may go on after the response, and none of them is right.
 
     Examples:
         >>> sc.behavior.exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """The rule's two numbers, shares of the full difference between malicious and harmless prompts.
+    """The rule's two thresholds, as shares of the full difference between malicious and harmless prompts.
 
     The range starts at the first layer whose share reaches ``appear`` and is above zero beyond noise; it ends at the
     first layer from which on the share stays at ``complete`` or more.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaliciousCheck(Result):
-    """Malicious queries that are answered, which is all that are not refused, before and after scaling.
+    """Malicious queries that are answered (not refused), before and after scaling.
 
     Examples:
         >>> check = sc.layers.answered_malicious(model, malicious, (3, 5), alpha=1.2)

@@ -205,7 +205,7 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> LayerGap:
-    """The same from residuals that are already collected.
+    """The comparison of ``layer_gap`` on residuals that were collected before.
 
     Args:
         draws, seed: bootstrap resamples of the prompts.
@@ -241,7 +241,7 @@ def gap_of_cosines(
     *,
     formula: Formula = "paper",
 ) -> LayerGap:
-    """The curves of cosines that somebody else computed, as the authors' code saves them: one row a drawn pair.
+    """The curves from cosines computed elsewhere, as the authors' code saves them: one row per drawn pair.
 
     Raises:
         ValueError: for anything but three tables of as many layers with at least one pair each and cosines in [-1, 1].

@@ -91,7 +91,7 @@ def estimate_memory(
     trained: float = 1.0,
     template: str = "auto",
 ) -> MemoryEstimate:
-    """What a run will hold at once.
+    """How much memory a run needs at once, in bytes, by what holds it.
 
     Args:
         model: a hooked or plain model, or a Hugging Face configuration (``AutoConfig.from_pretrained(id)``), for which

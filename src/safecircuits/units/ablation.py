@@ -231,7 +231,7 @@ def ablation_curve(
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> dict[int, Behavior]:
-    """Behaviour without ever more units, by their number: refusal lost and utility kept, the fair score of a score.
+    """Behaviour with more and more units removed, by their number: refusal lost and utility kept judge a score.
 
     Args:
         removed: the units to remove by their number; ``{k: groups.top(k) for k in counts}`` for those of highest S − U.

@@ -61,7 +61,7 @@ def sparse_gpt(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> SparseWeights:
-    """Every matrix with the weights taken out whose loss the others make up for best. The model stays as it is.
+    """SparseGPT: remove the weights whose loss the remaining ones make up for best. The model itself stays as it is.
 
     H of every matrix is held in float64: 44 GB for all of Llama-2-7b, of which 31 are the MLP's output matrices'. Where
     that is too much, call it by ``components``.
