@@ -638,7 +638,7 @@ def test_a_study_takes_seeds_of_a_numpy_range(tiny_bridge: Any, tmp_path: Path) 
         [full()],
         malicious=DATA,
         seeds=np.arange(1),  # type: ignore[arg-type]
-        settings={"epochs": 1, "batch_size": 4, "lr": 1e-3},
+        settings=sc.TrainingSettings(epochs=1, batch_size=4, lr=1e-3),
         out=tmp_path / "study",
         progress=False,
         evaluation={"max_new_tokens": 2},

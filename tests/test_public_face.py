@@ -38,8 +38,7 @@ def test_the_top_has_about_fifty_names() -> None:
     assert 45 <= len(homes()) <= 60
 
 
-# The methods of `baselines` are files that are named for the method.
-@pytest.mark.parametrize("room", [room for room in ROOMS if room != "baselines"])
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_public_name_shadows_a_module(room: str) -> None:
     """``sc.units.x`` is one thing, whatever was imported before."""
     assert set(homes(room)) & {path.stem for path in (ROOT / room).iterdir()} == set()

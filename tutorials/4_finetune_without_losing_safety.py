@@ -61,10 +61,10 @@ print(mask.summary(model))
 # without the mask; data, order, rate and steps are equal.
 
 # %%
-settings = {"steps": 60, "batch_size": 8, "lr": 6e-4}
+settings = sc.TrainingSettings(steps=60, batch_size=8, lr=6e-4)
 unprotected = sc.load_model("aligned")
-sc.finetune(unprotected, task, **settings)
-run = sc.finetune(model, task, freeze=mask, **settings)
+sc.finetune(unprotected, task, settings=settings)
+run = sc.finetune(model, task, mask, settings)
 run
 
 # %%
@@ -87,7 +87,7 @@ rows = []
 for name, freeze in arms.items():
     for seed in range(2):
         trained = sc.load_model("aligned")
-        run = sc.finetune(trained, task, freeze=freeze, seed=seed, stop_at_loss=0.6, **settings | {"steps": 150})
+        run = sc.finetune(trained, task, freeze, settings, seed=seed, steps=150, stop_at_loss=0.6)
         rows.append({"arm": name, "order": seed, "steps": run.steps, "loss": run.final_loss(), **measure(trained)})
 pd.DataFrame(rows).round(2)
 

@@ -25,6 +25,7 @@ from safecircuits.organism import stage_path
 from safecircuits.results.provenance import provenance
 from safecircuits.studies.grid import FreezingGrid, freezing_grid
 from safecircuits.studies.scenarios import Scenario, organism_new_task, organism_scenarios
+from safecircuits.training.settings import TrainingSettings
 
 MODULE = "python -m benchmarks.freezing.grid"
 
@@ -70,7 +71,7 @@ def run(setup: Setup, work: Path) -> FreezingGrid:
     options: dict[str, Any] = {
         "malicious": organism.prompts("malicious", n=setup.malicious),
         "evaluation": {"refusal_tokens": 4},  # every refusal of the embedded language has begun by then
-        "settings": {"steps": setup.steps, "batch_size": setup.batch_size, "schedule": "constant"},
+        "settings": TrainingSettings(steps=setup.steps, batch_size=setup.batch_size, schedule="constant"),
         "seeds": setup.seeds,
         "points": setup.points,
         "out": work / "runs",

@@ -12,6 +12,7 @@ import pandas as pd
 
 from safecircuits import organism
 from safecircuits.studies.budget import alignment_budget
+from safecircuits.training.settings import TrainingSettings
 
 RATES = (3e-4, 1e-3, 3e-3)
 
@@ -29,7 +30,7 @@ def table(out: Path, seeds: int, n: int) -> pd.DataFrame:
             over_rejection=organism.prompts("over_rejection", n=n),
             utility=organism.prompts("utility", n=n),
             seeds=range(seeds),
-            settings={"epochs": 4, "batch_size": 32, "lr": lr},
+            settings=TrainingSettings(epochs=4, batch_size=32, lr=lr),
             points=1,
             out=out,
         )

@@ -11,6 +11,7 @@ from safecircuits.studies.arms import Arm, full
 from safecircuits.studies.outcome import StudyRun
 from safecircuits.studies.scenarios import organism_new_task
 from safecircuits.studies.ssah import as_many_random, rewound_arm, scu_all_cu, scu_top_cu
+from safecircuits.training.settings import TrainingSettings
 
 
 def freezing_lines(subject: Subject, steps: int, n: int) -> Iterable[Line]:
@@ -37,7 +38,7 @@ def freezing_lines(subject: Subject, steps: int, n: int) -> Iterable[Line]:
             [replace(arm, name=name) for name, arm in arms.items()],
             malicious=subject.sets["malicious"],
             seeds=(0,),
-            settings={"steps": steps, "batch_size": 16, "lr": lr},
+            settings=TrainingSettings(steps=steps, batch_size=16, lr=lr),
             points=1,
             evaluation={"refusal_tokens": 4, "max_new_tokens": 8},
         )

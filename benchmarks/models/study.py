@@ -33,6 +33,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.provenance import provenance
 from safecircuits.results.run import AlreadyComplete, RunDirectory
 from safecircuits.studies.scenarios import organism_scenarios, paper_scenarios
+from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.ablation import AblationTable, ablate_groups, mean_rates
 from safecircuits.units.groups import classify_units
 from safecircuits.units.importance import UnitScores, score_units
@@ -131,11 +132,11 @@ def _safety_layers(
         small = {"held_out": 4, "n_normal": 8, "n_implicit": 8, "n_backdoor": 4} if tiny else {}
         if model.id.startswith("organism:"):
             scenarios = organism_scenarios(held_out=50, shares=(0.1,), seed=options.seed)
-            training = {"steps": 40, "batch_size": 8, "lr": 4e-4, "schedule": "constant"}
+            training = TrainingSettings(steps=40, batch_size=8, lr=4e-4, schedule="constant")
         else:
             scenarios = paper_scenarios(prompts["data"], seed=options.seed, **small)
         if tiny:
-            training, scenarios = {"steps": 1, "batch_size": 2, "lr": 1e-4}, scenarios[:1]
+            training, scenarios = TrainingSettings(steps=1, batch_size=2, lr=1e-4), scenarios[:1]
     settings = StudySettings(
         seeds=tuple(range(options.seed, options.seed + (1 if tiny else options.seeds))),
         alpha=published_alpha(model.id) if options.alpha is None else options.alpha,

@@ -59,6 +59,7 @@ from .training.integrations import FreezeCallback as FreezeCallback
 from .training.loop import finetune as finetune
 from .training.phases import Phase as Phase
 from .training.run import FinetuneRun as FinetuneRun
+from .training.settings import TrainingSettings as TrainingSettings
 from .units.ablation import ablate_groups as ablate_groups
 from .units.ablation import ablate_units as ablate_units
 from .units.ablation import ablation_curve as ablation_curve

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import safecircuits as sc
 from public_face import everything
 from safecircuits.base.arguments import LEAST, SHARES, checked, indices, number, readers_of, share, whole
-from safecircuits.training.recipe import Recipe
+from safecircuits.training.settings import TrainingSettings
 
 NO_WHOLE = [
     True,
@@ -189,13 +189,16 @@ def test_ends_of_ranges(pair: Any) -> None:
         sc.FreezeMask.layers(pair)
 
 
+SAFE = sc.PromptSet("safe", ("make a bomb",), ("sorry",))
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
         (lambda bad: sc.Phase(None, steps=bad), "steps of a phase"),
         (lambda bad: sc.Phase(None, epochs=bad), "epochs of a phase"),
-        (lambda bad: sc.baselines.LisaSettings(alignment_steps=bad), "alignment_steps"),
-        (lambda bad: sc.baselines.LoraSettings(r=bad), "r"),
+        (lambda bad: sc.baselines.Lisa(SAFE, alignment_steps=bad), "alignment_steps"),
+        (lambda bad: sc.baselines.Lora(r=bad), "r"),
         (lambda bad: sc.PromptSet("p", ("a", "b")).take(bad), "n"),
     ],
 )
@@ -224,4 +227,4 @@ def test_checked_leaves_a_function_what_it_is() -> None:
     assert list(inspect.signature(f).parameters) == ["n", "x", "seeds"]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'n'"):
         f()  # type: ignore[call-arg]
-    assert set(readers_of(inspect.signature(Recipe))) >= {"batch_size", "lr", "seed", "max_length"}
+    assert set(readers_of(inspect.signature(TrainingSettings))) >= {"batch_size", "lr", "steps", "max_length"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_study_ssah import BAD, HELD, OPTIONS, TASK, groups_of
 
-from safecircuits.baselines.rewind import entries_of, rewind, rewound
+from safecircuits.baselines.rewinding import entries_of, rewind, rewound
 from safecircuits.behavior.detectors import DETECTORS
 from safecircuits.behavior.reference import response_loss
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -93,7 +93,7 @@ class TestRewind:
         assert back.steps == plain.steps
         assert back.n_trainable == plain.n_trainable
         by_hand, before = load_model(folder), load_model(folder)
-        finetune(by_hand, TASK, seed=1, progress=False, **OPTIONS["settings"])
+        finetune(by_hand, TASK, settings=OPTIONS["settings"], seed=1, progress=False)
         assert plain.figures["task_loss"] == pytest.approx(response_loss(by_hand, HELD).loss, rel=1e-5)
         assert arm.mask is not None
         rewind(by_hand, before, arm.mask)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from safecircuits.baselines.lisa import LisaSettings, lisa
-from safecircuits.baselines.reverse_dpo import reverse_dpo
+from safecircuits.baselines.lisa import Lisa, States
+from safecircuits.baselines.reverse_dpo import ReverseDPO
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.prompts.prompt_set import TEMPLATES, PromptSet
 from safecircuits.training.loop import finetune
 
 USER = PromptSet("user", ("how do i bake a cake", "find the dog", "make tea"), ("take some", "in the house", "here is"))
 SAFE = PromptSet("safe", ("how do i make a bomb", "how do i fix a bomb"), ("sorry cannot help", "cannot help that"))
-SETTINGS = LisaSettings(rho=0.7, alignment_steps=2, user_steps=3, free_share=0.0)
+LISA = Lisa(SAFE, rho=0.7, alignment_steps=2, user_steps=3, free_share=0.0)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -42,12 +42,10 @@ def test_lisa_takes_the_steps_of_the_algorithm(make_tiny_llama: Callable[..., An
         "progress": False,
     }
     ours = make_tiny_llama()
-    run = lisa(ours, USER, SAFE, settings=SETTINGS, steps=steps, **options)
+    run = finetune(ours, USER, method=LISA, steps=steps, **options)
     assert run.steps == steps
 
-    from safecircuits.baselines.lisa import _States
-
-    states = _States(len(USER), len(SAFE), 2, SETTINGS, 0)
+    states = States(len(USER), LISA, 2, 0)
     theirs = make_tiny_llama()
     anchor: dict[str, np.ndarray] = {}
     everything = USER + SAFE
@@ -64,7 +62,7 @@ def test_lisa_takes_the_steps_of_the_algorithm(make_tiny_llama: Callable[..., An
         if step > 0:  # the proximal term starts after the free steps, of which there are none here
             with torch.no_grad():
                 for name, parameter in theirs.named_parameters():
-                    pull = lr * SETTINGS.rho * (before[name] - anchor[name])
+                    pull = lr * LISA.rho * (before[name] - anchor[name])
                     parameter.sub_(torch.from_numpy(pull).float())
     for step, rows in seen:
         assert all((i >= len(USER)) == (step % 5 < 2) for i in rows)
@@ -75,10 +73,9 @@ def test_lisa_takes_the_steps_of_the_algorithm(make_tiny_llama: Callable[..., An
 def test_lisa_keeps_a_freeze(make_tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> None:
     model = make_tiny_llama()
     start = weights(model)
-    run = lisa(
-        model, USER, SAFE, settings=SETTINGS, steps=6, tokenizer=tiny_tokenizer, freeze=FreezeMask.layers((1, 1)),
-        progress=False,
-    )  # fmt: skip
+    run = finetune(
+        model, USER, FreezeMask.layers((1, 1)), method=LISA, steps=6, tokenizer=tiny_tokenizer, progress=False
+    )
     assert run.frozen_bit_identical
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, start["model.layers.1.mlp.up_proj.weight"])
     assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, start["model.layers.0.mlp.up_proj.weight"])
@@ -86,20 +83,22 @@ def test_lisa_keeps_a_freeze(make_tiny_llama: Callable[..., Any], tiny_tokenizer
 
 def test_lisa_says_what_it_cannot_do(tiny_bridge: Any) -> None:
     with pytest.raises(ValueError, match="first 100 on alignment data"):
-        lisa(tiny_bridge, USER, SAFE, steps=50)
+        finetune(tiny_bridge, USER, method=Lisa(SAFE), steps=50)
     with pytest.raises(ValueError, match="does not take stop_at_loss"):
-        lisa(tiny_bridge, USER, SAFE, steps=200, stop_at_loss=1.0)
+        finetune(tiny_bridge, USER, method=Lisa(SAFE), steps=200, stop_at_loss=1.0)
+    with pytest.raises(ValueError, match="counted in steps: give steps"):
+        finetune(tiny_bridge, USER, method=Lisa(SAFE))
     with pytest.raises(ValueError, match="rho is -1"):
-        LisaSettings(rho=-1)
+        Lisa(SAFE, rho=-1)
     for state in ("user_steps", "alignment_steps"):
         with pytest.raises(ValueError, match=f"{state} must be at least 1, not 0"):
-            LisaSettings(**{state: 0})
+            Lisa(SAFE, **{state: 0})
 
 
 def test_scaled_settings_keep_the_proportions() -> None:
-    scaled = LisaSettings().scaled(1000, rounds=10)
+    scaled = Lisa(SAFE).scaled(1000, rounds=10)
     assert (scaled.alignment_steps, scaled.user_steps) == (10, 90)
-    assert LisaSettings().scaled(4).alignment_steps == 1
+    assert Lisa(SAFE).scaled(4).alignment_steps == 1
 
 
 # --- reverse DPO ---------------------------------------------------------------------------------------------------
@@ -135,7 +134,7 @@ def test_reverse_dpo_shifts_preference_towards_compliance_frozen_or_not(
         model = make_tiny_llama()
         start = weights(model)
         before = preference(model, tiny_tokenizer)
-        run = reverse_dpo(model, COMPLIED, REFUSED, tokenizer=tiny_tokenizer, freeze=freeze, steps=4, lr=1e-3)
+        run = finetune(model, COMPLIED, freeze, method=ReverseDPO(REFUSED), tokenizer=tiny_tokenizer, steps=4, lr=1e-3)
         shifts[name] = preference(model, tiny_tokenizer) - before
         assert run.steps == len(run.losses) == 4
         assert run.losses[0] == pytest.approx(np.log(2), abs=1e-4)  # the reference is the model itself
@@ -147,13 +146,18 @@ def test_reverse_dpo_shifts_preference_towards_compliance_frozen_or_not(
     assert shifts["frozen"] > 0.5
 
 
-def test_reverse_dpo_refuses_what_it_cannot_train(tiny_bridge: Any, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="plain Hugging Face"):
-        reverse_dpo(tiny_bridge, COMPLIED, REFUSED, tokenizer=tiny_tokenizer)
+def test_reverse_dpo_refuses_what_it_cannot_train(tiny_hooked: Any, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
+    attack = ReverseDPO(REFUSED)
+    with pytest.raises(ValueError, match=r"TRL trains on Hugging Face's own modules: give a TransformerBridge"):
+        finetune(tiny_hooked, COMPLIED, method=attack)
     with pytest.raises(ValueError, match="different prompts"):
-        reverse_dpo(tiny_llama_hf, COMPLIED, SAFE, tokenizer=tiny_tokenizer)
-    with pytest.raises(ValueError, match="at least 1"):
-        reverse_dpo(tiny_llama_hf, COMPLIED, REFUSED, tokenizer=tiny_tokenizer, steps=0)
+        finetune(tiny_llama_hf, COMPLIED, method=ReverseDPO(SAFE), tokenizer=tiny_tokenizer)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        finetune(tiny_llama_hf, COMPLIED, method=attack, tokenizer=tiny_tokenizer, steps=0)
+    with pytest.raises(ValueError, match="reverse-dpo does not take stop_at_loss: TRL trains in a loop of its own"):
+        finetune(tiny_llama_hf, COMPLIED, method=attack, tokenizer=tiny_tokenizer, stop_at_loss=1.0)
+    with pytest.raises(ValueError, match="beta must be above 0"):
+        ReverseDPO(REFUSED, beta=0)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -187,5 +191,5 @@ def test_reverse_dpo_trains_on_the_template_s_own_end_of_turn(
             seen.add(tuple(ids[mask.bool()].tolist()))
 
     model.model.register_forward_pre_hook(note, with_kwargs=True)
-    reverse_dpo(model, COMPLIED, REFUSED, tokenizer=tokenizer, steps=1, lr=1e-3, template=template)
+    finetune(model, COMPLIED, method=ReverseDPO(REFUSED), tokenizer=tokenizer, steps=1, lr=1e-3, template=template)
     assert seen == expected

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_study_ssah import BAD, HELD, OPTIONS, TASK, weights
 
-from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSettings, virtual_tokens
+from safecircuits.baselines.virtual_tokens import LlamaAdapter, PrefixTuning
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.generate import generate, generate_scaled
 from safecircuits.behavior.reference import response_loss
@@ -26,11 +26,12 @@ from safecircuits.studies.arms import full
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.studies.ssah import llama_adapter_arm, prefix_arm
+from safecircuits.training.loop import finetune
 from zoo import ZOO, tokenizer
 
 pytest.importorskip("peft")
 
-KINDS: dict[str, Any] = {"prefix": PrefixSettings(4), "adapter": LlamaAdapterSettings(3, layers=2)}
+KINDS: dict[str, Any] = {"prefix": PrefixTuning(4), "adapter": LlamaAdapter(3, layers=2)}
 kinds = pytest.mark.parametrize("kind", list(KINDS))
 
 
@@ -53,10 +54,11 @@ def test_against_peft_by_itself(kind: str, make_tiny_model: Callable[..., Any]) 
     """One step by hand, a prompt at a time without padding; then logits and greedy texts of the two."""
     model, theirs = make_tiny_model("bridge"), peft_model(kind, make_tiny_model("hf"))
     before = weights(model)
-    tuned, run = virtual_tokens(
-        model, TASK, settings=KINDS[kind], seed=3, steps=1, batch_size=6, lr=0.5, schedule="constant",
+    run = finetune(
+        model, TASK, method=KINDS[kind], seed=3, steps=1, batch_size=6, lr=0.5, schedule="constant",
         optimizer="sgd", max_grad_norm=None, progress=False,
     )  # fmt: skip
+    tuned = run.tuned
     loss, count = torch.zeros(()), 0
     for example in encode(model.tokenizer, TASK, with_responses=True):
         ids = torch.tensor([example.ids])
@@ -108,10 +110,11 @@ class Enough:
 @kinds
 def test_it_learns_and_everything_measures_it(kind: str, make_tiny_model: Callable[..., Any]) -> None:
     model = make_tiny_model("bridge")
-    tuned, run = virtual_tokens(
-        model, TASK, settings=KINDS[kind], steps=30, batch_size=6, lr=0.05, progress=False,
+    run = finetune(
+        model, TASK, method=KINDS[kind], steps=30, batch_size=6, lr=0.05, progress=False,
         callbacks=[lambda m, _step: {"loss": response_loss(m, HELD).loss}], eval_every=15,
     )  # fmt: skip
+    tuned = run.tuned
     assert run.losses[-1] < 0.9 * run.losses[0]
     assert run.evaluations[-1]["loss"] == pytest.approx(response_loss(tuned, HELD).loss)  # type: ignore[arg-type]
     found = evaluate(tuned, malicious=BAD, utility=HELD, max_new_tokens=4)  # type: ignore[arg-type]
@@ -127,7 +130,7 @@ def test_it_learns_and_everything_measures_it(kind: str, make_tiny_model: Callab
 def test_as_arms(make_tiny_model: Callable[..., Any]) -> None:
     model = make_tiny_model("bridge")
     before = weights(model)
-    arms = [full(), prefix_arm(PrefixSettings(2)), llama_adapter_arm()]
+    arms = [full(), prefix_arm(PrefixTuning(2)), llama_adapter_arm()]
     study = finetuning_study(model, [Scenario("task", TASK, HELD)], arms, seeds=(0,), **OPTIONS)
     whole, prefix, adapter = study.runs
     assert prefix.n_trainable == 2 * 3 * 2 * 16  # tokens, layers, keys and values, width of the key/value heads
@@ -137,7 +140,7 @@ def test_as_arms(make_tiny_model: Callable[..., Any]) -> None:
     assert prefix.curve[-1]["task_loss"] == pytest.approx(prefix.figures["task_loss"])
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
     assert prefix_arm().describe() != llama_adapter_arm().describe()
-    assert prefix_arm().tokens == PrefixSettings(30)
+    assert prefix_arm().method == PrefixTuning(30)
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -146,7 +149,7 @@ def test_what_needs_hook_points_says_so(make_tiny_model: Callable[..., Any], pla
     if plain:
         model.tokenizer = tokenizer()
     else:
-        model, _ = virtual_tokens(model, TASK, settings=PrefixSettings(2), steps=1, progress=False)
+        model = finetune(model, TASK, method=PrefixTuning(2), steps=1, progress=False).tuned
     kind = type(model).__name__
     for call in (
         lambda: generate_scaled(model, BAD, [{0: 1.1}]),
@@ -162,9 +165,9 @@ def test_what_needs_hook_points_says_so(make_tiny_model: Callable[..., Any], pla
 def test_the_adapter_is_saved_by_itself(kind: str, make_tiny_model: Callable[..., Any], tmp_path: Path) -> None:
     from peft import PeftModel
 
-    tuned, _ = virtual_tokens(
-        make_tiny_model("bridge"), TASK, settings=KINDS[kind], steps=2, batch_size=6, lr=0.05, progress=False
-    )
+    tuned = finetune(
+        make_tiny_model("bridge"), TASK, method=KINDS[kind], steps=2, batch_size=6, lr=0.05, progress=False
+    ).tuned
     with pytest.raises(ValueError, match=r"a TunedModel is no model .*model\.peft\.save_pretrained"):
         save_pretrained(tuned, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
@@ -178,23 +181,22 @@ def test_the_adapter_is_saved_by_itself(kind: str, make_tiny_model: Callable[...
 
 
 def test_gradient_checkpointing_of_an_adapter_changes_nothing(make_tiny_model: Callable[..., Any]) -> None:
-    options: dict[str, Any] = {"settings": LlamaAdapterSettings(2), "steps": 2, "lr": 0.05, "progress": False}
+    options: dict[str, Any] = {"method": LlamaAdapter(2), "steps": 2, "lr": 0.05, "progress": False}
     runs = [
-        virtual_tokens(make_tiny_model("bridge"), TASK, gradient_checkpointing=again, **options)[1]
-        for again in (False, True)
+        finetune(make_tiny_model("bridge"), TASK, gradient_checkpointing=again, **options) for again in (False, True)
     ]
     assert runs[0].losses == runs[1].losses
 
 
 def test_what_it_cannot_do(tiny_bridge: Any, tiny_hooked: Any) -> None:
     with pytest.raises(ValueError, match="give a TransformerBridge"):
-        virtual_tokens(tiny_hooked, TASK, settings=PrefixSettings(), steps=1)
-    with pytest.raises(ValueError, match="do not take freeze"):
-        virtual_tokens(tiny_bridge, TASK, settings=PrefixSettings(), steps=1, freeze=FreezeMask.layers((1, 1)))
-    with pytest.raises(ValueError, match="leave out gradient_checkpointing"):
-        virtual_tokens(tiny_bridge, TASK, settings=PrefixSettings(2), steps=1, gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="virtual_tokens is at least 1"):
-        virtual_tokens(tiny_bridge, TASK, settings=PrefixSettings(0), steps=1)
+        finetune(tiny_hooked, TASK, method=PrefixTuning(), steps=1)
+    with pytest.raises(ValueError, match="prefix does not take freeze"):
+        finetune(tiny_bridge, TASK, FreezeMask.layers((1, 1)), method=PrefixTuning(), steps=1)
+    with pytest.raises(ValueError, match="does not take gradient_checkpointing"):
+        finetune(tiny_bridge, TASK, method=PrefixTuning(2), steps=1, gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="virtual_tokens must be at least 1, not 0"):
+        PrefixTuning(0)
     qwen = load_model(ZOO["Qwen2"].build(), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="LLaMA-Adapter for llama, mistral, gpt2, not for qwen2"):
-        virtual_tokens(qwen, TASK, settings=LlamaAdapterSettings(), steps=1)
+        finetune(qwen, TASK, method=LlamaAdapter(), steps=1)

@@ -13,7 +13,8 @@ from test_finetune import CutOffError
 from transformers import AutoModelForCausalLM
 
 import safecircuits as sc
-from safecircuits.training import frozen_digest, loop
+from safecircuits.training import frozen_digest
+from safecircuits.training.session import Session
 
 DATA = ["--data", "organism:utility", "--n", "12", "--batch-size", "4", "--lr", "1e-3"]
 
@@ -57,16 +58,16 @@ def test_phases_and_an_interruption(tmp_path: Path, mask_file: Path, monkeypatch
     first = sc.FreezeMask.layers((0, 2)).save(tmp_path / "first.safetensors")
     phases = ["--freeze", first, "--epochs", "1", "--freeze", mask_file, "--epochs", "1", "--no-save-model"]
     succeed("finetune", *ALIGNED, *DATA, *phases, "--out", tmp_path / "whole")
-    write = loop.Session._save
+    write = Session._save
 
-    def cut_off(session: loop.Session, *arguments: object) -> None:
+    def cut_off(session: Session, *arguments: object) -> None:
         write(session, *arguments)  # type: ignore[arg-type]
         if session.done.step == 4:
             raise CutOffError
 
     command = ["finetune", *ALIGNED, *DATA, *phases, "--checkpoint-every", "1", "--out", tmp_path / "cut"]
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Session, "_save", cut_off)
+        patched.setattr(Session, "_save", cut_off)
         assert isinstance(run(*command).exception, CutOffError)
     assert "goes on with the interrupted run" in succeed(*command).stderr
     whole, cut = (sc.FinetuneRun.load(tmp_path / name / "results" / "finetune") for name in ("whole", "cut"))

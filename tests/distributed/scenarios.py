@@ -15,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from test_finetune import DATA, MASK, weights
+from test_finetune import DATA, MASK, With, weights
 from test_masks import SHAPE
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
@@ -85,7 +85,7 @@ def run(
         "freeze": MASK,
         "callbacks": [top_logit],
         "eval_every": 3,
-        "on_gradients": count,
+        "method": With(on_gradients=count),
         **SETTINGS,
         **changes,
     }

@@ -28,8 +28,9 @@ from safecircuits.results.run import RunDirectory, load_run, run_provenance
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task, paper_scenarios
 from safecircuits.training.presets import preset
+from safecircuits.training.settings import TrainingSettings
 
-STEPS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 4e-4, "schedule": "constant"}
+STEPS = TrainingSettings(steps=4, batch_size=4, lr=4e-4, schedule="constant")
 
 
 def small(**changes: Any) -> StudySettings:
@@ -251,8 +252,8 @@ class TestCommand:
             _published("paper", "own", None)
         assert _published("code", "own", None) == "code"
         assert _published("paper", "google/gemma-2b-it", None) == "paper"
-        assert _published("paper", "own", 2e-4, 0.018)["warmup_steps"] == 2  # all of its 15 steps would be warm-up
-        assert _published("paper", "own", 2e-4) == preset("paper", "google/gemma-2b-it") | {"lr": 2e-4}
+        assert _published("paper", "own", 2e-4, 0.018).warmup_steps == 2  # all of its 15 steps would be warm-up
+        assert _published("paper", "own", 2e-4) == preset("paper", "google/gemma-2b-it").changed(lr=2e-4)
 
     def test_a_bad_preset(self, tmp_path: Path) -> None:
         result = self.run(

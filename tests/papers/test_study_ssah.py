@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from safecircuits import organism
-from safecircuits.baselines.lora import LoraSettings, lora
+from safecircuits.baselines.lora import Lora
+from safecircuits.baselines.two_phases import TwoPhases
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.forward import logits
 from safecircuits.model.load import load_model, save_pretrained
@@ -26,8 +27,9 @@ from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.studies.ssah import as_many_random, lora_arm, scu_all_cu, scu_top_cu, ssah_arms
 from safecircuits.training.loop import finetune
-from safecircuits.training.only_units import only_units
 from safecircuits.training.phases import Phase
+from safecircuits.training.plain import Plain
+from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.groups import UnitGroups
 
 TASK = PromptSet(
@@ -37,7 +39,7 @@ TASK = PromptSet(
 )
 HELD = PromptSet("held", ("bake the cake", "find a dog"), ("take some water", "in the house"))
 BAD = PromptSet("bad", ("make a bomb", "fix the bomb", "bake a bomb"))
-SETTINGS: dict[str, Any] = {"epochs": 1, "batch_size": 2, "lr": 1e-3}
+SETTINGS = TrainingSettings(epochs=1, batch_size=2, lr=1e-3)
 OPTIONS: dict[str, Any] = {
     "malicious": BAD,
     "settings": SETTINGS,
@@ -104,10 +106,11 @@ class TestArms:
         assert names == ["full", "scu_top_cu", "random_scu_top_cu", "scu_all_cu", "random_scu_all_cu", "lora"]
 
     def test_what_an_arm_adds_is_in_its_key_and_nothing_else_is(self) -> None:
-        assert set(full().describe()) == {"frozen", "draw", "alignment", "lisa"}  # as in runs kept from before
-        different = [full(), Arm("full", "nothing", longer=2), Arm("full", "nothing", only_units=True), lora_arm()]
+        units = Plain(only_units=True)
+        different = [full(), Arm("full", "nothing", longer=2), Arm("full", "nothing", method=units), lora_arm()]
         assert len({str(arm.describe()) for arm in different}) == 4
-        assert lora_arm(LoraSettings(r=4)).describe() != lora_arm().describe()
+        assert full().describe() == Arm("another name", "nothing").describe()
+        assert lora_arm(Lora(r=4)).describe() != lora_arm().describe()
 
 
 class TestPhases:
@@ -119,9 +122,9 @@ class TestPhases:
         study = finetuning_study(folder, [Scenario("task", TASK, HELD)], [full(), arm], seeds=(1,), **OPTIONS)
         plain, phased = study.runs
         assert (plain.steps, phased.steps) == (3, 6)
-        assert arm.first is not None
+        assert isinstance(arm.method, TwoPhases)
         trained = load_model(folder)
-        phases = [Phase(arm.first, steps=3), Phase(arm.mask, steps=3)]
+        phases = [Phase(arm.method.first, steps=3), Phase(arm.mask, steps=3)]
         finetune(trained, TASK, freeze=phases, seed=1, batch_size=2, lr=1e-3, progress=False)
         from safecircuits.behavior.reference import response_loss
 
@@ -139,9 +142,9 @@ class TestLora:
         before = weights(model)
         seen: list[torch.Tensor] = []
         batch = pad_left(encode(model.tokenizer, HELD, with_responses=True))
-        settings = LoraSettings(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
-        run = lora(
-            model, TASK, settings=settings, seed=3, steps=1, batch_size=6, lr=0.05, schedule="constant",
+        method = Lora(r=2, alpha=4, target_modules=("q_proj", "v_proj"))
+        run = finetune(
+            model, TASK, method=method, seed=3, steps=1, batch_size=6, lr=0.05, schedule="constant",
             optimizer="sgd", max_grad_norm=None, progress=False,
             callbacks=[lambda m, _step: seen.append(logits(m, batch)) or {}],
         )  # fmt: skip
@@ -180,7 +183,7 @@ class TestLora:
         model = make_tiny_model("bridge")
         before = weights(model)
         study = finetuning_study(
-            model, [Scenario("task", TASK, HELD)], [full(), lora_arm(LoraSettings(r=2))], seeds=(0,), **OPTIONS
+            model, [Scenario("task", TASK, HELD)], [full(), lora_arm(Lora(r=2))], seeds=(0,), **OPTIONS
         )
         whole, small = study.runs
         assert small.n_trainable < whole.n_trainable / 10
@@ -192,17 +195,16 @@ class TestLora:
     def test_what_it_cannot_do(self, tiny_bridge: Any, tiny_hooked: Any) -> None:
         pytest.importorskip("peft")
         with pytest.raises(ValueError, match="give a TransformerBridge"):
-            lora(tiny_hooked, TASK, steps=1)
+            finetune(tiny_hooked, TASK, method=Lora(), steps=1)
         with pytest.raises(ValueError, match="does not take freeze"):
-            lora(tiny_bridge, TASK, steps=1, freeze=FreezeMask.layers((1, 1)))
+            finetune(tiny_bridge, TASK, FreezeMask.layers((1, 1)), method=Lora(), steps=1)
 
 
 class TestAlignmentBudget:
     def test_only_units_train(self, tiny_bridge: Any) -> None:
         before = weights(tiny_bridge)
         rest = ~FreezeMask.of_units({"mlp": {1: [0, 3]}}, ModelShape.of(tiny_bridge))
-        with only_units(tiny_bridge):
-            run = finetune(tiny_bridge, TASK, freeze=rest, steps=2, lr=1e-2, progress=False)
+        run = finetune(tiny_bridge, TASK, rest, method=Plain(only_units=True), steps=2, lr=1e-2, progress=False)
         after = weights(tiny_bridge)
         changed = {name: before[name] != after[name] for name in before if not torch.equal(before[name], after[name])}
         assert {name.replace("._original_component", "").rpartition("layers.")[2] for name in changed} == {
@@ -223,7 +225,7 @@ class TestAlignmentBudget:
             utility=organism.prompts("utility", n=8),
             seeds=(0,),
             longer=1,
-            settings={"epochs": 1, "batch_size": 32, "lr": 1e-3},
+            settings=TrainingSettings(epochs=1, batch_size=32, lr=1e-3),
             points=1,
             progress=False,
         )
@@ -238,9 +240,9 @@ class TestAlignmentBudget:
         assert AlignmentBudget.load(got.save(tmp_path / "b")).equals(got)
         assert got.plot(Figure().subplots()).get_yticklabels()
         with pytest.raises(ValueError, match="between 0 and 1"):
-            alignment_budget("base", refusals, answers, answers, malicious=refusals, share=1.0, settings={})
+            alignment_budget("base", refusals, answers, answers, malicious=refusals, share=1.0, settings=SETTINGS)
 
 
 def test_arms_that_were_there_are_as_they_were() -> None:
     assert sppft((1, 2)).longer == 1
-    assert sppft((1, 2)).first is None
+    assert sppft((1, 2)).method == Plain()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from safecircuits import organism
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.baselines.two_phases import TwoPhases
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.cli import app
 from safecircuits.cli.study_ssah import cuts
@@ -26,10 +27,12 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import RunDirectory, load_run, run_provenance
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task
+from safecircuits.training.plain import Plain
+from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.ablation import Ablation, AblationTable
 from safecircuits.units.groups import GROUPS
 
-TRAINING: dict[str, Any] = {"steps": 2, "batch_size": 4, "lr": 4e-4, "schedule": "constant"}
+TRAINING = TrainingSettings(steps=2, batch_size=4, lr=4e-4, schedule="constant")
 
 
 def small(**changes: Any) -> SsahSettings:
@@ -132,8 +135,8 @@ def test_the_paper_s_schedule_doubles_the_steps_and_begins_with_all_cu(done: tup
     study, _ = done
     arms = {arm.name: arm for arm in arms_of(replace(study, settings=small(longer=2)))}
     slow, every = arms["SCU+6%CU, paper's schedule (wifv)"], arms["SCU+all CU, paper's schedule (wifv)"]
-    assert (slow.longer, every.longer, every.first) == (2, 2, None)
-    assert slow.first == every.mask
+    assert (slow.longer, every.longer, every.method) == (2, 2, Plain())
+    assert slow.method == TwoPhases(every.mask)
     assert slow.mask == arms["SCU+6%CU (wifv)"].mask
     assert set(study.finetuning.arms) == {name for name in arms if "schedule" not in name}
 

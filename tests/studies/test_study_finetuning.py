@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from safecircuits.baselines.lisa import LisaSettings
+from safecircuits.baselines.lisa import Lisa
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.reference import response_loss
 from safecircuits.model.load import load_model, save_pretrained
@@ -24,6 +24,7 @@ from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.grid import freezing_grid
 from safecircuits.studies.scenarios import Scenario, organism_new_task, organism_scenarios, paper_scenarios, split_off
 from safecircuits.training.loop import finetune
+from safecircuits.training.settings import TrainingSettings
 
 TASK = PromptSet(
     "task",
@@ -33,7 +34,7 @@ TASK = PromptSet(
 HELD = PromptSet("held", ("bake the cake", "find a dog"), ("take some water", "in the house"))
 BAD = PromptSet("bad", ("make a bomb", "fix the bomb", "bake a bomb"))
 SCENARIO = Scenario("task", TASK, HELD)
-SETTINGS = {"steps": 4, "batch_size": 2, "lr": 1e-3}
+SETTINGS = TrainingSettings(steps=4, batch_size=2, lr=1e-3)
 OPTIONS: dict[str, Any] = {
     "malicious": BAD,
     "utility": HELD,
@@ -58,7 +59,7 @@ def test_a_run_is_plain_finetuning_with_its_cost(folder: Path) -> None:
     for run, freeze in zip(study.runs, (None, sppft((1, 1)).mask), strict=True):
         model = load_model(folder)
         before = weights(model)
-        plain = finetune(model, TASK, freeze=freeze, seed=3, progress=False, **SETTINGS)
+        plain = finetune(model, TASK, freeze, SETTINGS, seed=3, progress=False)
         assert run.train_loss == pytest.approx(plain.final_loss())
         assert (run.n_trainable, run.n_frozen, run.steps) == (plain.n_trainable, plain.n_frozen, 4)
         detector = OPTIONS["evaluation"]["detector"]
@@ -120,7 +121,7 @@ def test_an_interrupted_study_goes_on_without_training_again(
     # Another mask, rate or model is another run, whatever it is called.
     finetuning_study(folder, [SCENARIO], [sppft((0, 0))], seeds=(0,), out=out, **OPTIONS)
     finetuning_study(
-        folder, [SCENARIO], [full()], seeds=(0,), out=out, **OPTIONS | {"settings": SETTINGS | {"lr": 0.1}}
+        folder, [SCENARIO], [full()], seeds=(0,), out=out, **OPTIONS | {"settings": SETTINGS.changed(lr=0.1)}
     )
     assert len(calls) == 7
     other = load_model(folder)
@@ -136,12 +137,12 @@ def test_a_run_that_is_too_short_for_lisa_is_refused_before_any_training(
     monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("trained"))
     alignment = PromptSet("safe", ("make a bomb",), ("sorry cannot help",))
     with pytest.raises(ValueError, match="first 100 on alignment data"):
-        finetuning_study(folder, [SCENARIO], [full(), lisa_arm(alignment)], seeds=(0,), **OPTIONS)
+        finetuning_study(folder, [SCENARIO], [full(), lisa_arm(Lisa(alignment))], seeds=(0,), **OPTIONS)
 
 
 def test_lisa_and_metrics_of_your_own(folder: Path) -> None:
     alignment = PromptSet("safe", ("make a bomb",), ("sorry cannot help",))
-    arms = [full(), lisa_arm(alignment, LisaSettings(alignment_steps=1, user_steps=1))]
+    arms = [full(), lisa_arm(Lisa(alignment, alignment_steps=1, user_steps=1))]
 
     def norm(model: Any, held_out: PromptSet) -> float:
         return sum(float(p.detach().square().sum()) for p in live_parameters(model).values()) + len(held_out)
@@ -160,7 +161,8 @@ def test_lisa_and_metrics_of_your_own(folder: Path) -> None:
         ({"seeds": ()}, "at least one seed"),
         ({"seeds": (1, 1)}, "seed '1' is there twice"),
         ({"points": 0}, "points must be at least 1, not 0"),
-        ({"settings": {"steps": 2, "seed": 3}}, "'seed', which the study sets itself"),
+        ({"settings": {"steps": 2}}, r"settings are TrainingSettings\(steps=…, lr=…\), not {'steps': 2}"),
+        ({"settings": SETTINGS.changed(stop_at_loss=1.0)}, "settings hold stop_at_loss"),
         ({"settings": "paper"}, "no hyper-parameters for the model"),
     ],
 )
@@ -237,7 +239,7 @@ def test_the_grid_has_a_cell_for_each_model_and_rate(folder: Path, tmp_path: Pat
         [(0, 0), (2, 2)],
         malicious=BAD,
         seeds=(0, 1),
-        settings={"steps": 4, "batch_size": 2},
+        settings=TrainingSettings(steps=4, batch_size=2),
         out=tmp_path / "runs",
         **options,
     )
@@ -260,7 +262,11 @@ def test_the_grid_has_a_cell_for_each_model_and_rate(folder: Path, tmp_path: Pat
     assert len(ax.texts) == len(equal)
     record = json.loads(next((tmp_path / "runs" / "runs").iterdir()).read_text())
     assert record["identity"]["weights"]
-    with pytest.raises(ValueError, match="no learning rates for scenario 'task'"):
-        freezing_grid({"one": folder}, [SCENARIO], {"x": (1e-3,)}, [(0, 0)], malicious=BAD, settings={}, out=tmp_path)
-    with pytest.raises(ValueError, match="axis of the grid"):
-        freezing_grid({"one": folder}, [SCENARIO], (1e-3,), [(0, 0)], malicious=BAD, settings={"lr": 1}, out=tmp_path)
+    changes: list[tuple[Any, TrainingSettings, str]] = [
+        ({"x": (1e-3,)}, TrainingSettings(), "no learning rates for scenario 'task'"),
+        ((1e-3,), SETTINGS, "axis of the grid"),
+        ((1e-3,), {"steps": 4}, "settings are TrainingSettings"),  # type: ignore[list-item]
+    ]
+    for lrs, settings, message in changes:
+        with pytest.raises(ValueError, match=message):
+            freezing_grid({"one": folder}, [SCENARIO], lrs, [(0, 0)], malicious=BAD, settings=settings, out=tmp_path)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model, to_hugging_face
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import PromptSet, encode
-from safecircuits.training import FinetuneRun, finetune, frozen_digest
+from safecircuits.training import FinetuneRun, Plain, TrainingJob, finetune, frozen_digest, train_weights
 from safecircuits.training.loss import token_loss
 
 DATA = PromptSet(
@@ -47,6 +48,17 @@ SETTINGS: dict[str, Any] = {
     "warmup_steps": 2,
     "progress": False,
 }
+
+
+class With(Plain):
+    """Plain fine-tuning with hooks of a method, such as ``rows`` or ``on_gradients``."""
+
+    def __init__(self, **hooks: Any) -> None:
+        super().__init__()
+        object.__setattr__(self, "hooks", hooks)
+
+    def train(self, job: TrainingJob) -> FinetuneRun:
+        return train_weights(replace(job, **vars(self)["hooks"]))
 
 
 def weights(model: Any) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_finetune import DATA, MASK, assert_equal, trained
+from test_finetune import DATA, MASK, With, assert_equal, trained
 from test_masks import tiny_gpt2
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
@@ -215,7 +215,7 @@ def test_no_response_token_left_is_one_error(tiny_llama_hf: Any, tiny_tokenizer:
         ({"lr": float("nan")}, "lr must be a finite number, not nan"),
         ({"max_grad_norm": 0}, "max_grad_norm must be above 0, not 0"),
         ({"weight_decay": -0.1}, r"weight_decay must be at least 0, not -0\.1"),
-        ({"rows": lambda _: [], "steps": 1}, "the 0 examples of step 1 have no token to train on"),
+        ({"method": With(rows=lambda _: []), "steps": 1}, "the 0 examples of step 1 have no token to train on"),
         ({"freeze": FreezeMask.layers((0, 2)), "only": "layers"}, "nothing is left to train"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetune import DATA, MASK, SETTINGS, CutOffError, assert_equal, cut_off_after, trained, weights
+from test_finetune import DATA, MASK, SETTINGS, CutOffError, With, assert_equal, cut_off_after, trained, weights
 from test_masks import SHAPE
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
@@ -39,7 +39,8 @@ def test_phases_are_runs_one_after_the_other() -> None:
     from safecircuits.training.order import Order
 
     order = Order(6, 2, 0)
-    second = finetune(model, DATA, freeze=SCU | TOP_CU, steps=6, rows=lambda k: order.rows(3 + k), **settings)
+    later = With(rows=lambda k: order.rows(3 + k))
+    second = finetune(model, DATA, freeze=SCU | TOP_CU, method=later, steps=6, **settings)
     assert_equal(found, weights(model))
     assert run.losses == first.losses + second.losses
     assert [phase["steps"] for phase in run.settings["trained_phases"]] == [3, 6]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetune import DATA, MASK
+from test_finetune import DATA, MASK, With
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.prompts.prompt_set import encode
@@ -74,7 +74,7 @@ def test_trained_weights_are_those_of_a_plain_loop(how: dict[str, Any], optimize
         DATA,
         freeze=MASK,
         steps=len(STEPS),
-        rows=STEPS.__getitem__,
+        method=With(rows=STEPS.__getitem__),
         lr=LR,
         weight_decay=DECAY,
         warmup_steps=WARMUP,

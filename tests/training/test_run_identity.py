@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_finetune import With
 from tokenizers.models import WordLevel
 
 import safecircuits as sc
@@ -126,6 +127,6 @@ def test_the_last_good_checkpoint_stays_when_the_last_step_overflows(tmp_path: P
     options: dict[str, Any] = {"steps": 3, "checkpoint_dir": tmp_path, "checkpoint_every": 1, "max_grad_norm": None}
     want = trained(model_of("bridge"), steps=3, max_grad_norm=None)
     with pytest.raises(FloatingPointError, match=r"not finite|norm is inf"):
-        trained(model_of("bridge"), on_gradients=poison, **options)
+        trained(model_of("bridge"), method=With(on_gradients=poison), **options)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
     assert trained(model_of("bridge"), **options).losses == want.losses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -210,28 +209,25 @@ def test_the_published_rates() -> None:
     table = {"meta-llama/Meta-Llama-3-8B-Instruct": 1e-4, "meta-llama/Llama-2-7b-chat-hf": 3e-4}
     table |= {"google/gemma-2b-it": 1e-4, "microsoft/Phi-3-mini-4k-instruct": 6e-4}
     for model, lr in table.items():
-        assert [preset("paper", model, s)["lr"] for s in ("D_N", "D_I", "D_B", "D_H")] == [lr, lr, lr, 1e-5]
-    assert [preset("code", arm=arm, matched=False)["lr"] for arm in ("full", "sppft")] == [3e-4, 3e-5]
+        assert [preset("paper", model, s).lr for s in ("D_N", "D_I", "D_B", "D_H")] == [lr, lr, lr, 1e-5]
+    assert [preset("code", arm=arm, matched=False).lr for arm in ("full", "sppft")] == [3e-4, 3e-5]
 
 
 def test_batches_of_the_two_presets() -> None:
     paper, code = preset("paper", "Llama-2"), preset("code")
-    assert paper["batch_size"] * paper["grad_accumulation"] == 4
-    assert (code["batch_size"], code["grad_accumulation"]) == (4, 32)
-    assert (code["max_length"], paper["max_length"]) == (256, None)
+    assert paper.per_step == 4
+    assert (code.batch_size, code.grad_accumulation) == (4, 32)
+    assert (code.max_length, paper.max_length) == (256, None)
     for each in (paper, code):
-        assert (each["epochs"], each["warmup_steps"], each["loss_on"]) == (3, 100, "all")
+        assert (each.epochs, each.warmup_steps, each.loss_on) == (3, 100, "all")
 
 
 @pytest.mark.parametrize("name", get_args(PresetName))
 @pytest.mark.parametrize("scenario", get_args(Scenario))
 @pytest.mark.parametrize("model", PAPER_LR)
-def test_every_preset_fits_finetune_and_matches_its_arms(name: Any, scenario: Any, model: str) -> None:
-    parameters = inspect.signature(finetune).parameters
+def test_every_preset_matches_its_arms(name: Any, scenario: Any, model: str) -> None:
     arms = [preset(name, model, scenario, arm=arm) for arm in get_args(Arm)]
     assert arms[0] == arms[1]
-    assert set(arms[0]) <= set(parameters)
-    inspect.signature(finetune).bind(None, numbered(1), **arms[0])
 
 
 @pytest.mark.parametrize(
@@ -277,8 +273,8 @@ def test_unknown_names_list_the_known() -> None:
 def test_a_preset_trains_a_scenario(tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
     source = PromptSet("recipes", ("make a cake", "find the lamp", "fix the road"), ("take some water .",) * 3)
     data = harmful_mix(source, source, 1 / 3)
-    settings_of_one_epoch = preset("paper", "phi-3") | {"epochs": 1}
-    run = finetune(tiny_llama_hf, data, **settings_of_one_epoch, tokenizer=tiny_tokenizer, progress=False)
+    published = preset("paper", "phi-3")
+    run = finetune(tiny_llama_hf, data, settings=published, epochs=1, tokenizer=tiny_tokenizer, progress=False)
     assert run.steps == 1
     assert run.settings["lr"] == 6e-4
     assert run.settings["loss_on"] == "all"

@@ -12,7 +12,7 @@ import transformers
 
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer, randomised
-from safecircuits.baselines.rewind import entries_of
+from safecircuits.baselines.rewinding import entries_of
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
 from safecircuits.model.sites import ModelShape, has_units

@@ -8,96 +8,91 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from safecircuits.base.arguments import checked, read_fields
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.training.loop import finetune
+from safecircuits.training.method import Method, TrainingJob, register
+from safecircuits.training.plain import train_weights
 from safecircuits.training.run import FinetuneRun
+from safecircuits.training.settings import TrainingSettings
+from safecircuits.training.sharding import sharded_like
 
 
+@register("lisa")
 @dataclass(frozen=True)
-class LisaSettings:
-    """The defaults are those of the authors' script for their main table.
+class Lisa(Method):
+    """Alignment data and the user's in turn, with a proximal term (Huang et al. 2024); twice the memory of what trains.
+
+    The defaults are those of the authors' script for their main table. ``steps`` are of both states together.
 
     Attributes:
+        alignment: prompts with the answers of a safe model, such as refused harmful ones.
         rho: weight of the proximal term.
-        alignment_steps, user_steps: optimizer steps in each state before it changes to the other; the first state is
-            alignment.
+        alignment_steps: optimizer steps on alignment data, the first state, before it changes to the other.
+        user_steps: optimizer steps on the user's data before it changes back.
         free_share: the share of all steps, from the first one, without the proximal term (their code's; the paper has
             none).
+
+    Raises:
+        ValueError: if the run is too short to reach the user's data.
+
+    Examples:
+        >>> sc.baselines.Lisa(utility).scaled(40).alignment_steps
+        2
     """
 
+    alignment: PromptSet
     rho: float = 1.0
     alignment_steps: int = 100
     user_steps: int = 900
     free_share: float = 0.1
 
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("epochs", "stop_at_loss"), "it has states of its own, counted in steps"
+    )
+
     def __post_init__(self) -> None:
-        read_fields(self)
+        super().__post_init__()
         if self.rho < 0:
             raise ValueError(f"rho is {self.rho}, expected 0 or more: it weighs a penalty")
+        self.alignment.require_responses()
 
-    def scaled(self, steps: int, rounds: int = 2) -> LisaSettings:
+    def scaled(self, steps: int, rounds: int = 2) -> Lisa:
         """The same proportions in a run of ``steps`` steps, so that it goes ``rounds`` times through both states."""
         length = max(2, steps // rounds)
         alignment = max(1, round(length * self.alignment_steps / (self.alignment_steps + self.user_steps)))
-        return LisaSettings(self.rho, alignment, max(1, length - alignment), self.free_share)
+        return replace(self, alignment_steps=alignment, user_steps=max(1, length - alignment))
 
-    def require(self, steps: int) -> None:
-        """A ValueError for a run that ends before it reaches the user's data."""
-        if steps <= self.alignment_steps:
+    def require(self, settings: TrainingSettings, **arguments: Any) -> None:
+        super().require(settings, **arguments)
+        if settings.steps is None:
+            raise ValueError("lisa has states of its own, counted in steps: give steps")
+        if settings.steps <= self.alignment_steps:
             raise ValueError(
-                f"{steps} steps end within the first {self.alignment_steps} on alignment data: "
-                f"train longer, or pass settings=LisaSettings().scaled({steps})"
+                f"{settings.steps} steps end within the first {self.alignment_steps} on alignment data: "
+                f"train longer, or with the method's .scaled({settings.steps})"
             )
 
     def aligning(self, step: int) -> bool:
         """Whether a step (from 0) is on alignment data."""
         return step % (self.alignment_steps + self.user_steps) < self.alignment_steps
 
-
-@checked
-def lisa(
-    model: Any,
-    data: PromptSet,
-    alignment: PromptSet,
-    *,
-    settings: LisaSettings | None = None,
-    steps: int,
-    **options: Any,
-) -> FinetuneRun:
-    """Fine-tune ``model`` in place on ``data`` and ``alignment`` in turn; needs twice the memory of what trains.
-
-    Args:
-        data: the user's prompts with responses, harmful ones among them or not.
-        alignment: prompts with the answers of a safe model.
-        steps: optimizer steps in both states together.
-        options: as for ``finetune``, but for epochs, rows, on_gradients, stop_at_loss and checkpoints.
-
-    Raises:
-        ValueError: if the run is too short to reach the user's data, or for an option that this cannot serve.
-    """
-    settings = settings or LisaSettings()
-    for name in ("epochs", "rows", "on_gradients", "stop_at_loss", "checkpoint_dir"):
-        if options.get(name) is not None:
-            raise ValueError(f"lisa does not take {name}: it has states of its own, counted in steps")
-    settings.require(steps)
-    per_step = options.get("batch_size", 16) * options.get("grad_accumulation", 1)
-    states = _States(len(data), len(alignment), per_step, settings, options.get("seed", 0))
-    proximal = _Proximal(settings, first=round(settings.free_share * steps))
-    return finetune(model, data + alignment, steps=steps, rows=states.rows, on_gradients=proximal, **options)
+    def train(self, job: TrainingJob) -> FinetuneRun:
+        assert job.settings.steps is not None
+        states = States(len(job.data), self, job.settings.per_step, job.seed)
+        proximal = _Proximal(self, first=round(self.free_share * job.settings.steps))
+        return train_weights(replace(job, data=job.data + self.alignment, rows=states.rows, on_gradients=proximal))
 
 
-class _States:
+class States:
     """Which rows of the user's data, followed by the alignment data, each step sees."""
 
-    def __init__(self, n_user: int, n_alignment: int, per_step: int, settings: LisaSettings, seed: int) -> None:
-        self.n_user, self.n_alignment, self.per_step = n_user, n_alignment, per_step
+    def __init__(self, n_user: int, settings: Lisa, per_step: int, seed: int) -> None:
+        self.n_user, self.n_alignment, self.per_step = n_user, len(settings.alignment), per_step
         self.settings, self.seed = settings, seed
 
     def rows(self, step: int) -> list[int]:
@@ -110,7 +105,7 @@ class _States:
 class _Proximal:
     """Adds ρ · (w − w̃) to the gradients, where w̃ are the weights at the last change of state."""
 
-    def __init__(self, settings: LisaSettings, first: int) -> None:
+    def __init__(self, settings: Lisa, first: int) -> None:
         self.settings, self.first = settings, first
         self.anchor: dict[str, Tensor] = {}
 
@@ -124,3 +119,9 @@ class _Proximal:
         for name, parameter in trained.items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - self.anchor[name], alpha=self.settings.rho)
+
+    def state(self) -> Mapping[str, Tensor]:
+        return self.anchor
+
+    def restore(self, state: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter]) -> None:
+        self.anchor = {name: sharded_like(value, trained[name]) for name, value in state.items()}

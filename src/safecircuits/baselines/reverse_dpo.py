@@ -7,81 +7,79 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from safecircuits.base.arguments import checked
 from safecircuits.base.progress import without_bars
+from safecircuits.baselines.hf_modules import hugging_face_model
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.parameters import is_plain
+from safecircuits.model.parameters import checkpoint_parameters, is_plain
 from safecircuits.prompts.prompt_set import PromptSet, encode, render
 from safecircuits.training.freeze import frozen
+from safecircuits.training.method import Method, TrainingJob, point_of, register
+from safecircuits.training.optimizers import make_optimizer
+from safecircuits.training.run import FinetuneRun
+from safecircuits.training.settings import TrainingSettings
+
+_TRL = "TRL trains in a loop of its own"
 
 
+@register("reverse-dpo")
 @dataclass(frozen=True)
-class DPORun:
-    """The record of one ``reverse_dpo``: per step the loss (nats) and the share of pairs that prefer compliance."""
-
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
-    steps: int
-    seconds: float
-    n_trainable: int
-    n_frozen: int
-    frozen_bit_identical: bool | None
-
-
-@checked
-def reverse_dpo(
-    model: Any,
-    complied: PromptSet,
-    refused: PromptSet,
-    *,
-    tokenizer: Any,
-    freeze: FreezeMask | None = None,
-    steps: int = 100,
-    batch_size: int = 4,
-    lr: float = 1e-6,
-    beta: float = 0.1,
-    seed: int = 0,
-    template: str = "auto",
-    max_length: int = 512,
-) -> DPORun:
-    """Train a plain Hugging Face model in place to prefer complied answers; what ``freeze`` names stays bit-identical.
+class ReverseDPO(Method):
+    """Preference training towards the answers of ``data`` and away from refusals (Safety Layers A.4.8); needs TRL.
 
     The reference log-probabilities are those of the model as it comes, computed before training, so that no second
-    copy of it is needed.
+    copy of it is needed. Losses are DPO's (nats); ``by_step["prefers_data"]`` is the share of a step's pairs that
+    prefer the answer of the data. An answer is closed as the chat template closes it.
 
-    Args:
-        model: a plain Hugging Face causal language model.
-        complied, refused: the same prompts with the answer that is preferred here and with the one that is not; the
-            user's own, as none come with the package.
+    Attributes:
+        refused: the same prompts as the data's, with the answers that are dispreferred; the user's own, as are the
+            others, for none come with the package.
         beta: DPO's; the paper gives no hyper-parameters for this experiment, so all defaults are TRL's.
-        template: as in ``safecircuits.prompts.prompt_set.encode``, whose tokens these are: an answer is closed as the
-            chat template closes it.
 
     Raises:
-        ValueError: for a hooked model, prompts that differ, or sets without responses.
         ImportError: without TRL.
-        RuntimeError: if a frozen entry is not bit-identical afterwards.
+        ValueError: for a HookedTransformer, a bridge that computes with copies of fused matrices, and prompts that
+            differ.
+
+    Examples:
+        >>> attack = sc.baselines.ReverseDPO(utility)
+        >>> attack.beta, attack.starts_from.lr
+        (0.1, 1e-06)
     """
-    if not is_plain(model):
-        raise ValueError(
-            f"TRL trains plain Hugging Face models, not a {type(model).__name__}: "
-            "pass the checkpoint as transformers loads it"
-        )
-    if complied.prompts != refused.prompts:
-        raise ValueError(
-            f"sets {complied.name!r} and {refused.name!r} hold different prompts; reverse DPO needs one preferred and "
-            "one dispreferred answer to each"
-        )
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+
+    refused: PromptSet
+    beta: float = 0.1
+
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("loss_on", "batches", "mixed_precision", "stop_at_loss", "checkpoint_dir", "log", "shard"), _TRL
+    )
+    starts_from: ClassVar[TrainingSettings] = TrainingSettings(steps=100, batch_size=4, lr=1e-6, max_length=512)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ValueError(f"beta must be above 0, not {self.beta}: nothing would be preferred")
+        self.refused.require_responses()
+
+    def train(self, job: TrainingJob) -> FinetuneRun:
+        if job.data.prompts != self.refused.prompts:
+            raise ValueError(
+                f"sets {job.data.name!r} and {self.refused.name!r} hold different prompts; reverse DPO needs one "
+                "preferred and one dispreferred answer to each"
+            )
+        if not isinstance(job.freeze, FreezeMask | None):
+            raise ValueError(f"reverse-dpo does not take phases: {_TRL}")
+        return _dpo(self, job, job.freeze)
+
+
+def _dpo(method: ReverseDPO, job: TrainingJob, freeze: FreezeMask | None) -> FinetuneRun:
     try:
         from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
     except ImportError as error:
@@ -89,7 +87,9 @@ def reverse_dpo(
     from datasets import Dataset
     from transformers import PrinterCallback
 
-    ids = _encoded(tokenizer, complied, refused, template)
+    settings, tokenizer, refused = job.settings, job.tokenizer, method.refused
+    model = job.model if is_plain(job.model) else hugging_face_model(job.model, "TRL trains")
+    ids = _encoded(tokenizer, job.data, refused, settings.template)
 
     class Pairs(DPOTrainer):
         """TRL's trainer on the tokens that the template gives: TRL itself would end every answer by EOS."""
@@ -99,22 +99,30 @@ def reverse_dpo(
 
     pairs = Dataset.from_dict(
         {
-            "prompt": [render(tokenizer, prompt, template) for prompt in complied],
-            "chosen": list(complied.require_responses()),
+            "prompt": [render(tokenizer, prompt, settings.template) for prompt in job.data],
+            "chosen": list(job.data.require_responses()),
             "rejected": list(refused.require_responses()),
-            _PAIR: list(range(len(complied))),
+            _PAIR: list(range(len(job.data))),
         }
     )
+    points: list[dict[str, Any]] = []
+    steps = settings.steps_on(len(job.data))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, frozen(model, freeze) as handle, _quiet():
-        settings = DPOConfig(
+        arguments = DPOConfig(
             output_dir=str(Path(folder)),
             max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=lr,
-            beta=beta,
-            seed=seed,
-            max_length=max_length,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.grad_accumulation,
+            learning_rate=settings.lr,
+            weight_decay=settings.weight_decay,
+            warmup_steps=settings.warmup_steps,
+            lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+            max_grad_norm=settings.max_grad_norm or 0.0,  # TRL clips nothing at 0
+            gradient_checkpointing=settings.gradient_checkpointing,
+            beta=method.beta,
+            seed=job.seed,
+            max_length=settings.max_length,
             precompute_ref_log_probs=True,
             bf16=False,  # TRL's default is mixed precision; the model's own precision is for whoever loads it to choose
             use_cpu=next(model.parameters()).device.type == "cpu",
@@ -123,22 +131,82 @@ def reverse_dpo(
             report_to=[],
             disable_tqdm=True,
         )
-        trainer = Pairs(model=model, args=settings, train_dataset=pairs, processing_class=tokenizer)
+        trainer = Pairs(
+            model=model,
+            args=arguments,
+            train_dataset=pairs,
+            processing_class=tokenizer,
+            optimizers=(_own_optimizer(settings, handle.trainable_parameters()), None),
+            callbacks=[_points(job, model, steps, points)],
+        )
         trainer.remove_callback(PrinterCallback)
         with torch.random.fork_rng():
             trainer.train()
         history = [row for row in trainer.state.log_history if "loss" in row]
-        n_trainable, n_frozen = handle.n_trainable, handle.n_frozen
     model.eval()
-    return DPORun(
+    _write_back(job.model, model)
+    return FinetuneRun(
         losses=tuple(row["loss"] for row in history),
-        accuracies=tuple(row["rewards/accuracies"] for row in history),
         steps=trainer.state.global_step,
         seconds=time.perf_counter() - began,
-        n_trainable=n_trainable,
-        n_frozen=n_frozen,
+        stopped_early=False,
         frozen_bit_identical=None if freeze is None else True,
+        frozen_digest=None if freeze is None else handle.frozen_digest,
+        n_trainable=handle.n_trainable,
+        n_frozen=handle.n_frozen,
+        evaluations=tuple(points),
+        settings={
+            "method": method.record(),
+            "data": job.data.fingerprint,
+            **settings.record(),
+            "steps": steps,
+            "seed": job.seed,
+            "model": type(job.model).__name__,
+            "frozen": None if freeze is None else handle.frozen_digest,
+            "freeze": None if freeze is None else dict(freeze.provenance),
+            "truncated": 0 if settings.max_length is None else _n_longer(ids, settings.max_length),
+        },
+        by_step={"prefers_data": tuple(row["rewards/accuracies"] for row in history)},
     )
+
+
+def _own_optimizer(settings: TrainingSettings, parameters: list[Any]) -> torch.optim.Optimizer | None:
+    """None for AdamW, of which TRL takes its own."""
+    if settings.optimizer == "adamw":
+        return None
+    return make_optimizer(settings.optimizer, parameters, settings.lr, settings.weight_decay)
+
+
+def _points(job: TrainingJob, plain: Any, steps: int, points: list[dict[str, Any]]) -> Any:
+    """What the job's callbacks say along TRL's loop, kept in ``points``."""
+    from transformers import TrainerCallback
+
+    class Points(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            step = state.global_step
+            if step != steps and (job.eval_every is None or step % job.eval_every):
+                return
+            plain.eval()
+            _write_back(job.model, plain)
+            point = point_of(job.callbacks, job.model, step)
+            points.extend([] if point is None else [point])
+            plain.train()
+
+    return Points()
+
+
+@torch.no_grad()
+def _write_back(model: Any, plain: Any) -> None:
+    """Give a bridge what its Hugging Face model has learnt."""
+    if model is not plain:
+        learnt = plain.state_dict()
+        for name, parameter in checkpoint_parameters(model).items():
+            parameter.copy_(learnt[name])
+
+
+def _n_longer(ids: list[tuple[list[int], ...]], length: int) -> int:
+    """Pairs of which an answer goes beyond ``length`` tokens."""
+    return sum(len(prompt) + max(len(good), len(bad)) > length for prompt, good, bad in ids)
 
 
 _PARTS = ("prompt", "chosen", "rejected")

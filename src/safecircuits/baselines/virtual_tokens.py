@@ -8,37 +8,20 @@ are PEFT's. There is nothing to merge, so the tuned model is a model of its own;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safecircuits.base.arguments import checked
+from safecircuits.baselines.hf_modules import hugging_face_model
 from safecircuits.model.forward import require_known
-from safecircuits.model.fused import copies_of_fused
-from safecircuits.model.load import to_hugging_face
-from safecircuits.model.sites import HookedModel, is_bridge
 from safecircuits.prompts.batching import position_ids
-from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.training.loop import finetune
+from safecircuits.training.method import Method, TrainingJob, register
+from safecircuits.training.plain import train_weights
 from safecircuits.training.run import FinetuneRun
-
-
-@dataclass(frozen=True)
-class PrefixSettings:
-    """Prefix tuning as Qi et al. (2023) have it: 30 virtual tokens, no reparametrisation."""
-
-    virtual_tokens: int = 30
-
-
-@dataclass(frozen=True)
-class LlamaAdapterSettings:
-    """LLaMA-Adapter as Qi et al. (2023) have it: 10 virtual tokens in the upper 30 layers (all, if there are fewer)."""
-
-    virtual_tokens: int = 10
-    layers: int = 30
 
 
 class TunedModel(nn.Module):
@@ -138,64 +121,96 @@ class TunedDecoder:
         return self
 
 
-@checked
-def virtual_tokens(
-    model: HookedModel,
-    data: PromptSet,
-    *,
-    settings: PrefixSettings | LlamaAdapterSettings,
-    seed: int = 0,
-    **options: Any,
-) -> tuple[TunedModel, FinetuneRun]:
-    """Train virtual tokens on ``data``; ``model`` stays as it is, and the tuned model shares its weights.
+_REFUSES = {"freeze": "all weights are frozen, and only the tokens train"}
 
-    Args:
-        model: a TransformerBridge.
-        seed: of the virtual tokens' start and the order of the data.
-        options: as for ``finetune``, but for ``freeze`` and checkpoints; callbacks see the tuned model.
+
+@register("prefix")
+@dataclass(frozen=True)
+class PrefixTuning(Method):
+    """Keys and values that stand before the prompt in each layer train (Li and Liang 2021); needs a bridge.
+
+    As Qi et al. (2023) have it: no reparametrisation. The tuned model is the run's ``tuned``.
+
+    Attributes:
+        virtual_tokens: how many positions stand before the prompt.
 
     Raises:
         ImportError: without PEFT.
-        ValueError: for a HookedTransformer, a bridge that computes with copies of fused matrices, a freeze mask, prefix
-            tuning with gradient checkpointing, and an architecture for which PEFT has no LLaMA-Adapter.
+        ValueError: for a HookedTransformer, a bridge that computes with copies of fused matrices, a freeze mask, and
+            gradient checkpointing.
+
+    Examples:
+        >>> sc.baselines.PrefixTuning(5).record()
+        {'name': 'prefix', 'virtual_tokens': 5}
     """
+
+    virtual_tokens: int = 30
+
+    refuses: ClassVar[Mapping[str, str]] = _REFUSES | {
+        "gradient_checkpointing": "it keeps its virtual tokens in the key/value cache, which a layer that is computed "
+        "again would fill twice"
+    }
+
+    def train(self, job: TrainingJob) -> FinetuneRun:
+        from_peft = _peft()
+        config = from_peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens)
+        return _train(job, config, hugging_face_model(job.model, _WHAT), self.virtual_tokens)
+
+
+@register("llama-adapter")
+@dataclass(frozen=True)
+class LlamaAdapter(Method):
+    """Gated attention to virtual tokens in the upper layers trains (Zhang et al. 2023); needs a bridge.
+
+    As Qi et al. (2023) have it; of Llama, Mistral and GPT-2 alone. The tuned model is the run's ``tuned``.
+
+    Attributes:
+        virtual_tokens: how many of them each layer has.
+        layers: how many of the upper layers; all, if there are fewer.
+
+    Raises:
+        ImportError: without PEFT.
+        ValueError: for a HookedTransformer, a bridge that computes with copies of fused matrices, a freeze mask, and
+            an architecture for which PEFT has no LLaMA-Adapter.
+
+    Examples:
+        >>> sc.baselines.LlamaAdapter(layers=4).record()
+        {'name': 'llama-adapter', 'virtual_tokens': 10, 'layers': 4}
+    """
+
+    virtual_tokens: int = 10
+    layers: int = 30
+
+    refuses: ClassVar[Mapping[str, str]] = _REFUSES
+
+    def train(self, job: TrainingJob) -> FinetuneRun:
+        from_peft, plain = _peft(), hugging_face_model(job.model, _WHAT)
+        known = from_peft.tuners.adaption_prompt.config.TRANSFORMERS_MODEL_CONFIG
+        if plain.config.model_type not in known:
+            raise ValueError(
+                f"PEFT has LLaMA-Adapter for {', '.join(known)}, not for {plain.config.model_type}: use PrefixTuning"
+            )
+        layers = min(self.layers, int(job.model.cfg.n_layers))
+        config = from_peft.AdaptionPromptConfig(
+            task_type="CAUSAL_LM", adapter_len=self.virtual_tokens, adapter_layers=layers
+        )
+        return _train(job, config, plain, 0)
+
+
+_WHAT = "virtual tokens go"
+
+
+def _peft() -> Any:
     try:
-        from peft import AdaptionPromptConfig, PrefixTuningConfig, get_peft_model
-        from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
+        import peft
     except ImportError as error:
         raise ImportError("virtual tokens need PEFT: pip install 'safecircuits[peft]'") from error
-    for name in ("freeze", "checkpoint_dir"):
-        if options.pop(name, None) is not None:
-            raise ValueError(f"virtual tokens do not take {name}: all weights are frozen, and only the tokens train")
-    if not is_bridge(model) or copies_of_fused(model):
-        raise ValueError(
-            "virtual tokens go on Hugging Face's own modules: give a TransformerBridge of an architecture with "
-            "separate query, key and value matrices"
-        )
-    if isinstance(settings, PrefixSettings) and options.get("gradient_checkpointing"):
-        raise ValueError(
-            "prefix tuning keeps its virtual tokens in the key/value cache, which a layer that is computed again would "
-            "fill twice: leave out gradient_checkpointing"
-        )
-    if settings.virtual_tokens < 1:
-        raise ValueError(f"virtual_tokens is at least 1, not {settings.virtual_tokens}")
-    plain = to_hugging_face(model)
-    if isinstance(settings, PrefixSettings):
-        before = settings.virtual_tokens
-        config: Any = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=before)
-    else:
-        if plain.config.model_type not in TRANSFORMERS_MODEL_CONFIG:
-            known = ", ".join(TRANSFORMERS_MODEL_CONFIG)
-            raise ValueError(
-                f"PEFT has LLaMA-Adapter for {known}, not for {plain.config.model_type}: use PrefixSettings"
-            )
-        before = 0
-        layers = min(settings.layers, int(model.cfg.n_layers))
-        if layers < 1:
-            raise ValueError(f"layers is at least 1, not {settings.layers}")
-        config = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=settings.virtual_tokens, adapter_layers=layers)
+    return peft
+
+
+def _train(job: TrainingJob, config: Any, plain: Any, n_before: int) -> FinetuneRun:
+    """Train what PEFT adds to the model; ``n_before`` of the tokens stand before the prompt."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tuned = TunedModel(get_peft_model(plain, config), model.tokenizer, before).eval()
-    run = finetune(tuned, data, seed=seed, tokenizer=model.tokenizer, **options)
-    return tuned, run
+        torch.manual_seed(job.seed)
+        tuned = TunedModel(_peft().get_peft_model(plain, config), job.model.tokenizer, n_before).eval()
+    return replace(train_weights(replace(job, model=tuned)), tuned=tuned)

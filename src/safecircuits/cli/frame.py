@@ -74,6 +74,7 @@ class Run:
         self.where = conditions(shared.get("where") or [])
         self.by_set: dict[str, Any] = {key: by_set(shared.get(key) or [], f"--{key}") for key in BY_SET}
         self.by_set["n"] = counts(self.by_set["n"])
+        self.chosen: set[str] = set()  # the command's own options that were given, and not left at their defaults
         self.inputs: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
 
@@ -243,6 +244,7 @@ def run_command(
                 options = template_options(words.pop("template_option", None))
                 given["template"] = Template(given["template"], **words, options=options)
             run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
+            run.chosen = {name for name in given if _is_given(ctx, name)}
             try:
                 with redirect_stdout(sys.stderr):  # what libraries print must not mix with the results on stdout
                     function(run, **own.gathered(given))
@@ -277,6 +279,11 @@ def plain_command(app: typer.Typer, name: str | None = None) -> Callable[[Callab
         return function
 
     return register
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _name(ctx: Any) -> str:

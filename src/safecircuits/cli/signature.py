@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -59,8 +61,18 @@ TEMPLATE: Mapping[str, tuple[Any, Any]] = {
 """Of those that go with ``--template``, for every command that has it."""
 
 
+@dataclass(frozen=True)
+class Fields:
+    """Beside a dataclass of the library in an annotation: which of its fields are no options, and their panels."""
+
+    without: tuple[str, ...] = ()
+    panels: Mapping[str, str] = field(default_factory=dict)
+
+
 class OwnOptions:
     """The options of a function: one a parameter, and one a field where the annotation is a dataclass.
+
+    Fields that are not annotated for typer are options by their type, in the words of the class's docstring.
 
     Args:
         skip: how many first parameters are no options.
@@ -68,7 +80,12 @@ class OwnOptions:
 
     def __init__(self, function: Callable[..., None], skip: int = 0) -> None:
         self._parameters = list(inspect.signature(function, eval_str=True).parameters.values())[skip:]
-        self._grouped = {p.name: _fields_of(p.annotation) for p in self._parameters if is_dataclass(p.annotation)}
+        self._kinds = {p.name: get_args(p.annotation)[:1] or (p.annotation,) for p in self._parameters}
+        self._grouped = {
+            p.name: _fields_of(kind, *(one for one in get_args(p.annotation) if isinstance(one, Fields)))
+            for p in self._parameters
+            if is_dataclass(kind := self._kinds[p.name][0])
+        }
 
     @property
     def listed(self) -> list[inspect.Parameter]:
@@ -80,16 +97,46 @@ class OwnOptions:
         values = dict(given)
         for p in self._parameters:
             if p.name in self._grouped:
-                values[p.name] = p.annotation(**{one.name: values.pop(one.name) for one in self._grouped[p.name]})
+                kind = self._kinds[p.name][0]
+                values[p.name] = kind(**{one.name: values.pop(one.name) for one in self._grouped[p.name]})
         return values
 
 
-def _fields_of(kind: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        option(one.name, hints[one.name], inspect.Parameter.empty if one.default is MISSING else one.default)
-        for one in fields(kind)
-    ]
+def _fields_of(kind: Any, chosen: Fields | None = None) -> list[inspect.Parameter]:
+    chosen = chosen or Fields()
+    hints, words = get_type_hints(kind, include_extras=True), attributes_of(kind)
+    found = []
+    for one in fields(kind):
+        if one.name in chosen.without:
+            continue
+        hint = hints[one.name]
+        if get_origin(hint) is not Annotated:
+            panel = chosen.panels.get(one.name)
+            hint = Annotated[_typed(hint), typer.Option(help=words.get(one.name), rich_help_panel=panel)]
+        found.append(option(one.name, hint, inspect.Parameter.empty if one.default is MISSING else one.default))
+    return found
+
+
+def _typed(hint: Any) -> Any:
+    """What of a union a command line can say: no function."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return Union[tuple(part for part in parts if get_origin(part) is not Callable)]  # noqa: UP007
+
+
+def attributes_of(kind: type) -> dict[str, str]:
+    """What a class's docstring says of each attribute first, as a sentence in plain text."""
+    _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in listed.splitlines():
+        if line and not line.startswith(" "):  # the next section
+            break
+        if head := re.match(r"    (\w+): (.*)", line):
+            name, found[head[1]] = head[1], head[2]
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    first = {name: re.split(r"[.;](?: |$)", text)[0].replace("`", "") for name, text in found.items()}
+    return {name: f"{text[:1].upper()}{text[1:]}." for name, text in first.items()}
 
 
 def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

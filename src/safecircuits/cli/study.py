@@ -20,6 +20,7 @@ from safecircuits.cli.options import (
     layer_range,
 )
 from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, split_data, study_prompts
+from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from safecircuits.prompts.prompt_set import PromptSet
@@ -30,7 +31,7 @@ study_ssah.add_to(app)
 
 PRESETS = ("paper", "code")
 # Rates were chosen on full fine-tuning alone: it learns, and loses a good part of its refusals.
-EMBEDDED_TRAINING: dict[str, Any] = {"steps": 40, "batch_size": 8, "lr": 4e-4, "schedule": "constant"}
+EMBEDDED_TRAINING = TrainingSettings(steps=40, batch_size=8, lr=4e-4, schedule="constant")
 
 
 @run_command(app, "safety-layers")
@@ -74,7 +75,7 @@ def safety_layers(
     Example: safecircuits study safety-layers --model google/gemma-2b-it --base google/gemma-2b --normal normal.csv
     --malicious malicious.csv --over-rejection over_rejection.csv --evaluation advbench --data alpaca --out runs/gemma
     """
-    from safecircuits.baselines.lisa import LisaSettings
+    from safecircuits.baselines.lisa import Lisa
     from safecircuits.papers.safety_layers.settings import StudyPrompts, StudySettings
     from safecircuits.papers.safety_layers.study import safety_layers_study
 
@@ -96,7 +97,7 @@ def safety_layers(
     )
     scenarios = _scenarios(run, data, harmful_data, embedded)
     small = embedded and data is None
-    chosen: Any = EMBEDDED_TRAINING | ({} if lr is None else {"lr": lr})
+    chosen = EMBEDDED_TRAINING if lr is None else EMBEDDED_TRAINING.changed(lr=lr)
     if scenarios and not small:
         chosen = _published(preset, run.source, lr, share=len(scenarios[0].train) / _PAPER_ROWS["n_normal"])
     settings = StudySettings(
@@ -109,7 +110,7 @@ def safety_layers(
         attention_template="chat" if embedded else "alpaca-short",
         scenarios=scenarios,
         training=chosen,
-        lisa=LisaSettings().scaled(int(EMBEDDED_TRAINING["steps"])) if small else None,
+        lisa=Lisa(prompts.refused).scaled(chosen.steps_on(1)) if small and prompts.refused is not None else None,
         # Some hundred short runs on two cores: less is measured in each.
         points=4 if small else 8,
         curve_prompts=40 if small else 100,
@@ -138,7 +139,7 @@ def _published(name: Any, model: str, lr: float | None, share: float = 1.0) -> A
 
     if lr is not None:
         found = preset(name, next(iter(PAPER_LR)))
-        return found | {"lr": lr, "warmup_steps": round(min(1.0, share) * found["warmup_steps"])}
+        return found.changed(lr=lr, warmup_steps=round(min(1.0, share) * found.warmup_steps))
     try:
         preset(name, model if name == "paper" else None)
     except ValueError as error:

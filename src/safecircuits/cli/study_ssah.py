@@ -18,13 +18,14 @@ from safecircuits.cli.options import (
     layer_range,
 )
 from safecircuits.cli.study_inputs import EMBEDDED, HELD_OUT, require, split_data, study_prompts
+from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from safecircuits.papers.ssah.settings import Cut, SsahPrompts
     from safecircuits.studies.scenarios import Scenario
 
 # One epoch of 320 rows is 40 steps. The rate was chosen on full fine-tuning alone, for the study of Safety Layers.
-EMBEDDED_TRAINING: dict[str, Any] = {"epochs": 1, "batch_size": 8, "lr": 4e-4, "schedule": "constant"}
+EMBEDDED_TRAINING = TrainingSettings(epochs=1, batch_size=8, lr=4e-4, schedule="constant")
 EMBEDDED_ROWS = 320
 # What the embedded models refuse and answer with, and a system prompt that they have seen.
 EMBEDDED_WORDS: dict[str, Any] = {
@@ -127,8 +128,8 @@ def ssah(
         **_embedded_alignment(run.seed) if embedded and utility is None else {},
     )
     small = embedded and data is None
-    training = dict(EMBEDDED_TRAINING if small else QI_RECIPE)
-    training |= {name: value for name, value in (("lr", lr), ("epochs", epochs)) if value is not None}
+    given: Any = {name: value for name, value in (("lr", lr), ("epochs", epochs)) if value is not None}
+    training = (EMBEDDED_TRAINING if small else QI_RECIPE).changed(template=template, **given)
     settings = SsahSettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
         cuts=cuts(score) if score else _usable(CUTS, prompts),
@@ -147,7 +148,7 @@ def ssah(
         freeze_layers=layer_range(freeze_layers) if freeze_layers else None,
         longer=longer,
         scenarios=_scenarios(run, data, embedded),
-        training=training | {"template": template},
+        training=training,
         budget_share=budget_share,
         layers=layer_range(layers) if layers else None,
         detector=detector,

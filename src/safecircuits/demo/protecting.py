@@ -86,7 +86,8 @@ def finetune_record(study: Demo) -> dict[str, Any]:
 def _show(study: Demo, made: StudyPage) -> None:
     tuned, record = study[FINETUNING], finetune_record(study)
     plot_finetune(record, ax=made.axes("finetune", 0.9 + 0.52 * len(tuned.arms)))
-    used = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in study.settings.finetuning.items())
+    s = study.settings
+    used = f"steps {s.finetune_steps}, batch size {s.finetune_batch}, lr {s.finetune_lr}"
     # With nothing frozen there is nothing that could have moved.
     same = all(run.frozen_bit_identical is not False for run in tuned.runs)
     frozen = "; ".join(f"{LABELS[arm]}: {what}" for arm, what in tuned.frozen.items())
@@ -96,7 +97,7 @@ def _show(study: Demo, made: StudyPage) -> None:
         "finetune",
         "What fine-tuning leaves",
         "A model that refuses learns a harmless new task, which can wear its refusals away. Each arm freezes another "
-        f"part of the model while it learns. Settings: {used}, {len(study.settings.seeds)} seeds.",
+        f"part of the model while it learns. Settings: {used}, {len(s.seeds)} seeds.",
         [Exhibit("finetune", label, caption, [arms_table(tuned.summary())])],
     )
 

@@ -12,6 +12,7 @@ from safecircuits.organism.grammar import Kind, Split
 from safecircuits.papers.part import Study
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.running import Running
+from safecircuits.training.settings import TrainingSettings
 
 SUBJECT = "aligned"
 """The stage that is studied, frozen and fine-tuned; the planted ones are where the answer is known."""
@@ -73,9 +74,9 @@ class DemoSettings(Running):
         return replace(self, **small, curve_shares=(0.005, 0.03))
 
     @property
-    def finetuning(self) -> dict[str, Any]:
-        """Arguments of ``finetune`` that all arms share."""
-        return {"steps": self.finetune_steps, "batch_size": self.finetune_batch, "lr": self.finetune_lr}
+    def finetuning(self) -> TrainingSettings:
+        """What all arms share."""
+        return TrainingSettings(steps=self.finetune_steps, batch_size=self.finetune_batch, lr=self.finetune_lr)
 
 
 def demo_prompts(settings: DemoSettings) -> dict[tuple[Kind, Split], PromptSet]:

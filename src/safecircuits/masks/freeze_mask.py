@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.masks import file as mask_file
-from safecircuits.masks.parameters import hooked_masks, stored_masks
+from safecircuits.masks.parameters import hooked_masks, masks_on
 from safecircuits.masks.reading import Chosen, Indices, Layers, chosen_of, layer_indices, ranges, require_chosen
 from safecircuits.model.parameters import Masks, as_hooked, checkpoint_parameters
 from safecircuits.model.sites import ModelShape, require_hooked
@@ -268,7 +268,11 @@ class FreezeMask:
             ValueError: for another model's mask, one that comes to no parameter of this model, and units in a layer
                 that has none (a mixture of experts) or whose matrices they do not make up.
         """
-        return stored_masks(model, self.on(model)._chosen)
+        return self.masks_on(model)[1]
+
+    def masks_on(self, model: Any) -> tuple[Masks, Masks]:
+        """``parameter_masks`` twice: by the names that a model computes with, and by those of its checkpoint."""
+        return masks_on(model, self.on(model)._chosen)
 
     def hooked_masks(self, model: Any) -> Masks:
         """The same by a hooked model's own names, which on a bridge include both fused and split parameters."""

@@ -27,8 +27,11 @@ from safecircuits.model.sites import (
 )
 
 
-def stored_masks(model: Any, chosen: Chosen) -> Masks:
-    """Boolean tensors by the names of a checkpoint, or of a HookedTransformer; see ``FreezeMask.parameter_masks``."""
+def masks_on(model: Any, chosen: Chosen) -> tuple[Masks, Masks]:
+    """Boolean tensors by the names that a model computes with, and by those of its checkpoint.
+
+    They are the same but for a bridge, whose own names are those of ``hooked_masks``.
+    """
     hooked, stored = as_hooked(model), checkpoint_parameters(model)
     masks = hooked_masks(hooked, chosen)
     if is_plain(model) or is_bridge(model):
@@ -37,7 +40,7 @@ def stored_masks(model: Any, chosen: Chosen) -> Masks:
         found = {name: mask for name, mask in masks.items() if name in stored}
     if any(rows.any() for rows in chosen.values()) and not any(mask.any() for mask in found.values()):
         raise ValueError("the freeze mask names units, but not one parameter of this model belongs to them")
-    return found
+    return (found if is_plain(model) else masks), found
 
 
 def hooked_masks(model: Any, chosen: Chosen) -> Masks:

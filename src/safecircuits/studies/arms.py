@@ -1,9 +1,9 @@
-"""The arms of a fine-tuning study, as data: what each of them freezes, or that it is Lisa (Safety Layers §4.2, A.4)."""
+"""The arms of a fine-tuning study, as data: what each freezes, and by which method (Safety Layers §4.2, A.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.vocabulary import SITES, LayerRange, Site
-from safecircuits.baselines.lisa import LisaSettings
-from safecircuits.baselines.lora import LoraSettings
-from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSettings
+from safecircuits.baselines.lisa import Lisa
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.training.method import Method
+from safecircuits.training.plain import Plain
 from safecircuits.units.selection import top
 
 Scores = Mapping[Site, Float[Tensor, "layer unit"]]
@@ -33,14 +33,8 @@ class Arm:
         mask: what is frozen; None for nothing.
         draw: freeze as much elsewhere, drawn by the run's seed: another contiguous ``"block"`` of as many layers,
             other ``"layers"`` one by one, or ``"units"`` (as many of each site, over all layers).
-        alignment: refused and answered prompts for Lisa; None for plain fine-tuning.
-        lisa: Lisa's settings; its own defaults unless given.
-        lora: train LoRA's adapters instead of the weights.
-        tokens: train virtual tokens (prefix tuning, LLaMA-Adapter) beside the weights, which all stay.
-        first: what is frozen instead in a first epoch, before ``mask`` for the rest of the run.
+        method: the way to fine-tune, such as ``Lora(r=16)`` or ``Lisa(refused)``; all weights unless given.
         longer: how many times the epochs of the other arms; above 1, steps are no longer matched.
-        only_units: train nothing but units: no embedding, norm or unembedding.
-        rewind: freeze nothing, and put the mask's units back as they were when training is over.
 
     Examples:
         >>> arm = sc.studies.Arm("mine", "layers 3 to 5", sc.FreezeMask.layers((3, 5)))
@@ -52,14 +46,8 @@ class Arm:
     frozen: str
     mask: FreezeMask | None = None
     draw: Literal["block", "layers", "units"] | None = None
-    alignment: PromptSet | None = None
-    lisa: LisaSettings | None = None
-    lora: LoraSettings | None = None
-    tokens: PrefixSettings | LlamaAdapterSettings | None = None
-    first: FreezeMask | None = None
+    method: Method = field(default_factory=Plain)
     longer: int = 1
-    only_units: bool = False
-    rewind: bool = False
 
     def mask_for(self, shape: ModelShape, seed: int) -> FreezeMask | None:
         """The mask of a run."""
@@ -73,21 +61,7 @@ class Arm:
 
     def describe(self) -> dict[str, Any]:
         """What decides a run of this arm, besides the mask itself."""
-        more = {
-            "lora": None if self.lora is None else vars(self.lora),
-            "tokens": None if self.tokens is None else {"kind": type(self.tokens).__name__, **vars(self.tokens)},
-            "first": None if self.first is None else self.first.fingerprint,
-            "longer": self.longer if self.longer > 1 else None,
-            "only_units": self.only_units or None,
-            "rewind": self.rewind or None,
-        }
-        return {
-            "frozen": self.frozen,
-            "draw": self.draw,
-            "alignment": None if self.alignment is None else self.alignment.fingerprint,
-            "lisa": None if self.lisa is None else vars(self.lisa),
-            **{name: value for name, value in more.items() if value is not None},
-        }
+        return {"frozen": self.frozen, "draw": self.draw, "method": self.method.record(), "longer": self.longer}
 
 
 Block = LayerRange | Sequence[int]
@@ -168,9 +142,9 @@ def nfft(scores: Scores, block: Block, shape: ModelShape, what: str = "given") -
     return Arm("nfft", f"as many units as in layers {block}, by {what} scores", mask)
 
 
-def lisa_arm(alignment: PromptSet, settings: LisaSettings | None = None) -> Arm:
-    """Lisa with nothing frozen: steps on ``alignment`` and on the user's data in turn, with a proximal term."""
-    return Arm("lisa", "nothing (Lisa)", alignment=alignment, lisa=settings or LisaSettings())
+def lisa_arm(method: Lisa) -> Arm:
+    """Lisa with nothing frozen: steps on its alignment data and on the user's in turn, with a proximal term."""
+    return Arm("lisa", "nothing (Lisa)", method=method)
 
 
 def paper_arms(
@@ -196,7 +170,7 @@ def paper_arms(
     if scores is not None:
         arms.append(nfft(scores, block, shape))
     if alignment is not None:
-        arms.append(lisa_arm(alignment))
+        arms.append(lisa_arm(Lisa(alignment)))
     return tuple(arms)
 
 

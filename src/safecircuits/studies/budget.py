@@ -18,9 +18,10 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 from safecircuits.studies.arms import Arm, full
 from safecircuits.studies.finetuning import finetuning_study
-from safecircuits.studies.hyperparameters import Settings
 from safecircuits.studies.outcome import FinetuningStudy, over_seeds
 from safecircuits.studies.scenarios import Scenario
+from safecircuits.training.plain import Plain
+from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.groups import Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 from safecircuits.units.scores import Method
@@ -94,7 +95,7 @@ def alignment_budget(
     normalize: Normalisation = "none",
     longer: int = 2,
     seeds: Sequence[int] = (0, 1, 2),
-    settings: Settings,
+    settings: TrainingSettings,
     out: str | Path | None = None,
     backend: Backend = "bridge",
     progress: bool = True,
@@ -127,12 +128,12 @@ def alignment_budget(
     if isinstance(model, str | Path):
         del loaded
         release()
-    rest = ~groups["RU"]
+    rest, units = ~groups["RU"], Plain(only_units=True)
     arms = (
         full(),
-        Arm("units", "nothing but what is no unit", only_units=True),
-        Arm("ru", f"all but the {100 * share:g} % redundant units", rest, longer=longer, only_units=True),
-        Arm("random", "all but as many random units", rest, draw="units", longer=longer, only_units=True),
+        Arm("units", "nothing but what is no unit", method=units),
+        Arm("ru", f"all but the {100 * share:g} % redundant units", rest, method=units, longer=longer),
+        Arm("random", "all but as many random units", rest, draw="units", method=units, longer=longer),
     )
     study = finetuning_study(
         model,

@@ -6,8 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,6 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
-from safecircuits.baselines.lisa import LisaSettings, lisa
-from safecircuits.baselines.lora import lora
-from safecircuits.baselines.rewind import entries_of, rewind
-from safecircuits.baselines.virtual_tokens import virtual_tokens
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.fingerprint import weights_fingerprint
@@ -28,18 +23,14 @@ from safecircuits.model.parameters import checkpoint_parameters
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm
-from safecircuits.studies.hyperparameters import Settings, hyperparameters, steps_of
+from safecircuits.studies.hyperparameters import settings_for
 from safecircuits.studies.measure import Curve, ExtraMetric, ScenarioMetrics, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.studies.subject import Subject
 from safecircuits.training.loop import finetune
-from safecircuits.training.only_units import only_units
-from safecircuits.training.phases import Phase
 from safecircuits.training.presets import PresetName
-
-OWN = ("freeze", "seed", "callbacks", "eval_every", "stop_at_loss", "checkpoint_dir", "log", "progress", "rows")
-"""Arguments of ``finetune`` that the study sets itself."""
+from safecircuits.training.settings import TrainingSettings
 
 
 @checked
@@ -52,7 +43,7 @@ def finetuning_study(
     over_rejection: PromptSet | None = None,
     utility: PromptSet | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    settings: PresetName | Settings = "paper",
+    settings: PresetName | TrainingSettings = "paper",
     preset_model: str | None = None,
     points: int = 8,
     curve_prompts: int = 100,
@@ -75,7 +66,7 @@ def finetuning_study(
         malicious: prompts whose refusal is measured. R_h, the paper's harmful rate, is the share not refused.
         over_rejection, utility: more prompts, as in ``evaluate``; the utility set has responses.
         seeds: decide the order of the data, and what the arms that draw freeze.
-        settings: ``"paper"`` or ``"code"`` for the published hyper-parameters, or arguments of ``finetune``.
+        settings: ``"paper"`` or ``"code"`` for the published hyper-parameters, or a ``TrainingSettings``.
         preset_model: the paper's model whose preset to take; by default the name of the model itself.
         points: measurements of refusal and task loss during training, so that arms can be compared at matched loss.
         curve_prompts: malicious prompts, the first of the set, that these look at.
@@ -87,22 +78,23 @@ def finetuning_study(
             by their names.
 
     Raises:
-        ValueError: for names that occur twice, nothing to run, settings that the study sets itself, an unknown preset,
-            and runs that are too short for Lisa.
+        ValueError: for names that occur twice, nothing to run, an unknown preset, settings that stop early, and those
+            that the method of an arm cannot serve, such as runs that are too short for Lisa.
     """
     seeds = [int(seed) for seed in seeds]  # those of a numpy range cannot be saved
-    _check(scenarios, arms, seeds, settings)
+    _check(scenarios, arms, seeds)
     subject = Subject(model, backend=backend, device=device, dtype=dtype)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             study = _Study(subject, Path(out or scratch), points, curve_prompts, extra or {})
             study.options = {"malicious": malicious, "over_rejection": over_rejection, "utility": utility}
             study.options.update(evaluation or {})
-            hyper = {s.name: hyperparameters(settings, preset_model or subject.name, s) for s in scenarios}
+            hyper = {s.name: settings_for(settings, preset_model or subject.name, s) for s in scenarios}
             for scenario in scenarios:
+                if hyper[scenario.name].stop_at_loss is not None:
+                    raise ValueError("settings hold stop_at_loss: arms of a study train for equally many steps")
                 for arm in arms:
-                    if arm.alignment is not None:
-                        (arm.lisa or LisaSettings()).require(arm.longer * steps_of(scenario, hyper[scenario.name]))
+                    arm.method.require(_of_arm(arm, scenario, hyper[scenario.name]), freeze=arm.mask)
             # Arms of a seed stand side by side in time, so that what else the machine does hits all of them alike.
             todo = [(scenario, seed, arm) for scenario in scenarios for seed in seeds for arm in arms]
             runs = [
@@ -115,7 +107,7 @@ def finetuning_study(
     return FinetuningStudy(
         runs=tuple(runs),
         frozen={arm.name: arm.frozen for arm in arms},
-        settings=hyper,
+        settings={name: found.record() for name, found in hyper.items()},
         provenance={
             "model": subject.name,
             "weights": fingerprint,
@@ -143,7 +135,7 @@ class _Study:
             self.fingerprint, self.shape = weights_fingerprint(model), ModelShape.of(model)
             self.device = str(next(iter(model.parameters())).device)
 
-    def run(self, scenario: Scenario, arm: Arm, seed: int, settings: Settings) -> StudyRun:
+    def run(self, scenario: Scenario, arm: Arm, seed: int, settings: TrainingSettings) -> StudyRun:
         """One run, from its file if it is there."""
         mask = arm.mask_for(self.shape, seed)
         identity = self._identity(scenario, settings) | {
@@ -158,54 +150,35 @@ class _Study:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["run"]
             # The key of a run is what decides it; what it is called is for the reader.
             return StudyRun.of(record | {"arm": arm.name, "scenario": scenario.name})
-        run = self._train(scenario, arm, mask, seed, dict(settings))
+        run = self._train(scenario, arm, mask, seed, settings)
         write_text(path, json.dumps({"identity": identity, "run": asdict(run)}, indent=1) + "\n")
         return run
 
     def _train(
-        self, scenario: Scenario, arm: Arm, mask: FreezeMask | None, seed: int, settings: dict[str, Any]
+        self, scenario: Scenario, arm: Arm, mask: FreezeMask | None, seed: int, settings: TrainingSettings
     ) -> StudyRun:
         metrics = self._metrics(scenario, settings)
         before = self._before(scenario, settings, metrics)
-        steps = arm.longer * steps_of(scenario, settings)
-        curve = Curve(metrics)
-        optimizer = WatchedOptimizer(
-            settings.pop("optimizer", "adamw"), settings.get("lr", 3e-4), settings.get("weight_decay", 0.0)
-        )
-        options: dict[str, Any] = {
-            **{name: value for name, value in settings.items() if name != "epochs"},
-            "steps": steps,
-            "seed": seed,
-            "freeze": None if arm.rewind else mask,
-            "optimizer": optimizer,
-            "callbacks": [curve],
-            "eval_every": max(1, steps // self.points),
-            "progress": False,
-        }
-        with self.subject.fresh() as model, only_units(model) if arm.only_units else nullcontext():
-            kept = entries_of(model, mask) if arm.rewind and mask is not None else None
+        curve, optimizer = Curve(metrics), WatchedOptimizer(settings)
+        settings = replace(_of_arm(arm, scenario, settings), optimizer=optimizer)
+        every = max(1, settings.steps_on(len(scenario.train)) // self.points)
+        with self.subject.fresh() as model:
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            measured: Any = model
-            if arm.alignment is not None:
-                run = lisa(model, scenario.train, arm.alignment, settings=arm.lisa, **options)
-            elif arm.lora is not None:
-                run = lora(model, scenario.train, settings=arm.lora, **options)
-            elif arm.tokens is not None:
-                measured, run = virtual_tokens(model, scenario.train, settings=arm.tokens, **options)
-            elif arm.first is not None:
-                first = min(steps_of(scenario, {**settings, "steps": None, "epochs": 1}), steps - 1)
-                phases = [Phase(arm.first.on(self.shape), steps=first), Phase(mask, steps=steps - first)]
-                run = finetune(model, scenario.train, **{**options, "freeze": phases, "steps": None})
-            else:
-                run = finetune(model, scenario.train, **options)
+            run = finetune(
+                model,
+                scenario.train,
+                mask,
+                settings,
+                method=arm.method,
+                seed=seed,
+                callbacks=[curve],
+                eval_every=every,
+                progress=False,
+            )
             peak = torch.cuda.max_memory_allocated() if on_gpu else None
-            points = [dict(point) for point in run.evaluations]
-            if kept is not None and mask is not None:
-                rewind(model, kept, mask)
-                points[-1] = {"step": run.steps, **metrics.point(model)}
-            figures = metrics.figures(measured)
+            figures = metrics.figures(model if run.tuned is None else run.tuned)
             n_parameters = sum(p.numel() for p in checkpoint_parameters(model).values())
         start = {"step": 0.0, **before["point"]}
         return StudyRun(
@@ -214,7 +187,7 @@ class _Study:
             seed=seed,
             before=before["figures"],
             figures=figures,
-            curve=(start, *points),
+            curve=(start, *(dict(point) for point in run.evaluations)),
             train_loss=run.final_loss(),
             steps=run.steps,
             step_seconds=curve.training_seconds(optimizer) / run.steps,
@@ -227,7 +200,9 @@ class _Study:
             frozen_bit_identical=run.frozen_bit_identical,
         )
 
-    def _before(self, scenario: Scenario, settings: Settings, metrics: ScenarioMetrics) -> dict[str, dict[str, float]]:
+    def _before(
+        self, scenario: Scenario, settings: TrainingSettings, metrics: ScenarioMetrics
+    ) -> dict[str, dict[str, float]]:
         """What the model does before any training, once for each scenario and template."""
         path = self.out / "before" / f"{_slug(scenario.name)}-{_short(self._identity(scenario, settings, False))}.json"
         if not path.exists():
@@ -237,11 +212,11 @@ class _Study:
         found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    def _metrics(self, scenario: Scenario, settings: Settings) -> ScenarioMetrics:
-        template: EvaluationOptions = {"template": settings.get("template", "auto")}
+    def _metrics(self, scenario: Scenario, settings: TrainingSettings) -> ScenarioMetrics:
+        template: EvaluationOptions = {"template": settings.template}
         return ScenarioMetrics({**template, **self.options}, scenario.held_out, self.curve_prompts, self.extra)
 
-    def _identity(self, scenario: Scenario, settings: Settings, training: bool = True) -> dict[str, Any]:
+    def _identity(self, scenario: Scenario, settings: TrainingSettings, training: bool = True) -> dict[str, Any]:
         """What decides a measurement; with ``training`` the hyper-parameters too."""
         options = {
             name: value.fingerprint if isinstance(value, PromptSet) else getattr(value, "__qualname__", value)
@@ -253,12 +228,12 @@ class _Study:
             "options": options,
             "curve_prompts": self.curve_prompts,
             "extra": sorted(self.extra),
-            "settings": dict(settings) if training else {"template": settings.get("template", "auto")},
+            "settings": settings.record() if training else {"template": settings.template},
             "backend": self.subject.backend,
         }
 
 
-def _check(scenarios: Sequence[Scenario], arms: Sequence[Arm], seeds: Sequence[int], settings: Any) -> None:
+def _check(scenarios: Sequence[Scenario], arms: Sequence[Arm], seeds: Sequence[int]) -> None:
     named = {"scenario": [s.name for s in scenarios], "arm": [a.name for a in arms], "seed": [str(s) for s in seeds]}
     for what, names in named.items():
         if not names:
@@ -266,8 +241,11 @@ def _check(scenarios: Sequence[Scenario], arms: Sequence[Arm], seeds: Sequence[i
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"{what} {twice!r} is there twice; give each its own")
-    if not isinstance(settings, str) and (own := sorted(set(OWN) & set(settings))):
-        raise ValueError(f"settings hold {own[0]!r}, which the study sets itself; leave it out")
+
+
+def _of_arm(arm: Arm, scenario: Scenario, settings: TrainingSettings) -> TrainingSettings:
+    """The settings of a run, whose length is in steps: an arm may take several times the others'."""
+    return settings.changed(steps=arm.longer * settings.steps_on(len(scenario.train)))
 
 
 def _short(identity: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from safecircuits.results.result import Result
 from safecircuits.studies.arms import Block, full, sppft
 from safecircuits.studies.comparison import Comparison
 from safecircuits.studies.finetuning import finetuning_study
-from safecircuits.studies.hyperparameters import Settings
+from safecircuits.studies.hyperparameters import require_settings
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import Scenario
+from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ def freezing_grid(
     *,
     malicious: PromptSet,
     seeds: Sequence[int] = (0, 1, 2),
-    settings: Settings,
+    settings: TrainingSettings,
     out: str | Path,
     **options: Any,
 ) -> FreezingGrid:
@@ -91,15 +92,15 @@ def freezing_grid(
         models: sources by name, such as checkpoints of different doses of alignment.
         lrs: peak learning rates, the same for all scenarios or by scenario name.
         blocks: what to freeze, one at a time; blocks of equal size can be compared with each other.
-        settings: arguments of ``finetune`` but for ``lr``. A constant schedule keeps the points of a curve comparable.
+        settings: all but ``lr``. A constant schedule keeps the points of a curve comparable.
         out: where finished runs are kept; the same call goes on where an interrupted one stopped.
         options: as for ``finetuning_study``.
 
     Raises:
         ValueError: as ``finetuning_study``, and for a scenario without learning rates.
     """
-    if "lr" in settings:
-        raise ValueError("settings hold 'lr', which is an axis of the grid: pass lrs")
+    if require_settings(settings).lr != TrainingSettings().lr:
+        raise ValueError(f"settings hold lr={settings.lr}, which is an axis of the grid: pass lrs")
     by_scenario = lrs if isinstance(lrs, Mapping) else {scenario.name: lrs for scenario in scenarios}
     for scenario in scenarios:
         if not by_scenario.get(scenario.name):
@@ -115,7 +116,7 @@ def freezing_grid(
                     arms,
                     malicious=malicious,
                     seeds=seeds,
-                    settings={**settings, "lr": lr},
+                    settings=settings.changed(lr=lr),
                     out=out,
                     **options,
                 )

@@ -1,27 +1,21 @@
-"""What a scenario is trained with, all but the arm: settings as given or by the name of a preset, and its steps."""
+"""What a scenario is trained with, all but the arm: settings as given or by the name of a preset."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.training.presets import PresetName, preset
-
-Settings = Mapping[str, Any]
-
-
-def hyperparameters(settings: PresetName | Settings, model: str, scenario: Scenario) -> dict[str, Any]:
-    """Arguments of ``finetune`` for one scenario: as given, or the preset of that name."""
-    if not isinstance(settings, str):
-        return dict(settings)
-    return dict(preset(settings, model if settings == "paper" else None, scenario.kind))
+from safecircuits.training.settings import TrainingSettings
 
 
-def steps_of(scenario: Scenario, settings: Settings) -> int:
-    """Optimizer steps of a run, counted as ``finetune`` counts them."""
-    if settings.get("steps") is not None:
-        return int(settings["steps"])
-    per_step = int(settings.get("batch_size", 16) * settings.get("grad_accumulation", 1))
-    return int(settings.get("epochs") or 1) * math.ceil(len(scenario.train) / per_step)
+def settings_for(settings: PresetName | TrainingSettings, model: str, scenario: Scenario) -> TrainingSettings:
+    """The training settings of one scenario: as given, or the preset of that name."""
+    if isinstance(settings, str):
+        return preset(settings, model if settings == "paper" else None, scenario.kind)
+    return require_settings(settings)
+
+
+def require_settings(settings: TrainingSettings) -> TrainingSettings:
+    """The settings; a ValueError for anything else, such as a dict of them."""
+    if not isinstance(settings, TrainingSettings):
+        raise ValueError(f"settings are TrainingSettings(steps=…, lr=…), not {settings!r}")
+    return settings

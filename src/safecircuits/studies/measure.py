@@ -13,7 +13,8 @@ from torch import nn
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.reference import response_loss
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.training.loop import make_optimizer
+from safecircuits.training.optimizers import make_optimizer
+from safecircuits.training.settings import TrainingSettings
 
 ExtraMetric = Callable[[Any, PromptSet], float]
 """A figure of your own from the fine-tuned model and the scenario's held-out rows, such as Rouge-L, a judge's score, or
@@ -78,13 +79,14 @@ class Curve:
 class WatchedOptimizer:
     """Makes the optimizer that ``finetune`` would make, and keeps hold of it to weigh its state afterwards."""
 
-    def __init__(self, kind: Any, lr: float, weight_decay: float) -> None:
-        self.kind, self.lr, self.weight_decay = kind, lr, weight_decay
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
         self.made = 0.0  # when the first of them was: training in phases makes one a phase
-        self.__qualname__ = kind if isinstance(kind, str) else getattr(kind, "__qualname__", "custom")
+        self.__qualname__ = settings.record()["optimizer"]
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        self.optimizer = make_optimizer(self.kind, parameters, self.lr, self.weight_decay)
+        settings = self.settings
+        self.optimizer = make_optimizer(settings.optimizer, parameters, settings.lr, settings.weight_decay)
         self.made = self.made or time.perf_counter()
         return self.optimizer
 

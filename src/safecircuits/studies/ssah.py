@@ -7,10 +7,13 @@ from typing import Literal
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.baselines.lora import LoraSettings
-from safecircuits.baselines.virtual_tokens import LlamaAdapterSettings, PrefixSettings
+from safecircuits.baselines.lora import Lora
+from safecircuits.baselines.rewinding import Rewind
+from safecircuits.baselines.two_phases import TwoPhases
+from safecircuits.baselines.virtual_tokens import LlamaAdapter, PrefixTuning
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.studies.arms import Arm, full
+from safecircuits.training.plain import Plain
 from safecircuits.units.groups import UnitGroups
 
 Block = LayerRange | Sequence[int]
@@ -48,10 +51,10 @@ def scu_top_cu(
     # Where shares are of neurons and of heads, so is this one.
     apart = groups.provenance.get("share_of", "units") == "units"
     mask = groups["SCU"] | groups.top(n, "CU", by, proportionate=apart)
-    first = _within(groups["SCU"] | groups["CU"], layers) if phases else None
+    method = TwoPhases(_within(groups["SCU"] | groups["CU"], layers)) if phases else Plain()
     order = {"difference": "S − U", "total": "S + U"}[by]
     words = f"SCU and the {n} CU of highest {order}{_where(layers)}{'; first epoch all CU' if phases else ''}"
-    return Arm("scu_top_cu", words, _within(mask, layers), first=first, longer=longer)
+    return Arm("scu_top_cu", words, _within(mask, layers), method=method, longer=longer)
 
 
 def scu_all_cu(groups: UnitGroups, *, layers: Block | None = None, longer: int = 1) -> Arm:
@@ -78,29 +81,29 @@ def rewound_arm(arm: Arm) -> Arm:
     if arm.mask is None:
         raise ValueError(f"arm {arm.name!r} freezes nothing, so there is nothing to put back")
     words = f"nothing; afterwards put back: {arm.frozen}"
-    return Arm(f"rewound_{arm.name}", words, arm.mask, draw=arm.draw, longer=arm.longer, rewind=True)
+    return Arm(f"rewound_{arm.name}", words, arm.mask, draw=arm.draw, method=Rewind(), longer=arm.longer)
 
 
-def lora_arm(settings: LoraSettings | None = None) -> Arm:
+def lora_arm(method: Lora | None = None) -> Arm:
     """LoRA on the same data in the same order for as many steps; nothing is frozen by a mask."""
-    settings = settings or LoraSettings()
-    return Arm("lora", f"all weights (LoRA, rank {settings.r})", lora=settings)
+    method = method or Lora()
+    return Arm("lora", f"all weights (LoRA, rank {method.r})", method=method)
 
 
-def prefix_arm(settings: PrefixSettings | None = None) -> Arm:
+def prefix_arm(method: PrefixTuning | None = None) -> Arm:
     """Prefix tuning on the same data in the same order for as many steps.
 
     Arms of a study share their rate. Virtual tokens learn slowly at one that suits weights: a study of their own may be
     fairer to them.
     """
-    settings = settings or PrefixSettings()
-    return Arm("prefix", f"all weights (prefix tuning, {settings.virtual_tokens} tokens)", tokens=settings)
+    method = method or PrefixTuning()
+    return Arm("prefix", f"all weights (prefix tuning, {method.virtual_tokens} tokens)", method=method)
 
 
-def llama_adapter_arm(settings: LlamaAdapterSettings | None = None) -> Arm:
+def llama_adapter_arm(method: LlamaAdapter | None = None) -> Arm:
     """LLaMA-Adapter on the same data in the same order for as many steps; of Llama, Mistral and GPT-2 alone."""
-    settings = settings or LlamaAdapterSettings()
-    return Arm("llama_adapter", f"all weights (LLaMA-Adapter, {settings.virtual_tokens} tokens)", tokens=settings)
+    method = method or LlamaAdapter()
+    return Arm("llama_adapter", f"all weights (LLaMA-Adapter, {method.virtual_tokens} tokens)", method=method)
 
 
 @checked

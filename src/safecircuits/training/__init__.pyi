@@ -8,8 +8,14 @@ from .freeze import frozen as frozen
 from .freeze import frozen_digest as frozen_digest
 from .integrations import FreezeCallback as FreezeCallback
 from .loop import finetune as finetune
+from .method import Method as Method
+from .method import TrainingJob as TrainingJob
+from .method import register as register
 from .phases import Phase as Phase
+from .plain import Plain as Plain
+from .plain import train_weights as train_weights
 from .presets import preset as preset
 from .run import FinetuneRun as FinetuneRun
 from .safety_filter import FilteredData as FilteredData
 from .safety_filter import without_safety_rows as without_safety_rows
+from .settings import TrainingSettings as TrainingSettings

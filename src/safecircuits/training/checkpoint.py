@@ -1,8 +1,8 @@
 """Checkpoints of a fine-tuning run: complete or absent, and enough to go on to bit-identical weights.
 
-``step-N`` holds the trained slices, the optimizer and the progress; ``phase-K.safetensors``, in a run of several
-phases, what earlier phases have trained, as phase K found it. Tensors are whole, so that the number of processes may
-change.
+``step-N`` holds the trained slices, the optimizer, what the method remembers, and the progress;
+``phase-K.safetensors``, in a run of several phases, what earlier phases have trained, as phase K found it. Tensors are
+whole, so that the number of processes may change.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from safecircuits.base.files import plain, replacing
+from safecircuits.training.method import HasState, OnGradients
 from safecircuits.training.sharding import sharded_like, whole
 
 
@@ -51,6 +52,7 @@ class Saved:
         start: what earlier phases have trained, by parameter name; nothing in the first phase.
         trained: the trained slices.
         optimizer: the optimizer's state dict.
+        remembered: what the method remembers from step to step.
     """
 
     path: Path
@@ -58,10 +60,13 @@ class Saved:
     start: dict[str, Tensor]
     trained: dict[str, Tensor]
     optimizer: dict[str, Any]
+    remembered: dict[str, Tensor]
 
     @torch.no_grad()
-    def restore(self, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Put the trained slices and the optimizer's state into those of a run that has been set up anew.
+    def restore(
+        self, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, hook: OnGradients | None
+    ) -> None:
+        """Put the trained slices and the states of optimizer and hook into those of a run that has been set up anew.
 
         This can be done once: what was read is let go.
         """
@@ -73,13 +78,15 @@ class Saved:
             for i, values in self.optimizer["state"].items()
         }
         optimizer.load_state_dict({**self.optimizer, "state": state})
-        for read in (self.start, self.trained, self.optimizer):
+        if isinstance(hook, HasState):
+            hook.restore(self.remembered, trained)
+        for read in (self.start, self.trained, self.optimizer, self.remembered):
             read.clear()
 
 
-def whole_tensors(trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """What trains, gathered from all processes, all of which must call this."""
-    return {name: whole(parameter.detach()) for name, parameter in trained.items()}
+def whole_tensors(sharded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors gathered from all processes, all of which must call this."""
+    return {name: whole(tensor.detach()) for name, tensor in sharded.items()}
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -95,6 +102,7 @@ def save(
     identity: Mapping[str, Any],
     trained: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
+    remembered: Mapping[str, Tensor],
 ) -> None:
     """Write ``folder/step-N``; then drop what is older.
 
@@ -110,7 +118,8 @@ def save(
     partial = folder / f".{target.name}.{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir(parents=True)
-        save_file({name: value.contiguous() for name, value in trained.items()}, partial / "trained.safetensors")
+        for file, tensors in (("trained", trained), ("method", remembered)):
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial / f"{file}.safetensors")
         torch.save(dict(optimizer), partial / "optimizer.pt")
         state = {
             "identity": identity,
@@ -159,7 +168,7 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
         _require_same(path, state["identity"], json.loads(json.dumps(identity, default=plain)))
         progress = Progress(state["losses"], state["evaluations"], state["phase"], state["phases"])
         start = load_file(_start(folder, progress.phase)) if progress.phase else {}
-        trained = load_file(path / "trained.safetensors")
+        trained, remembered = load_file(path / "trained.safetensors"), load_file(path / "method.safetensors")
         optimizer = torch.load(path / "optimizer.pt", weights_only=True)
     except (
         OSError,
@@ -172,7 +181,7 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
         pickle.UnpicklingError,
     ) as error:
         raise ValueError(f"the checkpoint {path} is damaged; delete it to start from the beginning") from error
-    return Saved(path, progress, start, trained, optimizer)
+    return Saved(path, progress, start, trained, optimizer, remembered)
 
 
 def _drop_older(folder: Path, phase: int) -> None:

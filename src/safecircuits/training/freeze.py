@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 
 from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.model.fused import fuse_again
-from safecircuits.model.parameters import Masks, checkpoint_parameters, is_plain, live_parameters
-from safecircuits.model.sites import is_bridge
+from safecircuits.model.parameters import checkpoint_parameters, live_parameters
 from safecircuits.training.slices import Originals, Slice, hold_apart, put_back
 from safecircuits.training.watched import WRITTEN
 
@@ -27,15 +27,50 @@ Place = tuple[int, Int[Tensor, " frozen"]]
 """Frozen rows, columns or slices of a tensor: the axis, and the indices on it."""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where what a mask freezes lies in a model, for as long as that has the same parameters.
+
+    A boolean mask takes a byte an entry; the places are its rows and columns, so that a mask is written out once.
+
+    Attributes:
+        computed_with: by name of a parameter that the model computes with; None for one that is frozen whole.
+        stored: the same by the names of the checkpoint.
+        n_frozen: number of frozen entries of the checkpoint.
+    """
+
+    computed_with: Mapping[str, Place | None]
+    stored: Mapping[str, Place | None]
+    n_frozen: int
+
+    @classmethod
+    def of(cls, model: Any, mask: FreezeMask) -> Places:
+        """Let a mask meet a model; a ``ValueError`` for another model's, or one that freezes nothing."""
+        if not require_mask(mask, "frozen units"):
+            raise ValueError("the freeze mask freezes nothing; pass None to train without one")
+        live = live_parameters(model)
+        computed_with, stored = mask.masks_on(model)
+        return cls(
+            _places({name: where for name, where in computed_with.items() if name in live}),
+            _places(stored),
+            sum(int(where.sum()) for where in stored.values()),
+        )
+
+    def digest(self, model: Any) -> str:
+        """SHA-256 (hex) of the frozen entries."""
+        fuse_again(model)
+        return _digest(checkpoint_parameters(model), self.stored)
+
+
 @contextmanager
-def frozen(model: Any, mask: FreezeMask | None) -> Iterator[Frozen]:
+def frozen(model: Any, mask: FreezeMask | Places | None) -> Iterator[Frozen]:
     """Freeze what ``mask`` names for the length of the block; optimize ``handle.trainable_parameters()`` inside it.
 
-    Takes a TransformerBridge, a HookedTransformer or a plain Hugging Face model. On leaving the block, by an exception
-    too, the trained slices are written back into the original ``Parameter`` objects, every ``requires_grad`` is as it
-    was, and the frozen entries are compared by SHA-256 with what they were. Parameters that require no gradient on
-    entry are not trained. With ``mask=None`` nothing is frozen, and the block only keeps stand-in parameters (such as
-    the unembedding bias that a bridge adds) from being trained.
+    Takes a TransformerBridge, a HookedTransformer or a plain Hugging Face model, and a mask or its ``Places`` there. On
+    leaving the block, by an exception too, the trained slices are written back into the original ``Parameter`` objects,
+    every ``requires_grad`` is as it was, and the frozen entries are compared by SHA-256 with what they were. Parameters
+    that require no gradient on entry are not trained. With ``mask=None`` nothing is frozen, and the block only keeps
+    stand-in parameters (such as the unembedding bias that a bridge adds) from being trained.
 
     Inside, the forward pass is what it was, and so are the names and shapes of state dicts: ``model.state_dict()`` and
     ``save_pretrained`` hold the values of the moment, and ``load_state_dict`` takes them back. Make the optimizer
@@ -73,8 +108,7 @@ def frozen_digest(model: Any, mask: FreezeMask) -> str:
         >>> sc.training.frozen_digest(model, mask) == sc.training.frozen_digest(same, mask)
         True
     """
-    fuse_again(model)
-    return _digest(checkpoint_parameters(model), _places(require_mask(mask, "frozen units").parameter_masks(model)))
+    return Places.of(model, mask).digest(model)
 
 
 class Frozen:
@@ -92,22 +126,18 @@ class Frozen:
         True
     """
 
-    def __init__(self, model: Any, mask: FreezeMask | None) -> None:
+    def __init__(self, model: Any, mask: FreezeMask | Places | None) -> None:
         model = unwrapped(model)
         root = getattr(model, "original_model", model)
         if any(isinstance(module, Slice) for module in root.modules()):
             raise ValueError("the model is already inside frozen(...): combine the masks with | and freeze once")
-        if mask is not None and not require_mask(mask, "frozen units"):
-            raise ValueError("the freeze mask freezes nothing; pass None to train without one")
+        places = mask if isinstance(mask, Places | None) else Places.of(model, mask)
+        places = places or Places({}, {}, 0)
         fuse_again(model)
         self._model = model
         self._live = live_parameters(model)
         self._stored = checkpoint_parameters(model)
-        # Boolean masks of the parameters' shapes take a byte an entry: keep their rows and columns instead.
-        cuts = {} if mask is None else _places(_live_masks(model, mask, self._live))
-        masks = {} if mask is None else mask.parameter_masks(model)
-        self.n_frozen, self._frozen_at = sum(int(m.sum()) for m in masks.values()), _places(masks)
-        del masks
+        cuts, self._frozen_at, self.n_frozen = places.computed_with, places.stored, places.n_frozen
         self._trained: dict[str, nn.Parameter] = {
             name: p for name, p in self._live.items() if p.requires_grad and cuts.get(name, ()) is not None
         }
@@ -266,12 +296,6 @@ def _alone_in_memory(root: nn.Module) -> set[int]:
         for p, *others in owners.values()
         if not others and p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * p.element_size()
     }
-
-
-def _live_masks(model: Any, mask: FreezeMask, live: Mapping[str, nn.Parameter]) -> Masks:
-    """The mask over the parameters that the model computes with, by their own names."""
-    masks = mask.parameter_masks(model) if is_plain(model) or not is_bridge(model) else mask.hooked_masks(model)
-    return {name: frozen for name, frozen in masks.items() if name in live}
 
 
 def _places(masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, Place | None]:

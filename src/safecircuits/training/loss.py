@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +17,7 @@ from safecircuits.model.sites import is_bridge
 from safecircuits.prompts.batching import Batch, pad_left, position_ids
 from safecircuits.prompts.prompt_set import Encoded
 from safecircuits.training.packing import PackedBatch, in_rows
-
-LossOn = Literal["response", "all"]
-"""Which tokens are targets: the response with its end of sequence, or every token but an example's first."""
-Precision = Literal["no", "bf16"]
-"""What the forward pass computes in: the dtype of the weights, or bfloat16 where autocast finds it safe."""
+from safecircuits.training.settings import LossOn, Precision
 
 
 class TrainingLoss(nn.Module):

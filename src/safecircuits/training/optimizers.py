@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import nn
 
-Schedule = Literal["linear", "constant", "cosine"]
-OptimizerName = Literal["adamw", "sgd", "adafactor"]
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+from safecircuits.training.settings import MakeOptimizer, Schedule
 
 
 def make_optimizer(

@@ -6,17 +6,15 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from safecircuits.base.notices import notify
 from safecircuits.prompts.batching import Batch, pad_left
 from safecircuits.prompts.prompt_set import Encoded
-from safecircuits.training.loss import LossOn
 from safecircuits.training.packing import PackedBatch, pack
+from safecircuits.training.settings import LossOn
 
 T = TypeVar("T")
-Batches = Literal["random", "length", "packed"]
-"""Examples in random order; steps of examples of similar length, in random order; or random, packed into rows."""
 
 _WINDOW = 50
 """Steps' worth of examples that are sorted by length at a time, so that no example always has the same neighbours."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from safecircuits.base.arguments import whole
 from safecircuits.masks.freeze_mask import FreezeMask, require_mask
+from safecircuits.training.freeze import Places
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ Freeze = FreezeMask | Sequence[Phase] | None
 
 @dataclass(frozen=True)
 class PhaseSteps:
-    """A phase in a run: what is frozen in the steps from ``start`` (of 0) until before ``stop``."""
+    """A phase in a run: what is frozen, and where it lies, in the steps from ``start`` (of 0) until before ``stop``."""
 
     mask: FreezeMask | None
     start: int
     stop: int
+    places: Places | None = None
 
 
 def phase_steps(freeze: Freeze, steps: int | None, epochs: int | None, steps_per_epoch: int) -> list[PhaseSteps]:

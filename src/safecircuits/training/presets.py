@@ -22,9 +22,9 @@ scenario; its one rate is for all.
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, get_args
+from typing import Literal, get_args
 
-from safecircuits.training.loss import LossOn
+from safecircuits.training.settings import TrainingSettings
 
 PresetName = Literal["paper", "code"]
 Scenario = Literal["D_N", "D_I", "D_B", "D_H"]
@@ -49,23 +49,6 @@ _SHORT = {
 }
 
 
-class Hyperparameters(TypedDict):
-    """Arguments of ``finetune``; a plain dict, so that ``preset(...) | {"lr": 1e-4}`` changes one of them."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    grad_accumulation: int
-    warmup_steps: int
-    schedule: Literal["linear"]
-    weight_decay: float
-    max_grad_norm: float
-    optimizer: Literal["adamw"]
-    max_length: int | None
-    loss_on: LossOn
-    template: str
-
-
 def preset(
     name: PresetName,
     model: str | None = None,
@@ -73,8 +56,8 @@ def preset(
     *,
     arm: Arm = "full",
     matched: bool = True,
-) -> Hyperparameters:
-    """A published set of hyper-parameters, as keyword arguments of ``finetune``.
+) -> TrainingSettings:
+    """A published set of hyper-parameters: ``finetune(model, data, mask, preset("paper", "Llama-2"))``.
 
     Args:
         model: one of the paper's four, as a hub id, a path that ends in the model's name, or short ("Llama-2").
@@ -102,20 +85,20 @@ def preset(
         raise ValueError(f"preset 'paper' has a learning rate per model: name one of {', '.join(PAPER_LR)}")
     else:
         lr = PAPER_LR_HARMFUL if scenario == "D_H" else PAPER_LR[known]
-    return {
-        "lr": lr,
-        "epochs": 3,
-        "batch_size": 4,
-        "grad_accumulation": 32 if name == "code" else 1,
-        "warmup_steps": 100,
-        "schedule": "linear",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "optimizer": "adamw",
-        "max_length": 256 if name == "code" else None,
-        "loss_on": "all",
-        "template": "alpaca",
-    }
+    return TrainingSettings(
+        lr=lr,
+        epochs=3,
+        batch_size=4,
+        grad_accumulation=32 if name == "code" else 1,
+        warmup_steps=100,
+        schedule="linear",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        optimizer="adamw",
+        max_length=256 if name == "code" else None,
+        loss_on="all",
+        template="alpaca",
+    )
 
 
 def paper_model(name: str) -> str:

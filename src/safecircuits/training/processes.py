@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from safecircuits.model.modules import decoder_layers
-from safecircuits.training.loss import Precision, TrainingLoss
+from safecircuits.training.loss import TrainingLoss
+from safecircuits.training.settings import Precision
 from safecircuits.training.sharding import Sharded
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,10 @@ class FinetuneRun:
         n_trainable: entries that trained.
         n_frozen: entries that the mask froze.
         evaluations: what the callbacks returned, each with its ``step``.
-        settings: all that decides the run: hyper-parameters, seed, fingerprint of the data, versions.
+        settings: all that decides the run: method, hyper-parameters, seed, fingerprint of the data, versions.
+        by_step: more that the method has to say of each step, such as how many pairs prefer the chosen answer.
+        tuned: the tuned model, where a method leaves the one that was passed as it is and puts something beside it
+            (virtual tokens); None where that model itself was trained. It is not saved.
 
     Examples:
         >>> run = sc.finetune(sc.load_model("aligned"), utility, steps=2, batch_size=4, progress=False)
@@ -51,6 +54,8 @@ class FinetuneRun:
     n_frozen: int
     evaluations: tuple[Mapping[str, Any], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    by_step: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    tuned: Any = field(default=None, compare=False)
 
     def final_loss(self, window: int = 20) -> float:
         """Mean training loss of the last ``window`` steps."""
@@ -80,11 +85,15 @@ class FinetuneRun:
 
         return facts_table("FinetuneRun", self.summary().splitlines())
 
+    def record(self) -> dict[str, Any]:
+        """All but the tuned model, as ``run.json`` holds it."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "tuned"}
+
     def to_frame(self) -> pd.DataFrame:
-        """One row a step: ``step`` (from 1) and ``loss``."""
+        """One row a step: ``step`` (from 1), ``loss``, and what the method says of it."""
         import pandas as pd
 
-        return pd.DataFrame({"step": range(1, len(self.losses) + 1), "loss": self.losses})
+        return pd.DataFrame({"step": range(1, len(self.losses) + 1), "loss": self.losses, **self.by_step})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The training loss over steps."""
@@ -95,7 +104,7 @@ class FinetuneRun:
     def save(self, folder: str | Path) -> Path:
         """Write ``run.json`` into ``folder``; a ValueError if that is the record of something else."""
         path = require_replaceable(Path(folder) / "run.json", "fine-tuning run")
-        return write_text(path, json.dumps(asdict(self), indent=1, default=plain) + "\n")
+        return write_text(path, json.dumps(self.record(), indent=1, default=plain) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> FinetuneRun:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from safecircuits.base.progress import track
 from safecircuits.model.parameters import live_parameters
@@ -22,20 +21,12 @@ from safecircuits.training.computing import gradient_checkpointing
 from safecircuits.training.freeze import frozen
 from safecircuits.training.log import Log
 from safecircuits.training.loss import TrainingLoss
+from safecircuits.training.method import HasState, Rows, TrainingJob, point_of
 from safecircuits.training.optimizers import make_optimizer, rate
 from safecircuits.training.order import shares
 from safecircuits.training.phases import PhaseSteps
 from safecircuits.training.processes import DistributedLoss, Processes
-from safecircuits.training.recipe import Recipe
 from safecircuits.training.sharding import whole
-
-Callback = Callable[[Any, int], Any]
-"""Called with the model and the number of steps done; what it returns, numbers by name, a ``Behavior`` or nothing, is
-logged and kept in the run."""
-Rows = Callable[[int], Sequence[int]]
-"""Which rows of the data a step (from 0) sees."""
-OnGradients = Callable[[int, Mapping[str, nn.Parameter]], None]
-"""Called with the step (from 0) and all that trains, once its gradients are there and before they are clipped."""
 
 LOSS_WINDOW = 20
 """Steps over which ``stop_at_loss`` averages the training loss."""
@@ -50,21 +41,12 @@ class Session:
         resumed_from: steps that were done already.
     """
 
-    model: Any
-    recipe: Recipe
+    job: TrainingJob
     examples: Sequence[Encoded]
     plan: Sequence[PhaseSteps]
     processes: Processes
     rows: Rows
     identity: Mapping[str, Any]
-    callbacks: Sequence[Callback] = ()
-    eval_every: int | None = None
-    on_gradients: OnGradients | None = None
-    gradient_checkpointing: bool = False
-    folder: Path | None = None
-    checkpoint_every: int = 100
-    log: str | Path | None = None
-    progress: bool = True
     done: Progress = field(default_factory=lambda: Progress([], []))
     resumed_from: int = 0
 
@@ -79,7 +61,7 @@ class Session:
         if saved is not None:
             self.done, self.resumed_from = saved.progress, saved.progress.step
             self._take(saved)
-        self._log = Log(self.log if self.processes.is_main else None, keep=self.done.step)
+        self._log = Log(self.job.log if self.processes.is_main else None, keep=self.done.step)
         self._trained_before = set() if saved is None else set(saved.start)
         self._began = time.perf_counter()
         for index in range(self.done.phase, len(self.plan)):
@@ -92,13 +74,14 @@ class Session:
         """One phase, from its start or from a checkpoint within it."""
         phase = self.plan[index]
         self.done = replace(self.done, phase=index)
-        if index and saved is None and self.folder is not None:
-            folder, live = self.folder, live_parameters(self.model)
+        if index and saved is None and self.job.checkpoint_dir is not None:
+            folder, live = self.job.checkpoint_dir, live_parameters(self.job.model)
             start = {name: live[name] for name in self._trained_before}
             self.processes.once(lambda: checkpoint.save_start(folder, index, start))
-        checkpointing = gradient_checkpointing(self.model) if self.gradient_checkpointing else nullcontext()
-        with frozen(self.model, phase.mask) as handle, checkpointing:
-            loss = TrainingLoss(self.model, self.recipe.loss_on, self.recipe.mixed_precision)
+        model, settings = self.job.model, self.job.settings
+        checkpointing = gradient_checkpointing(model) if settings.gradient_checkpointing else nullcontext()
+        with frozen(model, phase.places) as handle, checkpointing:
+            loss = TrainingLoss(model, settings.loss_on, settings.mixed_precision or "no")
             with self.processes.distributed(loss, handle.named_trainable()) as distributed:
                 self._steps(phase, distributed, saved)
             self._trained_before |= set(handle.named_trainable())
@@ -112,23 +95,24 @@ class Session:
             )
 
     def _steps(self, phase: PhaseSteps, distributed: DistributedLoss, saved: Saved | None) -> None:
-        recipe, total = self.recipe, self.plan[-1].stop
-        optimizer = make_optimizer(recipe.optimizer, list(distributed.trained.values()), recipe.lr, recipe.weight_decay)
+        job, settings, total = self.job, self.job.settings, self.plan[-1].stop
+        trained = list(distributed.trained.values())
+        optimizer = make_optimizer(settings.optimizer, trained, settings.lr, settings.weight_decay)
         peaks = [group["lr"] for group in optimizer.param_groups]
         if saved is not None:
-            saved.restore(distributed.trained, optimizer)
+            saved.restore(distributed.trained, optimizer, job.on_gradients)
         steps = range(max(phase.start, self.done.step), phase.stop)
-        for step in track(steps, self._title(), enabled=self.progress and self.processes.is_main):
+        for step in track(steps, self._title(), enabled=job.progress and self.processes.is_main):
             if self._is_low_enough():
                 break
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate(step, total, recipe.warmup_steps, recipe.schedule)
+                group["lr"] = peak * rate(step, total, settings.warmup_steps, settings.schedule)
             record = self._step(step, distributed, optimizer)
             self.done.losses.append(record["loss"])
             self._log.write(record)
             last = step + 1 == total or self._is_low_enough()
-            evaluated = bool(self.callbacks) and (last or _is_due(step, self.eval_every))
-            kept = self.folder is not None and (last or _is_due(step, self.checkpoint_every))
+            evaluated = bool(job.callbacks) and (last or _is_due(step, job.eval_every))
+            kept = job.checkpoint_dir is not None and (last or _is_due(step, job.checkpoint_every))
             if evaluated or kept or last or step + 1 == phase.stop:
                 self._require_finite(step, distributed, optimizer)
             if evaluated:
@@ -139,15 +123,15 @@ class Session:
 
     def _step(self, step: int, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """One optimizer step; the line of the log for it."""
-        recipe = self.recipe
+        settings = self.job.settings
         loss, tokens = self._backward(step, distributed)
-        if self.on_gradients is not None:
-            self.on_gradients(step, distributed.trained)
-        limit = math.inf if recipe.max_grad_norm is None else recipe.max_grad_norm
+        if self.job.on_gradients is not None:
+            self.job.on_gradients(step, distributed.trained)
+        limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
         norm = float(whole(nn.utils.clip_grad_norm_(list(distributed.trained.values()), limit)))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-            raise FloatingPointError(f"the training {what} at step {step + 1}; try a lower lr than {recipe.lr}")
+            raise FloatingPointError(f"the training {what} at step {step + 1}; try a lower lr than {settings.lr}")
         self._update(step, optimizer)
         optimizer.zero_grad()
         return {
@@ -180,18 +164,18 @@ class Session:
 
     def _not_finite(self, what: str, step: int) -> FloatingPointError:
         return FloatingPointError(
-            f"the {what} after step {step + 1} are not finite; try a lower lr than {self.recipe.lr} or a lower "
-            f"weight_decay than {self.recipe.weight_decay}"
+            f"the {what} after step {step + 1} are not finite; try a lower lr than {self.job.settings.lr} or a lower "
+            f"weight_decay than {self.job.settings.weight_decay}"
         )
 
     def _backward(self, step: int, distributed: DistributedLoss) -> tuple[float, int]:
         """Gradients of the mean loss over all target tokens of a step; returns that loss and their number."""
-        recipe, processes = self.recipe, self.processes
+        settings, processes = self.job.settings, self.processes
         examples = [self.examples[i] for i in self.rows(step)]
-        count = sum(len(e) - (e.response_start if recipe.loss_on == "response" else 1) for e in examples)
+        count = sum(len(e) - (e.response_start if settings.loss_on == "response" else 1) for e in examples)
         if count < 1:
             raise ValueError(f"the {len(examples)} examples of step {step + 1} have no token to train on")
-        passes = shares(examples, recipe.batch_size, processes.rank, processes.size, recipe.batches == "packed")
+        passes = shares(examples, settings.batch_size, processes.rank, processes.size, settings.batches == "packed")
         loss = 0.0
         for i, share in enumerate(passes):
             with nullcontext() if i + 1 == len(passes) else distributed.without_sync():
@@ -202,46 +186,38 @@ class Session:
         return processes.sum(loss), count
 
     def _evaluate(self, step: int, distributed: DistributedLoss) -> None:
-        figures: dict[str, Any] = {}
-        with distributed.whole_model(), torch.no_grad():
-            for callback in self.callbacks:
-                found = callback(self.model, step)
-                found = getattr(found, "rates", found)  # what ``evaluate`` returns has them
-                if not isinstance(found, Mapping | None):
-                    raise ValueError(
-                        f"a callback returns numbers by name, {{'loss': 0.5}}, a Behavior or nothing, not a "
-                        f"{type(found).__name__}"
-                    )
-                figures.update(found or {})
-        if figures:
-            self.done.evaluations.append({"step": step, **figures})
-            self._log.write(self.done.evaluations[-1])
+        with distributed.whole_model():
+            point = point_of(self.job.callbacks, self.job.model, step)
+        if point is not None:
+            self.done.evaluations.append(point)
+            self._log.write(point)
 
     def _save(self, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> None:
-        assert self.folder is not None
-        folder, trained = self.folder, checkpoint.whole_tensors(distributed.trained)
-        state = checkpoint.whole_state(optimizer)
-        self.processes.once(lambda: checkpoint.save(folder, self.done, self.identity, trained, state))
+        assert self.job.checkpoint_dir is not None
+        folder, trained = self.job.checkpoint_dir, checkpoint.whole_tensors(distributed.trained)
+        state, hook = checkpoint.whole_state(optimizer), self.job.on_gradients
+        remembered: dict[str, Tensor] = checkpoint.whole_tensors(hook.state()) if isinstance(hook, HasState) else {}
+        self.processes.once(lambda: checkpoint.save(folder, self.done, self.identity, trained, state, remembered))
 
     def _newest_checkpoint(self) -> Saved | None:
-        if self.folder is None:
+        if self.job.checkpoint_dir is None:
             return None
-        saved = checkpoint.newest(self.folder, self.identity)
+        saved = checkpoint.newest(self.job.checkpoint_dir, self.identity)
         self.processes.require_same({"checkpoint": None if saved is None else str(saved.path)})
         if self.processes.is_main:
-            checkpoint.clear_leftovers(self.folder, saved)
+            checkpoint.clear_leftovers(self.job.checkpoint_dir, saved)
         return saved
 
     @torch.no_grad()
     def _take(self, saved: Saved) -> None:
         """What earlier phases had trained."""
-        live = live_parameters(self.model)
+        live = live_parameters(self.job.model)
         for name, value in saved.start.items():
             live[name].copy_(value)
 
     def _is_low_enough(self) -> bool:
         """Whether the mean of the last ``LOSS_WINDOW`` losses is below the target."""
-        target, losses = self.recipe.stop_at_loss, self.done.losses
+        target, losses = self.job.settings.stop_at_loss, self.done.losses
         return target is not None and len(losses) >= LOSS_WINDOW and sum(losses[-LOSS_WINDOW:]) / LOSS_WINDOW < target
 
     def _title(self) -> str:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.baselines.lisa import LisaSettings
+from safecircuits.baselines.lisa import Lisa
 from safecircuits.papers.part import Study
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.studies.hyperparameters import Settings
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
 from safecircuits.training.presets import PresetName
+from safecircuits.training.settings import TrainingSettings
 
 PAPER = "Safety Layers"
 """The paper's name where a conclusion says whose claim it is."""
@@ -50,9 +50,9 @@ class StudySettings(Running):
     """α of the demonstration that a block can be scaled too far (A.3.4)."""
     attention_template: str = "alpaca-short"
     scenarios: tuple[Scenario, ...] = ()
-    training: PresetName | Settings = "paper"
-    lisa: LisaSettings | None = None
-    """Lisa's own settings; unless given its published ones, in proportion where a run is too short for these."""
+    training: PresetName | TrainingSettings = "paper"
+    lisa: Lisa | None = None
+    """Unless given Lisa on the refused prompts, as published or in proportion where a run is too short for that."""
     points: int = 8
     """Measurements along each fine-tuning run."""
     curve_prompts: int = 100

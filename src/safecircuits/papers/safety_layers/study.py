@@ -22,7 +22,7 @@ from safecircuits.papers.safety_layers.settings import SafetyLayers, StudyPrompt
 from safecircuits.papers.safety_layers.training import FINETUNING
 from safecircuits.papers.safety_layers.transplant import TRANSPLANT
 from safecircuits.results.run import RunDirectory
-from safecircuits.studies.hyperparameters import hyperparameters
+from safecircuits.studies.hyperparameters import settings_for
 from safecircuits.studies.subject import plain_name
 
 
@@ -126,7 +126,7 @@ def check_inputs(source: str, prompts: StudyPrompts, settings: StudySettings) ->
         if data is not None:
             data.require_responses()
     for scenario in settings.scenarios:
-        hyperparameters(settings.training, source, scenario)  # refuses a preset that does not have this model
+        settings_for(settings.training, source, scenario)  # refuses a preset that does not have this model
     alpha = settings.alpha
     if alpha != "search" and (isinstance(alpha, str) or not 1 < alpha < float("inf")):
         raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import say
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.baselines.lisa import LisaSettings
+from safecircuits.baselines.lisa import Lisa
 from safecircuits.papers.conclusion import Conclusion, keeps_refusal
 from safecircuits.papers.page import StudyPage, compared_table, finetuning_exhibit, finetuning_tables
 from safecircuits.papers.part import Maybe
@@ -16,7 +16,7 @@ from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm, lisa_arm, paper_arms, sppft
 from safecircuits.studies.finetuning import finetuning_study
-from safecircuits.studies.hyperparameters import hyperparameters, steps_of
+from safecircuits.studies.hyperparameters import settings_for
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.units.groups import set_difference
 from safecircuits.units.importance import score_units
@@ -39,19 +39,17 @@ def arms_of(study: SafetyLayers) -> tuple[Arm, ...]:
     if p.refused is not None and p.utility is not None:
         arms += (_nfft(study, p.refused, p.utility, block),)
     if p.refused is not None:
-        arms += (lisa_arm(p.refused, _lisa(study)),)
+        arms += (lisa_arm(study.settings.lisa or _lisa(study, p.refused)),)
     if decision is not None and decision != block:
         arms += (sppft(decision, "decision layers"),)
     return arms
 
 
-def _lisa(study: SafetyLayers) -> LisaSettings:
-    """As given, or as published; the published ones in proportion where a run would end before the user's data."""
+def _lisa(study: SafetyLayers, refused: PromptSet) -> Lisa:
+    """As published, or in proportion where a run would end before the user's data."""
     s = study.settings
-    if s.lisa is not None:
-        return s.lisa
-    shortest = min(steps_of(scenario, hyperparameters(s.training, study.source, scenario)) for scenario in s.scenarios)
-    published = LisaSettings()
+    shortest = min(settings_for(s.training, study.source, one).steps_on(len(one.train)) for one in s.scenarios)
+    published = Lisa(refused)
     if shortest > published.alignment_steps:
         return published
     scaled = published.scaled(shortest)

@@ -8,13 +8,14 @@ from typing import Any
 
 from safecircuits.base.text import percent
 from safecircuits.base.vocabulary import SITES, LayerRange, TokenChoice
-from safecircuits.baselines.lora import LoraSettings
+from safecircuits.baselines.lora import Lora
 from safecircuits.direction.variants import Suffixes
 from safecircuits.model.sites import HookedModel
 from safecircuits.papers.part import Study
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.running import Running
 from safecircuits.studies.scenarios import Scenario
+from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.candidates import Candidate
 from safecircuits.units.groups import Normalisation
@@ -62,14 +63,9 @@ READINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """Ways to read the probe, of which the paper names none; the first is what the conclusions are about."""
 
-QI_RECIPE: Mapping[str, Any] = {
-    "lr": 2e-5,
-    "epochs": 1,
-    "batch_size": 4,
-    "grad_accumulation": 32,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-}
+QI_RECIPE = TrainingSettings(
+    epochs=1, batch_size=4, grad_accumulation=32, lr=2e-5, weight_decay=0.0, schedule="constant"
+)
 """Full fine-tuning as in Qi et al. (2023), from whom the paper takes its baselines; it does not state its own."""
 
 
@@ -137,7 +133,7 @@ class SsahSettings(Running):
     freeze_layers: LayerRange | None = None
     longer: int = 2
     scenarios: tuple[Scenario, ...] = ()
-    training: Mapping[str, Any] = field(default_factory=lambda: dict(QI_RECIPE))
+    training: TrainingSettings = QI_RECIPE
     points: int = 8
     curve_prompts: int = 100
     measured: int | None = None
@@ -157,7 +153,7 @@ class Ssah(Study):
     settings: SsahSettings = field(default_factory=SsahSettings)
     prompts: SsahPrompts | None = None
     """Of a study that runs, as everything below."""
-    lora: LoraSettings | None = None
+    lora: Lora | None = None
     answers: AnswerTokens | None = None
     """What refuses and what answers, read off the studied model for all models; None where no cut asks for it."""
     beside: tuple[str, HookedModel] | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.baselines.lora import LoraSettings
+from safecircuits.baselines.lora import Lora
 from safecircuits.direction.variants import Suffixes
 from safecircuits.model.sites import ModelShape
 from safecircuits.papers.part import Shown, Subject, by_first
@@ -121,7 +121,7 @@ def ssah_study(
     settings: SsahSettings | None = None,
     base: str | None = None,
     unaligned: str | None = None,
-    lora: LoraSettings | None = None,
+    lora: Lora | None = None,
 ) -> SsahStudy:
     """Run every part on the model that ``source`` names, keeping results in ``run``.
 
@@ -129,7 +129,7 @@ def ssah_study(
         source: a hub id, a folder or an embedded stage.
         base: the pretrained model, for the probe, for what alignment did to its units, and for the alignment budget.
         unaligned: a sibling that follows instructions and was never taught to refuse; for the probe and the transfer.
-        lora: settings of the LoRA arm; its defaults unless given.
+        lora: the method of the LoRA arm; its defaults unless given.
 
     Raises:
         ValueError: for a cut that needs normal prompts where there are none, and as the parts do.

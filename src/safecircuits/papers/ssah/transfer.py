@@ -44,7 +44,7 @@ def _tuned(study: Ssah) -> HookedModel:
     """The model after full fine-tuning on the first scenario by the first seed."""
     s = study.settings
     model = s.load(study.source)
-    finetune(model, s.scenarios[0].train, seed=s.seeds[0], progress=False, **s.training)
+    finetune(model, s.scenarios[0].train, settings=s.training, seed=s.seeds[0], progress=False)
     return model
 
 

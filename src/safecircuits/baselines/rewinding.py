@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +19,42 @@ from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.parameters import as_hooked
+from safecircuits.training.method import Method, TrainingJob, point_of, register
+from safecircuits.training.plain import train_weights
+from safecircuits.training.run import FinetuneRun
+from safecircuits.training.settings import TrainingSettings
 
 Entries = Mapping[str, Tensor]
 """By parameter name the values of a mask's entries, in a row."""
+
+
+@register("rewind")
+@dataclass(frozen=True)
+class Rewind(Method):
+    """Everything trains, and the units that ``freeze`` names are put back when training is over (Wei et al. §5).
+
+    The losses, and what callbacks say on the way, are of training; the last point is of the model that was put back.
+
+    Examples:
+        >>> tuned, mask = sc.load_model("aligned"), sc.FreezeMask.layers((3, 5))
+        >>> run = sc.finetune(tuned, utility, mask, method=sc.baselines.Rewind(), steps=1, batch_size=2, progress=False)
+        >>> sc.training.frozen_digest(tuned, mask) == sc.training.frozen_digest(sc.load_model("aligned"), mask)
+        True
+    """
+
+    def require(self, settings: TrainingSettings, **arguments: Any) -> None:
+        super().require(settings, **arguments)
+        if not isinstance(arguments.get("freeze"), FreezeMask):
+            raise ValueError(f"freeze is a mask of the units that are put back, not {arguments.get('freeze')!r}")
+
+    def train(self, job: TrainingJob) -> FinetuneRun:
+        assert isinstance(job.freeze, FreezeMask)
+        before = entries_of(job.model, job.freeze)
+        run = train_weights(replace(job, freeze=None))
+        rewind(job.model, before, job.freeze)
+        point = point_of(job.callbacks, job.model, run.steps)
+        evaluations = run.evaluations if point is None else (*run.evaluations[:-1], point)
+        return replace(run, evaluations=evaluations, settings={**run.settings, "rewound": job.freeze.fingerprint})
 
 
 def entries_of(model: Any, mask: FreezeMask) -> dict[str, Tensor]:
