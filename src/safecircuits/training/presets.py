@@ -72,7 +72,7 @@ def preset(
 
     Examples:
         >>> settings = sc.training.preset("paper", "meta-llama/Llama-2-7b-chat-hf")
-        >>> settings["lr"], settings["epochs"]
+        >>> settings.lr, settings.epochs
         (0.0003, 3)
     """
     _require_known("preset", name, get_args(PresetName))
