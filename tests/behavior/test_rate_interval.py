@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t
+from scipy.stats import binomtest, t
 
 from safecircuits.base.stats import mean_interval, rate_interval
 from safecircuits.behavior.evaluate import Behavior
@@ -56,8 +56,37 @@ def test_coverage(seeds: int, rate: float, concentration: int) -> None:
         assert covered >= 0.92
 
 
-def test_runs_without_spread_or_alone() -> None:
-    assert rate_interval(torch.tensor([1.0, 1.0, 1.0])) == (1, 1, 1)
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_runs_that_agree_leave_open_what_they_cannot_tell(runs: int) -> None:
+    zeros, ones = torch.zeros(runs), torch.ones(runs)
+    exact = binomtest(0, runs).proportion_ci(method="exact")
+    assert rate_interval(zeros) == pytest.approx((0, 0, exact.high))
+    assert rate_interval(ones) == pytest.approx((1, 1 - exact.high, 1))
+    low, high = rate_interval(torch.full((runs,), 0.3))[1:]
+    assert 0 < low < 0.3 < high < 1
+    pooled = binomtest(0, 200 * runs).proportion_ci(method="exact")
+    assert rate_interval(zeros, trials=200) == pytest.approx((0, 0, pooled.high))
+    assert rate_interval(ones, trials=200)[1] == pytest.approx(1 - pooled.high)
+
+
+def test_no_distribution_of_rates_breaks_the_interval_of_runs_that_agree() -> None:
+    """Worst case: all prompts refused in some runs, none in the others."""
+    for share in (0.2, 0.5, 0.69, 0.71):
+        all_zero = (1 - share) ** 3
+        high = rate_interval(torch.zeros(3))[2]
+        assert all_zero <= 0.025 + 1e-9 or share <= high
+
+
+@given(st.integers(2, 6), st.integers(1, 50), st.data())
+def test_it_holds_what_counting_leaves_open(runs: int, trials: int, data: Any) -> None:
+    hits = data.draw(st.lists(st.integers(0, trials), min_size=runs, max_size=runs))
+    exact = binomtest(sum(hits), runs * trials).proportion_ci(method="exact")
+    _, low, high = rate_interval(torch.tensor(hits, dtype=torch.float64) / trials, trials=trials)
+    assert 0 <= low <= exact.low + 1e-9
+    assert exact.high - 1e-9 <= high <= 1
+
+
+def test_a_single_run_has_no_interval() -> None:
     assert all(np.isnan(rate_interval(torch.tensor([0.4]))[1:]))
 
 

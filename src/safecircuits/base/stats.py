@@ -73,7 +73,7 @@ def mean_interval(
 
 
 def rate_interval(
-    values: Float[Tensor, " seed"], *, within: tuple[float, float] = (0.0, 1.0)
+    values: Float[Tensor, " seed"], *, within: tuple[float, float] = (0.0, 1.0), trials: int | None = None
 ) -> tuple[float, float, float]:
     """Mean over runs of a rate, which cannot leave ``within``, and its 95 % interval, which does not either.
 
@@ -83,12 +83,18 @@ def rate_interval(
     share varies. Over three and more seeds of beta-distributed rates it covers the true rate as often as Student's
     interval cut off at 0 and 1, or more often, and where rates spread it is narrower.
 
-    A single run has no interval (NaN). Runs that agree to the last digit give an interval without width: what a further
-    seed could do does not show in them.
+    However little the runs spread, the interval holds what counting alone leaves open: Clopper and Pearson's for all
+    trials together, where it is known how many each rate counts. Where it is not, runs that agree to the last digit
+    (three seeds at 0, say) get the interval that makes no assumption at all: the mean that is reached if the rate is
+    theirs in a share q of all runs and as far away as it can be in the others, for the smallest q with which k runs
+    agree in 2.5 % of cases, q = 0.025^(1/k). For rates of 0 that is Clopper and Pearson's with the runs as trials.
+
+    A single run has no interval (NaN).
 
     Args:
         values: each between the ends of ``within``.
         within: what a value can be, such as (1, 5) for a mark.
+        trials: of how many prompts each value is a share.
 
     Raises:
         ValueError: for a value outside.
@@ -102,14 +108,31 @@ def rate_interval(
     if n < 2:
         return mean, float("nan"), float("nan")
     share = min(max((mean - low) / (high - low), 0.0), 1.0)
-    spread = share * (1 - share)
-    if spread <= 0:
-        return mean, mean, mean
-    inflation = (_quantile(n) * _standard_error(values) / (high - low)) ** 2 / spread
-    center = (share + inflation / 2) / (1 + inflation)
-    half = (inflation * spread + inflation**2 / 4) ** 0.5 / (1 + inflation)
-    ends = [low + (high - low) * min(max(end, 0.0), 1.0) for end in (center - half, center + half)]
-    return mean, min(ends[0], mean), max(ends[1], mean)
+    ends = _counted(share, n, trials)
+    spread, error = share * (1 - share), _standard_error(values) / (high - low)
+    if spread > 0 and error > 0:
+        inflation = (_quantile(n) * error) ** 2 / spread
+        center = (share + inflation / 2) / (1 + inflation)
+        half = (inflation * spread + inflation**2 / 4) ** 0.5 / (1 + inflation)
+        ends = (
+            (center - half, center + half)
+            if trials is None
+            else (min(center - half, ends[0]), max(center + half, ends[1]))
+        )
+    first, last = (low + (high - low) * min(max(end, 0.0), 1.0) for end in ends)
+    return mean, min(first, mean), max(last, mean)
+
+
+def _counted(share: float, runs: int, trials: int | None) -> tuple[float, float]:
+    """What counting alone leaves open of a share that ``runs`` agree on."""
+    if trials is None:
+        same = 0.025 ** (1 / runs)
+        return same * share, 1 - same * (1 - share)
+    from scipy.stats import binomtest
+
+    total = runs * trials
+    ci = binomtest(round(share * total), total).proportion_ci(method="exact")
+    return float(ci.low), float(ci.high)
 
 
 def simultaneous_band(

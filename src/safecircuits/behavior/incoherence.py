@@ -19,6 +19,8 @@ _TURN = re.compile(
     r"|^(?:User|Human|USER|HUMAN): ?(?=\S)",
     re.MULTILINE,
 )
+_NUMBERED = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+", re.MULTILINE)
+_ROWS = set("0123456789|-=_.:+*#~ \n\t")
 _TAIL = 400
 _LONGEST_PERIOD = 120
 # Letters of these never stand beside Latin ones in one word; others (kanji, kana, hangul) do.
@@ -45,8 +47,12 @@ def broken(text: str) -> Incoherence | None:
 
 
 def breaks_off(text: str) -> Incoherence | None:
-    """Why a text that begins as language does not stay it: it ends in a loop, or is full of bytes or mixed scripts."""
-    if _ends_in_a_loop(text):
+    """Why a text that begins as language does not stay it: it ends in a loop, or is full of bytes or mixed scripts.
+
+    The numbers of a list do not make its lines different.
+    """
+    unnumbered = _NUMBERED.sub("", text)
+    if _ends_in_a_loop(unnumbered) or (unnumbered.strip() and degenerate(unnumbered)):
         return "loop"
     if text.count("\ufffd") * 4 > len(text.replace(" ", "")):
         return "bytes"
@@ -74,16 +80,17 @@ def repeats(word: str) -> bool:
 
 
 def _ends_in_a_loop(text: str) -> bool:
-    """Whether the second half of a text, and 24 characters at least, is one thing four times and more.
+    """Whether the second half of a text, and 24 characters at least, is one thing three times and more, if it is of a
+    dozen characters, and four times if it is shorter.
 
     Rows of digits, rules and the cells of tables repeat and are language.
     """
     tail = text.strip()[-_TAIL:]
     least = max(24, len(tail) // 2)
-    for period in range(1, min(_LONGEST_PERIOD, len(tail) // 4) + 1):
+    for period in range(1, min(_LONGEST_PERIOD, len(tail) // 3) + 1):
         length = next((i for i in range(period, len(tail)) if tail[-1 - i] != tail[-1 - i + period]), len(tail))
-        if length >= max(least, 4 * period):
-            return any(c.isalpha() for c in tail[-period:])
+        if length >= max(least, (3 if period >= 12 else 4) * period):
+            return not set(tail[-period:]) <= _ROWS
     return False
 
 

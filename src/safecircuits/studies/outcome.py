@@ -73,10 +73,16 @@ RATES = (
 COSTS = ("step_seconds", "gradient_bytes", "optimizer_bytes", "share_frozen")
 
 
-def over_seeds(runs: Sequence[StudyRun], figure: str) -> tuple[float, float, float]:
-    """A figure's mean over runs and its 95 % interval: one that stays within 0 to 1 for a rate, else Student's t."""
+def over_seeds(runs: Sequence[StudyRun], figure: str, n_malicious: int | None = None) -> tuple[float, float, float]:
+    """A figure's mean over runs and its 95 % interval: one that stays within 0 to 1 for a rate, else Student's t.
+
+    Args:
+        n_malicious: of how many prompts the rates of refusal are.
+    """
     values = torch.tensor([run.figures[figure] for run in runs], dtype=torch.float64)
-    return rate_interval(values) if figure in RATES else mean_interval(values)
+    if figure not in RATES:
+        return mean_interval(values)
+    return rate_interval(values, trials=n_malicious if "refused" in figure else None)
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class FinetuningStudy(Result):
         """Means over seeds by scenario and arm, each figure with its 95 % interval (``…_low``, ``…_high``)."""
         import pandas as pd
 
+        n_malicious = self.provenance.get("malicious", {}).get("n")
         rows = []
         for scenario in self.scenarios:
             for arm in self.arms:
@@ -166,7 +173,7 @@ class FinetuningStudy(Result):
                     "seeds": len(runs),
                 }
                 for name in runs[0].figures:
-                    row[name], row[f"{name}_low"], row[f"{name}_high"] = over_seeds(runs, name)
+                    row[name], row[f"{name}_low"], row[f"{name}_high"] = over_seeds(runs, name, n_malicious)
                 row |= {name: sum(getattr(run, name) for run in runs) / len(runs) for name in ("steps", *COSTS)}
                 # Time is noisy in one direction only: the fastest run is the least disturbed.
                 row["step_seconds"] = min(run.step_seconds for run in runs)

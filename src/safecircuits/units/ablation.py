@@ -57,7 +57,9 @@ class Ablation:
         """
         if not self.random_controls:
             raise ValueError(f"{self.name!r} was removed without random controls: pass controls=")
-        return rate_interval(torch.tensor([b.rates[rate] for b in self.random_controls], dtype=torch.float64))
+        shares = [b.shares[rate] for b in self.random_controls]
+        rates = torch.tensor([share.rate for share in shares], dtype=torch.float64)
+        return rate_interval(rates, trials=shares[0].n if shares else None)
 
 
 @dataclass(frozen=True)
