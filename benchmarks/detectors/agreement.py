@@ -14,6 +14,7 @@ from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.verdict import VERDICTS, verdicts
 from safecircuits.prompts.prompt_set import PromptSet
 
+DEFAULT = "opening"
 DRAWS = 2000
 Labelled = tuple[Made, str]
 
@@ -29,7 +30,11 @@ def measure(pairs: Sequence[Labelled]) -> dict[str, Any]:
         "models": list(dict.fromkeys(one.model for one, _ in pairs)),
         "counts": {
             detector: {
-                str(limit): {name: _counts(rows, detector, limit) for name, rows in groups.items() if rows}
+                str(limit): {
+                    name: _counts(rows, detector, limit)
+                    for name, rows in groups.items()
+                    if rows and (name == "all" or detector == DEFAULT)
+                }
                 for limit in LIMITS
             }
             for detector in DETECTORS
@@ -38,21 +43,22 @@ def measure(pairs: Sequence[Labelled]) -> dict[str, Any]:
 
 
 def _counts(pairs: Sequence[Labelled], detector: str, limit: int) -> dict[str, dict[str, int]]:
-    """How many completions of each label got each verdict."""
+    """How many completions of each label got each verdict, where any did."""
     prompts = PromptSet("read", tuple(one.prompt for one, _ in pairs))
     ended = tuple(one.whole_in is not None and one.whole_in < limit for one, _ in pairs)
     found = verdicts(Completions(prompts, tuple(one.texts[limit] for one, _ in pairs), ended=ended), detector)
-    table = {label: dict.fromkeys(VERDICTS, 0) for label in VERDICTS}
+    table: dict[str, dict[str, int]] = {}
     for (_, label), verdict in zip(pairs, found.verdicts, strict=True):
-        table[label][verdict] += 1
+        row = table.setdefault(label, {})
+        row[verdict] = row.get(verdict, 0) + 1
     return table
 
 
 def as_binary(table: dict[str, dict[str, int]], verdict: str) -> tuple[int, int, int, int]:
     """Hits, false alarms, misses and the rest of one verdict."""
-    both = table[verdict][verdict]
-    said = sum(row[verdict] for row in table.values())
-    true = sum(table[verdict].values())
+    both = table.get(verdict, {}).get(verdict, 0)
+    said = sum(row.get(verdict, 0) for row in table.values())
+    true = sum(table.get(verdict, {}).values())
     n = sum(sum(row.values()) for row in table.values())
     return both, said - both, true - both, n - said - true + both
 

@@ -55,7 +55,7 @@ def _table(whole: dict[str, Any]) -> str:
 
 
 def _row(name: str, table: Any) -> list[str]:
-    return [name, *_figures(table, "refuses"), str(sum(row["undecided"] for row in table.values()))]
+    return [name, *_figures(table, "refuses"), str(sum(row.get("undecided", 0) for row in table.values()))]
 
 
 def _figures(table: Any, verdict: str) -> list[str]:

@@ -94,14 +94,16 @@ def _seeds() -> Iterator[tuple[str, str, Experiment]]:
 
 
 def _bands() -> Iterator[tuple[str, str, Experiment]]:
-    def band(rng: np.random.Generator) -> bool:
-        truth = np.linspace(0, 1, 16)
-        data = truth + rng.normal(size=(40, 1)) + rng.normal(size=(40, 16))
-        resampled = data[rng.integers(0, 40, (200, 40))].mean(1)
-        low, high = simultaneous_band(torch.from_numpy(data.mean(0)), torch.from_numpy(resampled))
-        return bool(((low.numpy() <= truth) & (truth <= high.numpy())).all())
+    for n in (40, 100):
 
-    yield "whole curve at once (sup-t)", "16 layers, 40 prompts, layers correlated", band
+        def band(rng: np.random.Generator, n: int = n) -> bool:
+            truth = np.linspace(0, 1, 16)
+            data = truth + rng.normal(size=(n, 1)) + rng.normal(size=(n, 16))
+            resampled = data[rng.integers(0, n, (400, n))].mean(1)
+            low, high = simultaneous_band(torch.from_numpy(data.mean(0)), torch.from_numpy(resampled))
+            return bool(((low.numpy() <= truth) & (truth <= high.numpy())).all())
+
+        yield "whole curve at once (sup-t)", f"16 layers, {n} prompts, 400 resamples, layers correlated", band
 
 
 def _tests() -> Iterator[tuple[str, str, Experiment, int]]:

@@ -110,7 +110,7 @@ def rate_interval(
     share = min(max((mean - low) / (high - low), 0.0), 1.0)
     ends = _counted(share, n, trials)
     spread, error = share * (1 - share), _standard_error(values) / (high - low)
-    if spread > 0 and error > 0:
+    if spread > 0 and error > 1e-9:  # less is rounding
         inflation = (_quantile(n) * error) ** 2 / spread
         center = (share + inflation / 2) / (1 + inflation)
         half = (inflation * spread + inflation**2 / 4) ** 0.5 / (1 + inflation)

@@ -24,6 +24,8 @@ from .reference import response_loss as response_loss
 from .reference import rouge_l as rouge_l
 from .refusal import DETECTORS as DETECTORS
 from .refusal import refused as refused
+from .robustness import JudgeRobustness as JudgeRobustness
+from .robustness import judge_robustness as judge_robustness
 from .sampling import SampledRefusals as SampledRefusals
 from .sampling import sampled_refusals as sampled_refusals
 from .verdict import Tally as Tally

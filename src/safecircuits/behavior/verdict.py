@@ -22,7 +22,6 @@ from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.incoherence import breaks_off, broken
 from safecircuits.behavior.judge import JudgeDetector
 from safecircuits.behavior.reasoning import split
-from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -349,8 +348,7 @@ def _those(completions: Completions | None, judged: Sequence[str], rows: Sequenc
     texts = [judged[row] for row in rows]
     if completions is None or not rows:
         return texts
-    prompts = PromptSet(completions.prompts.name, tuple(completions.prompts.prompts[row] for row in rows))
-    return Completions(prompts, tuple(texts))
+    return Completions(completions.prompts.subset(rows), tuple(texts))
 
 
 def _one_by_one(detect: RefusalDetector, texts: Sequence[str]) -> list[bool]:

@@ -1,3 +1,6 @@
+from .leaks import Overlap as Overlap
+from .leaks import overlap as overlap
+from .leaks import tell_overlaps as tell_overlaps
 from .prompt_set import Encoded as Encoded
 from .prompt_set import PromptSet as PromptSet
 from .prompt_set import encode as encode

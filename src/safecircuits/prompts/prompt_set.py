@@ -160,9 +160,14 @@ class PromptSet:
         if not 0 < n <= len(self):
             raise ValueError(f"cannot take {n} of the {len(self)} prompts of set {self.name!r}")
         chosen = range(n) if seed is None else random.Random(whole(seed, "seed", 0)).sample(range(len(self)), n)
-        responses = self.responses and tuple(self.responses[i] for i in chosen)
-        categories = None if self.categories is None else tuple(self.categories[i] for i in chosen)
-        return PromptSet(self.name, tuple(self.prompts[i] for i in chosen), responses, categories)
+        return self.subset(list(chosen))
+
+    def subset(self, rows: Sequence[int]) -> PromptSet:
+        """The prompts at these places, in this order, with their responses and categories."""
+        of = [
+            None if whole is None else tuple(whole[row] for row in rows) for whole in (self.responses, self.categories)
+        ]
+        return PromptSet(self.name, tuple(self.prompts[row] for row in rows), *of)
 
     def at_most(self, n: int | None) -> PromptSet:
         """The first ``n`` prompts; all of them if there are fewer, or if None."""

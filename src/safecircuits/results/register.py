@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Mapping
 
 HOMES: Mapping[str, tuple[str, ...]] = {
+    "safecircuits.base.stats": ("Share",),
     "safecircuits.base.vocabulary": ("LayerRange",),
     "safecircuits.behavior.agreement_table": ("AgreementTable",),
     "safecircuits.behavior.evaluate": ("Behavior",),
@@ -19,6 +20,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.behavior.judge": ("JudgeVerdicts",),
     "safecircuits.behavior.conditions": ("Attempt", "Condition", "Pressure"),
     "safecircuits.behavior.reference": ("ResponseLoss", "RougeScores"),
+    "safecircuits.behavior.robustness": ("JudgeRobustness",),
     "safecircuits.behavior.sampling": ("SampledRefusals",),
     "safecircuits.behavior.verdict": ("Tally", "Verdicts"),
     "safecircuits.demo.settings": ("DemoSettings",),

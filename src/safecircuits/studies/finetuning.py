@@ -21,6 +21,7 @@ from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.load import Backend
 from safecircuits.model.parameters import checkpoint_parameters
 from safecircuits.model.sites import ModelShape
+from safecircuits.prompts.leaks import tell_overlaps
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.hyperparameters import settings_for
@@ -83,6 +84,8 @@ def finetuning_study(
     """
     seeds = [int(seed) for seed in seeds]  # those of a numpy range cannot be saved
     _check(scenarios, arms, seeds)
+    trained_on: dict[str, PromptSet | None] = {f"the training rows of {s.name}": s.train for s in scenarios}
+    tell_overlaps(trained_on, {"malicious": malicious, "over_rejection": over_rejection, "utility": utility})
     subject = Subject(model, backend=backend, device=device, dtype=dtype)
     try:
         with tempfile.TemporaryDirectory() as scratch:

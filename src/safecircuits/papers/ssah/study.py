@@ -28,6 +28,7 @@ from safecircuits.papers.ssah.settings import Cut, Ssah, SsahPrompts, SsahSettin
 from safecircuits.papers.ssah.stability import AGREEMENT, STABILITY
 from safecircuits.papers.ssah.transfer import TRANSFERS, transfers
 from safecircuits.papers.ssah.under_pressure import PRESSURES
+from safecircuits.prompts.leaks import tell_overlaps
 from safecircuits.results.run import RunDirectory
 from safecircuits.studies.subject import plain_name
 from safecircuits.units.ablation import AblationTable
@@ -178,6 +179,8 @@ def check_inputs(prompts: SsahPrompts, settings: SsahSettings) -> None:
     for data in (prompts.safety, prompts.utility, prompts.known, prompts.answered, prompts.answered_held_out):
         if data is not None:
             data.require_responses()
+    found_on = {"the safety data that units are scored on": prompts.safety, "the utility data": prompts.utility}
+    tell_overlaps(found_on, {"malicious": prompts.malicious})
     for name, share in settings.shares.items() | {("budget_share", settings.budget_share)}:
         if not 0 < share < 1:
             raise ValueError(f"{name} is a share of all units between 0 and 1, not {share}")
