@@ -117,6 +117,13 @@ def test_other_tensors_are_no_units(made: Callable[..., Any], mlp: Any, message:
         made({"mlp": mlp, "attn": torch.zeros(3, 4, dtype=torch.bool)}, SHAPE)
 
 
+def test_a_site_is_no_other_word() -> None:
+    mask = FreezeMask.of_units({"mlp": {1: [3]}}, SHAPE)
+    for read in (mask.at, mask.members, mask.n_units, lambda site: mask.restrict(sites=site)):
+        with pytest.raises(ValueError, match="a site is one of mlp, attn, not 'heads'"):
+            read("heads")  # type: ignore[operator]
+
+
 def test_sets_combine_with_sets_alone() -> None:
     for other in ({"mlp": {0: [1]}}, {1}, True):
         with pytest.raises(TypeError, match="unsupported operand"):

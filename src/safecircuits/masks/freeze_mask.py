@@ -23,7 +23,16 @@ from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.masks import file as mask_file
 from safecircuits.masks.parameters import hooked_masks, masks_on
-from safecircuits.masks.reading import Chosen, Indices, Layers, chosen_of, layer_indices, ranges, require_chosen
+from safecircuits.masks.reading import (
+    Chosen,
+    Indices,
+    Layers,
+    chosen_of,
+    expanded,
+    layer_indices,
+    ranges,
+    require_chosen,
+)
 from safecircuits.model.parameters import Masks, as_hooked, checkpoint_parameters
 from safecircuits.model.sites import ModelShape, require_hooked
 
@@ -167,11 +176,8 @@ class FreezeMask:
                 f"the freeze mask reaches layer {len(self.mlp) - 1}, "
                 f"but the model's layers are 0 to {shape.n_layers - 1}"
             )
-        full = {}
-        for site in SITES:
-            full[site] = torch.zeros(shape.n_layers, shape.n_units(site), dtype=torch.bool)
-            full[site][: len(self.mlp)] = self.at(site)
-        return replace(self, mlp=full["mlp"], attn=full["attn"], shape=shape)
+        mlp, attn = (expanded(self.at(site), shape.n_layers, shape.n_units(site)) for site in SITES)
+        return replace(self, mlp=mlp, attn=attn, shape=shape)
 
     def __eq__(self, other: object) -> bool:
         """Equal masks are of the same units of the same shape; where they come from does not count."""
@@ -195,6 +201,8 @@ class FreezeMask:
 
     def at(self, site: Site) -> Bool[Tensor, "layer unit"]:
         """The units of a site, True for each that is in the mask."""
+        if site not in SITES:
+            raise ValueError(f"a site is one of {', '.join(SITES)}, not {site!r}")
         return self.mlp if site == "mlp" else self.attn
 
     def members(self, site: Site) -> dict[int, tuple[int, ...]]:
@@ -302,13 +310,11 @@ class FreezeMask:
         shape = self.shape or other.shape
         if self.shape is not None and other.shape is not None:
             other.shape.require_same(self.shape, "the second freeze mask")
-        if shape is not None:
-            a, b = self.on(shape), other.on(shape)
-        else:
-            rows = max(len(self.mlp), len(other.mlp))
-            a, b = _padded(self, rows), _padded(other, rows)
-        origin = {"op": op, "of": [dict(self.provenance), dict(other.provenance)]}
-        return _trimmed(FreezeMask(rule(a.mlp, b.mlp), rule(a.attn, b.attn), shape, origin))
+        one, two = (self, other) if shape is None else (self.on(shape), other.on(shape))
+        n_layers = max(len(one.mlp), len(two.mlp))
+        pairs = ((expanded(mask.at(site), n_layers, mask.at(site).shape[1]) for mask in (one, two)) for site in SITES)
+        mlp, attn = (rule(a, b) for a, b in pairs)
+        return _trimmed(FreezeMask(mlp, attn, shape, {"op": op, "of": [dict(self.provenance), dict(other.provenance)]}))
 
 
 def units_of(model: Any, units: Any, what: str = "units") -> FreezeMask:
@@ -337,11 +343,6 @@ def shape_of(model: Any) -> ModelShape:
     if not isinstance(model, nn.Module):
         require_hooked(model, "a set of units")
     return ModelShape.of(as_hooked(model))
-
-
-def _padded(mask: FreezeMask, rows: int) -> FreezeMask:
-    extra = torch.zeros(rows - len(mask.mlp), 1, dtype=torch.bool)
-    return replace(mask, mlp=torch.cat([mask.mlp, extra]), attn=torch.cat([mask.attn, extra]))
 
 
 def _trimmed(mask: FreezeMask) -> FreezeMask:

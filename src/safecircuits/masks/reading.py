@@ -79,6 +79,13 @@ def require_chosen(chosen: Mapping[Any, Any], shape: ModelShape | None) -> None:
             raise ValueError(f"the {site} units of this model are [{wanted[0]}, {wanted[1]}], not {list(rows.shape)}")
 
 
+def expanded(rows: Bool[Tensor, "layer unit"], n_layers: int, n_units: int) -> Bool[Tensor, "layer unit"]:
+    """The same units of more layers; a row that is one long stands for all of its layer's units."""
+    full = torch.zeros(n_layers, n_units, dtype=torch.bool)
+    full[: len(rows)] = rows
+    return full
+
+
 def ranges(layers: Sequence[int]) -> str:
     """Layer numbers with runs written as first-last: ``0, 3-5``."""
     runs: list[list[int]] = []
