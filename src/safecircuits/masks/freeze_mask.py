@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import SITES, Site
@@ -32,9 +32,10 @@ from safecircuits.masks.reading import (
     layer_indices,
     ranges,
     require_chosen,
+    shape_of,
 )
-from safecircuits.model.parameters import Masks, as_hooked, checkpoint_parameters
-from safecircuits.model.sites import ModelShape, require_hooked
+from safecircuits.model.parameters import Masks, checkpoint_parameters
+from safecircuits.model.sites import ModelShape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -334,15 +335,6 @@ def require_mask(units: Any, what: str = "units") -> FreezeMask:
         f"{what} are given as a FreezeMask, such as FreezeMask.layers((3, 5)), groups['SCU'] or "
         f"FreezeMask.of_units({{'mlp': {{5: [3, 7]}}}}, model), not as a {type(units).__name__}"
     )
-
-
-def shape_of(model: Any) -> ModelShape:
-    """The shape of a model, plain Hugging Face's or hooked, or that shape itself."""
-    if isinstance(model, ModelShape):
-        return model
-    if not isinstance(model, nn.Module):
-        require_hooked(model, "a set of units")
-    return ModelShape.of(as_hooked(model))
 
 
 def _trimmed(mask: FreezeMask) -> FreezeMask:

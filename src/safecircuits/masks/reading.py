@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from safecircuits.base.arguments import indices as read_indices
 from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import SITES, LayerRange, Site
-from safecircuits.model.sites import ModelShape
+from safecircuits.model.parameters import as_hooked
+from safecircuits.model.sites import ModelShape, require_hooked
 
 Layers = LayerRange | Sequence[int] | Collection[int] | int
 """A LayerRange or (first, last) pair is an inclusive range; a set, frozenset or ``range`` names layers one by one."""
@@ -84,6 +85,15 @@ def expanded(rows: Bool[Tensor, "layer unit"], n_layers: int, n_units: int) -> B
     full = torch.zeros(n_layers, n_units, dtype=torch.bool)
     full[: len(rows)] = rows
     return full
+
+
+def shape_of(model: Any) -> ModelShape:
+    """The shape of a model, plain Hugging Face's or hooked, or that shape itself."""
+    if isinstance(model, ModelShape):
+        return model
+    if not isinstance(model, nn.Module):
+        require_hooked(model, "a set of units")
+    return ModelShape.of(as_hooked(model))
 
 
 def ranges(layers: Sequence[int]) -> str:
