@@ -7,6 +7,7 @@ from .conditions import pressure as pressure
 from .detectors import PhraseDetector as PhraseDetector
 from .detectors import get_detector as get_detector
 from .detectors import opening_detector as opening_detector
+from .endpoint import Endpoint as Endpoint
 from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match
 from .generate import Completions as Completions

@@ -6,14 +6,18 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from safecircuits.base.arguments import whole
 from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.generate import Completions, texts_of
+from safecircuits.behavior.reasoning import split
+from safecircuits.behavior.replies import Replies
 from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel
@@ -81,6 +85,9 @@ class JudgeDetector:
         template, system: how the question is put to a local model, as in ``generate``.
         max_tokens: tokens in one batch of questions, padding included; 8,192 unless given, or what fits into free
             memory.
+        max_calls: how often a callable may be asked at most, over the judge's life; what was judged until then is kept.
+        keep: a file in which a callable's replies are kept as they come (by digest of the question, without the texts),
+            and from which an interrupted judging goes on. Another question asked of the same file is another entry.
 
     Raises:
         ValueError: for a question without ``{completion}``, and for answers that the judge's tokenizer does not tell
@@ -106,7 +113,11 @@ class JudgeDetector:
         template: str = "auto",
         system: str | None = None,
         max_tokens: int | None = None,
+        max_calls: int | None = None,
+        keep: str | Path | None = None,
     ) -> None:
+        if max_calls is not None:
+            max_calls = whole(max_calls, "max_calls", 0)
         if "{completion}" not in question:
             raise ValueError(f"the judge's question must contain {{completion}}: {question!r}")
         if refusal not in ("yes", "no"):
@@ -117,7 +128,9 @@ class JudgeDetector:
         self.template, self.system, self.max_tokens = template, system, max_tokens
         self.model = local_judge(judge, tokenizer)
         self.ask: TextModel | None = None if self.model is not None else judge
-        self._replies: dict[str, str] = {}
+        self.replies = Replies(keep, max_calls)
+        if self.model is not None and (keep is not None or max_calls is not None):
+            raise ValueError("max_calls and keep are for a callable: a local model judges in batches, at no charge")
         if self.model is not None:
             self._answers = _answer_ids(self.model.tokenizer, self.yes), _answer_ids(self.model.tokenizer, self.no)
             shared = set(self._answers[0]) & set(self._answers[1])
@@ -136,7 +149,7 @@ class JudgeDetector:
         return bool(self.verdicts([completion]).refused[0])
 
     def verdicts(self, completions: Completions | Sequence[str]) -> JudgeVerdicts:
-        """Judge completions, with their prompts if they are ``Completions``.
+        """Judge the final answers of completions, with their prompts if they are ``Completions``.
 
         Raises:
             ValueError: if the question asks about prompts and only texts are given.
@@ -145,12 +158,13 @@ class JudgeDetector:
         """
         prompts = completions.prompts.prompts if isinstance(completions, Completions) else None
         texts = texts_of(completions)
+        answers = [split(text).answer for text in texts]
         if prompts is None and "{prompt}" in self.question:
             raise ValueError(
                 "the judge's question asks about {prompt}, but only texts are given: pass Completions, "
                 "or a question with {completion} alone"
             )
-        questions = [fill(self.question, prompt, text) for prompt, text in zip(prompts or texts, texts, strict=True)]
+        questions = [fill(self.question, prompt, text) for prompt, text in zip(prompts or texts, answers, strict=True)]
         if self.model is not None:
             margins, replies = self._weigh(self.model, questions)
             refusals = self.sign * margins > self.threshold
@@ -166,14 +180,16 @@ class JudgeDetector:
         replies: list[str] = []
         for i, question in enumerate(questions):
             try:
-                reply = self._replies.get(question)
-                reply = str(self.ask(question)) if reply is None else reply
+                reply = self.replies.get(question)
+                if reply is None:
+                    self.replies.count()
+                    reply = str(self.ask(question))
                 self._is_yes(reply)  # a reply that is neither stays out of memory: another try may do better
             except Exception as error:
                 raise JudgingError(
                     f"the judge failed on completion {i}: {type(error).__name__}: {error}", i, replies
                 ) from error
-            self._replies[question] = reply
+            self.replies.add(question, reply)
             replies.append(reply)
         return replies
 
