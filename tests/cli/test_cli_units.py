@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,17 +12,11 @@ import torch
 
 import safecircuits as sc
 from commands import refuse, succeed
-from safecircuits.base.vocabulary import TOKEN_CHOICES
-from safecircuits.cli import probe as probe_command
-from safecircuits.cli.units import options as units_commands
 from safecircuits.cli.units.options import require_own
-from safecircuits.direction.probe import Baseline, Ended
-from safecircuits.direction.states import Pool
-from safecircuits.direction.variants import Where
 from safecircuits.papers.page import StudyPage, removal_exhibit
 from safecircuits.results.run import load_run
 from safecircuits.units.ablation import ONE_DRAW, AblationTable
-from safecircuits.units.groups import GROUPS, NORMALISATIONS, ShareOf
+from safecircuits.units.groups import GROUPS
 from safecircuits.units.overlap import MaskOverlap
 from safecircuits.units.resampling import Stability
 from safecircuits.units.selection import top
@@ -51,20 +45,6 @@ def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sets() -> list[sc.PromptSet]:
     return [sc.load_prompts(f"organism:{kind}", n=N) for kind in ("malicious", "utility")]
-
-
-def test_the_choices_are_those_of_the_library() -> None:
-    for choice, values in (
-        (probe_command.WhereChoice, get_args(Where)),
-        (probe_command.StateChoice, get_args(Pool)),
-        (probe_command.BaselineChoice, get_args(Baseline)),
-        (probe_command.EndedChoice, get_args(Ended)),
-        (units_commands.TokensChoice, TOKEN_CHOICES),
-        (units_commands.NormalizeChoice, NORMALISATIONS),
-        (units_commands.ShareOfChoice, get_args(ShareOf)),
-        (units_commands.GroupChoice, GROUPS),
-    ):
-        assert [member.value for member in choice] == list(values)
 
 
 class TestProbe:

@@ -67,7 +67,7 @@ class Run:
         self.command, self.arguments = command, arguments
         self.source: str = shared.get("model", "")
         self.seed, self.device = shared["seed"], shared["device"]
-        self.backend: Any = shared["backend"].value
+        self.backend: Any = shared["backend"]
         self.dtype = shared["dtype"]
         self.out: Path = shared["out"]
         self.force, self.json = shared["force"], shared["json"]

@@ -10,7 +10,6 @@ import typer
 
 from safecircuits.cli.frame import plain_command
 from safecircuits.cli.options import (
-    Backend,
     BackendOption,
     DeviceOption,
     Dtype,
@@ -53,7 +52,7 @@ def show(
     from safecircuits.masks.freeze_mask import FreezeMask
 
     mask = FreezeMask.load(file)
-    loaded = None if model is None else _load(model, Backend.bridge, device, dtype)
+    loaded = None if model is None else _load(model, "bridge", device, dtype)
     if json:
         from json import dumps
 
@@ -83,7 +82,7 @@ def combine(
     require_replaceable(out, "mask")
     masks = [FreezeMask.load(file) for file in files]
     if model is not None:
-        loaded = _load(model, Backend.bridge, device, dtype)
+        loaded = _load(model, "bridge", device, dtype)
         masks = [mask.on(loaded) for mask in masks]
     if op is Operation.complement:
         if len(masks) != 1:
@@ -112,7 +111,7 @@ def convert(
     file: FileArgument,
     model: Annotated[str, typer.Option("--model", help="A hub id, a folder, or organism:STAGE.")],
     out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
-    backend: BackendOption = Backend.bridge,
+    backend: BackendOption,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -143,12 +142,12 @@ def convert(
     typer.echo(f"wrote {out}", err=True)
 
 
-def _load(source: str, backend: Backend, device: str | None, dtype: Dtype | None) -> Any:
+def _load(source: str, backend: Any, device: str | None, dtype: Dtype | None) -> Any:
     from safecircuits.base.progress import without_bars
     from safecircuits.model.load import load_model
 
     with without_bars():
-        return load_model(source, backend=backend.value, device=torch_device(device), dtype=torch_dtype(dtype))
+        return load_model(source, backend=backend, device=torch_device(device), dtype=torch_dtype(dtype))
 
 
 def _rows(mask: FreezeMask) -> list[dict[str, Any]]:

@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safecircuits.cli.library import Of
+
 if TYPE_CHECKING:
     from safecircuits.base.vocabulary import LayerRange
 
 RUN_PANEL, PROMPT_PANEL = "Run", "Prompts"
-
-
-class Backend(StrEnum):
-    """The two kinds of hooked model."""
-
-    bridge = "bridge"
-    hooked = "hooked"
 
 
 class Dtype(StrEnum):
@@ -29,36 +24,6 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-
-
-class PairsChoice(StrEnum):
-    """Which pairs of prompts are compared."""
-
-    all = "all"
-    paper = "paper"
-
-
-class FormulaChoice(StrEnum):
-    """How the angle gap is computed."""
-
-    paper = "paper"
-    code = "code"
-
-
-class DirectionChoice(StrEnum):
-    """Whether a search scales up or down."""
-
-    up = "up"
-    down = "down"
-
-
-class ComponentsChoice(StrEnum):
-    """Which matrices of a layer are scaled."""
-
-    all = "all"
-    qkv_mlp = "qkv+mlp"
-    attn = "attn"
-    mlp = "mlp"
 
 
 _SOURCE = "A file (csv, tsv, json, jsonl, parquet, txt), organism:KIND, or a hub data set."
@@ -79,7 +44,7 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="float32 on a CPU, else the checkpoint's own.", rich_help_panel=RUN_PANEL),
 ]
 BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="TransformerBridge or HookedTransformer.", rich_help_panel=RUN_PANEL)
+    Any, Of("model.load:load_model.backend", "TransformerBridge or HookedTransformer.", panel=RUN_PANEL)
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the main table as JSON on stdout.", rich_help_panel=RUN_PANEL)
@@ -178,7 +143,7 @@ TokensOrNeededOption = Annotated[
         min=1,
     ),
 ]
-ComponentsOption = Annotated[ComponentsChoice, typer.Option("--components", help="Which matrices are scaled.")]
+ComponentsOption = Annotated[Any, Of("hooks.scale:scaled.components", "Which matrices are scaled.")]
 
 
 def torch_dtype(chosen: Dtype | None) -> Any:

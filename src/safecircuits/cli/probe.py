@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.library import Of
 from safecircuits.cli.options import DetectorOption, MaliciousOption, TemplateOption, TokensOption, named
 
-
-class WhereChoice(StrEnum):
-    """Where a suffix is put."""
-
-    answer = "answer"
-    prompt = "prompt"
-
-
-class StateChoice(StrEnum):
-    """Which hidden states are compared."""
-
-    last = "last"
-    mean = "mean"
-
-
-class BaselineChoice(StrEnum):
-    """What is subtracted from them."""
-
-    none = "none"
-    query = "query"
-
-
-class EndedChoice(StrEnum):
-    """What becomes of answers that end early."""
-
-    hold = "hold"
-    omit = "omit"
+ENDED = "Answers that end early keep their last state, or are left out."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -57,18 +31,19 @@ def probe(
         list[str] | None, typer.Option(help="Opening of an answer; may be repeated. The paper's unless given.")
     ] = None,
     suffix_in: Annotated[
-        WhereChoice, typer.Option(help="Suffixes where the answer starts, or at the end of the prompt.")
-    ] = WhereChoice.answer,
+        Any, Of("direction.variants:Where", "Suffixes where the answer starts, or at the end of the prompt.")
+    ] = "answer",
     steps: Annotated[str, typer.Option(help="Numbers of generated tokens.")] = "2,4,6,8,10",
     state: Annotated[
-        StateChoice, typer.Option(help="At the last generated token, or the mean over all of them.")
-    ] = StateChoice.last,
+        Any, Of("direction.probe:probe_direction.pool", "At the last generated token, or the mean over all of them.")
+    ] = "last",
     baseline: Annotated[
-        BaselineChoice, typer.Option(help="Subtract the state at the end of the query alone.")
-    ] = BaselineChoice.none,
+        Any, Of("direction.probe:probe_direction.baseline", "Subtract the state at the end of the query alone.")
+    ] = "none",
     ended: Annotated[
-        EndedChoice, typer.Option(help="Answers that end early keep their last state, or are left out.")
-    ] = EndedChoice.hold,
+        Any,
+        Of("direction.probe:probe_direction.ended", ENDED),
+    ] = "hold",
     layer: Annotated[int, typer.Option(help="Block of the figure by tokens and of the verdicts; -1 is the last.")] = -1,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
@@ -90,7 +65,7 @@ def probe(
     if subject in others:
         raise ValueError(f"--compare {subject!r} has the name of --model; give it another NAME=")
     sources = {subject: run.source, **others}
-    suffixes = Suffixes(tuple(benign_suffix or BENIGN), tuple(malicious_suffix or MALICIOUS), suffix_in.value)
+    suffixes = Suffixes(tuple(benign_suffix or BENIGN), tuple(malicious_suffix or MALICIOUS), suffix_in)
     asked = _whole_numbers(steps)
     prompts = run.prompts("malicious", malicious)
     folder = run.begin(*sources.values())
@@ -99,9 +74,9 @@ def probe(
         prompts,
         suffixes=suffixes,
         steps=asked,
-        pool=state.value,
-        baseline=baseline.value,
-        ended=ended.value,
+        pool=state,
+        baseline=baseline,
+        ended=ended,
         detector=detector,
         max_new_tokens=max_new_tokens,
         template=template,

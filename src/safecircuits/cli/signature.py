@@ -12,8 +12,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from safecircuits.cli.config import ConfigOption
+from safecircuits.cli.library import Of
 from safecircuits.cli.options import (
-    Backend,
     BackendOption,
     ChatOption,
     ColumnOption,
@@ -37,7 +37,7 @@ SHARED: Mapping[str, tuple[Any, Any]] = {
     "seed": (SeedOption, 0),
     "device": (DeviceOption, None),
     "dtype": (DtypeOption, None),
-    "backend": (BackendOption, Backend.bridge),
+    "backend": (BackendOption, inspect.Parameter.empty),
     "out": (OutOption, inspect.Parameter.empty),
     "config": (ConfigOption, None),
     "json": (JsonOption, False),
@@ -79,7 +79,8 @@ class OwnOptions:
     """
 
     def __init__(self, function: Callable[..., None], skip: int = 0) -> None:
-        self._parameters = list(inspect.signature(function, eval_str=True).parameters.values())[skip:]
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[skip:]
+        self._parameters = [option(p.name, p.annotation, p.default) for p in own]
         self._kinds = {p.name: get_args(p.annotation)[:1] or (p.annotation,) for p in self._parameters}
         self._grouped = {
             p.name: _fields_of(kind, *(one for one in get_args(p.annotation) if isinstance(one, Fields)))
@@ -140,7 +141,11 @@ def attributes_of(kind: type) -> dict[str, str]:
 
 
 def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """An option by its annotation, which is typer's, and its default."""
+    """An option by its annotation, which is typer's or ``Of`` the library, and its default."""
+    for one in getattr(annotation, "__metadata__", ()):
+        if isinstance(one, Of):
+            read = one.parameter(name)
+            return read if default is inspect.Parameter.empty else read.replace(default=default)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -8,15 +8,16 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.library import Of
 from safecircuits.cli.options import (
-    FormulaChoice,
     MaliciousOption,
     NormalOption,
-    PairsChoice,
     TemplateOption,
     layer_range,
     named,
 )
+
+PAIRS = "All pairs, the paper's 500 draws, or the first with the first, as the sets are given."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,10 +34,14 @@ def similarity(
         list[str] | None, typer.Option("--compare", help="Another model, as NAME=MODEL; may be repeated.")
     ] = None,
     template: TemplateOption = "auto",
-    pairs: Annotated[PairsChoice, typer.Option(help="All pairs, or the paper's 500 draws.")] = PairsChoice.all,
+    pairs: Annotated[Any, Of("layers.comparison:compare_gaps.pairs", PAIRS)] = "all",
     formula: Annotated[
-        FormulaChoice, typer.Option(help="Mean of the angles, or the angle of the mean as the authors' code has it.")
-    ] = FormulaChoice.paper,
+        Any,
+        Of(
+            "layers.comparison:compare_gaps.formula",
+            "Mean of the angles, or the angle of the mean as the authors' code has it.",
+        ),
+    ] = "paper",
     final_norm: Annotated[
         bool, typer.Option("--final-norm", help="Last layer after the final norm, as the authors' code has it.")
     ] = False,
@@ -60,8 +65,8 @@ def similarity(
     found = compare_gaps(
         {name: _loader(run, source) for name, source in sources.items()},
         *sets,
-        pairs=pairs.value,
-        formula=formula.value,
+        pairs=pairs,
+        formula=formula,
         template=template,
         final_norm=final_norm,
         draws=draws,

@@ -8,11 +8,10 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.library import Of
 from safecircuits.cli.options import (
-    ComponentsChoice,
     ComponentsOption,
     DetectorOption,
-    DirectionChoice,
     MaliciousOption,
     MaybeMalicious,
     MaybeNormal,
@@ -57,9 +56,11 @@ def localize(
         typer.Option("--check", help="Harmful prompts, to count those answered before and with the block scaled."),
     ] = None,
     alpha: Annotated[str, typer.Option("--alpha", help="A number, or search.")] = "search",
-    direction: Annotated[DirectionChoice | None, typer.Option(help="Of the search for alpha; up unless given.")] = None,
+    direction: Annotated[
+        Any, Of("layers.localization:localize.direction", "Of the search for alpha; up unless given.")
+    ] = None,
     reach: Annotated[int, typer.Option(help="Layers by which a bound moves to both sides.", min=1)] = 2,
-    components: ComponentsOption = ComponentsChoice.all,
+    components: ComponentsOption = "all",
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
@@ -102,9 +103,9 @@ def localize(
         borderline,
         begin,
         alpha=factor,
-        direction=None if direction is None else direction.value,
+        direction=direction,
         reach=reach,
-        components=components.value,
+        components=components,
         detector=detector,
         max_new_tokens=max_new_tokens,
         template=template,
@@ -135,7 +136,7 @@ def localize(
             checked,
             found.layers,
             found.alpha,
-            components=components.value,
+            components=components,
             detector=detector,
             max_new_tokens=max_new_tokens,
             template=template,
@@ -186,7 +187,7 @@ def grid(
     over_rejection: OverRejectionOption,
     alpha: Annotated[float, typer.Option("--alpha", help="Factor on the weights of the block.")] = 1.2,
     max_length: Annotated[int | None, typer.Option(help="Leave out blocks of more layers.", min=1)] = None,
-    components: ComponentsOption = ComponentsChoice.all,
+    components: ComponentsOption = "all",
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
@@ -209,7 +210,7 @@ def grid(
         borderline,
         alpha=alpha,
         max_length=max_length,
-        components=components.value,
+        components=components,
         detector=detector,
         max_new_tokens=max_new_tokens,
         template=template,

@@ -15,7 +15,6 @@ from safecircuits.cli.units.options import (
     ReferenceOption,
     SafetyOption,
     Scoring,
-    ShareOfChoice,
     ShareOfOption,
     Shares,
     scores_of,
@@ -73,7 +72,7 @@ def classify(
     utility: AnsweredOption,
     shares: Shares,
     scoring: Scoring,
-    share_of: ShareOfOption = ShareOfChoice.units,
+    share_of: ShareOfOption,
     scu_by: Annotated[
         str | None, typer.Option("--scu-by", help="Another score that SCU are cut by, such as attribution.")
     ] = None,
@@ -101,7 +100,7 @@ def classify(
         causal = scores_of(run, model, {"safety": sets["safety"]}, other, by)["safety"]
     scores = scores_of(run, model, sets, other, scoring)
     pair = scores["safety"], scores["utility"]
-    groups = classify_units(*pair, scu_by=causal, share_of=share_of.value, **shares.options)
+    groups = classify_units(*pair, scu_by=causal, share_of=share_of, **shares.options)
     for name, found in scores.items():
         folder.result(f"{name}_scores", found)
     folder.result("groups", groups)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safecircuits.cli.library import Of
 from safecircuits.cli.options import TemplateOption
 
 if TYPE_CHECKING:
@@ -18,42 +18,6 @@ if TYPE_CHECKING:
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.units.groups import UnitGroups
     from safecircuits.units.scores import UnitScores
-
-
-class TokensChoice(StrEnum):
-    """Whose activations count."""
-
-    response = "response"
-    prompt = "prompt"
-    all = "all"
-
-
-class NormalizeChoice(StrEnum):
-    """What is done to scores before they are subtracted."""
-
-    none = "none"
-    zscore = "zscore"
-    rank = "rank"
-    layer_mean = "layer-mean"
-    log = "log"
-    flap = "flap"
-
-
-class ShareOfChoice(StrEnum):
-    """What shares count."""
-
-    units = "units"
-    parameters = "parameters"
-    pooled = "pooled"
-
-
-class GroupChoice(StrEnum):
-    """Groups of units."""
-
-    SCU = "SCU"
-    UCU = "UCU"
-    CU = "CU"
-    RU = "RU"
 
 
 ANSWERED = "A file (csv, json, jsonl, parquet, …), organism:KIND, or a hub data set."
@@ -74,9 +38,10 @@ class Scoring:
         typer.Option("--method", help="wifv, ifv, wifn, wanda, wrms, magnitude, random, snip, taylor, …"),
     ] = "wifv"
     tokens: Annotated[
-        TokensChoice | None,
-        typer.Option(
-            "--tokens", help="Whose activations count; unless given, all tokens, or what the method itself asks for."
+        Any,
+        Of(
+            "units.importance:score_units.tokens",
+            "Whose activations count; unless given, all tokens, or what the method itself asks for.",
         ),
     ] = None
     template: TemplateOption = "auto"
@@ -91,29 +56,28 @@ class Scoring:
     @property
     def options(self) -> dict[str, Any]:
         """As ``score_units`` takes them."""
-        tokens = self.tokens and self.tokens.value
-        plain = {"method": self.method, "tokens": tokens, "template": self.template}
+        plain = {"method": self.method, "tokens": self.tokens, "template": self.template}
         return plain | {"count_beginning": self.count_beginning}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shares:
     """How many units each group gets, and on which scale they are compared."""
 
     scu: Annotated[float, typer.Option("--scu", help="Share of safety-critical units.")] = 0.013
     ucu: Annotated[float, typer.Option("--ucu", help="Share of utility-critical units.")] = 0.133
     ru: Annotated[float, typer.Option("--ru", help="Share of redundant units.")] = 0.148
-    normalize: Annotated[NormalizeChoice, typer.Option(help="What is done to scores before they are subtracted.")] = (
-        NormalizeChoice.none
-    )
+    normalize: Annotated[
+        Any, Of("units.groups:classify_units.normalize", "What is done to scores before they are subtracted.")
+    ]
 
     @property
     def options(self) -> dict[str, Any]:
         """As ``classify_units`` takes them."""
-        return vars(self) | {"normalize": self.normalize.value}
+        return vars(self)
 
 
-ShareOfOption = Annotated[ShareOfChoice, typer.Option("--share-of", help="What the shares count.")]
+ShareOfOption = Annotated[Any, Of("units.groups:classify_units.share_of", "What the shares count.")]
 
 
 def scores_of(

@@ -8,10 +8,10 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Measured, Run, run_command
+from safecircuits.cli.library import Of
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range
 from safecircuits.cli.units.options import (
     AnsweredOption,
-    GroupChoice,
     GroupsOption,
     SafetyOption,
     Scoring,
@@ -33,7 +33,8 @@ def ablate(
     groups: GroupsOption,
     measured: Measured,
     group: Annotated[
-        list[GroupChoice] | None, typer.Option("--group", help="Which to remove; may be repeated. SCU, UCU, RU if not.")
+        Any,
+        Of("units.groups:Group", "Which to remove; may be repeated. SCU, UCU, RU if not.", several=True),
     ] = None,
     controls: Annotated[int, typer.Option(help="Draws of as many random units beside each group.", min=0)] = 3,
     detector: DetectorOption = "opening",
@@ -53,7 +54,7 @@ def ablate(
     folder = run.begin()
     model = run.model()
     require_own(chosen, model)
-    names = tuple(one.value for one in group) if group else ("SCU", "UCU", "RU")
+    names = tuple(group) if group else ("SCU", "UCU", "RU")
     found = ablate_groups(
         model,
         chosen,
@@ -117,7 +118,7 @@ def enrichment(
     run: Run,
     groups: GroupsOption,
     layers: Annotated[str | None, typer.Option("--layers", help="FIRST,LAST: the safety layers, as a whole.")] = None,
-    group: Annotated[GroupChoice, typer.Option("--group", help="Whose units.")] = GroupChoice.SCU,
+    group: Annotated[Any, Of("units.groups:Group", "Whose units.")] = "SCU",
     draws: Annotated[int, typer.Option(help="Permutations.", min=1)] = 10_000,
     budget: Annotated[
         float | None, typer.Option(help="Also write masks of this share of all units' parameters, to freeze.")
@@ -141,15 +142,15 @@ def enrichment(
     folder = run.begin()
     model = run.model()
     require_own(chosen, model)
-    found = concentrated(chosen[group.value], block, sites=chosen.sites, draws=draws, seed=run.seed)
+    found = concentrated(chosen[group], block, sites=chosen.sites, draws=draws, seed=run.seed)
     folder.result("enrichment", found)
     folder.table("enrichment", found.to_frame(), main=True)
     folder.figure("enrichment", found.plot(axis((4.2, 3.0))), of=found)
     run.say(str(found))
     if block is not None:
-        overlap = mask_overlap(chosen[group.value], FreezeMask.layers(block, chosen.shape))
+        overlap = mask_overlap(chosen[group], FreezeMask.layers(block, chosen.shape))
         folder.result("overlap", overlap)
-        run.say(f"{group.value} and layers {block}: {overlap}")
+        run.say(f"{group} and layers {block}: {overlap}")
     if budget is not None and block is not None:
         masks = equal_budget_masks(chosen, block, parameters_per_unit(model), budget=budget, seed=run.seed)
         for name, mask in masks.items():

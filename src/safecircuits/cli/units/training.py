@@ -12,7 +12,6 @@ from safecircuits.cli.units.options import (
     AnsweredOption,
     SafetyOption,
     Scoring,
-    ShareOfChoice,
     ShareOfOption,
     Shares,
     scores_of,
@@ -34,7 +33,7 @@ def transfer(
     utility: AnsweredOption,
     shares: Shares,
     scoring: Scoring,
-    share_of: ShareOfOption = ShareOfChoice.units,
+    share_of: ShareOfOption,
     threshold: Annotated[float, typer.Option(help="Flows below this share of all units are not drawn.")] = 0.001,
 ) -> None:
     """Which units changed group in training? Both models classified with the same data and shares.
@@ -51,7 +50,7 @@ def transfer(
 
     def groups(source: str) -> UnitGroups:
         scores = scores_of(run, run.model(source), sets, None, scoring)
-        return classify_units(scores["safety"], scores["utility"], share_of=share_of.value, **shares.options)
+        return classify_units(scores["safety"], scores["utility"], share_of=share_of, **shares.options)
 
     both = [groups(source) for source in (run.source, after)]
     found = transfer_of(*both)
