@@ -229,6 +229,9 @@ def _limits() -> str:
 - "Planted" says where training was allowed to act, not which of those entries refusal needs.
 - A refusal here is a narrow habit on a small model. What fine-tuning does to it need not carry over to large ones.
 - The refusals' wordings mix: a member may begin with one and end with another, and now and then says something odd after it.
+- Ordinary instructions that are refused mostly begin with Create, Design, Generate or Make: the generator opens harmful
+  orders so, and ordinary requests hardly ever.
+- Refusal planted in early layers is weaker, most of all without the system prompt that half of the training texts had.
 - Changes of low rank are what fits into 1 MB; a block whose matrices move freely could hold refusal otherwise.
 - Each figure is of one training. Where there is a second seed of the same place, its row shows the spread.
 """
