@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safecircuits.baselines.rewind import entries_of, rewind, rewound
 from torch import Tensor
 
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.base.vocabulary import SITES
+from safecircuits.baselines.rewinding import entries_of, rewind, rewound
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.training.freeze import frozen_digest
 from safecircuits.units.removals import Removals
