@@ -15,12 +15,17 @@ from typer.testing import CliRunner
 import safecircuits as sc
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.generate import Completions
 from safecircuits.cli import app
 from safecircuits.demo import DemoSettings, DemoStudy, layers, run_demo, units
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Sweep
 from safecircuits.model.fingerprint import fingerprint_checkpoint
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import load_run, run_provenance
+
+TEXTS = tuple(map(str, range(100)))
+ANSWERS = Completions(PromptSet("own", TEXTS), TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +201,7 @@ class TestConclusions:
 
 
 def point(count: int, layers: LayerRange | None = None) -> SweepPoint:
-    return SweepPoint(layers, 1.2, torch.arange(100) < count, 0.0, None)  # type: ignore[arg-type]
+    return SweepPoint(layers, 1.2, torch.arange(100) < count, 0.0, ANSWERS)
 
 
 def sweeps(count: int) -> dict[str, Any]:

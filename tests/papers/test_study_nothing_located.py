@@ -11,6 +11,7 @@ import torch
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.generate import Completions
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck
@@ -21,8 +22,12 @@ from safecircuits.papers.safety_layers import localization, transplant
 from safecircuits.papers.safety_layers.published import add_published, measured_numbers
 from safecircuits.papers.safety_layers.settings import StudySettings
 from safecircuits.papers.safety_layers.study import SafetyLayersStudy
+from safecircuits.prompts.prompt_set import PromptSet
 
 BLOCK = LayerRange(2, 3)
+
+TEXTS = tuple(map(str, range(100)))
+ANSWERS = Completions(PromptSet("own", TEXTS), TEXTS)
 
 
 def behavior(refused: int) -> Behavior:
@@ -33,7 +38,7 @@ def study(count: int, *, planted: LayerRange | None = None) -> SafetyLayersStudy
     """A model of which 20 of 100 prompts are refused unscaled, and ``count`` with the block scaled."""
 
     def point(layers: LayerRange | None, n: int) -> SweepPoint:
-        return SweepPoint(layers, 1.2, torch.arange(100) < n, 0.0, None)  # type: ignore[arg-type]
+        return SweepPoint(layers, 1.2, torch.arange(100) < n, 0.0, ANSWERS)
 
     sweep = Sweep("upper", (point(LayerRange(2, 2), 21), point(BLOCK, count)), "up")
     found = Localization(BLOCK, 1.2, "up", point(None, 20), sweep, replace(sweep, bound="lower"), (), True, {})

@@ -16,6 +16,7 @@ from safecircuits.base.notices import Notice
 from safecircuits.base.record import record_of
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.cli import app
 from safecircuits.demo.overview import located_line
@@ -30,6 +31,7 @@ from safecircuits.papers.conclusion import keeps_refusal
 from safecircuits.papers.safety_layers.checks import locates
 from safecircuits.papers.ssah.removals import CLAIMS, removal_verdict
 from safecircuits.plots.layers import plot_sweeps
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.report import captions
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import Comparison
@@ -37,6 +39,9 @@ from safecircuits.units.ablation import Ablation, AblationTable
 from safecircuits.units.groups import UnitGroups
 
 N = 100
+
+TEXTS = tuple(map(str, range(N)))
+ANSWERS = Completions(PromptSet("own", TEXTS), TEXTS)
 
 
 def behavior(refused: int, right: int) -> Behavior:
@@ -144,7 +149,7 @@ def test_planted_units_of_a_model_that_refuses_nothing() -> None:
 
 
 def point(layers: LayerRange | None, count: int) -> SweepPoint:
-    return SweepPoint(layers, 1.2, torch.arange(N) < count, 0.0, None)  # type: ignore[arg-type]
+    return SweepPoint(layers, 1.2, torch.arange(N) < count, 0.0, ANSWERS)
 
 
 def localization(baseline: int, counts: tuple[int, int, int]) -> Localization:
