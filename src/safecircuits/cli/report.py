@@ -78,7 +78,7 @@ def _of_others(runs: list[Path]) -> Iterator[None]:
 
 def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
     from safecircuits.papers.part import Subject
-    from safecircuits.report.run_page import run_page
+    from safecircuits.report.run_pages import run_page
     from safecircuits.report.saved import SavedRun
     from safecircuits.results.run import REPORT, run_provenance
 

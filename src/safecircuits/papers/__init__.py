@@ -1,1 +1,5 @@
 """The two papers from end to end on any model, beside the numbers that they report."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

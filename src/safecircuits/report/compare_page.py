@@ -9,7 +9,7 @@ from safecircuits.plots.svg import is_wide
 from safecircuits.report.compare_runs import ComparedTable, RunComparison
 from safecircuits.report.html import page
 from safecircuits.report.overlays import overlays
-from safecircuits.report.run_page import described
+from safecircuits.report.run_pages import described
 from safecircuits.report.saved import cell, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table

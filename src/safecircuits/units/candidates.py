@@ -24,7 +24,7 @@ Contrast = Literal["difference", "safety", "set-difference"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to order units: a score, whose tokens, how it is normalised, and what is made of safety and utility.
+    """One way to rank units: the score, its tokens, its normalisation, and how safety and utility are combined.
 
     ``contrast``: ``"difference"`` orders by S − U, ``"safety"`` by S alone, and ``"set-difference"`` by S with the top
     tenth by U put last.
@@ -59,7 +59,7 @@ class Candidate:
 
 
 def default_candidates(*, quick: bool = False) -> tuple[Candidate, ...]:
-    """Every score with every normalisation that has a meaning for it; ``quick`` takes the telling ones.
+    """Every score with each normalisation that makes sense for it; ``quick`` takes the most informative ones.
 
     Attributions are signed, so that neither their logarithm nor their share of a mean means anything. Magnitude and
     random scores do not contrast two data sets. WIFV comes with all normalisations over all three choices of tokens,

@@ -20,7 +20,13 @@ PAPER = "Safety Layers"
 
 @dataclass(frozen=True)
 class StudyPrompts:
-    """What the study asks; the paper has 100 normal, 100 malicious and 721 over-rejection prompts."""
+    """What the study asks; the paper has 100 normal, 100 malicious and 721 over-rejection prompts.
+
+    Examples:
+        >>> asked = sc.papers.StudyPrompts(normal, malicious, over_rejection, utility=utility)
+        >>> asked.measured.name
+        'malicious-test'
+    """
 
     normal: PromptSet
     malicious: PromptSet
@@ -41,7 +47,13 @@ class StudyPrompts:
 
 @dataclass(frozen=True)
 class StudySettings(Running):
-    """What the study measures, beside how it runs models. Scenarios left empty leave the fine-tuning out."""
+    """What the study measures, beside how it runs models. Scenarios left empty leave the fine-tuning out.
+
+    Examples:
+        >>> settings = sc.papers.StudySettings(backend="hooked")
+        >>> settings.max_new_tokens
+        8
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     alpha: float | str = "search"

@@ -96,6 +96,11 @@ def safety_layers_study(
     Raises:
         ValueError: for prompts without the responses that they need, an α that does not scale up, a planted block that
             the model does not have, a preset that does not have the model, and as the parts do.
+
+    Examples:
+        >>> asked = sc.papers.StudyPrompts(normal, malicious, over_rejection)
+        >>> with sc.RunDirectory.open("study", "safety layers", {}) as run:  # doctest: +SKIP
+        ...     study = sc.papers.safety_layers_study("google/gemma-2b-it", asked, run)
     """
     s = settings or StudySettings()
     check_inputs(source, prompts, s)

@@ -71,7 +71,13 @@ QI_RECIPE = TrainingSettings(
 
 @dataclass(frozen=True)
 class SsahPrompts:
-    """What the study asks. What units are scored on should not be what removal is measured on."""
+    """What the study asks. What units are scored on should not be what removal is measured on.
+
+    Examples:
+        >>> asked = sc.papers.SsahPrompts(safety=malicious, utility=utility, malicious=malicious, normal=normal)
+        >>> asked.measured_utility.name
+        'utility-test'
+    """
 
     safety: PromptSet
     """Harmful prompts with refusals: S is scored on them."""
@@ -113,6 +119,11 @@ class SsahSettings(Running):
         budget_share: redundant share of the base model's units.
         budget_rows: prompts of each half of the alignment data; all unless given.
         layers: the safety layers; located by scaling unless given.
+
+    Examples:
+        >>> settings = sc.papers.SsahSettings(scu=0.01, draws=3)
+        >>> settings.scu, settings.draws
+        (0.01, 3)
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)

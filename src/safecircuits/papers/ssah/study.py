@@ -134,6 +134,11 @@ def ssah_study(
 
     Raises:
         ValueError: for a cut that needs normal prompts where there are none, and as the parts do.
+
+    Examples:
+        >>> asked = sc.papers.SsahPrompts(safety=malicious, utility=utility, malicious=malicious, normal=normal)
+        >>> with sc.RunDirectory.open("study", "ssah", {}) as run:  # doctest: +SKIP
+        ...     study = sc.papers.ssah_study("google/gemma-2b-it", asked, run)
     """
     s = settings or SsahSettings()
     check_inputs(prompts, s)
