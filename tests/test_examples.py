@@ -55,17 +55,9 @@ def test_examples_print_what_they_say(
             raise AssertionError(f"{test.name}: {failure.example.source}") from failure.exc_info[1]
 
 
-WITHOUT = {
-    *(f"baselines.{name}" for name in ("rewind", "rewound")),
-    *(f"studies.{name}" for name in ("AlignmentBudget", "Comparison", "FinetuningStudy", "FreezingGrid", "GridCell")),
-    *(f"studies.{name}" for name in ("StudyRun", "alignment_budget", "finetuning_study", "freezing_grid", "ssah_arms")),
-}
-"""Public names that have no example yet."""
-
-
 def test_every_public_function_and_class_has_an_example() -> None:
     public = {path: thing for path, thing in everything().items() if callable(thing)}
-    assert {path for path, thing in public.items() if ">>>" not in (thing.__doc__ or "")} <= WITHOUT
+    assert {path for path, thing in public.items() if ">>>" not in (thing.__doc__ or "")} == set()
 
 
 def test_examples_stand_where_the_documentation_shows_them_as_code() -> None:

@@ -73,6 +73,14 @@ def rewind(model: Any, before: Any, mask: FreezeMask) -> int:
 
     Raises:
         ValueError: for another model's mask, one that names no unit, or an earlier model of another shape or backend.
+
+    Examples:
+        >>> tuned = sc.load_model("base")
+        >>> mask = sc.FreezeMask.of_units({"mlp": {3: range(8)}}, sc.ModelShape.of(model))
+        >>> sc.baselines.rewind(tuned, model, mask) > 0
+        True
+        >>> sc.training.frozen_digest(tuned, mask) == sc.training.frozen_digest(model, mask)
+        True
     """
     if not require_mask(mask, "units to put back"):
         raise ValueError("the mask names no unit, so there is nothing to put back")
@@ -93,7 +101,14 @@ def rewind(model: Any, before: Any, mask: FreezeMask) -> int:
 
 @contextmanager
 def rewound(model: Any, before: Any, mask: FreezeMask) -> Iterator[None]:
-    """Inside the block the mask's units are as ``before`` has them; afterwards they are bit for bit what they were."""
+    """Inside the block the mask's units are as ``before`` has them; afterwards they are bit for bit what they were.
+
+    Examples:
+        >>> tuned = sc.load_model("base")
+        >>> mask = sc.FreezeMask.of_units({"mlp": {3: range(8)}}, sc.ModelShape.of(model))
+        >>> with sc.baselines.rewound(tuned, model, mask):
+        ...     measured = sc.evaluate(tuned, malicious=malicious)
+    """
     with used_alone(model):
         kept = entries_of(model, mask)
         rewind(model, before, mask)

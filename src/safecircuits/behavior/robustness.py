@@ -40,7 +40,14 @@ less of an answer, or a refusal less of a refusal."""
 
 @dataclass(frozen=True)
 class JudgeRobustness(Result):
-    """Of the completions with a verdict, how many lose it by each change; and examples of those that do."""
+    """Of the completions with a verdict, how many lose it by each change; and examples of those that do.
+
+    Examples:
+        >>> found = sc.behavior.judge_robustness(sc.generate(model, malicious))
+        >>> frame = found.to_frame()
+        >>> frame.columns.tolist()
+        ['change', 'of', 'flipped', 'n', 'share', 'low', 'high']
+    """
 
     detector: str
     flipped: Mapping[str, Share]

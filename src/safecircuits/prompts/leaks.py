@@ -17,7 +17,14 @@ NEAR = 0.8
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pairs of prompts by their indices in both sets: ``exact`` up to case, signs and spaces; ``near`` otherwise."""
+    """Pairs of prompts by their indices in both sets: ``exact`` up to case, signs and spaces; ``near`` otherwise.
+
+    Examples:
+        >>> mine = sc.PromptSet("mine", ("how do i bake a cake ?", "name a fruit ."))
+        >>> found = sc.prompts.overlap(mine, sc.PromptSet("test", ("Name a fruit",)))
+        >>> found.exact, found.rows
+        (((1, 0),), (0,))
+    """
 
     first: PromptSet
     second: PromptSet
@@ -80,6 +87,12 @@ def tell_overlaps(found_on: Mapping[str, PromptSet | None], judged_on: Mapping[s
 
     Args:
         found_on, judged_on: by what they are for; sets that are not there are passed over.
+
+    Examples:
+        >>> mine = sc.PromptSet("mine", ("how do i bake a cake ?", "name a fruit ."))
+        >>> found = sc.prompts.tell_overlaps({"scores": mine}, {"ablation": sc.PromptSet("test", ("Name a fruit",))})
+        >>> found[0].rows
+        (0,)
     """
     found = []
     for finding, first in found_on.items():

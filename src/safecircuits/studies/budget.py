@@ -35,7 +35,12 @@ SCENARIO = "alignment"
 
 @dataclass(frozen=True)
 class AlignmentBudget(Result):
-    """Alignment by redundant units alone beside alignment of everything; ``groups`` are those of the base model."""
+    """Alignment by redundant units alone beside alignment of everything; ``groups`` are those of the base model.
+
+    Examples:
+        >>> budget = sc.studies.alignment_budget("unaligned", refusals, answers, held_out, **options)  # doctest: +SKIP
+        >>> budget.to_frame()  # doctest: +SKIP
+    """
 
     study: FinetuningStudy
     groups: UnitGroups
@@ -119,6 +124,11 @@ def alignment_budget(
 
     Raises:
         ValueError: for a share outside 0..1, and as ``finetuning_study``.
+
+    Examples:
+        >>> budget = sc.studies.alignment_budget(  # doctest: +SKIP
+        ...     "unaligned", refusals, answers, held_out, malicious=malicious, settings=sc.TrainingSettings(epochs=1)
+        ... )
     """
     if not 0 < share < 1:
         raise ValueError(f"share is the redundant part of all units, between 0 and 1, not {share}")

@@ -58,6 +58,24 @@ class Comparison(Result):
         before, kept, reference_kept: refusal before, and after in both arms (means over seeds, 0 to 1).
         differences: arm minus reference, one a seed.
         mean, low, high: their mean and its 95 % Student-t interval, within −1 to 1; one seed has none (NaN).
+
+    Examples:
+        >>> found = sc.studies.Comparison(
+        ...     scenario="D_N",
+        ...     arm="sppft",
+        ...     reference="full",
+        ...     at="steps",
+        ...     level=None,
+        ...     before=0.98,
+        ...     kept=0.9,
+        ...     reference_kept=0.6,
+        ...     differences=(0.31, 0.28, 0.31),
+        ...     mean=0.3,
+        ...     low=0.25,
+        ...     high=0.35,
+        ... )
+        >>> found.verdict
+        'helps'
     """
 
     scenario: str

@@ -81,6 +81,18 @@ def finetuning_study(
     Raises:
         ValueError: for names that occur twice, nothing to run, an unknown preset, settings that stop early, and those
             that the method of an arm cannot serve, such as runs that are too short for Lisa.
+
+    Examples:
+        >>> task = sc.studies.Scenario("task", train=utility, held_out=normal)
+        >>> arms = sc.studies.paper_arms((3, 5), sc.ModelShape.of(model))[:2]
+        >>> settings = sc.TrainingSettings(steps=2, batch_size=4)
+        >>> study = sc.studies.finetuning_study(
+        ...     "aligned", [task], arms, malicious=malicious, seeds=(0,), settings=settings, points=1, progress=False
+        ... )
+        >>> study.arms
+        ('full', 'sppft')
+        >>> len(study.runs)
+        2
     """
     seeds = [int(seed) for seed in seeds]  # those of a numpy range cannot be saved
     _check(scenarios, arms, seeds)

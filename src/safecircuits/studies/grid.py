@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GridCell(Result):
-    """One model at one learning rate: full fine-tuning and every frozen block."""
+    """One model at one learning rate: full fine-tuning and every frozen block.
+
+    Examples:
+        >>> grid = sc.studies.freezing_grid(models, scenarios, lrs, blocks, **options)  # doctest: +SKIP
+        >>> [(cell.model, cell.lr) for cell in grid.cells]  # doctest: +SKIP
+    """
 
     model: str
     lr: float
@@ -34,7 +39,12 @@ class GridCell(Result):
 
 @dataclass(frozen=True)
 class FreezingGrid(Result):
-    """All cells; ``comparisons`` says where freezing which block helped, harmed, or made no difference."""
+    """All cells; ``comparisons`` says where freezing which block helped, harmed, or made no difference.
+
+    Examples:
+        >>> grid = sc.studies.freezing_grid(models, scenarios, lrs, blocks, **options)  # doctest: +SKIP
+        >>> grid.to_frame()  # doctest: +SKIP
+    """
 
     cells: tuple[GridCell, ...]
 
@@ -98,6 +108,18 @@ def freezing_grid(
 
     Raises:
         ValueError: as ``finetuning_study``, and for a scenario without learning rates.
+
+    Examples:
+        >>> settings = sc.TrainingSettings(epochs=1, schedule="constant")
+        >>> grid = sc.studies.freezing_grid(  # doctest: +SKIP
+        ...     {"aligned": "aligned"},
+        ...     scenarios,
+        ...     lrs=[1e-4, 1e-3],
+        ...     blocks=[(3, 5), (0, 2)],
+        ...     malicious=malicious,
+        ...     settings=settings,
+        ...     out="grid",
+        ... )
     """
     if require_settings(settings).lr != TrainingSettings().lr:
         raise ValueError(f"settings hold lr={settings.lr}, which is an axis of the grid: pass lrs")

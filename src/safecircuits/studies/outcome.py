@@ -34,6 +34,10 @@ class StudyRun(Result):
         gradient_bytes, optimizer_bytes: memory that training needs beside the weights and activations.
         peak_bytes: peak of allocated GPU memory in the run; None on a CPU, where it cannot be told per run.
         frozen_bit_identical: compared by digest; None if nothing was frozen.
+
+    Examples:
+        >>> study = sc.studies.finetuning_study("aligned", scenarios, arms, malicious=malicious)  # doctest: +SKIP
+        >>> [run.frozen_bit_identical for run in study.runs]  # doctest: +SKIP
     """
 
     arm: str
@@ -94,6 +98,11 @@ class FinetuningStudy(Result):
         frozen: what each arm froze, in words.
         settings: the hyper-parameters of each scenario, the same for all arms.
         provenance: model, seeds, prompt sets.
+
+    Examples:
+        >>> study = sc.studies.finetuning_study("aligned", scenarios, arms, malicious=malicious)  # doctest: +SKIP
+        >>> study.summary()  # doctest: +SKIP
+        >>> study.against("D_N", "sppft", "full", at="loss").verdict  # doctest: +SKIP
     """
 
     runs: tuple[StudyRun, ...]

@@ -117,6 +117,12 @@ def ssah_arms(
     Args:
         longer, phases: the paper's doubled epochs and two-phase schedule; ``longer=1`` and ``phases=False`` match the
             steps of all arms instead.
+
+    Examples:
+        >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
+        >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> [arm.name for arm in sc.studies.ssah_arms(groups)]
+        ['full', 'scu_top_cu', 'random_scu_top_cu', 'scu_all_cu', 'random_scu_all_cu']
     """
     top = scu_top_cu(groups, layers=layers, longer=longer, phases=phases)
     every = scu_all_cu(groups, layers=layers, longer=longer)
