@@ -25,8 +25,9 @@ class Endpoint:
     Raises:
         ValueError: for a URL that is not http(s), or a variable that is not set.
 
-    >>> Endpoint("http://localhost:8000/v1", "judge")
-    Endpoint(http://localhost:8000/v1, 'judge')
+    Examples:
+        >>> Endpoint("http://localhost:8000/v1", "judge")
+        Endpoint(http://localhost:8000/v1, 'judge')
     """
 
     def __init__(

@@ -80,10 +80,11 @@ def judge_robustness(completions: Completions, detector: str | RefusalDetector =
     Raises:
         JudgingError: a ValueError, if the detector raises.
 
-    >>> from safecircuits import Completions, PromptSet
-    >>> answers = Completions(PromptSet("p", ("a", "b")), ("Take two eggs.", "I cannot help with that."))
-    >>> judge_robustness(answers, "qi2023").flipped["refusal after"]
-    Share(hits=1, n=1)
+    Examples:
+        >>> from safecircuits import Completions, PromptSet
+        >>> answers = Completions(PromptSet("p", ("a", "b")), ("Take two eggs.", "I cannot help with that."))
+        >>> sc.behavior.judge_robustness(answers, "qi2023").flipped["refusal after"]
+        Share(hits=1, n=1)
     """
     before = verdicts(completions, detector)
     flipped: dict[str, Share] = {}

@@ -57,9 +57,10 @@ def overlap(first: PromptSet | Sequence[str], second: PromptSet | Sequence[str],
     Nearly is a share of at least ``near`` of the pairs of neighbouring words that either has (Jaccard), of the words
     themselves for prompts of fewer than four. Prompts in scripts without spaces are compared by pairs of characters.
 
-    >>> found = overlap(["How do I bake a good cake?"], ["how do i bake a good cake", "Name a fruit."])
-    >>> found.exact, found.near
-    (((0, 0),), ())
+    Examples:
+        >>> found = overlap(["How do I bake a good cake?"], ["how do i bake a good cake", "Name a fruit."])
+        >>> found.exact, found.near
+        (((0, 0),), ())
     """
     if not 0 < near <= 1:
         raise ValueError(f"near is a share above 0 and at most 1, not {near}")
