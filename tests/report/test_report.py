@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.generate import Completions
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.similarity import LayerGap, PairCurve
@@ -27,6 +28,7 @@ from safecircuits.plots.layers import plot_gap, plot_pair_curves, plot_sweeps
 from safecircuits.plots.rates import plot_behavior, plot_finetune
 from safecircuits.plots.style import PALETTE, styled
 from safecircuits.plots.units import plot_ablation, plot_ablation_curve, plot_unit_map
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.report import captions, tables
 from safecircuits.report.html import page
 from safecircuits.report.sections import Exhibit
@@ -402,7 +404,8 @@ def test_sweeps_draw_counts_intervals_and_the_unscaled_model(results: dict[str, 
 
 def test_sweeps_of_a_localization_object() -> None:
     def point(layers: LayerRange | None, count: int) -> SweepPoint:
-        return SweepPoint(layers, 1.1, torch.arange(10) < count, 0.0, None)  # type: ignore[arg-type]
+        texts = tuple(map(str, range(10)))
+        return SweepPoint(layers, 1.1, torch.arange(10) < count, 0.0, Completions(PromptSet("own", texts), texts))
 
     upper = Sweep("upper", tuple(point(LayerRange(1, last), c) for last, c in ((1, 3), (2, 7), (3, 5))), "up")
     lower = Sweep("lower", tuple(point(LayerRange(first, 2), c) for first, c in ((0, 4), (1, 7), (2, 6))), "up")
