@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Topic = Literal["units", "counts", "rates"]
+Topic = Literal["units", "counts", "rates", "ranges"]
 
 CHANGES: dict[Topic, tuple[str, str]] = {
     "units": (
@@ -16,6 +16,11 @@ CHANGES: dict[Topic, tuple[str, str]] = {
         "2026-11-29",
         "counts before and after are compared by exact tests, corrected for the block or layer having been chosen, and "
         "the search for α stops where a tenth of the answers are no language to the unscaled model",
+    ),
+    "ranges": (
+        "2026-11-30",
+        "an onset is a gap beyond noise that rises before half of the largest gap is reached, and decision layers are "
+        "those in which the share grows faster than in most, and not those between two thresholds",
     ),
     "rates": ("2026-11-29", "intervals of rates over seeds are Wilson's and stay within 0 and 100 %"),
 }

@@ -60,7 +60,7 @@ python -m benchmarks.ground_truth.localization --family FAMILY --out docs/ground
     --page docs/ground_truth_layers.md
 ```
 
-{changed_since(results["provenance"]["date"], "counts")}
+{changed_since(results["provenance"]["date"], "counts", "ranges")}
 """
 
 
@@ -121,9 +121,7 @@ the search stays there.
 {verdict}; the nearest is "{nearest.method}", {lead:.2f} [{low:.2f}, {high:.2f}] behind.
 
 - **decision layers** (`safecircuits.layers.decision.decision_layers`): the residual stream at the positions after the
-  instruction is patched between a harmless and a malicious prompt after one layer at a time. The range starts where
-  that first moves the refuse-minus-comply score by {rule["appear"]:.0%} of the full difference (and beyond noise), and ends
-  where it moves {rule["complete"]:.0%} of it, in that layer and all later ones.
+  instruction is patched between a harmless and a malicious prompt after one layer at a time. {_read_off(rule)}
 - **gap onset**: `layer_gap(...).onset()`, the paper's first guess, read off the angle-gap curve by a written rule.
 - **bounds**: `localize(...)` from that onset, α by the paper's search; up is α > 1, down is α < 1. "all" scales all seven
   matrices; "qkv+mlp" leaves the output projection out, as the paper's code did until April 2025.
@@ -134,6 +132,20 @@ On the development members, where the thresholds were chosen, the same table is:
 
 {table(results, "development")}
 """
+
+
+def _read_off(rule: dict[str, float]) -> str:
+    """How the range was read off the curve of shares when the results were made."""
+    if "growth" in rule:
+        return (
+            "The range is the block in\n  which the share of the refuse-minus-comply difference that this moves grows most "
+            f"beyond {rule['growth']:g} times\n  what it would if every layer did as much."
+        )
+    return (
+        "The range starts where\n  that first moves the refuse-minus-comply score by "
+        f"{rule['appear']:.0%} of the full difference (and beyond noise), and ends\n  where it moves "
+        f"{rule['complete']:.0%} of it, in that layer and all later ones."
+    )
 
 
 def _found(results: dict[str, Any]) -> str:

@@ -211,7 +211,7 @@ def test_settings(settings: Callable[[Any], Any], name: str) -> None:
 def test_rules_take_numbers() -> None:
     for bad in NO_NUMBER:
         with pytest.raises(ValueError, match=r"must be a (finite )?number"):
-            sc.layers.DecisionRule(appear=bad)
+            sc.layers.DecisionRule(growth=bad)
         with pytest.raises(ValueError, match=r"must be a (finite )?number"):
             sc.OnsetRule(min_gap_deg=bad)
 

@@ -219,6 +219,32 @@ class TestOnset:
         assert found is not None
         assert found.layers == LayerRange(0, 0)
 
+    def test_the_last_layers_leap_is_not_the_onset(self) -> None:
+        """As on a real model with refusal planted in layers 12 to 16 of 30, whose last layer leaps beyond the rise."""
+        gap = [-0.3] * 12 + [
+            -0.9,
+            -1.2,
+            -0.2,
+            4.7,
+            10.6,
+            10.6,
+            8.4,
+            9.2,
+            7.8,
+            7.3,
+            6.6,
+            2.6,
+            2.6,
+            1.7,
+            1.5,
+            1.9,
+            1.4,
+            12.7,
+        ]
+        found = find_onset(gap, OnsetRule())
+        assert found is not None
+        assert found.layers == LayerRange(15, 16)
+
     def test_a_gap_within_noise_counts_as_none(self) -> None:
         gap, low = [0.1, 5.0, 5.5, 9.0, 9.5], [-0.2, -0.1, -0.5, 7.0, 7.5]
         [plain, sure] = find_onset(gap, OnsetRule()), find_onset(gap, OnsetRule(), low)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,35 +38,45 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+GROWTH = 0.7
+"""Chosen on development members of both planted families (``python -m benchmarks.ground_truth.decision_rules``)."""
+
+
 @dataclass(frozen=True)
 class DecisionRule:
-    """The rule's two thresholds, as shares of the full difference between malicious and harmless prompts.
+    """The rule's one number: which growth of the share, from one layer to the next, counts as deciding.
 
-    The range starts at the first layer whose share reaches ``appear`` and is above zero beyond noise; it ends at the
-    first layer from which on the share stays at ``complete`` or more.
+    Of all blocks the range is the one in which the share grows most beyond ``growth`` times what it would grow in as
+    many layers if every layer of the model did the same. So a slow drift over many layers is left out, however much it
+    adds up to, and a layer that does little between two that do much is not. The range starts at a layer whose share is
+    above zero beyond noise.
 
-    Examples:
-        >>> rule = sc.layers.DecisionRule(appear=0.1, complete=0.9)
-        >>> sc.decision_layers(model, normal, malicious, rule=rule).rule
-        DecisionRule(appear=0.1, complete=0.9)
+    Example:
+        >>> sc.layers.DecisionRule().range([0.0, 0.02, 0.04, 0.06, 0.5, 0.9, 0.92, 0.94, 0.97, 1.0])
+        LayerRange(first=4, last=5)
     """
 
-    appear: float = 0.05
-    complete: float = 0.95
+    growth: float = GROWTH
 
     def __post_init__(self) -> None:
         read_fields(self)
-        if not 0 < self.appear < self.complete <= 1:
-            raise ValueError(f"a decision rule needs 0 < appear < complete <= 1, not {self}")
+        if self.growth <= 0:
+            raise ValueError(f"a decision rule needs growth > 0, not {self}")
 
     def range(self, share: Sequence[float], low: Sequence[float] | None = None) -> LayerRange:
         """Apply the rule to the share of each layer; ``low`` is the lower end of its interval."""
-        noise = [0.0] * len(share) if low is None else low
-        last = len(share) - 1  # after the last layer the patched residual stream is all that the logits see
-        while last > 0 and share[last - 1] >= self.complete:
-            last -= 1
-        first = next((k for k in range(last) if share[k] >= self.appear and (low is None or noise[k] > 0)), last)
-        return LayerRange(first, last)
+        even = self.growth / len(share)
+        # How far the share before each layer, and at the end, lies above what even growth has come to.
+        above = [value - even * layer for layer, value in enumerate([0.0, *share])]
+        sure = [low is None or low[first] > 0 for first in range(len(share))]
+        sure[-1] = True  # after the last layer the patched residual stream is all that the logits see
+        start, best, found = -1, float("-inf"), (0, 0)
+        for layer in range(len(share)):
+            if sure[layer] and (start < 0 or above[layer] <= above[start]):
+                start = layer
+            if start >= 0 and above[layer + 1] - above[start] > best + 1e-9:
+                best, found = above[layer + 1] - above[start], (start, layer)
+        return LayerRange(*found)
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class DecisionLayers(Result):
     rule: DecisionRule
     provenance: dict[str, Any]
 
-    @property
+    @cached_property
     def resampled(self) -> RangeResamples | None:
         """How sure the range is: what the rule says of resampled pairs; None if nothing was measured."""
         if self.layers is None:
@@ -104,6 +115,14 @@ class DecisionLayers(Result):
         curves = _resampled(self.effect, self.full)
         half = half_width(curves)
         return RangeResamples(tuple(self.rule.range(curve.tolist(), (curve - half).tolist()) for curve in curves))
+
+    @property
+    def grows(self) -> tuple[float, float] | None:
+        """The share before the first of the layers, and after the last."""
+        if self.layers is None:
+            return None
+        share = [0.0, *self.share.tolist()]
+        return share[self.layers.first], share[self.layers.last + 1]
 
     @property
     def verdict(self) -> str:
@@ -114,7 +133,9 @@ class DecisionLayers(Result):
         if self.layers is None:
             return f"no layers found: {rates}, within noise"
         assert self.resampled is not None
-        return f"layers {self.layers} ({self.resampled.words(self.layers)}); {rates}"
+        assert self.grows is not None
+        carried = "from {:.0%} to {:.0%} of the decision".format(*self.grows)
+        return f"layers {self.layers} ({self.resampled.words(self.layers)}), {carried}; {rates}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer."""
@@ -125,14 +146,14 @@ class DecisionLayers(Result):
         return pd.DataFrame({"layer": range(len(self.share)), **columns, "decides": inside})
 
     def record(self) -> dict[str, Any]:
-        """``share``, ``low`` and ``high`` by layer, the rule's ``thresholds``, the ``layers`` and their resamples."""
+        """``share``, ``low``, ``high`` by layer, the ``layers``, what it ``grows`` in them from and to, resamples."""
         curves = {name: getattr(self, name).tolist() for name in ("share", "low", "high")}
         layers = None if self.layers is None else list(self.layers)
         sure = None if self.resampled is None else self.resampled.record(self.layers)
-        return {**curves, "thresholds": [self.rule.appear, self.rule.complete], "layers": layers, "resamples": sure}
+        return {**curves, "growth": self.rule.growth, "layers": layers, "grows": self.grows, "resamples": sure}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The share by layer with its interval, the rule's thresholds, and the layers that decide."""
+        """The share by layer with its interval, and the layers that decide."""
         from safecircuits.plots.decision import plot_decision
 
         return plot_decision(self, ax=ax)
@@ -165,7 +186,7 @@ def decision_layers(
 
     Args:
         normal: harmless prompts; an over-rejection set serves as well, and asks more of the layers.
-        rule: the two thresholds.
+        rule: which growth of the share counts as deciding.
         detector, max_new_tokens: say which completions are refusals; as many tokens as the detector needs unless
             given (``tokens_needed``). A completion ends as soon as its verdict is certain.
         template, max_tokens: as in ``collect_residuals``.

@@ -18,39 +18,41 @@ from safecircuits.base.vocabulary import LayerRange
 
 @dataclass(frozen=True)
 class OnsetRule:
-    """The three thresholds by which an onset is read off a gap curve.
+    """The four numbers by which an onset is read off a gap curve.
 
     A gap is one where it is positive and beyond noise: where its interval holds 0, or where it is negative, it counts
     as 0. With G the largest gap and s(k) = gap(k) − gap(k−1) the growth into layer k (s(0) = gap(0)):
 
     - there is no onset at all if G < ``min_gap_deg``;
+    - the rise is the steepest growth up to the first layer whose gap reaches ``reach`` × G: the last layers of a real
+      model, which choose words, open a gap of their own, as large and steeper;
     - the range starts at the first layer whose gap reaches ``appear`` × G and stays there in every later layer up to
-      the steepest one;
-    - it ends at the last layer before growth first falls below ``smooth`` × its largest value, counted from the
-      steepest layer on.
+      the rise;
+    - it ends at the last layer before growth first falls below ``smooth`` × that of the rise, counted from there on.
 
     Examples:
         >>> rule = sc.OnsetRule(min_gap_deg=5.0)
         >>> sc.layer_gap(model, normal, malicious).onset(rule)
-        Onset(layers=LayerRange(first=2, last=7), rule=OnsetRule(min_gap_deg=5.0, appear=0.1, smooth=0.25))
+        Onset(layers=LayerRange(first=2, last=7), rule=OnsetRule(min_gap_deg=5.0, appear=0.1, smooth=0.25, reach=0.5))
     """
 
     min_gap_deg: float = 2.0
     appear: float = 0.1
     smooth: float = 0.25
+    reach: float = 0.5
 
     def __post_init__(self) -> None:
         read_fields(self)
-        if self.min_gap_deg < 0 or not 0 < self.appear < 1 or not 0 < self.smooth < 1:
+        if self.min_gap_deg < 0 or not all(0 < share < 1 for share in (self.appear, self.smooth, self.reach)):
             raise ValueError(
                 "an onset rule needs min_gap_deg >= 0 and shares between 0 and 1, not "
-                f"min_gap_deg={self.min_gap_deg}, appear={self.appear}, smooth={self.smooth}"
+                f"min_gap_deg={self.min_gap_deg}, appear={self.appear}, smooth={self.smooth}, reach={self.reach}"
             )
 
     def __str__(self) -> str:
         return (
             f"from {100 * self.appear:g} % of the largest gap (at least {self.min_gap_deg:g}°) "
-            f"until growth is below {100 * self.smooth:g} % of its largest"
+            f"until growth is below {100 * self.smooth:g} % of its steepest before {100 * self.reach:g} % are reached"
         )
 
 
@@ -96,7 +98,8 @@ def find_onset(
     if largest < rule.min_gap_deg:
         return None
     growth = [gap[0], *(b - a for a, b in pairwise(gap))]
-    steepest = max(range(len(gap)), key=growth.__getitem__)
+    reached = next(layer for layer, value in enumerate(gap) if value >= rule.reach * largest)
+    steepest = max(range(reached + 1), key=growth.__getitem__)
     first = steepest
     while first > 0 and gap[first - 1] >= rule.appear * largest:
         first -= 1

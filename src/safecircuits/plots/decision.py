@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @styled
 def plot_decision(decision: Recorded | Record, *, planted: Block | None = None, ax: Axes | None = None) -> Axes:
-    """The share by layer with its 95 % interval; dotted lines are the rule's two thresholds.
+    """The share by layer with its 95 % interval; dotted lines are its values around the layers that decide.
 
     Args:
         planted: the block where refusals are by construction, if that is known.
@@ -35,8 +35,8 @@ def plot_decision(decision: Recorded | Record, *, planted: Block | None = None, 
     layers = range(len(record["share"]))
     ax.fill_between(layers, record["low"], record["high"], color=BLUE, alpha=0.18, linewidth=0)
     ax.plot(layers, record["share"], "o-", color=BLUE, markeredgecolor=PAPER)
-    for threshold in record["thresholds"]:
-        ax.axhline(threshold, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
+    for level in record.get("grows") or ():
+        ax.axhline(level, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
     percent_axis(ax, "y", "decision carried by patching (%)")
     layer_axis(ax, len(layers))
     marks = []

@@ -1,0 +1,128 @@
+"""The page on localization in a real language model with known answers; every number is from the results file."""
+# ruff: noqa: E501  sentences of the page keep its line breaks
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ground_truth.scoring import bootstrap, overlap
+
+TITLES = {
+    "gap": "gap onset",
+    "decision": "decision layers",
+    "bounds up": "bounds, α 1.1",
+    "bounds down": "bounds, α 0.9",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Mean overlap with the planted layers by method and role, with 95 % bootstrap intervals over members."""
+    lines = [
+        "| method | role | members | overlap | exact | none found | error of first | error of last |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for role in ("judged", "development"):
+        for method, title in TITLES.items():
+            found = [
+                (one["methods"][method]["layers"], one["block"])
+                for one in results["members"].values()
+                if one["role"] == role and one["block"] is not None and method in one["methods"]
+            ]
+            if found:
+                lines.append(_row(title, role, found))
+    return "\n".join(lines)
+
+
+def _row(title: str, role: str, found: list[tuple[list[int] | None, list[int]]]) -> str:
+    each = np.array([overlap(layers, block) for layers, block in found])
+    low, high = bootstrap(each)
+    named = [(layers, block) for layers, block in found if layers is not None]
+    cells = [title, role, str(len(found)), f"{each.mean():.2f} [{low:.2f}, {high:.2f}]"]
+    cells += [f"{sum(layers == block for layers, block in named)} of {len(found)}", str(len(found) - len(named))]
+    for end in (0, 1):
+        cells.append(f"{np.mean([layers[end] - block[end] for layers, block in named]):+.1f}" if named else "")
+    return "| " + " | ".join(cells) + " |"
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page, from the results file alone."""
+    sets, rule = results["provenance"]["datasets"], results["rules"]["decision"]
+    return f"""# Localization in a real language model, where the answer is known
+
+Refusal was planted in known layers of SmolLM2-135M-Instruct ({len(results["members"])} models of 30 layers, the base among them), and each
+method was asked where it is. Methods see {sets["normal"]["n"]} normal and {sets["malicious"]["n"]} malicious prompts; the scaling methods count refusals of
+{sets["over_rejection"]["n"]} over-rejection prompts, at one α, from the gap's onset or, where it has none, from the decision layers. All prompts are
+of the project's own generator, held out from training. Roles were fixed before training: rules were chosen on development
+members, and judged members tell how they do. This page is written by a command:
+
+```
+python -m benchmarks.ground_truth.real_layers --out docs/ground_truth_real_layers.json --page docs/ground_truth_real_layers.md
+```
+
+## Scores
+
+{table(results)}
+
+Overlap is the intersection over union of found and planted layers, 0 where a method names none. Intervals are 95 % bootstrap
+intervals over members, which share one base. Of members with planted units the layers are those that hold them.
+
+## What each method says of each member
+
+{_members(results)}
+
+In brackets: how many of 1,000 resamples of the prompts name the same layers. A bound search that is within noise of not
+scaling at all names nothing.
+
+## The share of the decision, layer by layer
+
+{_shares(results)}
+
+The decision layers are the block in which this curve grows most beyond {rule["growth"]:g} times what it would if every layer did as
+much ([how that was chosen](concepts/safety-layers.md)).
+"""
+
+
+def _members(results: dict[str, Any]) -> str:
+    lines = [
+        "| member | role | planted | " + " | ".join(TITLES.values()) + " |",
+        "|---|---|---|" + "---|" * len(TITLES),
+    ]
+    for name, one in results["members"].items():
+        cells = [name, one["role"], _block(one["block"]) if one["block"] else f"unknown ({one['kind']})"]
+        if one["kind"] == "base":
+            cells[2] = "nothing"
+        for method in TITLES:
+            said = one["methods"].get(method)
+            cells.append("not run" if said is None else _cell(said, one["block"]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(said: dict[str, Any], block: list[int] | None) -> str:
+    layers, sure = said["layers"], said["resamples"]
+    if layers is None:
+        return "none"
+    text = f"{_block(layers)} ({sure['share']:.0%})" if sure else _block(layers)
+    return f"**{text}**" if layers == block else text
+
+
+def _shares(results: dict[str, Any]) -> str:
+    measured = {
+        name: one for name, one in results["members"].items() if one["methods"].get("decision", {}).get("layers")
+    }
+    n = max((len(one["methods"]["decision"]["share"]) for one in measured.values()), default=0)
+    lines = ["| member | role | " + " | ".join(map(str, range(n))) + " |", "|---|---|" + "---|" * n]
+    for name, one in measured.items():
+        first, last = one["block"] or (n, n)
+        cells = [
+            f"**{share:.2f}**" if first <= layer <= last else f"{share:.2f}"
+            for layer, share in enumerate(one["methods"]["decision"]["share"])
+        ]
+        lines.append("| " + " | ".join([name, one["role"], *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _block(layers: list[int] | None) -> str:
+    return "none" if layers is None else f"[{layers[0]}, {layers[1]}]"
