@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL
 from safecircuits.base.resamples import DRAWS, RangeResamples
@@ -196,6 +197,7 @@ def layer_gap(
     return replace(gap, provenance=gap.provenance | how)
 
 
+@checked
 def compare(
     normal: Residuals,
     malicious: Residuals,
