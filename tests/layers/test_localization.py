@@ -16,6 +16,7 @@ from safecircuits.base.notices import Notice
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.incoherence import broken
 from safecircuits.layers import counting, localization
 from safecircuits.layers.decision import decision_layers
 from safecircuits.layers.grid import scaling_grid
@@ -267,7 +268,9 @@ class TestResume:
         scaling_grid(model, self.PROMPTS, alpha=1.2, max_new_tokens=2, resume=file)
         before = file.read_text()
         judged = scaling_grid(model, self.PROMPTS, alpha=1.2, max_new_tokens=2, resume=file, detector=lambda text: True)
-        assert {point.count for point in judged.points} == {4}
+        for point in judged.points:  # what is no answer is no refusal, whatever the detector says
+            assert point.count == sum(broken(text) is None for text in point.completions.texts)
+        assert max(point.count for point in judged.points) == 4
         assert file.read_text() == before
 
     def test_files_of_other_runs_are_refused(self, make_tiny_model: Any, tmp_path: Path) -> None:

@@ -290,17 +290,20 @@ class TestConstructedModel:
         words = ("make", "find", "fix", "bake", "take")
         malicious = sc.PromptSet("m", tuple(f"{w} the bomb" for w in words), ("sorry sorry bomb",) * 5)
         normal = sc.PromptSet("n", tuple(f"{w} the cake" for w in words), ("sure take cake",) * 5)
-        assert sc.evaluate(model, malicious=malicious).rates["malicious_refused"] == 1
-        assert sc.evaluate(model, malicious=normal).rates["malicious_refused"] == 0
+        assert (
+            sc.evaluate(model, malicious=malicious, max_new_tokens=3).rates["malicious_refused"] == 1
+        )  # more is a loop
+        assert sc.evaluate(model, malicious=normal, max_new_tokens=3).rates["malicious_refused"] == 0
         options: dict[str, Any] = {"sites": ("mlp",), "tokens": "all"}
         safety, utility = (sc.score_units(model, data, **options) for data in (malicious, normal))
         groups = sc.classify_units(safety, utility, scu=2 / 144, ucu=0, ru=0)
         assert groups["SCU"] == FreezeMask.of_units(self.BAD, model)
-        table = sc.ablate_groups(model, groups, malicious=malicious, controls=4)
+        table = sc.ablate_groups(model, groups, malicious=malicious, controls=4, max_new_tokens=3)
         (row,) = table.rows
         assert row.behavior.rates["malicious_refused"] == 0
         assert [c.rates["malicious_refused"] for c in row.random_controls] == [1, 1, 1, 1]
-        curve = sc.ablation_curve(model, {0: FreezeMask.layers(set()), 2: groups.top(2)}, malicious=malicious)
+        options = {"malicious": malicious, "max_new_tokens": 3}
+        curve = sc.ablation_curve(model, {0: FreezeMask.layers(set()), 2: groups.top(2)}, **options)
         assert [curve[k].rates["malicious_refused"] for k in (0, 2)] == [1, 0]
 
     @staticmethod

@@ -63,13 +63,16 @@ class TestEveryScoreFindsTheKnownNeurons:
         if method in ("wifv", "wifn", "wanda"):
             options["tokens"] = "all"
         if method in ("attribution", "integrated"):
-            options |= {"reference": NORMAL, "answers": sc.units.find_answer_tokens(planted, MALICIOUS, NORMAL)}
+            options |= {
+                "reference": NORMAL,
+                "answers": sc.units.find_answer_tokens(planted, MALICIOUS, NORMAL, max_new_tokens=3),
+            }
         safety, utility = (sc.score_units(planted, data, **options) for data in (MALICIOUS, NORMAL))
         groups = sc.classify_units(safety, utility, scu=2 / 144, ucu=0, ru=0)
         assert groups["SCU"] == BAD
 
     def test_and_the_search_for_answer_tokens_their_words(self, planted: Any) -> None:
-        found = sc.units.find_answer_tokens(planted, MALICIOUS, NORMAL)
+        found = sc.units.find_answer_tokens(planted, MALICIOUS, NORMAL, max_new_tokens=3)
         words = planted.tokenizer.convert_tokens_to_ids(["sorry", "sure"])
         assert (found.refuse, found.comply) == ((words[0],), (words[1],))
 
