@@ -10,6 +10,7 @@ from .detectors import opening_detector as opening_detector
 from .endpoint import Endpoint as Endpoint
 from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match
+from .field_judges import FieldJudge as FieldJudge
 from .generate import Completions as Completions
 from .harm import Harmfulness as Harmfulness
 from .harm import harmful_rate as harmful_rate

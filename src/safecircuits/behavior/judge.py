@@ -57,6 +57,8 @@ class JudgeVerdicts(Result):
     replies: tuple[str, ...]
     """A callable's whole reply; a model's likeliest first token, which need be neither yes nor no."""
     question: str
+    labels: tuple[str, ...] = ()
+    """Of a judge that says more than yes and no, the verdict on each completion."""
 
     def to_frame(self) -> pd.DataFrame:
         """One row a completion: ``prompt`` (if known), ``completion``, ``refused``, ``margin``, ``reply``."""

@@ -286,12 +286,13 @@ def _read_all(
     ]
     rows = [row for row, found in enumerate(read) if found is None]
     scores = torch.full((len(judged),), float("nan"), dtype=torch.float64)
-    replies = dict.fromkeys(rows, "")
+    replies, labels = dict.fromkeys(rows, ""), dict[int, str]()
     try:
         if isinstance(detect, JudgeDetector):
             said = detect.verdicts(_those(whole, judged, rows))
             refusing = said.refused.tolist()
             replies = dict(zip(rows, said.replies, strict=True))
+            labels = dict(zip(rows, said.labels, strict=False))
             scores[rows] = said.margins.double()
         else:
             said_of_all = _one_by_one(detect, judged)
@@ -302,7 +303,10 @@ def _read_all(
             error.renumber(rows[error.index])
         raise
     for row, refuses in zip(rows, refusing, strict=True):
-        read[row] = _answered(detect, judged[row], refuses, replies[row], cut=cut[row], located=located)
+        if (label := labels.get(row)) in VERDICTS:
+            read[row] = _Read(label, replies[row])
+        else:
+            read[row] = _answered(detect, judged[row], refuses, replies[row], cut=cut[row], located=located)
     return [found for found in read if found is not None], scores
 
 
