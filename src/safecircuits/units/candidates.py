@@ -104,7 +104,7 @@ class CandidateScores:
         self.model, self.reference, self.sites = model, reference, sites
         self.data = {"safety": safety, "utility": utility}
         self.common: dict[str, Any] = {key: sets[key] for key in ("template", "max_tokens") if key in sets}
-        self.detector = sets.get("detector", "opening")
+        self.judged: dict[str, Any] = {key: sets[key] for key in ("detector", "max_new_tokens") if key in sets}
         self.known: dict[tuple[str, str, str], UnitScores] = {}
         self.answers: Any = None
 
@@ -116,7 +116,7 @@ class CandidateScores:
             if method in ATTRIBUTION_METHODS:
                 if self.answers is None:
                     self.answers = find_answer_tokens(
-                        self.model, self.data["safety"], self.reference, detector=self.detector, **self.common
+                        self.model, self.data["safety"], self.reference, **self.judged, **self.common
                     )
                 options = {"reference": self.reference, "answers": self.answers}
             self.known[key] = score_units(
