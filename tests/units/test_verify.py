@@ -108,7 +108,8 @@ class TestRemovals:
 
     def test_controls_have_an_interval(self, planted: Any, sets: Any, tmp_path: Any) -> None:
         table = ablate_units(planted, {"bad": BAD}, controls=4, resume=tmp_path / "r", **sets)
-        assert table.rows[0].control_interval("malicious_refused") == (1, 1, 1)
+        # Four draws of six prompts, all refused: what an exact interval still allows (Clopper and Pearson).
+        assert table.rows[0].control_interval("malicious_refused") == pytest.approx((1, 0.025 ** (1 / 24), 1))
         bare = ablate_units(planted, {"bad": BAD}, controls=0, **sets)
         with pytest.raises(ValueError, match="without random controls"):
             bare.rows[0].control_interval("utility")
