@@ -4,7 +4,6 @@ from .alpaca_eval import write_alpaca_eval as write_alpaca_eval
 from .conditions import Condition as Condition
 from .conditions import Pressure as Pressure
 from .conditions import pressure as pressure
-from .detectors import PhraseDetector as PhraseDetector
 from .detectors import get_detector as get_detector
 from .detectors import opening_detector as opening_detector
 from .endpoint import Endpoint as Endpoint
@@ -20,6 +19,7 @@ from .harness import run_tasks as run_tasks
 from .harness_lm import harness_model as harness_model
 from .judge import JudgeDetector as JudgeDetector
 from .judge import JudgeVerdicts as JudgeVerdicts
+from .phrases import PhraseDetector as PhraseDetector
 from .reference import ResponseLoss as ResponseLoss
 from .reference import RougeScores as RougeScores
 from .reference import response_loss as response_loss
