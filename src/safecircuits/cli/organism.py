@@ -26,7 +26,7 @@ def build(
 ) -> None:
     """Train the five embedded models again from their seed (about ten minutes), or members of the real family.
 
-    Complete ones are kept. A real member takes three to six minutes on one free core, and has a seed of its own.
+    Complete ones are kept. A real member takes four to ten minutes on one core, and has a seed of its own.
 
     Example: safecircuits organism build --out stages
 

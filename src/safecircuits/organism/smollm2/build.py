@@ -23,7 +23,7 @@ def build_members(
     """Train members from the base and write the changes of each to ``NAME.safetensors`` in ``folder``.
 
     One that is there and was made in the same way is kept, and so are the base's answers (``answers.json``), so an
-    interrupted build goes on where it stopped. A member takes three to six minutes on one free core.
+    interrupted build goes on where it stopped. A member takes four to ten minutes on one core.
 
     Args:
         base: ``smollm2`` as a plain Hugging Face model in float32; it is left as it is.
