@@ -76,8 +76,8 @@ def _head(results: Results) -> str:
 Alignment was planted in a known set of MLP neurons in small models, and every score was asked which units carry refusal.
 Units are removed (set to zero) from the highest score down, neurons and heads together, and after each number of removed
 units refusal of {asked} held-out malicious prompts and right answers to {asked} utility prompts are counted. Scores see {n}
-malicious prompts with refusals (S), {n} utility prompts with answers (U) and, for attribution, {n} normal prompts. This page
-is written by a command, from its results:
+malicious prompts with refusals (S), {n} utility prompts with answers (U) and, for attribution, {n} normal prompts. The same is
+asked of a [real model](smollm2_units.md). This page is written by a command, from its results:
 
 ```
 python -m benchmarks.ground_truth.build --out FAMILY --part all
