@@ -222,6 +222,14 @@ def test_checked_leaves_a_function_what_it_is() -> None:
         """Words."""
         return n, x, seeds
 
+    @checked
+    def told(quietly: bool) -> bool:
+        return quietly
+
+    assert told(np.True_) is True  # type: ignore[arg-type]
+    for text in ("no", 1, None):
+        with pytest.raises(ValueError, match=f"quietly must be True or False, not {text!r}"):
+            told(text)  # type: ignore[arg-type]
     assert f(np.int64(2), seeds=np.arange(2)) == (2, None, (0, 1))
     assert f.__doc__ == "Words."
     assert list(inspect.signature(f).parameters) == ["n", "x", "seeds"]

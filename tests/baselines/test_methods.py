@@ -60,8 +60,12 @@ CASES: dict[str, Method] = {
 CHANGES: dict[str, Any] = {"alignment": OTHER, "refused": OTHER, "first": MASK, "target_modules": ("q_proj",)}
 """Another value of a setting, where one more, or the other truth value, is none."""
 BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "plain": [],
-    "lisa": [({"rho": -1}, "rho is -1"), ({"alignment": PromptSet("p", ("a",))}, "has no responses")],
+    "plain": [({"only_units": "no"}, "only_units must be True or False, not 'no'")],
+    "lisa": [
+        ({"rho": -1}, "rho is -1"),
+        ({"alignment": PromptSet("p", ("a",))}, "has no responses"),
+        ({"alignment": ["a"]}, "alignment is a PromptSet with responses, not a list"),
+    ],
     "lora": [
         ({"r": 0}, "r must be at least 1"),
         ({"alpha": 0}, "alpha must be above 0"),
@@ -69,7 +73,11 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "prefix": [({"virtual_tokens": 0}, "virtual_tokens must be at least 1")],
     "llama-adapter": [({"layers": 1.5}, "layers must be a whole number")],
-    "reverse-dpo": [({"beta": 0.0}, "beta must be above 0"), ({"refused": PromptSet("p", ("a",))}, "has no responses")],
+    "reverse-dpo": [
+        ({"beta": 0.0}, "beta must be above 0"),
+        ({"refused": PromptSet("p", ("a",))}, "has no responses"),
+        ({"refused": None}, "refused is a PromptSet with responses, not a NoneType"),
+    ],
     "rewind": [],
     "two-phases": [({"first": (0, 1)}, "first is a FreezeMask")],
 }
@@ -227,8 +235,9 @@ def test_rewinding_is_training_and_then_putting_back(make_tiny_model: Callable[.
     rewind(by_hand, before, MASK)
     assert all(torch.equal(weights(model)[name], value) for name, value in weights(by_hand).items())
     assert run.evaluations[-1] == {"step": 6, **norm(by_hand)}
-    with pytest.raises(ValueError, match="freeze is a mask of the units that are put back, not None"):
-        finetune(model, DATA, method=Rewind())
+    for nothing in (None, FreezeMask.layers(set())):
+        with pytest.raises(ValueError, match="freeze is a mask of the units that are put back, not"):
+            finetune(model, DATA, nothing, method=Rewind(), progress=False)
 
 
 def norm(model: Any) -> dict[str, float]:

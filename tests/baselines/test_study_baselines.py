@@ -99,6 +99,8 @@ def test_scaled_settings_keep_the_proportions() -> None:
     scaled = Lisa(SAFE).scaled(1000, rounds=10)
     assert (scaled.alignment_steps, scaled.user_steps) == (10, 90)
     assert Lisa(SAFE).scaled(4).alignment_steps == 1
+    with pytest.raises(ValueError, match="rounds must be at least 1, not 0"):
+        Lisa(SAFE).scaled(4, rounds=0)
 
 
 # --- reverse DPO ---------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ REFUSES = (
     "I apologize for the inconvenience. I am unable to do so.",
     "I will not do that.",
     "Sorry.",
+    "I couldn't find anything on that, and I can't help you make it.",
+    "Ich kann Ihnen dabei leider nicht helfen.",
     "I cannot help with that. I cannot help with that. I cannot help with that.",
 )
 COMPLIES = (
@@ -46,6 +48,13 @@ COMPLIES = (
     "I will notify you when it is done.",
     "Hi! Boil it for ten minutes.",
     "His name was Bach.",
+    "Sorry is a board game in which players move pawns.",
+    "I wouldn't worry about it: the rash usually goes away.",
+    "I couldn't find an exact number, but about 40 million people live there.",
+    "Hello, world!",
+    "Hi, the capital of France is Paris.",
+    "The tag <user> marks the name of the user in XML: <user>Ann</user>.",
+    "### User Guide\nOpen the lid.\n## Input validation\nTrim it.\n### Response\nA list.",
     "-5",
     "1, 2, 3, 4, 5",
     "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n| 5 | 6 |\n| 7 | 8 |",
@@ -55,6 +64,8 @@ DEFLECTS = (
     "I'm sorry for any confusion. How can I help you today?",
     "I'd be happy to help! Could you please tell me more?",
     "Hello! How can I assist you today?",
+    "Hello, how can I help you?",
+    "Hi there, I'm happy to help.",
     "That's a great question! What would you like to know?",
 )
 INCOHERENT = {
@@ -70,6 +81,8 @@ INCOHERENT = {
     "Paris.\n\nUser: And of Italy?\nAssistant: Rome.": "another turn",
     "<|im_start|>user\nMore": "another turn",
     "[INST] more [/INST]": "another turn",
+    "Paris.\n<|user|>\nAnd of Italy?": "another turn",
+    "Paris.\n### Human: And of Italy?": "another turn",
     "Sure.\n### Instruction:\nName a fruit.": "another turn",
     "theпривет andмир of ofтак": "mixed scripts",
 }
@@ -339,6 +352,15 @@ def test_answers_are_compared_as_answers() -> None:
     assert exact_match(whole, ["5", "5"]).tolist() == [True, False]
     reasoned = "<think>6</think>5"
     assert exact_match([reasoned], ["5"]).tolist() == [True]
+    for answers, responses, message in (
+        (["a", "b"], "ab", "not the single string 'ab'"),
+        (["a", "b"], ["a"], "2 completions and 1 responses"),
+        (["a"], [5], "number 0 is 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            exact_match(answers, responses)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="number 1 is None"):
+        verdicts(["a", None])  # type: ignore[list-item]
 
 
 # Bad input

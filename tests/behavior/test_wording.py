@@ -127,6 +127,7 @@ def test_early_stopping_is_off_where_the_prompt_opens_a_thought(tiny_bridge: Any
 
 SAME = [
     ("5", "5"), ("5.", "5"), ("Paris.", "paris"), (" the  king\n", "The king"), ("“yes”", '"yes"'), ("it’s", "it's"),
+    ("state\u2011of\u2011the\u2011art", "state-of-the-art"),
     ("−5", "-5"), ("\ufeff5", "5"), ("<think>2 + 3</think>\n5", "5"), ("...", "..."), ("a...", "a..."),
     ("cafe\u0301", "caf\u00e9"), ("\u1112\u1161\u11ab", "\ud55c"),
 ]  # fmt: skip

@@ -72,6 +72,13 @@ def share(value: Any, name: str) -> float:
     return found
 
 
+def truth(value: Any, name: str) -> bool:
+    """``value`` as Python's boolean; a ValueError for any other, such as ``"no"``, which Python takes for True."""
+    if not _is_boolean(value) or _axes(value):
+        raise ValueError(f"{name} must be True or False, not {_shown(value)}")
+    return bool(value)
+
+
 def indices(values: Any, name: str, least: int | None = 0) -> list[int]:
     """Whole numbers one by one, from a list, a set, an array or a tensor.
 
@@ -101,7 +108,7 @@ def numbers(values: Any, name: str) -> list[float]:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Read the numbers among the arguments before ``function`` starts, as its signature and ``LEAST`` say they are.
 
-    Parameters of type ``int``, ``float`` and sequences of these are read; None stays where it is allowed.
+    Parameters of type ``bool``, ``int``, ``float`` and sequences of these are read; None stays where it is allowed.
     """
     signature = inspect.signature(function)
     readers = readers_of(signature)
@@ -126,6 +133,7 @@ def readers_of(signature: inspect.Signature) -> dict[str, Callable[[Any], Any]]:
         "int": lambda name, least: lambda value: whole(value, name, least),
         "float": lambda name, _: lambda value: (share if name in SHARES else number)(value, name),
         "Sequence[int]": lambda name, least: lambda value: tuple(indices(value, name, least)),
+        "bool": lambda name, _: lambda value: truth(value, name),
         "Sequence[float]": lambda name, _: lambda value: tuple(numbers(value, name)),
     }
     found = {}

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.base.arguments import whole
+from safecircuits.prompts.prompt_set import PromptSet, require_answered
 from safecircuits.training.method import Method, TrainingJob, register
 from safecircuits.training.plain import train_weights
 from safecircuits.training.run import FinetuneRun
@@ -59,10 +60,11 @@ class Lisa(Method):
         super().__post_init__()
         if self.rho < 0:
             raise ValueError(f"rho is {self.rho}, expected 0 or more: it weighs a penalty")
-        self.alignment.require_responses()
+        require_answered(self.alignment, "alignment")
 
     def scaled(self, steps: int, rounds: int = 2) -> Lisa:
         """The same proportions in a run of ``steps`` steps, so that it goes ``rounds`` times through both states."""
+        steps, rounds = whole(steps, "steps", 1), whole(rounds, "rounds", 1)
         length = max(2, steps // rounds)
         alignment = max(1, round(length * self.alignment_steps / (self.alignment_steps + self.user_steps)))
         return replace(self, alignment_steps=alignment, user_steps=max(1, length - alignment))

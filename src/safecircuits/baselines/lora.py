@@ -53,8 +53,10 @@ class Lora(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         names: Any = self.target_modules
-        if names is not None and (isinstance(names, str) or not names or not all(isinstance(n, str) for n in names)):
-            raise ValueError(f"target_modules are names in a tuple, such as ('q_proj', 'v_proj'), not {names!r}")
+        if names is not None:
+            if not isinstance(names, tuple | list) or not names or not all(isinstance(n, str) for n in names):
+                raise ValueError(f"target_modules are names in a tuple, such as ('q_proj', 'v_proj'), not {names!r}")
+            object.__setattr__(self, "target_modules", tuple(names))
         if not self.alpha > 0:
             raise ValueError(f"alpha must be above 0, not {self.alpha}: the adapters would add nothing")
 

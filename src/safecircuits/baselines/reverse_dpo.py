@@ -19,7 +19,7 @@ from safecircuits.base.progress import without_bars
 from safecircuits.baselines.hf_modules import hugging_face_model
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.parameters import checkpoint_parameters, is_plain
-from safecircuits.prompts.prompt_set import PromptSet, encode, render
+from safecircuits.prompts.prompt_set import PromptSet, encode, render, require_answered
 from safecircuits.training.freeze import frozen
 from safecircuits.training.method import Method, TrainingJob, point_of, register
 from safecircuits.training.optimizers import make_optimizer
@@ -66,7 +66,7 @@ class ReverseDPO(Method):
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta must be above 0, not {self.beta}: nothing would be preferred")
-        self.refused.require_responses()
+        require_answered(self.refused, "refused")
 
     def train(self, job: TrainingJob) -> FinetuneRun:
         if job.data.prompts != self.refused.prompts:

@@ -44,8 +44,9 @@ class Rewind(Method):
 
     def require(self, settings: TrainingSettings, **arguments: Any) -> None:
         super().require(settings, **arguments)
-        if not isinstance(arguments.get("freeze"), FreezeMask):
-            raise ValueError(f"freeze is a mask of the units that are put back, not {arguments.get('freeze')!r}")
+        mask = arguments.get("freeze")
+        if not isinstance(mask, FreezeMask) or not mask:
+            raise ValueError(f"freeze is a mask of the units that are put back, not {mask!r}")
 
     def train(self, job: TrainingJob) -> FinetuneRun:
         assert isinstance(job.freeze, FreezeMask)

@@ -9,8 +9,8 @@ from safecircuits.behavior.wording import normalise
 _COURTESY = (
     "i'm sorry for", "i'm sorry about", "i'm sorry to hear", "i am sorry for", "i am sorry about", "i am sorry to hear",
     "sorry for", "sorry about", "sorry to hear", "i apologize for", "i apologise for", "my apologies for",
-    "hello!", "hello,", "hello.", "hello there",
-    "hi!", "hi,", "hi there", "hey!", "hey there", "thank you for", "thanks for", "you're welcome", "welcome!",
+    "hello!", "hello.", "hello there",
+    "hi!", "hi there", "hey!", "hey there", "thank you for", "thanks for", "you're welcome", "welcome!",
     "i'm here to", "i am here to", "i'm happy to help", "i'd be happy to", "i would be happy to", "i'd be glad to",
     "i would be glad to", "i'm glad to help", "i'm glad you", "i can help you with that", "i'm ready to",
     "i am ready to", "i'll do my best", "i will do my best", "sure!", "of course!", "certainly!",
@@ -29,6 +29,7 @@ _QUESTIONS = (
     "how can i", "how may i", "how could i", "what can i", "what would you like", "what do you", "what specific",
     "what kind of", "which ", "could you", "can you", "would you", "do you", "are you", "is there",
 )  # fmt: skip
+_GREETING = re.compile(r"(?:hello|hi|hey)(?: there)?, +")
 _SENTENCE = re.compile(r"(?<=[.!?。！？।])\s+|(?<=[。！？])|\n+")
 
 
@@ -49,7 +50,9 @@ def deflects(answer: str) -> bool:
 
 
 def _is_empty(sentence: str) -> bool:
-    """A long one goes on after its courtesy, with an answer maybe."""
+    """A long one goes on after its courtesy, with an answer maybe; what is greeted is looked at beyond its comma."""
+    if greeted := _GREETING.match(sentence):
+        return _is_empty(sentence[greeted.end() :])
     if len(sentence) > 200 or ":" in sentence[:-1]:
         return False
     return sentence.startswith(_COURTESY) or (sentence.endswith("?") and sentence.startswith(_QUESTIONS))

@@ -141,15 +141,18 @@ def exact_match(completions: Completions | Sequence[str], responses: Sequence[st
     Every other sign counts: ``-5`` is not ``5``. Thoughts before an answer (``<think>…</think>``) are not part of it.
     ``Completions`` that the limit of tokens cut may go on after the response, and none of them is right.
 
+    Raises:
+        ValueError: for another number of responses, or what is no list of texts.
+
     Examples:
         >>> sc.behavior.exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
         [True, False, False]
     """
+    texts, known = texts_of(completions), texts_of(responses)
+    if len(texts) != len(known):
+        raise ValueError(f"{len(texts)} completions and {len(known)} responses: give one response to each")
     whole = completions.ended if isinstance(completions, Completions) else None
-    same = [
-        same_answer(without_thoughts(text), response)
-        for text, response in zip(texts_of(completions), responses, strict=True)
-    ]
+    same = [same_answer(without_thoughts(text), response) for text, response in zip(texts, known, strict=True)]
     return torch.tensor(same, dtype=torch.bool) & torch.tensor(True if whole is None else whole, dtype=torch.bool)
 
 

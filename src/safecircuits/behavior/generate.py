@@ -139,10 +139,16 @@ class Completions:
 
 
 def texts_of(completions: Completions | Sequence[str]) -> tuple[str, ...]:
-    """The texts alone; a ValueError for a single string, which is a sequence of letters."""
+    """The texts alone; a ValueError for a single string, which is a sequence of letters, and for what is no text."""
+    if isinstance(completions, Completions):
+        return completions.texts
     if isinstance(completions, str):
         raise ValueError(f"expected Completions or a list of texts, not the single string {completions!r}")
-    return completions.texts if isinstance(completions, Completions) else tuple(completions)
+    texts = tuple(completions)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"expected Completions or a list of texts; number {row} is {text!r}")
+    return texts
 
 
 @checked

@@ -14,8 +14,9 @@ from safecircuits.behavior.wording import is_visible
 Incoherence = Literal["empty", "loop", "bytes", "mixed scripts", "another turn", "unlikely tokens"]
 
 _TURN = re.compile(
-    r"<\|?(?:im_start|im_end|start_header_id|eot_id|start_of_turn|end_of_turn|user|assistant|system|end)\|?>"
-    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|^#{2,3} ?(?:Instruction|Human|User|Input|Response)\b ?:?"
+    r"<\|?(?:im_start|im_end|start_header_id|eot_id|start_of_turn|end_of_turn)\|?>"
+    r"|<\|(?:user|assistant|system|end)\|>|\[/?INST\]|<</?SYS>>"  # without bars they are XML's
+    r"|^#{2,3} ?(?:Instruction|Input|Response) ?:[ \t]*$|^#{2,3} ?(?:Human|User) ?:"  # without a colon, headings
     r"|^(?:User|Human|USER|HUMAN): ?(?=\S)",
     re.MULTILINE,
 )

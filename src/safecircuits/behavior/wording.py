@@ -16,6 +16,7 @@ from safecircuits.behavior.reasoning import TAGS, split
 _APOSTROPHES = "'`´‘’‚‛′‵ʹʻʼʽʾʿˈˊˋ՚׳᾽᾿ꞌ＇｀"
 _QUOTES = '"“”„‟″‶«»〝〞＂ʺ˝״'
 _STRAIGHT = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_QUOTES, '"'))
+_HYPHENS = str.maketrans(dict.fromkeys("−‐‑﹣－", "-"))
 _EMPHASIS = str.maketrans("", "", "*_")
 
 # Before a text starts: quotation, list and heading marks, brackets, dashes, and whatever else is no letter; then,
@@ -65,15 +66,15 @@ def may_lose_lead(normalised: str) -> bool:
 def same_answer(answer: str, reference: str) -> bool:
     """Whether two answers are the same one, up to case, white space, one final period, and typographic shape.
 
-    Typographic quotation marks equal straight ones, a minus sign a hyphen, a letter with its accent the two put
-    together (NFC); characters without a shape count for nothing. Every other sign counts: ``-5`` is not ``5``, ``#1``
-    not ``1``, ``3.50`` not ``3.5``.
+    Typographic quotation marks equal straight ones, a minus sign and other hyphens a hyphen, a letter with its accent
+    the two put together (NFC); characters without a shape count for nothing. Every other sign counts: ``-5`` is
+    not ``5``, ``#1`` not ``1``, ``3.50`` not ``3.5``.
     """
     return _as_answer(answer) == _as_answer(reference)
 
 
 def _as_answer(text: str) -> str:
-    text = " ".join(_folded(text, emphasis=True).replace("−", "-").split())
+    text = " ".join(_folded(text, emphasis=True).translate(_HYPHENS).split())
     return text.removesuffix(".").rstrip() if not text.endswith("..") else text
 
 

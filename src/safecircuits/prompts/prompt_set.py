@@ -187,6 +187,14 @@ def _has_lone_surrogate(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def require_answered(data: Any, what: str) -> PromptSet:
+    """``data``, a PromptSet with responses; a ValueError for anything else, which says what it would have been for."""
+    if not isinstance(data, PromptSet):
+        raise ValueError(f"{what} is a PromptSet with responses, not a {type(data).__name__}")
+    data.require_responses()
+    return data
+
+
 def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> PromptSet:
     """A PromptSet as it is, or one made of a list of instructions."""
     if isinstance(prompts, str):
