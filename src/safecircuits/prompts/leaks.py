@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 
@@ -51,6 +52,7 @@ class Overlap:
         )
 
 
+@checked
 def overlap(first: PromptSet | Sequence[str], second: PromptSet | Sequence[str], *, near: float = NEAR) -> Overlap:
     """Prompts of ``second`` that are in ``first``, exactly or nearly.
 
