@@ -41,6 +41,14 @@ def test_joining_keeps_order_and_needs_responses_on_both_or_neither() -> None:
         a + PromptSet("c", ("z",))
 
 
+def test_joining_keeps_the_categories_that_one_set_has() -> None:
+    told, untold = PromptSet("a", ("x", "y"), categories=("fraud", "harm")), PromptSet("b", ("z",))
+    assert (told + told).categories == ("fraud", "harm", "fraud", "harm")
+    assert (told + untold).categories == ("fraud", "harm", "none")
+    assert (untold + told).categories == ("none", "fraud", "harm")
+    assert (untold + untold).categories is None
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

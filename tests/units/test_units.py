@@ -339,3 +339,13 @@ class TestAblation:
     def test_nothing_to_remove_is_an_error(self, tiny_bridge: Any) -> None:
         with pytest.raises(ValueError, match="'SCU' has no units to remove"):
             sc.ablate_units(tiny_bridge, {"SCU": FreezeMask.layers(set())}, utility=DATA)
+
+    def test_a_mask_without_a_name_is_an_error(self, tiny_bridge: Any) -> None:
+        mask: Any = FreezeMask.layers(0)
+        for function, message in (
+            (sc.ablate_units, "by name, .* not as a FreezeMask"),
+            (sc.ablation_curve, "by their number, .* not as a FreezeMask"),
+            (sc.ablate_groups, "groups are those of classify_units, not a FreezeMask"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                function(tiny_bridge, mask, utility=DATA)

@@ -18,7 +18,7 @@ from safecircuits.data.chats import CHAT_COLUMNS, is_missing, read_cells
 from safecircuits.data.hub import HUB_SETS, known_set, read_hub
 from safecircuits.organism.grammar import KINDS, Kind, Split
 from safecircuits.organism.requests import generate
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.prompts.prompt_set import NO_CATEGORY, PromptSet, as_prompt_set
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PROMPT_COLUMNS = (
     "instruction", "prompt", "question", "goal", "query", "text", "input", "behavior", "behaviour", *CHAT_COLUMNS,
 )  # fmt: skip
-NO_CATEGORY = "none"
 CATEGORY_COLUMNS = ("category", "harm_category", "semantic_category", "risk_category", "harm_type")
 RESPONSE_COLUMNS = ("output", "response", "answer", "target", "completion")
 CONTEXT_COLUMNS = {

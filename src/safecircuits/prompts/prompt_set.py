@@ -20,6 +20,9 @@ from safecircuits.prompts.templates import resolve_template as resolve_template
 if TYPE_CHECKING:
     import pandas as pd
 
+NO_CATEGORY = "none"
+"""The category of prompts without one, beside others that have one."""
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -128,12 +131,16 @@ class PromptSet:
         return f"<div><strong>{escape(repr(self))}</strong>{shown}</div>"
 
     def __add__(self, other: PromptSet) -> PromptSet:
-        """Both sets, one after the other; either both have responses or neither."""
+        """Both sets, one after the other; either both have responses or neither.
+
+        Where only one has categories, the prompts of the other are of the category ``"none"``.
+        """
         if (self.responses is None) != (other.responses is None):
             lacking = self if self.responses is None else other
             raise ValueError(f"cannot join {self.name!r} and {other.name!r}: {lacking.name!r} has no responses")
         responses = None if self.responses is None else self.responses + other.require_responses()
-        categories = None if self.categories is None or other.categories is None else self.categories + other.categories
+        kinds = [one.categories or (NO_CATEGORY,) * len(one) for one in (self, other)]
+        categories = None if self.categories is None and other.categories is None else kinds[0] + kinds[1]
         return PromptSet(f"{self.name}+{other.name}", self.prompts + other.prompts, responses, categories)
 
     @cached_property

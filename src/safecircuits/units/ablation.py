@@ -151,7 +151,7 @@ def ablate_units(
         >>> table.rows[0].n_units, len(table.rows[0].random_controls)
         (24, 1)
     """
-    named_units = {name: units_of(model, units, f"the units of {name!r}") for name, units in named_units.items()}
+    named_units = _each_of(model, named_units, "by name, such as {'SCU': groups['SCU']}")
     jobs: list[tuple[str, FreezeMask]] = []
     for name, units in named_units.items():
         if not units:
@@ -193,6 +193,8 @@ def ablate_groups(
         >>> [row.name for row in table.rows]
         ['SCU']
     """
+    if not isinstance(groups, UnitGroups):
+        raise ValueError(f"groups are those of classify_units, not a {type(groups).__name__}; of a mask: ablate_units")
     named_units = {name: groups[name] for name in names if groups[name]}
     more: dict[str, Any] = {"to": to, "spare": spare, "resume": resume, "progress": progress, **sets}
     return ablate_units(model, named_units, controls=controls, per_layer=per_layer, seed=seed, **more)
@@ -246,10 +248,17 @@ def ablation_curve(
         >>> list(curve)
         [8, 32]
     """
-    sizes = {k: units_of(model, units) for k, units in removed.items()}
+    sizes = _each_of(model, removed, "by their number, such as {8: groups.top(8)}")
     return measure_in(
         model,
         {k: ablated(model, units, to=to, spare=spare) for k, units in sizes.items()},
         progress=progress,
         **sets,
     )
+
+
+def _each_of(model: HookedModel, masks: Mapping[Name, FreezeMask], how: str) -> dict[Name, FreezeMask]:
+    """Masks of this model, each under its key."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(f"units are given {how}, not as a {type(masks).__name__}")
+    return {key: units_of(model, units, f"the units of {key!r}") for key, units in masks.items()}
