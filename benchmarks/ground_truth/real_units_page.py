@@ -122,8 +122,35 @@ def _says(results: Results) -> str:
     lines = ["## What each score says", ""]
     for role in ROLES:
         for name, member in of_role(results, role).items():
-            lines += [f"- `{name}` ({role}): {sentence}" for sentence in _sentences(member)]
+            lines += [f"On `{name}` ({role}) {_summary(member)}", ""]
+            lines += [*(f"- {sentence}" for sentence in _sentences(member)), ""]
     return "\n".join(lines)
+
+
+def _summary(member: Member) -> str:
+    """The best that any way does, whose tokens tell most, and what removal costs beside that of the planted units."""
+
+    def best(rows: list[dict[str, Any]]) -> float:
+        return max((row["above"] + row["chance"] for row in rows), default=0.0)
+
+    every = list(member["overlap"].values())
+    tokens = ", ".join(
+        f"{_percent(best([row for row in every if row['tokens'] == of and row['contrast'] == 'S − U']))} over {of} tokens"
+        for of in ("all", "prompt", "response")
+    )
+    what = "are planted" if member["kind"] != "layers" else "lie in the planted layers"
+    text = (
+        f"at most {_percent(best(every))} of the {member['k']} highest by any score {what}; by S − U at most {tokens}."
+    )
+    curves = [row["mean"] for name, row in member["removed"].items() if name != "planted"]
+    costs = [_kl(curve) for curve in curves if curve["smallest"]]
+    if costs:
+        planted = member["removed"]["planted"]["mean"]["kl"]
+        text += (
+            f" Every set by a score that halves refusal moves ordinary first tokens by a KL of {min(costs):.2f} or more; "
+            f"removing the planted takes refusal to {_percent(member['removed']['planted']['mean']['refused'])} at {planted:.2f}."
+        )
+    return text
 
 
 def _sentences(member: Member) -> list[str]:
