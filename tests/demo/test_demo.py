@@ -144,7 +144,8 @@ class TestConclusions:
         refusing, answering = (Behavior(torch.arange(n) < k, None, None) for k in (n, 0))
         # Apart from chance: no set of prompts that is dealt out at random has as large a gap.
         flat, steep = (
-            replace(study.gaps["aligned"], gap_deg=torch.tensor([0.1, most]), p=0.001) for most in (0.2, 30.0)
+            replace(study.gaps["aligned"], gap_deg=torch.tensor([0.1, most]), p=0.001, resampled=None)
+            for most in (0.2, 30.0)
         )
         found: dict[str, Any] = {"behavior_base": answering, "behavior_aligned": refusing, "gap_base": flat}
         assert self.verdict(study.having(**found, gap_aligned=steep), "Alignment opens") == "yes"

@@ -212,11 +212,11 @@ def test_it_is_told_before_the_removal(tiny_bridge: Any, monkeypatch: pytest.Mon
 def test_it_is_told_before_a_sweep_that_nothing_can_move(tiny_bridge: Any) -> None:
     with pytest.warns(Notice, match="refuses 3 of the 3 over-rejection prompts, so that scaling cannot add to that"):
         found = sc.localize(
-            tiny_bridge, ["a dog", "a cake", "tea"], (0, 1), alpha=1.5, detector=lambda text: True, max_new_tokens=4
+            tiny_bridge, ["a dog", "a cake", "tea"], (0, 1), alpha=1.5, detector=lambda text: True, max_new_tokens=3
         )
     assert not found.located
     with pytest.warns(Notice, match="every malicious query is refused as it is"):
-        sc.layers.answered_malicious(tiny_bridge, ["a dog"], (0, 1), 1.5, detector=lambda text: True, max_new_tokens=4)
+        sc.layers.answered_malicious(tiny_bridge, ["a dog"], (0, 1), 1.5, detector=lambda text: True, max_new_tokens=3)
 
 
 def test_the_command_writes_no_mask_of_noise(tmp_path: Path) -> None:

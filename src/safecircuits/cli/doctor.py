@@ -21,6 +21,7 @@ EXTRAS = {
     "eval": (("lm-eval", "rouge-score"), "MMLU and other tasks, Rouge-L"),
     "docs": (("mkdocs-material", "mkdocstrings"), "the documentation site"),
     "gguf": (("gguf",), "models in GGUF files"),
+    "judges": (("judgezoo",), "published judges of refusals"),
     "bench": (("nnsight", "pyvene"), "benchmarks against other libraries"),
 }
 """Optional extras: what they install, and what for."""
