@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ground_truth.scoring import bootstrap, overlap
+from benchmarks.ground_truth.scoring import GUESSES, best_constant, blocks, bootstrap, overlap
 from safecircuits.organism.smollm2.members import MEMBERS
+
+N_LAYERS = 30
 
 TITLES = {
     "gap": "gap onset",
@@ -33,7 +35,18 @@ def table(results: dict[str, Any]) -> str:
             ]
             if found:
                 lines.append(_row(title, role, found))
+        if planted := [block for block in _planted(results, role) if _planted(results, "development")]:
+            lines.append(_row(GUESSES[0], role, [(guess(results), block) for block in planted]))
     return "\n".join(lines)
+
+
+def guess(results: dict[str, Any]) -> list[int]:
+    """The best constant answer on the development members, which looks at no model."""
+    return best_constant(_planted(results, "development"), blocks(N_LAYERS))
+
+
+def _planted(results: dict[str, Any], role: str) -> list[list[int]]:
+    return [one["block"] for one in results["members"].values() if one["role"] == role and one["block"] is not None]
 
 
 def _row(title: str, role: str, found: list[tuple[list[int] | None, list[int]]]) -> str:
@@ -68,7 +81,7 @@ python -m benchmarks.ground_truth.real_layers --out docs/ground_truth_real_layer
 
 Overlap is the intersection over union of found and planted layers, 0 where a method names none. Intervals are 95 % bootstrap
 intervals over members, which share one base. Of members with planted units the layers are those that hold them.
-
+{_guessed(results)}
 ## What each method says of each member
 
 {_members(results)}
@@ -82,6 +95,22 @@ scaling at all names nothing.
 
 The decision layers are the block in which this curve grows most beyond {rule["growth"]:g} times what it would if every layer did as
 much ([how that was chosen](concepts/safety-layers.md)).
+"""
+
+
+def _guessed(results: dict[str, Any]) -> str:
+    planted = {role: _planted(results, role) for role in ("development", "judged")}
+    if not planted["development"]:
+        return ""
+    known = [one for one in results["members"].values() if one["block"] is not None]
+    named = [one["methods"].get("decision", {}).get("layers") for one in known]
+    answers = sorted({tuple(layers) for layers in named if layers})
+    firsts = [first for blocks_of in planted.values() for first, _ in blocks_of]
+    return f"""
+"{GUESSES[0]}" is {_block(guess(results))}, the best constant answer on the development members, and looks at no model. For {len(known)} members
+planted from layers {min(firsts)} to {max(firsts)} on, the decision layers are always one of {", ".join(_block(list(one)) for one in answers)}. Patching
+sees the post-instruction tokens. Our reading: what is planted below layer 12 acts where the instruction stands and is
+carried over from there on, and what is planted above layer 19 reads a distinction that the base makes by itself.
 """
 
 

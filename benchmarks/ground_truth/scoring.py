@@ -66,15 +66,19 @@ def overlap(found: list[int] | None, block: list[int]) -> float:
     return 0.0 if found is None else LayerRange.of(found).overlap(LayerRange.of(block))
 
 
-def blocks() -> list[list[int]]:
-    """Every block of the model's layers."""
-    return [[first, last] for first in range(N_LAYERS) for last in range(first, N_LAYERS)]
+def blocks(n_layers: int = N_LAYERS) -> list[list[int]]:
+    """Every block of a model's layers."""
+    return [[first, last] for first in range(n_layers) for last in range(first, n_layers)]
 
 
 def constant_guess(results: dict[str, Any]) -> list[int]:
     """The block with the largest mean overlap with the development members': what one can know without a method."""
-    known = [member["block"] for member in members(results, "development").values()]
-    return max(blocks(), key=lambda block: sum(overlap(block, one) for one in known))
+    return best_constant([member["block"] for member in members(results, "development").values()], blocks())
+
+
+def best_constant(known: list[list[int]], among: list[list[int]]) -> list[int]:
+    """The block of ``among`` with the largest mean overlap with the known ones, the first of several."""
+    return max(among, key=lambda block: sum(overlap(block, one) for one in known))
 
 
 def scores(results: dict[str, Any], role: str | None = "judged") -> list[Score]:

@@ -42,6 +42,8 @@ def test_overlaps_by_role(results: dict[str, Any]) -> None:
     assert rows[0] == "| decision layers | judged | 2 | 0.33 [0.00, 0.67] | 0 of 2 | 1 | +0.0 | +1.0 |"
     assert rows[1].startswith("| decision layers | development | 1 | 1.00 [1.00, 1.00] | 1 of 1 | 0 |")
     assert len(rows) == 2
+    # The one development member's block is the best guess, and both judged members have the same.
+    assert "| always the same block | judged | 2 | 1.00 [1.00, 1.00] | 2 of 2 | 0 | +0.0 | +0.0 |" in table(results)
 
 
 def test_the_page_shows_what_was_found_and_what_was_not(results: dict[str, Any]) -> None:
