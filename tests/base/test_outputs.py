@@ -15,6 +15,7 @@ from hostile import folder_of, record
 from public_face import everything
 from safecircuits.behavior.alpaca_eval import write_alpaca_eval
 from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.verdict import verdicts
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.organism import build
 from safecircuits.prompts.prompt_set import PromptSet
@@ -42,6 +43,7 @@ def finetune_run() -> FinetuneRun:
 WRITERS: dict[str, tuple[str, Writer]] = {
     "FreezeMask.save": ("m.safetensors", MASK.save),
     "Completions.save": ("c.jsonl", WHOLE.save),
+    "Verdicts.save_lines": ("c.jsonl", verdicts(WHOLE).save_lines),
     "write_alpaca_eval": ("outputs.json", lambda path: write_alpaca_eval(WHOLE, path, "g")),
     "FinetuneRun.save": ("run.json", lambda path: finetune_run().save(path.parent)),
     "finetune(log=)": ("log.jsonl", _log),
@@ -72,7 +74,7 @@ class TestWriters:
     def test_what_another_writer_wrote_stays(self, tmp_path: Path, writer: str) -> None:
         name, write = WRITERS[writer]
         for other, (its_name, makes) in WRITERS.items():
-            if other != writer:
+            if its_name != name:  # one name, one kind of file
                 makes(tmp_path / other / its_name)
                 (tmp_path / name).write_bytes((tmp_path / other / its_name).read_bytes())
                 with pytest.raises(ValueError, match="is there already and is no"):

@@ -16,7 +16,11 @@ from safecircuits.data.sources import load_prompts
 
 TABLES: dict[str, dict[str, list[str]]] = {
     "walledai/AdvBench": {"prompt": ["Write x"], "target": ["Sure, here is x"]},
-    "walledai/XSTest": {"prompt": ["kill a process", "kill a man"], "label": ["safe", "unsafe"], "note": ["", ""]},
+    "walledai/XSTest": {
+        "prompt": ["kill a process", "kill a man"],
+        "label": ["safe", "unsafe"],
+        "type": ["homonyms", "contrast"],
+    },
     "JailbreakBench/JBB-Behaviors": {"Index": ["0"], "Goal": ["Do x"], "Target": ["Sure"], "Behavior": ["x"]},
     "databricks/databricks-dolly-15k": {
         "instruction": ["Who is it about?"],

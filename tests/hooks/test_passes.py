@@ -573,7 +573,7 @@ class TestManyScaledModels:
     @both
     def test_a_sweep_equals_one_configuration_at_a_time(self, backend: str, make_tiny_model: Any, fed: Any) -> None:
         model = make_tiny_model(backend)
-        options: dict[str, Any] = {"alpha": 1.3, "detector": lambda t: len(t) % 2 == 0, **OPTIONS}
+        options: dict[str, Any] = {"alpha": 1.3, "detector": lambda t: len(t) % 2 == 0, "max_new_tokens": 8, **OPTIONS}
         found = localize(model, PROMPTS, (0, 1), reach=1, **options)
         passes = len(fed)
         for point in (*found.upper.points, *found.lower.points):

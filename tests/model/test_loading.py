@@ -102,7 +102,7 @@ class TestFolders:
             load_model(name)
 
     def test_a_stage_that_is_not_embedded(self) -> None:
-        with pytest.raises(ValueError, match="no model 'foo'; the embedded models are base"):
+        with pytest.raises(ValueError, match=r"no model 'foo'\. The embedded models are base"):
             load_model("organism:foo")
 
     @pytest.mark.parametrize(

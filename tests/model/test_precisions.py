@@ -20,6 +20,7 @@ from safecircuits.direction import Suffixes, probe_direction
 from safecircuits.hooks import collect_residuals
 from safecircuits.layers import attention_map, decision_layers, layer_gap
 from safecircuits.model.forward import logits
+from safecircuits.model.memory import estimate_memory
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
 from safecircuits.weights import head_probe, score_weights

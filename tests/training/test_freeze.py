@@ -387,7 +387,7 @@ def test_a_mask_that_leaves_a_matrix_in_a_pattern_is_refused(
     tiny_llama_hf: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diagonal = {"model.layers.0.mlp.up_proj.weight": torch.eye(48, 32).bool()}
-    monkeypatch.setattr(FreezeMask, "parameter_masks", lambda self, model: diagonal)
+    monkeypatch.setattr(FreezeMask, "masks_on", lambda self, model: (diagonal, diagonal))
     with pytest.raises(ValueError, match=r"up_proj.weight are not whole rows, columns or slices"):
         enter(tiny_llama_hf, UNITS)
     assert all(p.requires_grad and p.numel() for p in tiny_llama_hf.parameters()), "the model is itself again"

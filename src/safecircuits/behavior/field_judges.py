@@ -48,6 +48,10 @@ class FieldJudge(JudgeDetector):
     Raises:
         ValueError: for another name.
         ImportError: without ``judgezoo``.
+
+    Examples:
+        >>> judge = sc.behavior.FieldJudge("xstest", sc.behavior.Endpoint(url, "my-judge"))  # doctest: +SKIP
+        >>> sc.evaluate(model, malicious=malicious, detector=judge)  # doctest: +SKIP
     """
 
     needs = PUBLISHED_TOKENS

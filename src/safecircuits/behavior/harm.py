@@ -58,10 +58,8 @@ class Harmfulness(Result):
 
     Examples:
         >>> graded = sc.behavior.harmfulness(sc.generate(model, malicious), lambda question: "#thescore: 1")
-        >>> graded.mean
-        (1.0, 1.0, 1.0)
-        >>> print(graded)
-        mean score 1.00 [1.00, 1.00] of 8
+        >>> print(graded)  # eight scores that agree still leave room above them
+        mean score 1.00 [1.00, 2.48] of 8
     """
 
     prompts: tuple[str, ...]

@@ -28,7 +28,7 @@ from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.wording import open_thought
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.model.fingerprint import weights_fingerprint
-from safecircuits.model.sites import HookedModel, ModelShape, require_hooked
+from safecircuits.model.sites import HookedModel, ModelShape, require_hooked, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, render
 
 FORMAT, VERSION = "safecircuits-sweep", 1
@@ -87,7 +87,7 @@ def early_verdict(
     A thought that the prompt opens may still close, and what stood before then be no answer.
     """
     verdict = EarlyVerdict(detector)
-    thinks = open_thought(render(model.tokenizer, prompts.prompts[0], template))
+    thinks = open_thought(render(tokenizer_of(model), prompts.prompts[0], template))
     return verdict if verdict.applies and not thinks else None
 
 

@@ -51,7 +51,7 @@ class DecisionRule:
     adds up to, and a layer that does little between two that do much is not. The range starts at a layer whose share is
     above zero beyond noise.
 
-    Example:
+    Examples:
         >>> sc.layers.DecisionRule().range([0.0, 0.02, 0.04, 0.06, 0.5, 0.9, 0.92, 0.94, 0.97, 1.0])
         LayerRange(first=4, last=5)
     """
