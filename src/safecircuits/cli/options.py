@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safecircuits.cli.library import Of
+from safecircuits.cli.declared import Of
 
 if TYPE_CHECKING:
     from safecircuits.base.vocabulary import LayerRange

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
-from safecircuits.cli.library import Of
 from safecircuits.cli.options import DetectorOption, MaliciousOption, TemplateOption, TokensOption, named
 
 ENDED = "Answers that end early keep their last state, or are left out."

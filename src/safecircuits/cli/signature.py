@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from safecircuits.cli.config import ConfigOption
-from safecircuits.cli.library import Of
+from safecircuits.cli.declared import Of
 from safecircuits.cli.options import (
     BackendOption,
     ChatOption,

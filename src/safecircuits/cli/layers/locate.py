@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
-from safecircuits.cli.library import Of
 from safecircuits.cli.options import (
     ComponentsOption,
     DetectorOption,

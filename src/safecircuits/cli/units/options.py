@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safecircuits.cli.library import Of
+from safecircuits.cli.declared import Of
 from safecircuits.cli.options import TemplateOption
 
 if TYPE_CHECKING:

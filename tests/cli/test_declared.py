@@ -12,7 +12,7 @@ import pytest
 
 import safecircuits.cli
 from commands import run
-from safecircuits.cli.library import Of, read
+from safecircuits.cli.declared import Of, read
 
 SOURCES = Path(safecircuits.cli.__file__).parent.rglob("*.py")
 PLACES = sorted({place for path in SOURCES for place in re.findall(r'Of\(\s*"([\w.]+:[\w.]+)"', path.read_text())})
