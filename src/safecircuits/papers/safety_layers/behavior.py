@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from safecircuits.base.text import percent
 from safecircuits.behavior.agreement_table import AgreementTable, agreement
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.stakes import tell_if_nothing_to_lose
+from safecircuits.papers.behavior import kept_as, measured, tell_stakes
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.papers.part import Part, Parts
 from safecircuits.papers.safety_layers.settings import SafetyLayers
@@ -24,9 +22,7 @@ def _measure(study: SafetyLayers, name: str) -> Behavior:
         "utility": p.utility,
         **s.judging,
     }
-    if name == study.name:
-        return evaluate(study.model, **sets)
-    return s.on(study.others[name], partial(evaluate, **sets))
+    return measured(study, name, sets)
 
 
 def _judge(study: SafetyLayers) -> AgreementTable:
@@ -57,10 +53,10 @@ def _section(study: SafetyLayers, made: StudyPage) -> None:
 
 
 BEHAVIOR: Parts[SafetyLayers, str, Behavior] = Parts(
-    lambda study: {study.name: "behavior"} | {name: f"behavior_{name}" for name in study.others},
+    kept_as,
     Behavior,
     _measure,
     says="behaviour and what the detectors make of it",
-    then=lambda study: tell_if_nothing_to_lose(study[BEHAVIOR][study.name].rates, "the study"),
+    then=lambda study: tell_stakes(study, study[BEHAVIOR]),
 )
 DETECTORS: Part[SafetyLayers, AgreementTable] = Part("detectors", AgreementTable, _judge, section=_section)

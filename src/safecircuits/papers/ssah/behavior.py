@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
-from safecircuits.behavior.stakes import tell_if_nothing_to_lose
+from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.papers.behavior import kept_as, measured, tell_stakes
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.papers.part import Parts
 from safecircuits.papers.ssah.settings import Ssah
@@ -19,9 +17,7 @@ def _measure(study: Ssah, name: str) -> Behavior:
         "utility": p.measured_utility,
         **s.judging,
     }
-    if name == study.name:
-        return evaluate(study.model, **sets)
-    return s.on(study.others[name], partial(evaluate, **sets))
+    return measured(study, name, sets)
 
 
 def _section(study: Ssah, made: StudyPage) -> None:
@@ -35,10 +31,10 @@ def _section(study: Ssah, made: StudyPage) -> None:
 
 
 BEHAVIOR: Parts[Ssah, str, Behavior] = Parts(
-    lambda study: {study.name: "behavior"} | {name: f"behavior_{name}" for name in study.others},
+    kept_as,
     Behavior,
     _measure,
     says="behaviour",
-    then=lambda study: tell_if_nothing_to_lose(study[BEHAVIOR][study.name].rates, "the study"),
+    then=lambda study: tell_stakes(study, study[BEHAVIOR]),
     section=_section,
 )
