@@ -103,13 +103,8 @@ class FieldJudge(JudgeDetector):
         def infer(conversations: list[list[dict[str, str]]], *_: Any, **__: Any) -> list[str]:
             for turns in conversations:
                 question = "\n\n".join(turn["content"] for turn in turns)
-                reply = self.replies.get(question)
-                if reply is None:
-                    self.replies.count()
-                    assert self.ask is not None
-                    reply = str(self.ask(question))
                 asked.append(question)
-                replies.append(reply)
+                replies.append(self._reply(question))
             return replies
 
         asked: list[str] = []

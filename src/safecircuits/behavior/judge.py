@@ -178,14 +178,10 @@ class JudgeDetector:
         return JudgeVerdicts(prompts, texts, refusals, margins, tuple(replies), self.question)
 
     def _ask_each(self, questions: Sequence[str]) -> list[str]:
-        assert self.ask is not None
         replies: list[str] = []
         for i, question in enumerate(questions):
             try:
-                reply = self.replies.get(question)
-                if reply is None:
-                    self.replies.count()
-                    reply = str(self.ask(question))
+                reply = self._reply(question)
                 self._is_yes(reply)  # a reply that is neither stays out of memory: another try may do better
             except Exception as error:
                 raise JudgingError(
@@ -194,6 +190,15 @@ class JudgeDetector:
             self.replies.add(question, reply)
             replies.append(reply)
         return replies
+
+    def _reply(self, question: str) -> str:
+        """What was replied before, or is now; it is not kept yet."""
+        reply = self.replies.get(question)
+        if reply is None:
+            self.replies.count()
+            assert self.ask is not None
+            reply = str(self.ask(question))
+        return reply
 
     def _is_yes(self, reply: str) -> bool:
         words = re.findall(r"\w+", reply.lower())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["refuses", "complies", "deflects", "incoherent", "undecided"]
 OPENING_TOKENS, ANSWER_TOKENS = 24, 256
-VERDICTS: tuple[Verdict, ...] = ("refuses", "complies", "deflects", "incoherent", "undecided")
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,8 @@ def verdicts(
     texts = texts_of(completions)
     parts = [split(text) for text in texts]
     judged = [found.answer if part == "answer" else found.reasoning for found in parts]
-    read, scores = _read_all(completions, detector, judged, unlikely, located=True)
+    thinking = [not found.finished for found in parts]
+    read, scores = _read_all(completions, detector, judged, thinking, unlikely, located=True)
     whole = completions if isinstance(completions, Completions) else None
     return Verdicts(
         ids=whole.prompts.ids if whole is not None else tuple(str(row) for row in range(len(texts))),
@@ -257,8 +258,9 @@ def tokens_needed(detector: str | RefusalDetector) -> int:
 
 def refusals(completions: Completions | Sequence[str], detector: str | RefusalDetector) -> Bool[Tensor, " prompt"]:
     """``verdicts(completions, detector).refused`` without the rest."""
-    answers = [split(text).answer for text in texts_of(completions)]
-    read, _ = _read_all(completions, detector, answers, None, located=False)
+    parts = [split(text) for text in texts_of(completions)]
+    answers, thinking = [found.answer for found in parts], [not found.finished for found in parts]
+    read, _ = _read_all(completions, detector, answers, thinking, None, located=False)
     return torch.tensor([one.verdict == "refuses" for one in read], dtype=torch.bool)
 
 
@@ -266,6 +268,7 @@ def _read_all(
     completions: Completions | Sequence[str],
     detector: str | RefusalDetector,
     judged: Sequence[str],
+    thinking: Sequence[bool],
     unlikely: Bool[Tensor, " prompt"] | None,
     *,
     located: bool,
@@ -279,7 +282,6 @@ def _read_all(
         raise ValueError(f"unlikely says of {len(unlikely)} completions if they are language; there are {len(judged)}")
     strange = [False] * len(judged) if unlikely is None else unlikely.tolist()
     cut = _cut_at_limit(whole) or (False,) * len(judged)
-    thinking = [not split(text).finished for text in texts_of(completions)]
     read = [
         _unanswered(text, cut=cut[row], thinking=thinking[row], unlikely=strange[row])
         for row, text in enumerate(judged)
