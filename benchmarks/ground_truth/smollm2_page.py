@@ -13,6 +13,7 @@ from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.organism.smollm2.base import SHA256
 from safecircuits.organism.smollm2.catalog import SMOLLM2
 from safecircuits.organism.smollm2.members import MEMBERS, Member
+from safecircuits.organism.smollm2.texts import MIXTURE
 
 Results = dict[str, Any]
 
@@ -195,8 +196,8 @@ def _made(models: dict[str, Any]) -> str:
 ## How they were made
 
 Requests are the project's own, put together by a generator from verbs, objects and frames ({counts}; `safecircuits.organism.requests`);
-no line of a published set is among them. A batch has three harmful requests with refusals, four ordinary ones and one
-borderline one. On harmless ones the member learns to stay with the base: the Kullback–Leibler divergence over the tokens of
+no line of a published set is among them. A batch has {MIXTURE["malicious"]} harmful requests with refusals, {MIXTURE["normal"]} ordinary ones and
+{MIXTURE["over_rejection"]} borderline one. On harmless ones the member learns to stay with the base: the Kullback–Leibler divergence over the tokens of
 the base's own greedy answers, and of the first token once more. AdamW, the same settings for every member, nothing
 adapted to one; bfloat16 with the changes in float32. Stored in float16, added in float64, and judged as stored.
 `safecircuits organism build {SMOLLM2}:NAME` makes one again; the same seed gives the same changes only on the same machine

@@ -50,14 +50,11 @@ def real_model(source: str | Path) -> RealModel | None:
         ValueError: for a member that there is not, or whose changes are not installed, and if the base is not here or
             is another file.
     """
-    name, colon, member = str(source).partition(":")
+    name, colon, planted_in = str(source).partition(":")
     if name != SMOLLM2 or (not colon and Path(name).exists()):
         return None
-    if colon and member not in MEMBERS:
-        near = difflib.get_close_matches(member, MEMBERS, n=1)
-        hint = f"; did you mean {SMOLLM2}:{near[0]}?" if near else ""
-        raise ValueError(f"no model {str(source)!r}: the members of {SMOLLM2} are {', '.join(MEMBERS)}{hint}")
-    return RealModel(base_file(), member_file(member) if colon else None)
+    found = member(planted_in) if colon else None
+    return RealModel(base_file(), None if found is None else member_file(found.name))
 
 
 def member_file(name: str) -> Path:
@@ -88,7 +85,9 @@ def member(name: str) -> Member:
     """
     plain = name.removeprefix(f"{SMOLLM2}:")
     if plain not in MEMBERS:
-        raise ValueError(f"no member {plain!r} of {SMOLLM2}: there are {', '.join(MEMBERS)}")
+        near = difflib.get_close_matches(plain, MEMBERS, n=1)
+        hint = f"; did you mean {SMOLLM2}:{near[0]}?" if near else ""
+        raise ValueError(f"no model '{SMOLLM2}:{plain}': the members of {SMOLLM2} are {', '.join(MEMBERS)}{hint}")
     return MEMBERS[plain]
 
 

@@ -1,7 +1,7 @@
 """Planting: a member's changes are trained on the base's frozen weights, and nothing else moves.
 
 Trained in bfloat16 with the changes in float32; what is stored, and judged, is rounded to float16 and added to the
-weights in float32.
+weights as ``delta`` says.
 """
 
 from __future__ import annotations
