@@ -18,7 +18,8 @@ from safecircuits.behavior.evaluate import Behavior
 from safecircuits.cli import app
 from safecircuits.cli.study_ssah import cuts
 from safecircuits.direction.variants import Suffixes
-from safecircuits.papers.ssah import behavior, direction, equal, removals, scores, stability
+from safecircuits.papers import behavior
+from safecircuits.papers.ssah import direction, equal, removals, scores, stability
 from safecircuits.papers.ssah.freezing import arms_of, random_name
 from safecircuits.papers.ssah.removals import removal_verdict
 from safecircuits.papers.ssah.settings import SsahPrompts, SsahSettings, cut_by
