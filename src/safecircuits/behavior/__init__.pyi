@@ -17,6 +17,7 @@ from .harm import harmfulness as harmfulness
 from .harness import TaskScores as TaskScores
 from .harness import run_tasks as run_tasks
 from .harness_lm import harness_model as harness_model
+from .interchange import generate_patched as generate_patched
 from .judge import JudgeDetector as JudgeDetector
 from .judge import JudgeVerdicts as JudgeVerdicts
 from .phrases import PhraseDetector as PhraseDetector

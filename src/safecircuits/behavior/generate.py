@@ -21,6 +21,7 @@ from safecircuits.behavior.decoding import Until as Until
 from safecircuits.behavior.decoding import end_tokens as end_tokens
 from safecircuits.behavior.speculative import SpeculativeDecoding
 from safecircuits.hooks.branching import Branches
+from safecircuits.hooks.lockstep import LockstepDecoder, PairRunner, UnitPatching
 from safecircuits.hooks.passes import Runner, running
 from safecircuits.hooks.scale import ComponentSet, RowScaling
 from safecircuits.model.attach import hooks_in_force
@@ -184,14 +185,14 @@ def generate(
         >>> answers.texts
         ('i cannot help with that .',)
     """
-    _check(max_new_tokens)
+    require_room(max_new_tokens)
     prompts = as_prompt_set(prompts)
     examples = encode(tokenizer_of(model), prompts, template=template, system=system)
     writer = Writer(model, max_new_tokens, until, stop_string(model.tokenizer, template))
     written = _alone(model, examples, writer, max_tokens, progress)
     if token_ids is not None:
         token_ids += written
-    return _completions(prompts, written, writer)
+    return completions_of(prompts, written, writer)
 
 
 def continuations(
@@ -239,7 +240,7 @@ def generate_scaled(
         ValueError, FloatingPointError: as ``generate`` does; ValueError if there is not one draft a prompt, or the
             model has no hook points.
     """
-    _check(max_new_tokens)
+    require_room(max_new_tokens)
     require_hooked(model, "scaling layers")
     prompts = as_prompt_set(prompts)
     examples = encode(tokenizer_of(model), prompts, template=template, system=system)
@@ -261,18 +262,18 @@ def generate_scaled(
                 written += decoding.run(progress)
             else:
                 owner = tuple(which for which in range(len(group)) for _ in range(n))
-                jobs = _Jobs(tuple(examples) * len(group), owner, budget)
-                found = _decode_all(runner, jobs, scaling, writer, progress)
+                jobs = Jobs(tuple(examples) * len(group), owner, budget)
+                found = decode_all(runner, jobs, scaling, writer, progress)
                 written += [found[i * n : (i + 1) * n] for i in range(len(group))]
-    return [_completions(prompts, of_profile, writer) for of_profile in written]
+    return [completions_of(prompts, of_profile, writer) for of_profile in written]
 
 
-def _check(max_new_tokens: int) -> None:
+def require_room(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
 
 
-def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
+def completions_of(prompts: PromptSet, written: list[list[int]], writer: Writer) -> Completions:
     texts = tuple(text.strip() for text in writer.texts(written))
     lengths = tuple(map(len, written))
     if writer.until is not None:
@@ -281,8 +282,8 @@ def _completions(prompts: PromptSet, written: list[list[int]], writer: Writer) -
 
 
 @dataclass(frozen=True)
-class _Jobs:
-    """What is to be completed: prompts, and which scaled model each of them is for."""
+class Jobs:
+    """What is to be completed: prompts, and which of several models in one (scaled, patched) each of them is for."""
 
     examples: tuple[Encoded, ...]
     owner: tuple[int, ...]
@@ -300,22 +301,30 @@ def _alone(
         with torch.inference_mode():
             return _in_batches(examples, lambda _: model.greedy_decoder(), max_tokens or MAX_TOKENS, writer, progress)
     budget = batch_tokens(model, examples, max_tokens, more=writer.max_new_tokens, cached=True)
-    jobs = _Jobs(tuple(examples), (0,) * len(examples), budget)
+    jobs = Jobs(tuple(examples), (0,) * len(examples), budget)
     with running(model) as runner:
-        return _decode_all(runner, jobs, None, writer, progress)
+        return decode_all(runner, jobs, None, writer, progress)
 
 
-def _decode_all(
-    runner: Runner, jobs: _Jobs, scaling: RowScaling | None, writer: Writer, progress: bool
+def decode_all(
+    runner: Runner | PairRunner,
+    jobs: Jobs,
+    several: RowScaling | UnitPatching | None,
+    writer: Writer,
+    progress: bool,
 ) -> list[list[int]]:
-    """Token ids of each job. The prefix that all prompts share is computed and cached once for each scaled model."""
+    """Token ids of each job. The prefix that all prompts share is computed and cached once for each of several models.
+
+    Args:
+        several: what makes several models of one, and is told which of them each row of a pass is.
+    """
     shared = runner.prefix_length(jobs.examples, writer.max_new_tokens)
     owner = torch.tensor(jobs.owner)
-    prefix: Decoder | None = None
+    prefix: Decoder | LockstepDecoder | None = None
 
     def select(models: torch.Tensor) -> None:
-        if scaling is not None:
-            scaling.select(models)
+        if several is not None:
+            several.select(models)
 
     if shared:
         n_models = int(owner.max()) + 1
@@ -326,7 +335,7 @@ def _decode_all(
             prefix_ids, torch.ones_like(prefix_ids), runner.block(int(runner.model.cfg.n_layers) - 1), keep=True
         )
 
-    def decoder(rows: Sequence[int]) -> Decoder:
+    def decoder(rows: Sequence[int]) -> Steps:
         return runner.decoder() if prefix is None else prefix.rows(owner[list(rows)])
 
     return _in_batches(

@@ -1,0 +1,82 @@
+"""Greedy completions of one checkpoint with units of another in it: dynamic activation patching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safecircuits.base.arguments import checked
+from safecircuits.behavior.decoding import Until, Writer, end_tokens
+from safecircuits.behavior.generate import Completions, Jobs, completions_of, decode_all, require_room
+from safecircuits.hooks.lockstep import UnitPatching, as_sets
+from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.memory import batch_tokens
+from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.prompts.templates import stop_string
+
+
+@checked
+def generate_patched(
+    model: HookedModel,
+    source: HookedModel,
+    prompts: PromptSet | Sequence[str],
+    units: Mapping[str, FreezeMask],
+    *,
+    outgoing: bool = False,
+    max_new_tokens: int = 16,
+    template: str = "auto",
+    system: str | None = None,
+    tokenizer: Any = None,
+    max_tokens: int | None = None,
+    until: Until | None = None,
+    progress: bool = False,
+) -> dict[str, Completions]:
+    """What ``model`` writes with units of ``source`` in it, for each named set of units, all sets in shared batches.
+
+    At every step the source reads the same tokens over a cache of its own, and the activations that the units have
+    there replace those in the model: dynamic activation patching (Chen et al., NeurIPS 2025, §3.2). With every neuron
+    and head patched the answers are the source's, if the two agree in what no unit holds: embeddings, output
+    projections and their biases, norms behind sublayers, the final norm and the unembedding. (Norms before sublayers
+    and input projections may differ: what they make is replaced.) With ``outgoing`` the output projections may
+    differ too. With no unit patched they are the model's own.
+
+    Args:
+        model, source: two checkpoints of one architecture, shape and vocabulary; on either backend.
+        units: sets of units by name.
+        outgoing: patch what a unit writes into the residual stream, by the source's own outgoing weights, instead of
+            its activation alone. Where training has moved the output projections (nearly everywhere but with adapters
+            that leave them), an activation read by other weights than those it was trained with is neither model's.
+        tokenizer: puts the prompts to both; the model's own unless given. An aligned model may have a chat template
+            that its base lacks.
+        max_new_tokens, template, system, max_tokens, until: as in ``generate``. A text ends at the end tokens of either
+            model.
+
+    Raises:
+        ValueError: for two checkpoints that are no pair, units of another model, or no units by name.
+        FloatingPointError: if the logits are not finite.
+
+    Examples:
+        >>> base = sc.load_model("base")
+        >>> every = sc.FreezeMask.layers((0, 7), model)
+        >>> answers = sc.behavior.generate_patched(base, model, malicious, {"all": every}, outgoing=True)
+        >>> answers["all"].texts[0]
+        'i cannot do that .'
+    """
+    require_room(max_new_tokens)
+    for one in (model, source):
+        require_hooked(one, "patching units")
+    sets = as_sets(model, units)
+    prompts = as_prompt_set(prompts)
+    tokenizer = tokenizer or tokenizer_of(model)
+    patching = UnitPatching(model, source, list(sets.values()), outgoing=outgoing)
+    examples = tuple(encode(tokenizer, prompts, template=template, system=system))
+    writer = Writer(model, max_new_tokens, until, stop_string(tokenizer, template))
+    writer.ends |= end_tokens(source)
+    # Each row has a cache in either model.
+    budget = max(1, batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True) // 2)
+    n = len(examples)
+    owner = tuple(which for which in range(len(sets)) for _ in range(n))
+    with patching.running() as runner:
+        written = decode_all(runner, Jobs(examples * len(sets), owner, budget), patching, writer, progress)
+    return {name: completions_of(prompts, written[i * n : (i + 1) * n], writer) for i, name in enumerate(sets)}
