@@ -1,6 +1,12 @@
 from .compare import DirectionComparison as DirectionComparison
 from .compare import compare_directions as compare_directions
+from .interventions import direction_ablated as direction_ablated
+from .interventions import direction_added as direction_added
+from .means import MeanDirections as MeanDirections
+from .means import mean_directions as mean_directions
+from .orthogonal_weights import orthogonalised as orthogonalised
 from .probe import DirectionGap as DirectionGap
 from .probe import DirectionProbe as DirectionProbe
 from .probe import probe_direction as probe_direction
 from .variants import Suffixes as Suffixes
+from .vector import Direction as Direction

@@ -88,6 +88,7 @@ class Runner:
         *,
         last_layer: int,
         last_position: bool = False,
+        own: int = 1,
         max_tokens: int | None = None,
         what: str = "",
         progress: bool = False,
@@ -96,6 +97,7 @@ class Runner:
 
         Args:
             last_position: whether in that layer the hooks only look at the last position.
+            own: how many last tokens of each example no other one's pass may stand for.
             before: called before each pass with its batch, and for how many prompts each row of it stands: all of
                 them for their shared prefix (a batch of no rows), else 1.
             after: called when the pass has succeeded; one that ran out of memory is tried again in parts.
@@ -103,7 +105,7 @@ class Runner:
         # A hook further up, of whoever, must fire too; which layer it is on is not worth finding out.
         block = None if self.other_hooks else self.block(last_layer)
         ends = self.per_position(last_layer) if last_position else ()
-        shared = self.prefix_length(examples)
+        shared = max(0, min(self.prefix_length(examples), min(map(len, examples)) - own))
         prefix: Decoder | None = None
         if shared:
             # Prompts that share a prefix have as much of it marked: what is marked goes by the tokens alone.
