@@ -4,6 +4,7 @@ from . import behavior as behavior
 from . import data as data
 from . import demo as demo
 from . import direction as direction
+from . import gate as gate
 from . import hooks as hooks
 from . import layers as layers
 from . import masks as masks
@@ -32,6 +33,8 @@ from .behavior.refusal import refused as refused
 from .data.sources import load_prompts as load_prompts
 from .direction.probe import DirectionProbe as DirectionProbe
 from .direction.probe import probe_direction as probe_direction
+from .gate.auditing import Audit as Audit
+from .gate.auditing import audit as audit
 from .hooks.ablate import ablated as ablated
 from .hooks.collect import Residuals as Residuals
 from .hooks.collect import collect_residuals as collect_residuals

@@ -73,14 +73,14 @@ class TestLayers:
         out = tmp_path / "run"
         command = ["layers", "similarity", *ALIGNED, *SETS, "--compare", "base=organism:base", "--n", "8"]
         got = succeed(*command, "--draws", "20", "--json", "--out", out)
-        rows = json.loads(got.stdout)
+        rows = json.loads(got.stdout)["table"]
         assert {row["model"] for row in rows} == {"aligned", "base"}
         assert rows[0]["difference"] is None
         assert rows[-1]["layer"] == 7
         assert {"models.svg", "comparison.png", "pairs_base.svg"} <= {p.name for p in (out / "figures").iterdir()}
         again = succeed(*command, "--draws", "20", "--json", "--out", out)
         assert "complete since" in again.stderr
-        assert json.loads(again.stdout) == rows
+        assert json.loads(again.stdout) == json.loads(got.stdout)
         line = refuse(*command, "--draws", "21", "--out", out)
         assert "--draws was 20, is 21" in line
         assert "--force" in line
@@ -194,7 +194,7 @@ def test_evaluate(tmp_path: Path) -> None:
     kinds = ("malicious", "over_rejection", "utility")
     want = sc.evaluate(sc.load_model("aligned"), **{kind: sc.load_prompts(f"organism:{kind}", n=10) for kind in kinds})
     assert sc.Behavior.load(tmp_path / "results" / "behavior").equals(want)
-    rates = {row["measure"]: row["share"] for row in json.loads(got.stdout)}
+    rates = {row["measure"]: row["share"] for row in json.loads(got.stdout)["table"]}
     assert rates == pytest.approx(want.rates)
     answers = sc.Completions.load(tmp_path / "completions" / "malicious.jsonl")
     counts = table(tmp_path, "detectors").query("set == 'malicious'").set_index("detector")["refused"]
@@ -542,7 +542,7 @@ def test_a_real_process_keeps_stdout_for_data(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     ending = ["--draws", "5", "--backend", backends()[-1], "--out", out]
     got = subprocess.run([*command, *ending], capture_output=True, text=True, check=True)
-    assert len(json.loads(got.stdout)) == 8
+    assert len(json.loads(got.stdout)["table"]) == 8
     assert all(line.startswith("wrote ") for line in got.stderr.splitlines()), got.stderr
     got = subprocess.run([*command, "--out", out], capture_output=True, text=True, check=False)
     assert got.returncode == 2

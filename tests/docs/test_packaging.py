@@ -134,7 +134,7 @@ def test_the_demo_runs_from_the_wheel_where_only_dependencies_are(built: dict[st
     command = home / "bin" / "safecircuits"
     got = run(command, "demo", "--quick", "--out", "out", "--json")
     assert load_run(tmp_path / "out")["command"] == "demo"
-    assert {row["shows"] for row in json.loads(got.stdout)} <= {"yes", "no", "unclear", "inconclusive"}
+    assert {row["shows"] for row in json.loads(got.stdout)["table"]} <= {"yes", "no", "unclear", "inconclusive"}
     assert all(line.startswith("wrote ") for line in got.stderr.splitlines()), got.stderr
     again = run(python, "-m", "safecircuits", "report", "out", "--out", "page.html")
     assert again.stderr.splitlines() == [f"wrote {Path('page.html')}"]

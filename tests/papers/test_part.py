@@ -136,7 +136,7 @@ def test_conclusions_are_the_main_table_and_the_findings(tmp_path: Path) -> None
         {"effect": "refusal falls", "paper": "SSAH", "shows": "yes", "text": "From 4 to 1."},
         {"effect": "utility stays", "paper": "SSAH", "shows": "no", "text": "With 2 others."},
     ]
-    assert json.loads(result.stdout) == said
+    assert json.loads(result.stdout)["table"] == said
     assert pd.read_csv(out / "tables" / "conclusions.csv").to_dict("records") == said
     assert pd.read_csv(out / "tables" / "own.csv").to_dict("records") == [{"n": 1}]
     assert json.loads((out / "run.json").read_text())["findings"] == [

@@ -16,7 +16,7 @@ import browser
 from commands import refuse, succeed
 from hostile import MARK, PAYLOADS, SHAPE, SVG, WORDS, folder_of, hostile_run, record
 from safecircuits.base.files import write_text
-from safecircuits.cli.config import _parse
+from safecircuits.base.settings_file import read_settings
 from safecircuits.model.sites import ModelShape
 from safecircuits.papers.safety_layers.study import StudySubject
 from safecircuits.plots.style import RC
@@ -379,4 +379,4 @@ def test_what_is_written_in_a_configuration_is_what_is_read(tmp_path: Path) -> N
     """YAML reads 6:14 in sixties and 010 in eights."""
     (tmp_path / "c.yaml").write_text("layers: 6:14\nseed: 010\ndate: 2026-01-31\nlr: 1e-3\njson: yes\nout: null\n")
     want = {"layers": "6:14", "seed": "010", "date": "2026-01-31", "lr": "1e-3", "json": True, "out": None}
-    assert _parse(tmp_path / "c.yaml") == want
+    assert read_settings(tmp_path / "c.yaml") == want

@@ -11,6 +11,8 @@ is the exact test itself.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -31,7 +33,7 @@ def paired_p(a: Bool[Tensor, " prompt"], b: Bool[Tensor, " prompt"]) -> float:
         >>> paired_p(a, torch.zeros_like(a))  # four of 300 change, all one way
         0.125
     """
-    up, down = _discordant(a, b)
+    up, down = discordant(a, b)
     return float(_exact_p(np.array([up + down]), np.array([min(up, down)]))[0])
 
 
@@ -42,7 +44,7 @@ def paired_difference(a: Bool[Tensor, " prompt"], b: Bool[Tensor, " prompt"]) ->
     of how many of these go one way. It holds 0 exactly where ``paired_p`` is at least 5 %, stays within −1 to 1, and
     has a width where no prompt differs, too.
     """
-    up, down = _discordant(a, b)
+    up, down = discordant(a, b)
     n = len(a)
     high = _upper_limit(up, down, n)
     low = -_upper_limit(down, up, n)
@@ -103,7 +105,7 @@ def rivals(best: int, verdicts: Bool[Tensor, "config prompt"], *, seed: int = 0)
     return tuple(found)
 
 
-def _discordant(a: Bool[Tensor, " prompt"], b: Bool[Tensor, " prompt"]) -> tuple[int, int]:
+def discordant(a: Bool[Tensor, " prompt"], b: Bool[Tensor, " prompt"]) -> tuple[int, int]:
     """Prompts that only ``a`` has, and those that only ``b`` has."""
     if len(a) != len(b) or not len(a):
         raise ValueError(f"paired counts are of the same prompts, at least one; got {len(a)} and {len(b)} verdicts")
@@ -140,6 +142,7 @@ def _share_at_most(drawn: Float[np.ndarray, " draw"], observed: float) -> float:
     return (1 + int((drawn <= observed * (1 + 1e-9)).sum())) / (len(drawn) + 1)
 
 
+@functools.lru_cache(maxsize=4096)
 def _upper_limit(up: int, down: int, n: int) -> float:
     """Upper 97.5 % limit of the difference (up − down) / n."""
     from scipy.optimize import brentq
@@ -147,19 +150,29 @@ def _upper_limit(up: int, down: int, n: int) -> float:
 
     if not down and up == n:
         return 1.0
-    size, q = up + down, (np.arange(_GRID) + 0.5) / _GRID
 
     def below(limit: float) -> float:
-        """How sure it is that the difference, prompts that differ times where these go, is at most ``limit``."""
-        if limit > 0:
-            differing = np.ones(_GRID) if size == n else beta.ppf(q, size + 1, n - size)
-        else:  # largest for the fewest that differ
-            differing = np.zeros(_GRID) + 1e-12 if not size else beta.ppf(q, size, n - size + 1)
-        way = np.clip((1 + limit / differing) / 2, 0, 1)
-        return float(np.mean(way >= 1 if not down else beta.cdf(way, up + 1, down)))
+        return sure_below(limit, up, down, n)
 
     negative = down and beta.cdf(0.5, up + 1, down) > 0.975
     low, high = (-1.0, 0.0) if negative else (0.0, 1.0)
     if below(high) <= 0.975:
         return high
     return float(brentq(lambda limit: below(limit) - 0.975, low, high, xtol=1e-6))
+
+
+def sure_below(limit: float, up: int, down: int, n: int) -> float:
+    """How sure it is that the difference, prompts that differ times where these go, is at most ``limit``.
+
+    Of ``n`` prompts ``up`` differ one way and ``down`` the other; at 0 it is 1 minus the p-value of McNemar's one-sided
+    exact test (Fay and Lumbreras 2021).
+    """
+    from scipy.stats import beta
+
+    size, q = up + down, (np.arange(_GRID) + 0.5) / _GRID
+    if limit > 0:
+        differing = np.ones(_GRID) if size == n else beta.ppf(q, size + 1, n - size)
+    else:  # largest for the fewest that differ
+        differing = np.zeros(_GRID) + 1e-12 if not size else beta.ppf(q, size, n - size + 1)
+    way = np.clip((1 + limit / differing) / 2, 0, 1)
+    return float(np.mean(way >= 1 if not down else beta.cdf(way, up + 1, down)))

@@ -9,7 +9,20 @@ import os
 
 import typer
 
-from safecircuits.cli import demo, doctor, evaluate, finetune, layers, mask, organism, probe, report, study, units
+from safecircuits.cli import (
+    audit,
+    demo,
+    doctor,
+    evaluate,
+    finetune,
+    layers,
+    mask,
+    organism,
+    probe,
+    report,
+    study,
+    units,
+)
 
 # Before torch is imported: its threads then sleep while they wait for each other instead of spinning, which on a busy
 # machine makes small models slower by an order of magnitude.
@@ -19,7 +32,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     help="Find the part of a language model that makes it refuse, prove it is that part, keep it in fine-tuning.",
-    epilog="Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a defect of ours. "
+    epilog="Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a defect of ours, or an audit that is not passed. "
     "SAFECIRCUITS_TRACEBACK=1 shows where bad input was found, too.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,6 +50,7 @@ probe.add_to(app)
 app.add_typer(units.app, name="units")
 app.add_typer(mask.app, name="mask")
 evaluate.add_to(app)
+audit.add_to(app)
 app.add_typer(study.app, name="study")
 finetune.add_to(app)
 report.add_to(app)

@@ -14,7 +14,8 @@ A command is a function whose first argument is a ``Run``; ``run_command`` adds 
 
 A parameter whose annotation is a dataclass stands for an option a field: so commands share lists of options.
 
-What it says goes to stdout, or with ``--json`` the main table instead; everything else goes to stderr.
+What it says goes to stdout, or with ``--json`` its answer, what it says and the main table; everything else goes to
+stderr, at last the path of the run's page.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
 
+REPORT = "report.html"  # as ``results.run`` has it, whose import would cost --help a second
 MANY = 6
 """Files of one folder that are still named one by one when a command says what it wrote."""
 
@@ -156,28 +158,49 @@ class Run:
         assert self.directory is not None
         self.directory.say(text)
 
+    def answer(self, **values: Any) -> None:
+        """What the run found, as JSON by name: the first thing that ``--json`` prints."""
+        assert self.directory is not None
+        self.directory.record.setdefault("answer", {}).update(values)
+
     def close(self) -> None:
         """Complete the run, say what was written, print what was found."""
         if self.directory is None:
             return
         last = self.directory.finish()
-        for line in _listed([*self.directory.written, last]):
+        page = self.out / REPORT
+        if page not in self.directory.written:
+            write_page(self.out)
+        for line in _listed([path for path in (*self.directory.written, last) if path != page]):
             typer.echo(f"wrote {line}", err=True)
         self.show(self.directory.record)
+        typer.echo(f"wrote {page}", err=True)
 
     def show(self, record: dict[str, Any]) -> None:
-        """The main table as JSON, or the findings, on stdout; both may be of a run that somebody else made."""
+        """What was found, on stdout; the run may be one that somebody else made."""
         from safecircuits.base.reading import inside, printable
 
         if self.json:
+            import json
+
             import pandas as pd
 
             table = record.get("main_table")
-            rows = "[]" if table is None else pd.read_csv(inside(self.out, table)).to_json(orient="records", indent=1)
-            typer.echo(rows)
+            rows = [] if table is None else json.loads(pd.read_csv(inside(self.out, table)).to_json(orient="records"))
+            found = {key: record.get(key, kind()) for key, kind in (("answer", dict), ("findings", list))}
+            typer.echo(json.dumps({"command": record["command"], **found, "table": rows}, indent=1))
         else:
             for line in record.get("findings", []):
                 typer.echo(printable(line))
+
+
+def write_page(folder: Path) -> None:
+    """Write the page of a complete run, made from what it saved."""
+    from safecircuits.base.files import write_text
+    from safecircuits.report.run_pages import run_page
+    from safecircuits.report.saved import SavedRun
+
+    write_text(folder / REPORT, run_page(SavedRun.open(folder)))
 
 
 def _listed(paths: list[Path]) -> list[str]:
@@ -251,18 +274,28 @@ def run_command(
             except AlreadyComplete as done:
                 typer.echo(f"{done}; --force runs it again", err=True)
                 run.show(dict(done.run))
+                if (run.out / REPORT).is_file():
+                    typer.echo(f"its page is {run.out / REPORT}", err=True)
+                _end(done.run)
             except BaseException as error:
                 if run.directory is not None:
                     run.directory.abandon(error)
                 raise
             else:
                 run.close()
+                _end({} if run.directory is None else run.directory.record)
 
         common = [option(key, *kind) for key, kind in {**shared, **beside}.items()]
         app.command(name)(_framed(function, body, [*own.listed, *common]))
         return function
 
     return register
+
+
+def _end(record: Mapping[str, Any]) -> None:
+    """Leave with the exit code that a run's record has: 1 for what a gate must not let through."""
+    if record.get("exit"):
+        raise typer.Exit(int(record["exit"]))
 
 
 def plain_command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -47,7 +47,12 @@ BackendOption = Annotated[
     Any, Of("model.load:load_model.backend", "TransformerBridge or HookedTransformer.", panel=RUN_PANEL)
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the main table as JSON on stdout.", rich_help_panel=RUN_PANEL)
+    bool,
+    typer.Option(
+        "--json",
+        help="Print what was found as JSON on stdout: answer, findings, main table.",
+        rich_help_panel=RUN_PANEL,
+    ),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace an earlier run in --out.", rich_help_panel=RUN_PANEL)

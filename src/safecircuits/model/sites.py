@@ -232,10 +232,10 @@ def _unit_accessors(model: HookedModel, site: Site) -> Iterable[tuple[str, int, 
 def unit_parameters(model: HookedModel, site: Site, layer: int) -> set[str]:
     """Names in ``named_parameters()`` of all that belongs to the units of one layer."""
     require_units(model, site, (layer,))
-    return {name for name, *_ in _unit_tensors(model, site, layer)}
+    return {name for name, *_ in unit_tensors(model, site, layer)}
 
 
-def _unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
+def unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
     """(parameter's name, parameter, view of it, axis that counts units, counted in KV heads?)."""
     sublayer = sublayer_of(model, layer, site)
     named = dict(model.named_parameters())
@@ -275,7 +275,7 @@ def unit_parameter_masks(
     group = shape.n_heads // shape.n_kv_heads
     kv_heads = [h for h in range(shape.n_kv_heads) if set(range(h * group, (h + 1) * group)) <= set(chosen)]
     masks: dict[str, Tensor] = {}
-    for name, parameter, view, axis, counts_kv in _unit_tensors(model, site, layer):
+    for name, parameter, view, axis, counts_kv in unit_tensors(model, site, layer):
         owned = kv_heads if counts_kv else chosen
         if not owned:
             continue

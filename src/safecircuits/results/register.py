@@ -30,6 +30,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.direction.probe": ("DirectionProbe",),
     "safecircuits.direction.variants": ("Suffixes",),
     "safecircuits.direction.vector": ("Direction",),
+    "safecircuits.gate.auditing": ("Audit",),
+    "safecircuits.gate.checks": ("Check",),
     "safecircuits.hooks.collect": ("Residuals",),
     "safecircuits.layers.attention": ("AttentionMap",),
     "safecircuits.layers.comparison": ("GapComparison", "GapDifference"),

@@ -79,6 +79,10 @@ def _csv(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("tables/") and value.endswith(".csv")
 
 
+def _exit(value: Any) -> bool:
+    return value in (0, 1)
+
+
 _ALWAYS = ("command", "arguments", "inputs", "started")
 _COMPLETE = ("seconds", "files", "provenance")
 _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -94,4 +98,6 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "provenance": (_about, "a table with the version"),
     "main_table": (_csv, "the name of a table, tables/NAME.csv"),
     "failed": (_text, "a sentence"),
+    "answer": (_table, "a table of what was found"),
+    "exit": (_exit, "0 or 1"),
 }
