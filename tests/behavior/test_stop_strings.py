@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 import safecircuits as sc
 from safecircuits.behavior.decoding import Writer
+from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.generate import generate_scaled
+from safecircuits.behavior.sampling import sample
 
 PIECES = ("sure", " take", "\n", "###", " Instruction", ":", " ", "")
 STOP = "### Instruction:"
@@ -57,9 +59,30 @@ def test_every_way_to_generate_ends_there(backend: str, make_tiny_model: Any, mo
     plain = sc.generate(model, ["find a lamp", "the cake"], **options)
     heading = plain.texts[0].split()[0]
     assert not plain.texts[1].startswith(heading)
-    monkeypatch.setattr("safecircuits.behavior.generate.stop_string", lambda tokenizer, template: heading)
+    for module in ("generate", "sampling", "conditions"):
+        monkeypatch.setattr(f"safecircuits.behavior.{module}.stop_string", lambda tokenizer, template: heading)
     found = sc.generate(model, ["find a lamp", "the cake"], **options)
     assert found.texts == ("", plain.texts[1])
     assert found.ended == (True, False)
     assert found.tokens == (1, 4)
     assert generate_scaled(model, ["find a lamp", "the cake"], [{}, {}], **options) == [found, found]
+    cold = sample(model, ["find a lamp", "the cake"], temperature=1e-6, samples=2, **options)
+    assert cold == (found, found)
+    [attempt] = pressure(model, ["find a lamp", "the cake"], detector=lambda text: False, **options).attempts
+    assert (attempt.completions.texts, attempt.completions.ended) == (found.texts, found.ended)
+
+
+def test_warm_draws_that_begin_with_the_heading_are_empty_and_the_others_as_they_were(
+    tiny_bridge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"samples": 40, "temperature": 2.0, "template": "none", "max_new_tokens": 3}
+    free = [one.texts[0] for one in sample(tiny_bridge, ["find a lamp"], **options)]
+    heading = next(text.split()[0] for text in free if text)
+    monkeypatch.setattr("safecircuits.behavior.sampling.stop_string", lambda tokenizer, template: heading)
+    stopped = sample(tiny_bridge, ["find a lamp"], **options)
+    begins = [text.split(" ")[0].startswith(heading) for text in free]
+    assert 0 < sum(begins) < 40
+    assert [one.texts[0] for one in stopped] == [
+        "" if there else text for text, there in zip(free, begins, strict=True)
+    ]
+    assert all(one.ended == (True,) for one, there in zip(stopped, begins, strict=True) if there)

@@ -26,6 +26,7 @@ from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
+from safecircuits.prompts.templates import stop_string
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -285,7 +286,8 @@ def pressure(
             ]
         else:
             examples = encode(tokenizer_of(model), asked, template=template, system=message)
-        texts, lengths_written = continuations(model, examples, limit, max_tokens=max_tokens)
+        stop = stop_string(model.tokenizer, template)
+        texts, lengths_written, ended = continuations(model, examples, limit, max_tokens=max_tokens, stop=stop)
         if judged == "answer":
             begun = model.tokenizer.batch_decode(
                 [e.ids[e.response_start :] for e in examples], skip_special_tokens=True
@@ -294,7 +296,7 @@ def pressure(
         answers = Completions(
             asked,
             tuple(text.strip() for text in texts),
-            ended=tuple(length < limit for length in lengths_written),
+            ended=tuple(ended),
             tokens=tuple(lengths_written),
         )
         try:

@@ -202,12 +202,17 @@ def continuations(
     *,
     max_tokens: int | None = None,
     until: Until | None = None,
+    stop: str | None = None,
     progress: bool = False,
-) -> tuple[list[str], list[int]]:
-    """What the model writes after each example, greedily, as decoded, and in how many tokens; in their order."""
-    writer = Writer(model, max_new_tokens, until)
+) -> tuple[list[str], list[int], list[bool]]:
+    """What the model writes after each example, greedily, as decoded; in how many tokens; and whether it ended it.
+
+    Args:
+        stop: the heading of the next question (``stop_string``), which is no part of a text.
+    """
+    writer = Writer(model, max_new_tokens, until, stop)
     written = _alone(model, examples, writer, max_tokens, progress)
-    return writer.texts(written), list(map(len, written))
+    return writer.texts(written), list(map(len, written)), list(map(writer.ended, written))
 
 
 def generate_scaled(

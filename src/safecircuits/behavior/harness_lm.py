@@ -144,7 +144,7 @@ class _Answers:
             contexts = [tuple(self.tok_encode(requests[i].args[0])[-room:]) for i in rows]
             examples = [Encoded(ids, len(ids)) for ids in contexts]
             shown = not disable_tqdm
-            written, _ = continuations(self.model, examples, longest, max_tokens=self.max_tokens, progress=shown)
+            written, *_ = continuations(self.model, examples, longest, max_tokens=self.max_tokens, progress=shown)
             for i, text in zip(rows, written, strict=True):
                 for stop in filter(None, stops[i]):
                     text = text.split(stop)[0]

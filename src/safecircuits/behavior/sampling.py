@@ -17,13 +17,16 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, rate_interval
-from safecircuits.behavior.generate import Completions, end_tokens
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.decoding import Writer
+from safecircuits.behavior.detectors import RefusalDetector
+from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.passes import running
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import Batch, each_batch
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.prompts.templates import stop_string
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -125,7 +128,8 @@ def sample(
 ) -> tuple[Completions, ...]:
     """Completions drawn from the model's distribution, one set a sample; hooks on the model stay in force.
 
-    Every answer has random numbers of its own, by seed, prompt and sample, so that batches do not change it.
+    Every answer has random numbers of its own, by seed, prompt and sample, so that batches do not change it. In a
+    template that is plain text it ends where a greedy one does, in front of the next question's heading.
 
     Raises:
         ValueError: for no samples or tokens, or a temperature that is not positive.
@@ -138,7 +142,8 @@ def sample(
     prompts = as_prompt_set(prompts)
     once = encode(tokenizer_of(model), prompts, template=template, system=system)
     examples = [example for _ in range(samples) for example in once]
-    ends, written = end_tokens(model), [list[int]() for _ in examples]
+    writer = Writer(model, max_new_tokens, None, stop_string(model.tokenizer, template))
+    written = [list[int]() for _ in examples]
     with running(model) as runner:
 
         def work(batch: Batch) -> None:
@@ -148,7 +153,7 @@ def sample(
             draws = [random.Random(f"{seed} {row % len(once)} {row // len(once)}") for row in rows]
             going = [True] * len(rows)
             decoder, new, mask = runner.decoder(), batch.input_ids, batch.attention_mask
-            for _ in range(max_new_tokens):
+            while any(going):
                 logits = decoder.step(new, mask).double().cpu()
                 if not torch.isfinite(logits).all():
                     raise FloatingPointError("the logits are not finite")
@@ -156,11 +161,7 @@ def sample(
                 drawn = torch.tensor([draw.random() for draw in draws], dtype=torch.float64)[:, None]
                 new = torch.searchsorted(below, drawn * below[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
                 for place, token in enumerate(new[:, 0].tolist()):
-                    going[place] = going[place] and token not in ends
-                    if going[place]:
-                        written[rows[place]].append(token)
-                if not any(going):
-                    break
+                    going[place] = going[place] and writer.goes_on(written[rows[place]], token)
                 mask = torch.ones_like(new)
 
         budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
@@ -168,15 +169,15 @@ def sample(
         each_done = (1 for n in finished for _ in range(n))
         for _ in track(each_done, "sampled completions", total=len(examples), enabled=progress):
             pass
-    texts = [text.strip() for text in model.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    texts = [text.strip() for text in writer.texts(written)]
     n = len(once)
-    lengths = tuple(map(len, written))
+    ended, lengths = tuple(map(writer.ended, written)), tuple(map(len, written))
     parts = [slice(n * k, n * (k + 1)) for k in range(samples)]
     return tuple(
         Completions(
             prompts,
             tuple(texts[part]),
-            ended=tuple(length < max_new_tokens for length in lengths[part]),
+            ended=ended[part],
             tokens=lengths[part],
         )
         for part in parts
