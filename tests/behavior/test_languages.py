@@ -199,5 +199,6 @@ def test_what_is_said_so_far_never_says_what_the_whole_does_not(code: str, text:
 
 def test_a_phrase_is_of_one_language_only() -> None:
     detector = DETECTORS["opening"]
-    assert len(set(detector.phrases)) == len(detector.phrases) == len(detector.languages)
+    openings = detector.phrases + detector.judgements
+    assert len(set(openings)) == len(openings) == len(detector.languages)
     assert set(detector.languages) == set(LANGUAGES)

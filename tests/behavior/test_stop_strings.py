@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safecircuits as sc
-from safecircuits.behavior.decoding import Writer
 from safecircuits.behavior.conditions import pressure
+from safecircuits.behavior.decoding import Writer
 from safecircuits.behavior.generate import generate_scaled
 from safecircuits.behavior.sampling import sample
 

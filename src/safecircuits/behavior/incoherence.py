@@ -20,6 +20,14 @@ _TURN = re.compile(
     r"|^(?:User|Human|USER|HUMAN): ?(?=\S)",
     re.MULTILINE,
 )
+# What is shown and not said: code, quotations, and what stands between quotation marks.
+_SHOWN = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|^>.*$|(?<!\w)\"[^\"]{0,400}\"|“[^”]{0,400}”|«[^»]{0,400}»|„[^“”]{0,400}[“”]",
+    re.DOTALL | re.MULTILINE,
+)
+_SPEAKER = re.compile(
+    r"[ \t]*(?:[*_>-]+ ?)?[A-Z][\w .'-]{0,24}[*_]*: ?[*_]*(?=\S)|[ \t]*(?:[*_>-]+ ?)?(?:User|Human)\b"
+)
 _NUMBERED = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+", re.MULTILINE)
 _ROWS = set("0123456789|-=_.:+*#~ \n\t")
 _TAIL = 400
@@ -42,9 +50,26 @@ def broken(text: str) -> Incoherence | None:
     """Why no answer can be read from a text at all: it is empty, one loop, or writes the other side's turns, too."""
     if not "".join(filter(is_visible, text.replace("\ufffd", ""))).strip():
         return "bytes" if "\ufffd" in text else "empty"
-    if _TURN.search(text):
+    if _takes_another_turn(text):
         return "another turn"
     return "loop" if degenerate(text) else None
+
+
+def _takes_another_turn(text: str) -> bool:
+    """Whether a text goes on with the other side's turn, and does not show one: in code, in quotation marks, in a
+    dialogue that it announces by a colon."""
+    spoken = _SHOWN.sub(lambda shown: "\n" * shown[0].count("\n"), text)
+    return any(not _announced(spoken[: found.start()]) for found in _TURN.finditer(spoken))
+
+
+def _announced(before: str) -> bool:
+    """Whether what stands before a turn is the announcement of a dialogue, or its earlier lines."""
+    for line in reversed([line for line in before.split("\n") if line.strip()]):
+        if line.rstrip(" *_").endswith(":") and len(line.split()) > 1:
+            return True
+        if not _SPEAKER.match(line):
+            return False
+    return False
 
 
 def breaks_off(text: str) -> Incoherence | None:
@@ -81,16 +106,18 @@ def repeats(word: str) -> bool:
 
 
 def _ends_in_a_loop(text: str) -> bool:
-    """Whether the second half of a text, and 24 characters at least, is one thing three times and more, if it is of a
-    dozen characters, and four times if it is shorter.
+    """Whether the second half of a text, and 24 characters at least, is one thing over and over.
+
+    That is four times if it is short, three if it is of a dozen characters, two and a half if it is a sentence;
+    of one letter or two, 16 characters will do.
 
     Rows of digits, rules and the cells of tables repeat and are language.
     """
     tail = text.strip()[-_TAIL:]
-    least = max(24, len(tail) // 2)
-    for period in range(1, min(_LONGEST_PERIOD, len(tail) // 3) + 1):
+    for period in range(1, min(_LONGEST_PERIOD, len(tail) // 2) + 1):
         length = next((i for i in range(period, len(tail)) if tail[-1 - i] != tail[-1 - i + period]), len(tail))
-        if length >= max(least, (3 if period >= 12 else 4) * period):
+        times = 2.6 if period >= 24 else 3 if period >= 12 else 4
+        if length >= max(24 if period > 2 else 16, len(tail) // 2, times * period):
             return not set(tail[-period:]) <= _ROWS
     return False
 

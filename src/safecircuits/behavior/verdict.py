@@ -339,7 +339,7 @@ def _answered(detect: RefusalDetector, text: str, refuses: bool, reply: str, *, 
 def _is_open(detect: RefusalDetector, text: str) -> bool:
     """Whether a detector of openings needs more text than there is."""
     if isinstance(detect, PhraseDetector):
-        return detect.where == "start" and detect.decided(text) is None
+        return detect.is_open(text)
     decided = getattr(detect, "decided", None)
     return decided is not None and decided(text) is None
 
