@@ -8,6 +8,7 @@ from .answer_tokens import AnswerTokens as AnswerTokens
 from .answer_tokens import find_answer_tokens as find_answer_tokens
 from .candidates import Candidate as Candidate
 from .candidates import default_candidates as default_candidates
+from .change import change_scores as change_scores
 from .comparison import ScoreComparison as ScoreComparison
 from .comparison import score_comparison as score_comparison
 from .coupled import CoupledScores as CoupledScores

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Method = Literal[
-    "wifv", "ifv", "wifn", "wanda", "wrms", "magnitude", "random", "snip", "taylor", "attribution", "integrated"
+    "wifv",
+    "ifv",
+    "wifn",
+    "wanda",
+    "wrms",
+    "magnitude",
+    "random",
+    "snip",
+    "taylor",
+    "attribution",
+    "integrated",
+    "change",
+    "wchange",
 ]
 
 ACTIVATION_METHODS: dict[str, str] = {
@@ -53,7 +65,14 @@ ATTRIBUTION_METHODS: dict[str, str] = {
 }
 """First-order effect on the choice to refuse, at the first answer token; signed: positive promotes refusal."""
 
+CHANGE_METHODS: dict[str, str] = {
+    "change": "root mean square difference of the activation between two checkpoints (SafetyNeuron's change score)",
+    "wchange": "root mean square difference of what the unit writes, by either checkpoint's outgoing weights",
+}
+"""How far a unit has moved between two checkpoints (``change_scores``)."""
+
 METHODS: dict[str, str] = ACTIVATION_METHODS | GRADIENT_METHODS | ATTRIBUTION_METHODS
+"""Those of one model on one set of prompts: what ``score_units`` takes."""
 
 DEFAULT_TOKENS: dict[str, TokenChoice] = {
     **dict.fromkeys(ACTIVATION_METHODS, "all"),
@@ -81,7 +100,8 @@ class UnitScores(Result):
     scores: Mapping[Site, Float[Tensor, "layer unit"]]
     moments: Mapping[Site, Moments]
     """Per site. Of activation scores over tokens, ``[layer, channel]``: a neuron is a channel, a head ``d_head``
-    consecutive ones. Of gradient and attribution scores over prompts, ``[layer, unit]``."""
+    consecutive ones. Of gradient and attribution scores over prompts, ``[layer, unit]``. Of change scores over tokens:
+    each channel's difference (``"change"``), or each unit's squared change of what it writes (``"wchange"``)."""
     weight_norms: Mapping[Site, Float[Tensor, "layer channel"]]
     """Squared norm of each channel's outgoing weights."""
     method: Method
@@ -126,7 +146,7 @@ class UnitScores(Result):
     @property
     def verdict(self) -> str:
         """Which score of how many units, and which positions counted."""
-        per_token = self.method in ACTIVATION_METHODS
+        per_token = self.method in ACTIVATION_METHODS or self.method in CHANGE_METHODS
         over = f"{self.n_tokens:,} {self.tokens + ' tokens' if per_token else 'prompts'}"
         text = f"{self.method} of {flat(self.scores).numel():,} units over {over}"
         beginning = self.provenance.get("beginning")
@@ -175,7 +195,7 @@ class UnitScores(Result):
         if method in ACTIVATION_METHODS and self.method in ACTIVATION_METHODS:
             scores = {site: self._activation_score(method, site) for site in self.moments}
         elif method == self.method:
-            scores = {site: moments.mean for site, moments in self.moments.items()}
+            scores = {site: self._own_score(site) for site in self.moments}
         else:
             raise ValueError(f"{method} scores cannot be made from the statistics of {self.method} scores")
         return replace(self, scores=scores, method=method)
@@ -209,6 +229,14 @@ class UnitScores(Result):
         if self.method not in ACTIVATION_METHODS or self.method == "random":
             raise ValueError(f"{self.method} scores are of whole units, not of channels: score by wifv, ifv or wifn")
         return self._channel_score(self.method, site)
+
+    def _own_score(self, site: Site) -> Float[Tensor, "layer unit"]:
+        """Of a method that is made of its own statistics alone."""
+        moments, n_units = self.moments[site], self.shape.n_units(site)
+        if self.method == "change":
+            squares = reduce(moments.mean_square, "layer (unit width) -> layer unit", "sum", unit=n_units)
+            return squares.sqrt()
+        return moments.mean.sqrt() if self.method == "wchange" else moments.mean
 
     def _activation_score(self, method: str, site: Site) -> Float[Tensor, "layer unit"]:
         n_layers, n_units = len(self.weight_norms[site]), self.shape.n_units(site)
