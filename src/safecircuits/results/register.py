@@ -62,6 +62,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.coupled": ("CoupledScores",),
     "safecircuits.units.overlap": ("BlockEnrichment", "Enrichment", "MaskOverlap"),
     "safecircuits.units.groups": ("UnitGroups",),
+    "safecircuits.units.interchange": ("PatchingCurve", "PatchingCurves"),
     "safecircuits.units.moments": ("Moments",),
     "safecircuits.units.scores": ("UnitScores",),
     "safecircuits.units.resampling": ("Stability",),

@@ -21,6 +21,8 @@ from .groups import classify_units as classify_units
 from .groups import set_difference as set_difference
 from .importance import METHODS as METHODS
 from .importance import score_units as score_units
+from .interchange import PatchingCurves as PatchingCurves
+from .interchange import patching_curves as patching_curves
 from .moments import Moments as Moments
 from .overlap import Enrichment as Enrichment
 from .overlap import MaskOverlap as MaskOverlap
