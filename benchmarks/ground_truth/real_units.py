@@ -34,6 +34,7 @@ from benchmarks.ground_truth.smollm2 import is_refusal
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import without_bars
 from safecircuits.base.vocabulary import Site
+from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.behavior.generate import generate
 from safecircuits.hooks.ablate import ablated
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -85,13 +86,13 @@ class Removed:
             if fill == "mean":
                 how = {"to": self.statistics.means(), "spare": self.statistics.beginning}
             with ablated(self.model, units, **how):
-                kl = float((self.own.exp() * (self.own - self._first())).sum(-1).mean())
+                kl = float(kl_divergence(self.own, self._first()).mean())
                 self.known[key] = {"refused": round(self._refused(), 4), "kl": round(kl, 4)}
         return self.known[key]
 
     @torch.no_grad()
     def _first(self) -> Tensor:
-        return Decoder(self.model).step(self.batch.input_ids, self.batch.attention_mask).double().log_softmax(-1)
+        return Decoder(self.model).step(self.batch.input_ids, self.batch.attention_mask)
 
     def _refused(self) -> float:
         texts = generate(self.model, self.malicious, max_new_tokens=ANSWER_TOKENS).texts

@@ -6,6 +6,9 @@ from .conditions import Pressure as Pressure
 from .conditions import pressure as pressure
 from .detectors import get_detector as get_detector
 from .detectors import opening_detector as opening_detector
+from .divergence import KLReference as KLReference
+from .divergence import TokenKL as TokenKL
+from .divergence import kl_divergence as kl_divergence
 from .endpoint import Endpoint as Endpoint
 from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match

@@ -15,6 +15,7 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.behavior.coherence import unlikely_answers
+from safecircuits.behavior.divergence import TokenKL
 from safecircuits.behavior.generate import Completions, generate, texts_of
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import Tally, Verdicts, tokens_needed, verdicts
@@ -62,6 +63,9 @@ class Behavior(Result):
     """By set that was judged for refusal (``malicious``, ``over_rejection``): what its completions are."""
     by_category: Mapping[str, Mapping[str, Tally]] = field(default_factory=dict)
     """The same by set and category of its prompts, for sets that have categories."""
+    kl: Mapping[str, TokenKL] = field(default_factory=dict)
+    """How far the next tokens are from the intact model's on ``malicious`` and ``harmless`` prompts, where a change of
+    a model was measured against it."""
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -77,6 +81,11 @@ class Behavior(Result):
     def rates(self) -> dict[str, float]:
         """The same as plain numbers between 0 and 1."""
         return {name: share.rate for name, share in self.shares.items()}
+
+    @property
+    def kl_means(self) -> dict[str, float]:
+        """Mean KL to the intact model in nats: ``malicious_first_token_kl``, ``harmless_per_token_kl`` and so on."""
+        return {f"{of}_{name}": means[0] for of, one in self.kl.items() for name, means in one.means.items()}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a rate that was measured: ``rate`` with its 95 % interval ``low``, ``high``, ``hits`` of ``n``.
@@ -101,6 +110,8 @@ class Behavior(Result):
         named |= {f"{name}_interval": list(share.interval) for name, share in shares.items()}
         for of, tally in self.tallies.items():
             named |= tally.record(of)
+        for of, one in self.kl.items():
+            named |= {f"{of}_{name}": value for name, value in one.record().items() if name != "by_position"}
         if self.by_category:
             named["by_category"] = {
                 of: {
@@ -122,6 +133,7 @@ class Behavior(Result):
         for name, share in self.shares.items():
             tally = self.tallies.get(_SET_OF.get(name, ""))
             said.append(f"{name.replace('_', ' ')} {share}" + (f" ({tally})" if tally else ""))
+        said += [f"{of}: {one}" for of, one in self.kl.items()]
         return ", ".join(said)
 
 

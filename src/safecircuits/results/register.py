@@ -13,6 +13,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.base.stats": ("Share",),
     "safecircuits.base.vocabulary": ("LayerRange",),
     "safecircuits.behavior.agreement_table": ("AgreementTable",),
+    "safecircuits.behavior.divergence": ("TokenKL",),
     "safecircuits.behavior.evaluate": ("Behavior",),
     "safecircuits.behavior.generate": ("Completions",),
     "safecircuits.behavior.harm": ("Harmfulness",),

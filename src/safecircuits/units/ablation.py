@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -13,6 +13,7 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import rate_interval
+from safecircuits.behavior.divergence import divergences, references_of
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.hooks.ablate import UnitValues, ablated
@@ -77,18 +78,19 @@ class AblationTable(Result):
     rows: tuple[Ablation, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an ablation; of the random controls the mean over draws."""
+        """One row an ablation: rates, and the KL to the intact model in nats; of random controls the mean over draws."""
         import pandas as pd
 
         table: list[dict[str, Any]] = [{"removed": "nothing", "units": 0, **self.intact.rates}]
         for row in self.rows:
-            table.append({"removed": row.name, "units": row.n_units, **row.behavior.rates})
+            table.append({"removed": row.name, "units": row.n_units, **row.behavior.rates, **row.behavior.kl_means})
             if row.random_controls:
                 table.append(
                     {
                         "removed": f"random, as many as {row.name}",
                         "units": row.n_units,
                         **mean_rates(row.random_controls),
+                        **mean_kl(row.random_controls),
                     }
                 )
         return pd.DataFrame(table)
@@ -105,6 +107,7 @@ class AblationTable(Result):
                     "units": row.n_units,
                     "draws": len(row.random_controls),
                     **means,
+                    **mean_kl(row.random_controls),
                     **draws,
                 }
         return rows
@@ -119,6 +122,11 @@ class AblationTable(Result):
 def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
     """Mean of each rate over several measurements."""
     return {key: sum(b.rates[key] for b in behaviors) / len(behaviors) for key in behaviors[0].rates}
+
+
+def mean_kl(behaviors: Sequence[Behavior]) -> dict[str, float]:
+    """Mean of each KL to the intact model over several measurements."""
+    return {key: sum(b.kl_means[key] for b in behaviors) / len(behaviors) for key in behaviors[0].kl_means}
 
 
 @checked
@@ -207,10 +215,10 @@ def measure_in(
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> dict[Name, Behavior]:
-    """Behaviour of the model inside each named context: for removals that are not of units.
+    """Behaviour of the model inside each named context, and its KL to the model as it is now.
 
     ``{"SNIP": without_weights(model, mask), "ActSVD": without_directions(model, s, u, rank=8)}`` puts single weights
-    and directions beside groups of units; each context is entered once and left again.
+    and directions beside groups of units, ``scaled`` layers too; each context is entered once and left again.
 
     Examples:
         >>> contexts = {"scaled": sc.scaled(model, (3, 5), 1.2), "halved": sc.scaled(model, (3, 5), 0.5)}
@@ -219,9 +227,10 @@ def measure_in(
         ['scaled', 'halved']
     """
     measured: dict[Name, Behavior] = {}
+    references = references_of(model, sets) if contexts else {}
     for name, context in track(contexts.items(), "removals", total=len(contexts), enabled=progress):
         with context:
-            measured[name] = evaluate(model, **sets)
+            measured[name] = replace(evaluate(model, **sets), kl=divergences(references, model))
     return measured
 
 

@@ -204,7 +204,7 @@ def score_comparison(
     if counts[-1] > n_units:
         raise ValueError(f"cannot remove {counts[-1]} of {n_units} units")
     planted = None if planted is None else units_of(shape, planted, "the planted units")
-    removals = Removals(model, resume=resume, **sets)
+    removals = Removals(model, kl=False, resume=resume, **sets)
     intact = removals.intact
     if not intact.rates["malicious_refused"]:
         raise ValueError("the intact model refuses nothing, so no unit can carry refusal")

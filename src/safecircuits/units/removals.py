@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
+from safecircuits.behavior.divergence import TokenKL, divergences, references_of
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.verdict import Tally
 from safecircuits.hooks.ablate import UnitValues, ablated
@@ -21,7 +22,7 @@ from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 
-FORMAT, VERSION = "safecircuits-removals", 3
+FORMAT, VERSION = "safecircuits-removals", 4
 _SETS = ("malicious", "over_rejection", "utility")
 
 
@@ -30,6 +31,7 @@ class Removals:
 
     Args:
         to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
+        kl: whether the KL to the intact model is measured too (``Behavior.kl``).
         resume: a file of JSON lines to which every finished measurement is added, and from which those of an
             interrupted run are read. The intact model runs in any case, and must behave as it did then.
         sets: passed to ``evaluate``.
@@ -44,12 +46,14 @@ class Removals:
         *,
         to: UnitValues | None = None,
         spare: int = 0,
+        kl: bool = True,
         resume: str | Path | None = None,
         **sets: Unpack[EvaluationOptions],
     ) -> None:
         self.model, self.to, self.spare, self.sets = model, to, spare, sets
         self.path = None if resume is None else Path(resume)
         self.intact = evaluate(model, **sets)
+        self.references = references_of(model, sets) if kl else {}
         self.known: dict[str, Behavior] = {}
         if self.path is None:
             return
@@ -66,7 +70,8 @@ class Removals:
         key = units.fingerprint
         if key not in self.known:
             with ablated(self.model, units, to=self.to, spare=self.spare):
-                self.known[key] = evaluate(self.model, **self.sets)
+                behavior = evaluate(self.model, **self.sets)
+                self.known[key] = replace(behavior, kl=divergences(self.references, self.model))
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"units": key, **_bits(self.known[key])}) + "\n")
@@ -85,6 +90,7 @@ class Removals:
             "replacement": ("zero" if self.to is None else _digest_of_values(self.to))
             + (f", sparing {self.spare}" if self.spare else ""),
             "intact": _bits(self.intact),
+            "kl": sorted(self.references),
             "weights": weights_fingerprint(self.model),
         }
 
@@ -93,7 +99,8 @@ class Removals:
         complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         try:
             header, *rows = [parse_json(line) for line in complete]
-            found = {row["units"]: _behavior(row) for row in rows}
+            about = {of: reference.provenance for of, reference in self.references.items()}
+            found = {row["units"]: _behavior(row, about) for row in rows}
             mine = self._header()
             differs = [key for key, value in mine.items() if header.get(key) != value]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -122,14 +129,17 @@ def _bits(behavior: Behavior) -> dict[str, Any]:
 
     bits = {name: text(getattr(behavior, name)) for name in _SETS}
     by_category = {of: {kind: asdict(one) for kind, one in kinds.items()} for of, kinds in behavior.by_category.items()}
-    return {**bits, "tallies": {of: asdict(one) for of, one in behavior.tallies.items()}, "by_category": by_category}
+    kl = {of: one.values.tolist() for of, one in behavior.kl.items()}
+    tallies = {of: asdict(one) for of, one in behavior.tallies.items()}
+    return {**bits, "tallies": tallies, "by_category": by_category, "kl": kl}
 
 
-def _behavior(row: dict[str, Any]) -> Behavior:
+def _behavior(row: dict[str, Any], about: dict[str, dict[str, Any]]) -> Behavior:
     def verdicts(text: str | None) -> Tensor | None:
         return None if text is None else torch.tensor([bit == "1" for bit in text], dtype=torch.bool)
 
     tallies = {of: Tally(**one) for of, one in row["tallies"].items()}
     by_category = {of: {kind: Tally(**one) for kind, one in kinds.items()} for of, kinds in row["by_category"].items()}
     malicious, over_rejection, utility = (verdicts(row[name]) for name in _SETS)
-    return Behavior(malicious, over_rejection, utility, tallies, by_category)
+    kl = {of: TokenKL(torch.tensor(values, dtype=torch.float64), about[of]) for of, values in row["kl"].items()}
+    return Behavior(malicious, over_rejection, utility, tallies, by_category, kl)

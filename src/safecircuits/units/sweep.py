@@ -64,7 +64,14 @@ class ShareSweep(Result):
         import pandas as pd
 
         rows = [
-            {"group": p.group, "share": p.share, "units": p.n_units, **p.behavior.rates, "accepted": p.accepted}
+            {
+                "group": p.group,
+                "share": p.share,
+                "units": p.n_units,
+                **p.behavior.rates,
+                **p.behavior.kl_means,
+                "accepted": p.accepted,
+            }
             for p in self.points
         ]
         return pd.DataFrame(rows)
