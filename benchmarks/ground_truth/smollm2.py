@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.ground_truth.smollm2_page import render
 from safecircuits.base.files import write_text
+from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.behavior.refusal import degenerate, refused
 from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.model.fingerprint import fingerprint_checkpoint
@@ -196,7 +197,7 @@ class Judge:
                 {"set": name, "prompt": p, "answer": t, "refused": v}
                 for p, t, v in zip(prompts, texts, verdicts, strict=True)
             ]
-        kl = 0.0 if own_first is None else float((own_first.exp() * (own_first - first)).sum(-1).mean())
+        kl = 0.0 if own_first is None else float(kl_divergence(own_first, first).mean())
         losses = self.problem_loss(model)
         figures |= {"first_token_kl": round(kl, 4), "gsm8k_loss": round(sum(losses) / len(losses), 4)}
         if keep is not None:

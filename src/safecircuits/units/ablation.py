@@ -78,7 +78,7 @@ class AblationTable(Result):
     rows: tuple[Ablation, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an ablation: rates, and the KL to the intact model in nats; of random controls the mean over draws."""
+        """One row an ablation: rates, KL to the intact model in nats; of random controls the mean over draws."""
         import pandas as pd
 
         table: list[dict[str, Any]] = [{"removed": "nothing", "units": 0, **self.intact.rates}]
