@@ -24,7 +24,7 @@ from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
 from safecircuits.base.stats import Share, canonical_order, half_width, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.openings import telling_openings
+from safecircuits.behavior.openings import opening_tokens
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
@@ -229,9 +229,10 @@ def decision_layers(
     examples = [encode(tokenizer_of(model), prompts, template=template) for prompts in sets]
     positions = count_post_instruction_tokens(model.tokenizer, [*examples[0], *examples[1]], template)
     runs = tuple(CachedRun.of(model, given, positions, max_tokens) for given in examples)
-    openings = _openings(
+    tells = opening_tokens(
         runs[1].logits.argmax(-1)[verdicts[1]].tolist(), runs[0].logits.argmax(-1)[~verdicts[0]].tolist()
     )
+    openings = dict(zip(("refuse", "comply"), tells, strict=True))
     effect, full = _effects(model, (runs[0], runs[1]), openings, progress)
     share = effect.mean(1) / full.mean()
     low, high = simultaneous_band(share, _resampled(effect, full))
@@ -264,16 +265,6 @@ def _effects(
     gained = normal.patched(model, malicious, score, progress=progress) - before
     lost = after - malicious.patched(model, normal, score, progress=progress)
     return (gained + lost) / 2, after - before
-
-
-def _openings(refusing: Sequence[int], answering: Sequence[int]) -> dict[str, list[int]]:
-    refuse, comply = telling_openings(refusing, answering)
-    if not refuse or not comply:
-        raise ValueError(
-            "refusals and answers begin with the same token, so the first one does not show which it is; "
-            "use a template that ends with what both begin with"
-        )
-    return {"refuse": refuse, "comply": comply}
 
 
 def _resampled(effect: Float[Tensor, "layer pair"], full: Float[Tensor, " pair"]) -> Float[Tensor, "draw layer"]:

@@ -64,7 +64,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.overlap": ("BlockEnrichment", "Enrichment", "MaskOverlap"),
     "safecircuits.units.groups": ("UnitGroups",),
     "safecircuits.units.interchange": ("PatchingCurve", "PatchingCurves"),
-    "safecircuits.units.moments": ("Moments",),
+    "safecircuits.units.moments": ("Comoments", "Moments"),
     "safecircuits.units.scores": ("UnitScores",),
     "safecircuits.units.resampling": ("Stability",),
     "safecircuits.units.sweep": ("ShareSweep", "SweptShare"),

@@ -19,7 +19,7 @@ from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.units.moments import Moments, stacked
+from safecircuits.units.moments import Comoments, Moments, stacked
 
 
 def activation_moments(
@@ -32,14 +32,21 @@ def activation_moments(
     max_tokens: int | None,
     progress: bool,
     count_beginning: bool = False,
+    covariances: dict[Site, Comoments] | None = None,
 ) -> dict[Site, Moments]:
-    """Moments over the chosen tokens of what enters the output projections, ``[layer, channel]`` by site."""
+    """Moments over the chosen tokens of what enters the output projections, ``[layer, channel]`` by site.
+
+    Args:
+        covariances: gets those between the channels of each head, ``[layer head d_head d_head]``, in the same pass.
+    """
     examples = encode_to_score(
         tokenizer_of(model), data, tokens=tokens, template=template, count_beginning=count_beginning
     )
     n_layers = int(model.cfg.n_layers)
     seen: dict[tuple[Site, int], Moments] = {}
     now: dict[tuple[Site, int], Moments] = {}
+    together: dict[int, Comoments] = {}
+    together_now: dict[int, Comoments] = {}
     index: Int[Tensor, " token"]
     copies: int
 
@@ -49,6 +56,8 @@ def activation_moments(
                 # [batch pos d_mlp] or [batch pos head d_head], to one row a token that counts
                 rows = activation.flatten(2).flatten(0, 1).index_select(0, index.to(activation.device))
                 now[site, layer] = Moments.of(rows).times(copies)
+                if covariances is not None and site == "attn":
+                    together_now[layer] = Comoments.of(rows.reshape(len(rows), *activation.shape[2:])).times(copies)
 
         return update
 
@@ -57,10 +66,14 @@ def activation_moments(
         # Found here, on the CPU: picking rows by a mask would wait for the device in every layer.
         index, copies = chosen_positions(batch, tokens).flatten().nonzero()[:, 0], stands_for
         now.clear()
+        together_now.clear()
 
     def after() -> None:
         for key, moments in now.items():
             seen[key] = seen[key].merge(moments) if key in seen else moments
+        for head_layer, comoments in together_now.items():
+            known = together.get(head_layer)
+            together[head_layer] = comoments if known is None else known.merge(comoments)
 
     hooks = {unit_hook(site, layer): watch(site, layer) for site in sites for layer in range(n_layers)}
     with running(model, hooks) as runner:
@@ -83,6 +96,11 @@ def activation_moments(
     n_tokens = next(iter(moments.values())).count
     if n_tokens < 2:
         raise ValueError(_too_few(data, tokens, n_tokens))
+    if covariances is not None and together:
+        each = [together[layer] for layer in range(n_layers)]
+        covariances["attn"] = Comoments(
+            n_tokens, torch.stack([c.mean for c in each]).cpu(), torch.stack([c.m2 for c in each]).cpu()
+        )
     return moments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked, indices
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.openings import telling_openings
+from safecircuits.behavior.openings import opening_tokens
 from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.layers.counting import early_verdict
 from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of
@@ -65,15 +68,20 @@ def find_answer_tokens(
     normal: PromptSet,
     *,
     detector: str | RefusalDetector = "opening",
-    at_most: int = 8,
-    max_new_tokens: int = 8,
+    at_most: int | None = None,
+    max_new_tokens: int | None = None,
     template: str = "auto",
     max_tokens: int | None = None,
 ) -> AnswerTokens:
     """The tokens with which the model opens its refusals of ``malicious`` and its answers to ``normal``.
 
-    A token that opens both (an "I", say) is of the side that it opens more often (``telling_openings``); of each
-    side the ``at_most`` most telling ones are taken.
+    A token that opens both (an "I", say) is of the side that it opens more often. This is the rule of
+    ``decision_layers``, which finds the same tokens of the same prompts (``opening_tokens``).
+
+    Args:
+        at_most: how many of each side are taken, the most telling ones; all unless given.
+        max_new_tokens: of the answers in which refusals are looked for; as many as the detector needs unless given
+            (``tokens_needed``).
 
     Raises:
         ValueError: if the model refuses nothing malicious, answers nothing normal, or opens both in the same way.
@@ -84,10 +92,12 @@ def find_answer_tokens(
         ['i']
     """
 
+    limit = tokens_needed(detector) if max_new_tokens is None else max_new_tokens
+    options: dict[str, Any] = {"max_new_tokens": limit, "template": template, "max_tokens": max_tokens}
+
     def openings(prompts: PromptSet, wanted: bool) -> list[int]:
-        verdicts = refused(
-            generate(model, prompts, max_new_tokens=max_new_tokens, template=template, max_tokens=max_tokens), detector
-        )
+        until = early_verdict(model, prompts, detector, template)
+        verdicts = refused(generate(model, prompts, until=until, **options), detector)
         first = _first_tokens(model, prompts, template, max_tokens)
         return [token for token, verdict in zip(first, verdicts.tolist(), strict=True) if verdict is wanted]
 
@@ -98,12 +108,7 @@ def find_answer_tokens(
                 f"the model {what} none of {prompts.name!r}, so that the tokens that decide are not "
                 "known: take prompts that it does, or from Python pass answers=AnswerTokens(refuse, comply)"
             )
-    refuse, comply = telling_openings(refusing, complying)
-    if not refuse or not comply:
-        raise ValueError(
-            f"refusals of {malicious.name!r} and answers to {normal.name!r} open equally often with the same tokens "
-            f"{sorted(set(refusing))}: pass answers=AnswerTokens(refuse, comply)"
-        )
+    refuse, comply = opening_tokens(refusing, complying)
     return AnswerTokens(tuple(refuse[:at_most]), tuple(comply[:at_most]))
 
 

@@ -4,8 +4,8 @@
 
 where x is what enters the sublayer's output projection and W that projection: of a neuron, the fluctuation that its
 removal takes out of the residual stream. A head owns d_head channels and scores their sum. That is less than, or more
-than, what its removal takes out, tr(W Σ Wᵀ) with Σ the covariance of its channels: the sum is Σ's diagonal alone. The
-other scores: ``METHODS``.
+than, what its removal takes out, tr(W Σ Wᵀ) with Σ the covariance of its channels: the sum is Σ's diagonal alone.
+``"removal"`` is exact. The other scores: ``METHODS``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.attribution import attribution_moments, mean_activations
+from safecircuits.units.flap import flap_statistics
 from safecircuits.units.gradient_scores import snip_moments, taylor_moments
+from safecircuits.units.moments import Comoments
 from safecircuits.units.moments import Moments as Moments
 from safecircuits.units.scores import (
     ACTIVATION_METHODS,
     ATTRIBUTION_METHODS,
     DEFAULT_TOKENS,
+    FLAP_METHODS,
     GRADIENT_METHODS,
     Method,
+    head_grams,
     model_facts,
 )
 from safecircuits.units.scores import METHODS as METHODS
@@ -107,7 +111,16 @@ def score_units(
     if method != "snip":
         common["count_beginning"] = count_beginning
         provenance["beginning"] = beginning_facts(tokenizer_of(model), template, count_beginning)
-    if method in ACTIVATION_METHODS:
+    more_statistics: dict[str, Any] = {}
+    if method == "removal":
+        joint: dict[Site, Comoments] = {}
+        moments = activation_moments(model, data, tokens=tokens, covariances=joint, **common)
+        if joint:
+            more_statistics = {"covariances": joint, "weight_grams": {"attn": head_grams(model)}}
+    elif method in FLAP_METHODS:
+        norm = method == "flap_wifn"
+        moments = flap_statistics(model, data, fluctuation=not norm, tokens=tokens, **common)
+    elif method in ACTIVATION_METHODS:
         moments = activation_moments(model, data, tokens=tokens, **common)
         provenance |= {"seed": seed} if method == "random" else {}
     elif method in GRADIENT_METHODS:
@@ -121,7 +134,13 @@ def score_units(
         provenance |= more
     provenance["tokens_counted"] = next(iter(moments.values())).count
     empty = UnitScores(
-        scores={}, moments=moments, method=method, tokens=tokens, provenance=provenance, **model_facts(model, sites)
+        scores={},
+        moments=moments,
+        method=method,
+        tokens=tokens,
+        provenance=provenance,
+        **more_statistics,
+        **model_facts(model, sites),
     )
     return empty.rescore(method)
 

@@ -67,6 +67,39 @@ class Moments:
         return self.mean.square() + self.m2 / self.count
 
 
+@dataclass(frozen=True)
+class Comoments:
+    """The same of heads: count, mean, and summed outer products of each head's deviations, ``d_head × d_head``."""
+
+    count: int
+    mean: Float[Tensor, "... head d_head"]
+    m2: Float[Tensor, "... head d_head d_head"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "row head d_head"]) -> Comoments:
+        """Of some rows, in float64."""
+        x = x.double()
+        away = x - x.mean(0)
+        return cls(len(x), x.mean(0), torch.einsum("rhi,rhj->hij", away, away))
+
+    def times(self, copies: int) -> Comoments:
+        """Of the same rows met ``copies`` times."""
+        return Comoments(self.count * copies, self.mean, self.m2 * copies)
+
+    def merge(self, other: Comoments) -> Comoments:
+        """Of both together."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        outer = delta[..., :, None] * delta[..., None, :]
+        mean = self.mean + delta * (other.count / count)
+        return Comoments(count, mean, self.m2 + other.m2 + outer * (self.count * other.count / count))
+
+    @property
+    def covariance(self) -> Float[Tensor, "... head d_head d_head"]:
+        """Sample covariance (ddof 1)."""
+        return self.m2 / max(self.count - 1, 1)
+
+
 def stacked(layers: Sequence[Moments]) -> Moments:
     """Moments of one layer after the other as those of ``[layer, channel]``, on the CPU."""
     mean = torch.stack([m.mean for m in layers]).cpu()

@@ -19,7 +19,7 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.sites import HookedModel, ModelShape, output_weight
 from safecircuits.results.result import Result
-from safecircuits.units.moments import Moments
+from safecircuits.units.moments import Comoments, Moments
 from safecircuits.units.selection import flat, top
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ Method = Literal[
     "taylor",
     "attribution",
     "integrated",
+    "removal",
+    "flap_ifv",
+    "flap_wifv",
+    "flap_wifn",
     "change",
     "wchange",
 ]
@@ -45,13 +49,25 @@ Method = Literal[
 ACTIVATION_METHODS: dict[str, str] = {
     "wifv": "variance × squared norm of the outgoing weights",
     "ifv": "variance",
-    "wifn": "root mean square activation × mean of the outgoing weights' absolute values (FLAP's WIFN)",
+    "wifn": "root mean square activation × mean of the outgoing weights' absolute values (FLAP's, not standardised)",
     "wanda": "root mean square activation × sum of the outgoing weights' absolute values",
     "wrms": "root mean square activation × norm of the outgoing weights",
     "magnitude": "squared norm of the outgoing weights (needs no data, so it is the same on every set)",
     "random": "uniform noise, drawn by seed and data set: the control",
 }
 """Scores of a unit's activation and its outgoing weights, by one forward pass."""
+
+FLAP_METHODS: dict[str, str] = {
+    "flap_ifv": "FLAP's own IFV: its code's fluctuation, standardised over a layer's channels, a head's mean square",
+    "flap_wifv": "FLAP's own WIFV: the same with the fluctuation × squared norm of the outgoing weights",
+    "flap_wifn": "FLAP's own WIFN: the same with root sum of squares × mean of the outgoing weights' absolute values",
+}
+"""FLAP's scores as its published code computes them (``flap_statistics``), by which it ranks units of all layers."""
+
+REMOVAL_METHODS: dict[str, str] = {
+    "removal": "variance that removal takes out of the residual stream: wifv of a neuron, tr(W Σ Wᵀ) of a head",
+}
+"""``wifv`` with the covariances between a head's channels, which its sum over channels leaves out."""
 
 GRADIENT_METHODS: dict[str, str] = {
     "snip": "sum of |weight × gradient of a prompt's response loss| over the unit's weights, mean over prompts",
@@ -71,11 +87,11 @@ CHANGE_METHODS: dict[str, str] = {
 }
 """How far a unit has moved between two checkpoints (``change_scores``)."""
 
-METHODS: dict[str, str] = ACTIVATION_METHODS | GRADIENT_METHODS | ATTRIBUTION_METHODS
+METHODS: dict[str, str] = ACTIVATION_METHODS | REMOVAL_METHODS | FLAP_METHODS | GRADIENT_METHODS | ATTRIBUTION_METHODS
 """Those of one model on one set of prompts: what ``score_units`` takes."""
 
 DEFAULT_TOKENS: dict[str, TokenChoice] = {
-    **dict.fromkeys(ACTIVATION_METHODS, "all"),
+    **dict.fromkeys(ACTIVATION_METHODS | REMOVAL_METHODS | FLAP_METHODS, "all"),
     **dict.fromkeys(GRADIENT_METHODS, "all"),
     **dict.fromkeys(ATTRIBUTION_METHODS, "prompt"),
 }
@@ -100,8 +116,9 @@ class UnitScores(Result):
     scores: Mapping[Site, Float[Tensor, "layer unit"]]
     moments: Mapping[Site, Moments]
     """Per site. Of activation scores over tokens, ``[layer, channel]``: a neuron is a channel, a head ``d_head``
-    consecutive ones. Of gradient and attribution scores over prompts, ``[layer, unit]``. Of change scores over tokens:
-    each channel's difference (``"change"``), or each unit's squared change of what it writes (``"wchange"``)."""
+    consecutive ones; of FLAP's own scores its statistic of each channel, as the mean. Of gradient and attribution
+    scores over prompts, ``[layer, unit]``. Of change scores over tokens: each channel's difference (``"change"``), or
+    each unit's squared change of what it writes (``"wchange"``)."""
     weight_norms: Mapping[Site, Float[Tensor, "layer channel"]]
     """Squared norm of each channel's outgoing weights."""
     method: Method
@@ -114,6 +131,10 @@ class UnitScores(Result):
     """Parameters a unit has, by site; see ``parameters_per_unit``."""
     tokenizer: str = ""
     """Fingerprint of the tokenizer."""
+    covariances: Mapping[Site, Comoments] = field(default_factory=dict)
+    """Between the channels of each head; of ``"removal"`` scores alone."""
+    weight_grams: Mapping[Site, Float[Tensor, "layer unit d_head d_head"]] = field(default_factory=dict)
+    """Inner products of the outgoing weights of a head's channels; of ``"removal"`` scores alone."""
 
     @property
     def n_tokens(self) -> int:
@@ -127,7 +148,7 @@ class UnitScores(Result):
         Raises:
             ValueError: for scores that are not made of activations.
         """
-        if self.method not in ACTIVATION_METHODS:
+        if not self._of_activations:
             raise ValueError(f"{self.method} scores hold no mean activations; score with method='wifv' for them")
         means: dict[Site, dict[int, Tensor]] = {}
         for site, moments in self.moments.items():
@@ -138,6 +159,11 @@ class UnitScores(Result):
         return means
 
     @property
+    def _of_activations(self) -> bool:
+        """Whether the moments are those of each channel's activation."""
+        return self.method in ACTIVATION_METHODS or self.method in REMOVAL_METHODS
+
+    @property
     def beginning(self) -> int:
         """How many first positions, which every prompt begins with, did not count; as ``ablated(spare=)`` takes it."""
         facts = self.provenance.get("beginning") or {"tokens": 0, "counted": False}
@@ -146,7 +172,7 @@ class UnitScores(Result):
     @property
     def verdict(self) -> str:
         """Which score of how many units, and which positions counted."""
-        per_token = self.method in ACTIVATION_METHODS or self.method in CHANGE_METHODS
+        per_token = self._of_activations or self.method in CHANGE_METHODS
         over = f"{self.n_tokens:,} {self.tokens + ' tokens' if per_token else 'prompts'}"
         text = f"{self.method} of {flat(self.scores).numel():,} units over {over}"
         beginning = self.provenance.get("beginning")
@@ -187,12 +213,12 @@ class UnitScores(Result):
         return plot_score_map(self.record(n), ax=ax)
 
     def rescore(self, method: Method) -> UnitScores:
-        """Another score from the same statistics: any activation score from any other.
+        """Another score from the same statistics: any activation score from any other, or from ``"removal"``.
 
         Raises:
             ValueError: if the statistics do not hold that score.
         """
-        if method in ACTIVATION_METHODS and self.method in ACTIVATION_METHODS:
+        if method in ACTIVATION_METHODS and self._of_activations:
             scores = {site: self._activation_score(method, site) for site in self.moments}
         elif method == self.method:
             scores = {site: self._own_score(site) for site in self.moments}
@@ -214,11 +240,16 @@ class UnitScores(Result):
         for key in ("answers", "reference", "steps", "beginning"):
             if self.provenance.get(key) != other.provenance.get(key):
                 raise ValueError(f"cannot merge {self.method} scores whose {key} differ")
+        if self.method in FLAP_METHODS:
+            raise ValueError(
+                f"{self.method} goes through prompts in their order, so that two passes are not one: join data"
+            )
         kept = ("answers", "reference", "steps", "beginning", "seed")
         shared: dict[str, Any] = {key: self.provenance[key] for key in kept if key in self.provenance}
         merged: dict[Site, Moments] = {site: m.merge(other.moments[site]) for site, m in self.moments.items()}
         provenance: dict[str, Any] = {"merged": [self.provenance, other.provenance], **shared}
-        return replace(self, moments=merged, provenance=provenance).rescore(self.method)
+        joint = {site: c.merge(other.covariances[site]) for site, c in self.covariances.items()}
+        return replace(self, moments=merged, covariances=joint, provenance=provenance).rescore(self.method)
 
     def channel_scores(self, site: Site) -> Float[Tensor, "layer channel"]:
         """The score of each channel of what enters the output projection: a head's ``d_head`` before they are summed.
@@ -226,6 +257,8 @@ class UnitScores(Result):
         Raises:
             ValueError: for scores that are not made of activations and weights channel by channel.
         """
+        if self.method == "removal":
+            raise ValueError("removal scores are of whole heads; rescore('wifv') has a score for each channel")
         if self.method not in ACTIVATION_METHODS or self.method == "random":
             raise ValueError(f"{self.method} scores are of whole units, not of channels: score by wifv, ifv or wifn")
         return self._channel_score(self.method, site)
@@ -236,7 +269,24 @@ class UnitScores(Result):
         if self.method == "change":
             squares = reduce(moments.mean_square, "layer (unit width) -> layer unit", "sum", unit=n_units)
             return squares.sqrt()
+        if self.method in FLAP_METHODS:
+            return self._flap_score(site)
+        if self.method == "removal":
+            if site == "mlp":
+                return self._activation_score("wifv", site)
+            return (self.covariances[site].covariance * self.weight_grams[site]).sum((-2, -1))
         return moments.mean.sqrt() if self.method == "wchange" else moments.mean
+
+    def _flap_score(self, site: Site) -> Float[Tensor, "layer unit"]:
+        """Its AL-AM metric: each channel's, squared for heads, standardised over a layer, and a head's mean."""
+        seen = self.moments[site].mean
+        if self.method == "flap_wifn":
+            metric = seen.sqrt() * self.weight_sums[site] / self.shape.d_model
+        else:
+            metric = seen * self.weight_norms[site] if self.method == "flap_wifv" else seen
+        metric = metric if site == "mlp" else metric.square()
+        metric = (metric - metric.mean(1, keepdim=True)) / metric.std(1, keepdim=True)
+        return reduce(metric, "layer (unit width) -> layer unit", "mean", unit=self.shape.n_units(site))
 
     def _activation_score(self, method: str, site: Site) -> Float[Tensor, "layer unit"]:
         n_layers, n_units = len(self.weight_norms[site]), self.shape.n_units(site)
@@ -288,6 +338,16 @@ def model_facts(model: HookedModel, sites: Sequence[Site]) -> dict[str, Any]:
         "unit_parameters": parameters_per_unit(model),
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
     }
+
+
+def head_grams(model: HookedModel) -> Float[Tensor, "layer head d_head d_head"]:
+    """Inner products of the outgoing weights of each head's channels, float64 on the CPU."""
+    n_heads, grams = ModelShape.of(model).n_heads, []
+    for layer in range(int(model.cfg.n_layers)):
+        weight = output_weight(model, "attn", layer).double()
+        by_head = weight.reshape(n_heads, -1, weight.shape[1])
+        grams.append((by_head @ by_head.transpose(1, 2)).cpu())
+    return torch.stack(grams)
 
 
 def parameters_per_unit(model: HookedModel) -> dict[Site, float]:
