@@ -139,7 +139,7 @@ def collect_residuals(
             )
     if final_norm and n_layers - 1 in wanted:
         last = wanted.index(n_layers - 1)
-        values[last] = _final_norm(model, values[last])
+        values[last] = final_normed(model, values[last])
     broken = [layer for slot, layer in enumerate(wanted) if not torch.isfinite(values[slot]).all()]
     if broken:
         raise FloatingPointError(f"the residual stream after layer {broken[0]} is not finite")
@@ -157,7 +157,8 @@ def _wanted(layers: Sequence[int] | LayerRange, n_layers: int) -> tuple[int, ...
 
 
 @torch.inference_mode()
-def _final_norm(model: HookedModel, resid: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt d_model"]:
+def final_normed(model: HookedModel, resid: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt d_model"]:
+    """Behind the model's final norm, float32 on the CPU."""
     norm = model.ln_final  # type: ignore[attr-defined]  # both backends have it
     dtype = next(model.parameters()).dtype
     out: Tensor = norm(resid[:, None].to(device_of(model), dtype))[:, 0]

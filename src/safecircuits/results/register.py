@@ -63,6 +63,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.coupled": ("CoupledScores",),
     "safecircuits.units.overlap": ("BlockEnrichment", "Enrichment", "MaskOverlap"),
     "safecircuits.units.groups": ("UnitGroups",),
+    "safecircuits.units.head_kl": ("HeadGroup",),
     "safecircuits.units.interchange": ("PatchingCurve", "PatchingCurves"),
     "safecircuits.units.moments": ("Comoments", "Moments"),
     "safecircuits.units.scores": ("UnitScores",),

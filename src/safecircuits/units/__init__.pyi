@@ -11,6 +11,7 @@ from .candidates import default_candidates as default_candidates
 from .change import change_scores as change_scores
 from .comparison import ScoreComparison as ScoreComparison
 from .comparison import score_comparison as score_comparison
+from .contrast import contrast_scores as contrast_scores
 from .coupled import CoupledScores as CoupledScores
 from .coupled import coupled_scores as coupled_scores
 from .equal_budget import equal_budget_masks as equal_budget_masks
@@ -19,6 +20,9 @@ from .groups import NORMALISATIONS as NORMALISATIONS
 from .groups import UnitGroups as UnitGroups
 from .groups import classify_units as classify_units
 from .groups import set_difference as set_difference
+from .head_kl import HeadGroup as HeadGroup
+from .head_kl import head_group as head_group
+from .head_kl import head_scores as head_scores
 from .importance import METHODS as METHODS
 from .importance import score_units as score_units
 from .interchange import PatchingCurves as PatchingCurves

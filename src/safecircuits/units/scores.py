@@ -44,6 +44,8 @@ Method = Literal[
     "flap_wifn",
     "change",
     "wchange",
+    "contrast",
+    "ships",
 ]
 
 ACTIVATION_METHODS: dict[str, str] = {
@@ -172,7 +174,7 @@ class UnitScores(Result):
     @property
     def verdict(self) -> str:
         """Which score of how many units, and which positions counted."""
-        per_token = self._of_activations or self.method in CHANGE_METHODS
+        per_token = self._of_activations or self.method in (*CHANGE_METHODS, "contrast")
         over = f"{self.n_tokens:,} {self.tokens + ' tokens' if per_token else 'prompts'}"
         text = f"{self.method} of {flat(self.scores).numel():,} units over {over}"
         beginning = self.provenance.get("beginning")
