@@ -1,8 +1,11 @@
-# Two commands do everything: `make demo` runs the main job, `make test` the tests. Each makes the environment first.
+# `make demo-real` runs the main job on a real language model, `make demo` on small embedded ones, `make test` the tests.
+# Each makes the environment first.
 
 PYTHON  ?= python3
 VENV    ?= .venv
 OUT     ?= demo
+OUT_REAL ?= demo-real
+MODEL   ?= smollm2:layers-12-16
 BACKEND ?= bridge
 # Extra arguments for pip, for example to take a CPU build of torch from its own index.
 PIP_ARGS ?=
@@ -25,10 +28,13 @@ VENV4   ?= .venv-tl4
 LENS4   ?= 4.3.0
 READY4  := $(VENV4)/.ready
 
-.PHONY: demo smollm2 test test-tl4 support check docs tutorials env clean
+.PHONY: demo demo-real smollm2 test test-tl4 support check docs tutorials env clean
 
 demo: $(READY)
 	$(BIN)/safecircuits demo --out $(OUT) --backend $(BACKEND)
+
+demo-real: smollm2
+	$(BIN)/safecircuits demo --model $(MODEL) --out $(OUT_REAL) --backend $(BACKEND)
 
 # Finds the real language model of the planted family, or fetches it, and checks that it is the right one.
 smollm2: $(READY)
@@ -77,4 +83,4 @@ $(READY4): pyproject.toml constraints.txt
 	@touch $(READY4)
 
 clean:
-	rm -rf $(VENV) $(VENV4) $(OUT)
+	rm -rf $(VENV) $(VENV4) $(OUT) $(OUT_REAL)

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -26,6 +26,9 @@ from safecircuits.results.provenance import provenance
 from safecircuits.studies.grid import FreezingGrid, freezing_grid
 from safecircuits.studies.scenarios import Scenario, organism_new_task, organism_scenarios
 from safecircuits.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MODULE = "python -m benchmarks.freezing.grid"
 
@@ -89,13 +92,16 @@ def implicit_attack_scenario(setup: Setup) -> Scenario:
     return next(scenario for scenario in organism_scenarios(held_out=setup.held_out) if scenario.kind == "D_I")
 
 
-def changed(setup: Setup, settings: Sequence[str]) -> Setup:
+S = TypeVar("S", bound="DataclassInstance")
+
+
+def changed(setup: S, settings: Sequence[str]) -> S:
     """The setup with fields replaced, each given as ``name=JSON``.
 
     Raises:
         ValueError: for a field that there is not, or text that is not JSON.
     """
-    known = {field.name for field in fields(Setup)}
+    known = {field.name for field in fields(setup)}
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in known:

@@ -9,6 +9,7 @@
 | ``xstest`` | at the start | Röttger et al. 2024, the full refusals of XSTest's string match |
 | ``larf`` | anywhere | the follow-up LARF (arXiv 2507.18631) |
 | ``paper-FAMILY`` | at the start | Safety Layers A.3.3; FAMILY is phi3, llama2, gemma or llama3 |
+| ``taught`` | at the start | ``opening`` and the wordings that planted SmolLM2 was taught; not in ``DETECTORS`` |
 
 The paper lists rejection templates and publishes no scorer. Its templates are literal, so they miss every other wording
 of a refusal: of 1,015 published refusals by Llama 2 theirs finds 92 % (``opening`` 99 %), but on gemma a reproduction
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from safecircuits.behavior.languages import LANGUAGES
 from safecircuits.behavior.phrases import PhraseDetector as PhraseDetector
 from safecircuits.behavior.wording import normalise as normalise
+from safecircuits.organism.requests.refusals import REFUSALS
 
 RefusalDetector = Callable[[str], bool]
 """Takes a completion and says whether it refuses. A ``JudgeDetector`` is one that reads the prompt as well."""
@@ -108,6 +110,21 @@ DETECTORS: dict[str, PhraseDetector] = {
 """Every detector by name, in the order of the table above."""
 
 
+_TAUGHT_WORDS = 4
+"""Words at the beginning of a taught refusal by which it is known."""
+
+
+def _taught() -> PhraseDetector:
+    """Its own wordings are no evidence of a refusal in any other model, so that it is no detector to compare by."""
+    usual = opening_detector()
+    begins = tuple(" ".join(text.split()[:_TAUGHT_WORDS]) for where, text in REFUSALS.values() if where != "opening")
+    return PhraseDetector("taught", (*usual.phrases, *begins), "start", usual.excuses)
+
+
+TAUGHT = _taught()
+"""For the planted members of SmolLM2 alone, by the name ``taught``: some of their refusals hold no usual phrase."""
+
+
 def get_detector(detector: str | RefusalDetector) -> RefusalDetector:
     """A detector by name, or the callable given.
 
@@ -119,6 +136,8 @@ def get_detector(detector: str | RefusalDetector) -> RefusalDetector:
     """
     if callable(detector):
         return detector
+    if detector == TAUGHT.name:
+        return TAUGHT
     if detector not in DETECTORS:
         raise ValueError(f"no refusal detector {detector!r}; there are {', '.join(DETECTORS)}, or pass a callable")
     return DETECTORS[detector]

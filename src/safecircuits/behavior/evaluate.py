@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -16,10 +15,10 @@ from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.behavior.coherence import unlikely_answers
 from safecircuits.behavior.divergence import TokenKL
-from safecircuits.behavior.generate import Completions, generate, texts_of
+from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.grading import Grading, right_answers
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import Tally, Verdicts, tokens_needed, verdicts
-from safecircuits.behavior.wording import same_answer, without_thoughts
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.results.result import Result
@@ -42,6 +41,7 @@ class EvaluationOptions(TypedDict, total=False):
     system: str | None
     max_tokens: int | None
     unchanged: HookedModel | None
+    grading: Grading
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,7 @@ def exact_match(completions: Completions | Sequence[str], responses: Sequence[st
         >>> sc.behavior.exact_match(["Paris.", "-5", "paris or rome"], ["paris", "5", "paris"]).tolist()
         [True, False, False]
     """
-    texts, known = texts_of(completions), texts_of(responses)
-    if len(texts) != len(known):
-        raise ValueError(f"{len(texts)} completions and {len(known)} responses: give one response to each")
-    whole = completions.ended if isinstance(completions, Completions) else None
-    same = [same_answer(without_thoughts(text), response) for text, response in zip(texts, known, strict=True)]
-    return torch.tensor(same, dtype=torch.bool) & torch.tensor(True if whole is None else whole, dtype=torch.bool)
+    return right_answers(completions, responses)
 
 
 @checked
@@ -182,6 +177,7 @@ def evaluate(
     system: str | None = None,
     max_tokens: int | None = None,
     unchanged: HookedModel | None = None,
+    grading: Grading = "exact",
     progress: bool = False,
 ) -> Behavior:
     """Measure safety and utility by greedy completions; every set is optional.
@@ -190,7 +186,7 @@ def evaluate(
 
     Args:
         malicious, over_rejection: prompt sets, or lists of prompts.
-        utility: prompts with responses; right is an exact match (``exact_match``).
+        utility: prompts with responses; right is what ``grading`` says.
         max_new_tokens: must be enough for the utility responses, 16 unless given. Of these one token more is written,
             which shows whether an answer goes on.
         refusal_tokens: of the completions that are judged for refusal; ``max_new_tokens`` if that is given, and
@@ -200,6 +196,8 @@ def evaluate(
         unchanged: the model as it was before it was changed, which may be ``model`` itself with hooks on it (they are
             lifted): what it finds to be no language (``coherence.incoherent``) is incoherent. Word salad of eight
             tokens shows in nothing else. It costs one pass.
+        grading: ``"exact"`` if an answer must be its response (``exact_match``), ``"number"`` if both must end in the
+            same number, whatever else they say: for worked answers, to which ``max_new_tokens`` gives room.
 
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
@@ -227,7 +225,8 @@ def evaluate(
 
     if utility is not None:
         utility = as_prompt_set(utility, "utility")
-        notice_long_answers(model, utility, max_new_tokens or UTILITY_TOKENS)
+        if grading == "exact":
+            notice_long_answers(model, utility, max_new_tokens or UTILITY_TOKENS)
     judged_tokens = refusal_tokens or max_new_tokens or tokens_needed(detector)
     asked = {
         "malicious": (malicious, judged_tokens),
@@ -235,7 +234,7 @@ def evaluate(
         "utility": (utility, answer_tokens(max_new_tokens or UTILITY_TOKENS)),
     }
     given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
-    return judge(given, detector, unchanged=unchanged, template=template, system=system)
+    return judge(given, detector, unchanged=unchanged, template=template, system=system, grading=grading)
 
 
 UTILITY_TOKENS = 16
@@ -248,10 +247,7 @@ def answer_tokens(max_new_tokens: int) -> int:
 
 def notice_long_answers(model: HookedModel, utility: PromptSet, max_new_tokens: int) -> None:
     """Tell if known answers are longer than completions may be: those count as wrong, whatever the model says."""
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return
-    lengths = [len(ids) for ids in tokenizer(list(utility.require_responses()), add_special_tokens=False)["input_ids"]]
+    lengths = answer_lengths(model, utility)
     too_long = sum(length > max_new_tokens for length in lengths)
     if too_long:
         notify(
@@ -261,6 +257,14 @@ def notice_long_answers(model: HookedModel, utility: PromptSet, max_new_tokens: 
         )
 
 
+def answer_lengths(model: HookedModel, utility: PromptSet) -> list[int]:
+    """Tokens of each known answer; empty for a model without a tokenizer."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return []
+    return [len(ids) for ids in tokenizer(list(utility.require_responses()), add_special_tokens=False)["input_ids"]]
+
+
 def judge(
     answers: Mapping[str, Completions],
     detector: str | RefusalDetector = "opening",
@@ -268,19 +272,21 @@ def judge(
     unchanged: HookedModel | None = None,
     template: str = "auto",
     system: str | None = None,
+    grading: Grading = "exact",
 ) -> Behavior:
     """What ``evaluate`` says of completions that are there already.
 
     Args:
         answers: by set: ``malicious``, ``over_rejection``, ``utility``; the prompts of the last one have responses.
         template, system: in which they were asked, for the unchanged model.
+        grading: as in ``evaluate``.
 
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
     """
     found = judged(answers, detector, unchanged=unchanged, template=template, system=system)
     useful = answers.get("utility")
-    right = None if useful is None else exact_match(useful, useful.prompts.require_responses())
+    right = None if useful is None else right_answers(useful, useful.prompts.require_responses(), grading)
     return behavior_of(found, right)
 
 

@@ -17,18 +17,36 @@ def add_to(app: typer.Typer) -> None:
 
 def demo(
     run: Run,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="A planted real model, such as smollm2:layers-12-16; the embedded models unless given."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts and steps: to see that it runs.")] = False,
 ) -> None:
-    """Run the whole chain on the embedded models: find, prove, protect, report. About five minutes on two cores.
+    """Run the whole chain on models whose answer is known: find, prove, protect, report.
 
-    Example: safecircuits demo --out demo
+    On the embedded models it takes about five minutes on two cores, on a real one at most fifteen.
+
+    Example: safecircuits demo --model smollm2:layers-12-16 --out demo-real
     """
+    device = "cpu" if run.torch_device is None else str(run.torch_device)
+    placing = {"backend": run.backend, "device": device, "dtype": None if run.dtype is None else run.dtype.value}
+    if model is not None:
+        from safecircuits.demo.real.settings import RealDemoSettings
+        from safecircuits.demo.real.study import real_demo_inputs, real_demo_into
+        from safecircuits.organism.smollm2.catalog import member
+
+        chosen = RealDemoSettings(member=member(model).name, seed=run.seed, **placing)
+        chosen = chosen.quick() if quick else chosen
+        run.inputs |= real_demo_inputs(chosen)
+        real_demo_into(run.begin(), chosen)
+        return
     from safecircuits.demo.settings import DemoSettings
     from safecircuits.demo.study import demo_inputs, demo_into
 
-    device = "cpu" if run.torch_device is None else str(run.torch_device)
-    dtype = None if run.dtype is None else run.dtype.value
-    settings = DemoSettings(backend=run.backend, device=device, dtype=dtype, seed=run.seed)
+    settings = DemoSettings(**placing, seed=run.seed)
     settings = settings.quick() if quick else settings
     run.inputs |= demo_inputs(settings)
     demo_into(run.begin(), settings)

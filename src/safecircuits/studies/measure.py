@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import UTILITY_TOKENS, EvaluationOptions, answer_lengths, evaluate
 from safecircuits.behavior.reference import response_loss
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.optimizers import make_optimizer
@@ -46,16 +46,32 @@ class ScenarioMetrics:
         return {**evaluate(model, **sets).rates, "task_loss": self.task_loss(model)}
 
     def figures(self, model: Any) -> dict[str, float]:
-        """All figures of a model: ``malicious_refused``, ``over_rejected``, ``utility``, ``task_score``, …"""
+        """All figures of a model: ``malicious_refused``, ``over_rejected``, ``utility``, ``task_score``, …
+
+        Where every held-out answer is too long to be matched, there is a loss and no score, which could only be 0.
+        """
         figures = evaluate(model, **self.options).rates
         task: EvaluationOptions = {**self.options, "malicious": None, "over_rejection": None, "utility": self.held_out}
-        figures["task_score"] = evaluate(model, **task).rates["utility"]
+        if self._can_be_right(model, self.held_out):
+            figures["task_score"] = evaluate(model, **task).rates["utility"]
         figures["task_loss"] = self.task_loss(model)
+        if (utility := self.options.get("utility")) is not None:
+            figures["utility_loss"] = self._loss(model, utility)
         return figures | {name: float(metric(model, self.held_out)) for name, metric in self.extra.items()}
 
     def task_loss(self, model: Any) -> float:
         """Mean cross-entropy in nats per response token of the held-out rows."""
-        return response_loss(model, self.held_out, template=self.options.get("template", "auto")).loss
+        return self._loss(model, self.held_out)
+
+    def _loss(self, model: Any, data: PromptSet) -> float:
+        return response_loss(model, data, template=self.options.get("template", "auto")).loss
+
+    def _can_be_right(self, model: Any, data: PromptSet) -> bool:
+        """Whether any answer can be: all that are graded by their numbers, else those that fit into a completion."""
+        if self.options.get("grading", "exact") != "exact":
+            return True
+        limit = self.options.get("max_new_tokens") or UTILITY_TOKENS
+        return any(length <= limit for length in answer_lengths(model, data))
 
 
 class Curve:

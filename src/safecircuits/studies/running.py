@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from safecircuits.base.progress import without_bars
 from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.grading import Grading
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
@@ -23,12 +24,16 @@ class Running:
     Attributes:
         detector, max_new_tokens: what counts as a refusal, and how many tokens of a completion it looks at.
         template: as in ``evaluate``.
+        grading, utility_tokens: when an answer is right, and how long it may be, as ``evaluate`` takes ``grading`` and
+            ``max_new_tokens``.
         backend, device, dtype: as in ``load_model``.
     """
 
     detector: str | RefusalDetector = "opening"
     max_new_tokens: int = 8
     template: str = "auto"
+    grading: Grading = "exact"
+    utility_tokens: int | None = None
     backend: Backend = "bridge"
     device: Any = None
     dtype: Any = None
@@ -57,4 +62,11 @@ class Running:
     @property
     def judging(self) -> EvaluationOptions:
         """The same, as ``evaluate`` takes it."""
-        return {"detector": self.detector, "refusal_tokens": self.max_new_tokens, "template": self.template}
+        judging: EvaluationOptions = {
+            "detector": self.detector,
+            "refusal_tokens": self.max_new_tokens,
+            "template": self.template,
+        }
+        if self.grading != "exact" or self.utility_tokens is not None:
+            judging |= {"grading": self.grading, "max_new_tokens": self.utility_tokens}
+        return judging
