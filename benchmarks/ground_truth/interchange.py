@@ -11,6 +11,7 @@ About four minutes on one free core.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.ground_truth.smollm2 import is_refusal
 from safecircuits.base.progress import without_bars
+from safecircuits.base.vocabulary import TokenChoice
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.interchange import generate_patched
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -32,6 +34,7 @@ from safecircuits.units.change import ChangeMethod, change_scores
 from safecircuits.units.selection import top
 
 SEED, SCORED_TOKENS, ANSWER_TOKENS = 101, 16, 10
+TOKENS: tuple[TokenChoice, ...] = ("response", "prompt")
 METHODS: tuple[ChangeMethod, ...] = ("change", "wchange")
 
 
@@ -42,19 +45,20 @@ def sets_to_patch(
     shape = ModelShape.of(aligned)
     found = {"planted": known, "random, same layers": FreezeMask.random_units(known, seed=SEED, per_layer=True)}
     for method in METHODS:
-        for tokens in ("response", "prompt"):
-            scores = change_scores(
-                base, aligned, scored, method=method, tokens=tokens, sites=("mlp",), max_new_tokens=SCORED_TOKENS
-            ).scores
+        for tokens, same in itertools.product(TOKENS, (False, True)):
+            options: dict[str, Any] = {"tokens": tokens, "sites": ("mlp",), "max_new_tokens": SCORED_TOKENS}
+            scores = change_scores(base, aligned, scored, method=method, same_stream=same, **options).scores
             first = {n: top(scores, n, shape) for n in counts}
             hits = {n: (units & known).n_units() for n, units in first.items()}
             inside = {"mlp": scores["mlp"].clone()}
             others = [layer for layer in range(shape.n_layers) if layer not in known.members("mlp")]
             inside["mlp"][others] = -1
             within = (top(inside, known.n_units(), shape) & known).n_units()  # type: ignore[arg-type]
-            print(json.dumps({"score": method, "tokens": tokens, "planted in the top": hits, "layers known": within}))
-            if tokens == "response":
-                found |= {f"{method}, top {n}": units for n, units in first.items()}
+            row = {"score": method, "tokens": tokens, "same stream": same}
+            print(json.dumps(row | {"planted in the top": hits, "layers known": within}), flush=True)
+            if tokens == "response" and not (same and method == "change"):
+                name = f"{method}, same stream" if same else method
+                found |= {f"{name}, top {n}": units for n, units in first.items()}
     found["all neurons"] = FreezeMask.layers((0, shape.n_layers - 1), aligned).restrict(sites="mlp")
     return found
 
@@ -114,7 +118,8 @@ def main() -> None:
                     print(json.dumps(row | {"answers that are the source's": same}), flush=True)
                     for text in answers.texts[: options.answers]:
                         print("   ", repr(text))
-        print(json.dumps({"processor seconds": cost(base, aligned, known, judged)}))
+        for name in ("planted", "all neurons"):
+            print(json.dumps({"processor seconds": cost(base, aligned, sets[name], judged), "patched": name}))
 
 
 if __name__ == "__main__":

@@ -139,3 +139,45 @@ def test_two_equal_checkpoints_are_refused() -> None:
     models = [load_model(build_tiny_llama(), tokenizer=build_tiny_tokenizer()) for _ in range(2)]
     with pytest.raises(ValueError, match="compute the same"):
         sc.units.change_scores(*models, PROMPTS)
+
+
+@pytest.mark.parametrize("backend", ["bridge", "hooked"])
+def test_with_the_same_stream_every_layer_is_given_what_the_aligned_models_is(backend: Any) -> None:
+    """By hand: each layer of the base on the aligned model's own input to that layer."""
+    base, aligned = build_tiny_llama(), build_tiny_llama(3)
+    models = [load_model(m, tokenizer=build_tiny_tokenizer(), backend=backend) for m in (base, aligned)]
+    options: Any = {"template": "chat", "max_new_tokens": NEW, "count_beginning": True, "tokens": "all"}
+    got = sc.units.change_scores(*models, PROMPTS, same_stream=True, **options)
+    squares: dict[Any, list[np.ndarray]] = {}
+    streams: list[Any] = []
+    for example in encode(build_tiny_tokenizer(), PROMPTS, template="chat"):
+        whole = [*example.ids, *own_answers(aligned, list(example.ids))]
+        streams.clear()
+        kept = [
+            layer.register_forward_pre_hook(lambda _, args: streams.append(args[0])) for layer in aligned.model.layers
+        ]
+        new = inputs(aligned, whole)
+        put = [
+            layer.register_forward_pre_hook(lambda _, args, i=i: (streams[i], *args[1:]))
+            for i, layer in enumerate(base.model.layers)
+        ]
+        old = inputs(base, whole)
+        for handle in (*kept, *put):
+            handle.remove()
+        for key, value in new.items():
+            width = 1 if key[0] == "mlp" else D_HEAD
+            moved = (value - old[key]).reshape(len(value), -1, width)
+            squares.setdefault(key, []).append((moved**2).sum(2))
+    for site in ("mlp", "attn"):
+        want = np.sqrt(np.stack([np.concatenate(squares[site, i]).mean(0) for i in range(N_LAYERS)]))
+        np.testing.assert_allclose(got.scores[site].numpy(), want, rtol=1e-4)  # type: ignore[index]
+
+
+def test_with_the_same_stream_units_behind_a_change_do_not_score() -> None:
+    base, aligned = build_tiny_llama(), build_tiny_llama()
+    with torch.no_grad():
+        aligned.model.layers[0].mlp.gate_proj.weight[5] += 1.0
+    models = [load_model(m, tokenizer=build_tiny_tokenizer()) for m in (base, aligned)]
+    passed_on, own = (sc.units.change_scores(*models, PROMPTS, same_stream=same) for same in (False, True))
+    assert len(passed_on.scores["mlp"].nonzero()) > 90
+    assert own.scores["mlp"].nonzero().tolist() == [[0, 5]]

@@ -4,6 +4,8 @@ from .alpaca_eval import write_alpaca_eval as write_alpaca_eval
 from .conditions import Condition as Condition
 from .conditions import Pressure as Pressure
 from .conditions import pressure as pressure
+from .depth import AlignmentDepth as AlignmentDepth
+from .depth import alignment_depth as alignment_depth
 from .detectors import get_detector as get_detector
 from .detectors import opening_detector as opening_detector
 from .divergence import KLReference as KLReference

@@ -14,6 +14,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.base.vocabulary": ("LayerRange",),
     "safecircuits.behavior.agreement_table": ("AgreementTable",),
     "safecircuits.behavior.divergence": ("TokenKL",),
+    "safecircuits.behavior.depth": ("AlignmentDepth",),
     "safecircuits.behavior.evaluate": ("Behavior",),
     "safecircuits.behavior.generate": ("Completions",),
     "safecircuits.behavior.harm": ("Harmfulness",),

@@ -5,13 +5,17 @@
 over the answers w that the aligned model writes and their token positions j: the change score of Chen et al. (NeurIPS
 2025, arXiv 2406.14144, §3.1, generation-time activation contrasting; ``metric`` in the code), where a_i is what enters
 the down projection. Both models read the same tokens. A head's is the Euclidean change of its z vector.
+
+The published score counts what a unit passes on: behind the layers that training has moved, every unit changes. With
+``same_stream`` each layer of the base is given the residual stream of the aligned model, so that a unit's change is
+that of its own layer's weights alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +53,7 @@ def change_scores(
     method: ChangeMethod = "change",
     tokens: TokenChoice = "response",
     sites: Sequence[Site] = SITES,
+    same_stream: bool = False,
     max_new_tokens: int = 32,
     template: str = "auto",
     max_tokens: int | None = None,
@@ -67,6 +72,9 @@ def change_scores(
             alone.
         tokens: whose positions count: the answers', as published, the prompts', or all. The first answer token is
             chosen at the last prompt position, which is the prompt's.
+        same_stream: give every layer of the base the aligned model's residual stream (ours, not published). A unit then
+            scores by what its layer makes otherwise of the same input, and not by what layers below have changed; an
+            MLP's input still holds its own layer's attention.
         max_new_tokens: of an answer (256 in the paper).
         max_tokens: tokens in one batch, padding included; at most as many as both models' activations leave room for.
         count_beginning: count the positions that every prompt begins with, too; see ``score_units``.
@@ -105,13 +113,15 @@ def change_scores(
         raise ValueError(
             f"the aligned model answers none of {prompts.name!r} by a single token; score the prompts: tokens='prompt'"
         )
-    seen = _differences(base, aligned, examples, method, tokens, tuple(sites), max_tokens, progress)
+    reading = _Reading(base, aligned, method, tokens, tuple(sites), same_stream)
+    seen = reading.differences(examples, max_tokens, progress)
     moments = {site: seen.stack(site, n_layers) for site in sites}
     provenance = {
         "data": prompts.identity,
         "answers": PromptSet("answers", tuple(text or "(nothing)" for text in answers.texts)).identity,
         "template": template,
         "max_new_tokens": max_new_tokens,
+        "same_stream": same_stream,
         "beginning": beginning_facts(aligned.tokenizer, template, count_beginning),
         "tokens_counted": next(iter(moments.values())).count,
     }
@@ -144,60 +154,78 @@ def answered(
     return [replace(e, ids=e.ids + tuple(own)) for e, own in zip(asked, written, strict=True)], answers
 
 
-def _differences(
-    base: HookedModel,
-    aligned: HookedModel,
-    examples: Sequence[Encoded],
-    method: ChangeMethod,
-    tokens: TokenChoice,
-    sites: tuple[Site, ...],
-    max_tokens: int | None,
-    progress: bool,
-) -> RunningMoments:
-    """Moments over the chosen tokens: of each channel's difference, or of the squared change of what a unit writes."""
-    n_layers, seen = int(aligned.cfg.n_layers), RunningMoments()
-    shape = ModelShape.of(aligned)
-    waiting: dict[tuple[Site, int], Tensor] = {}
-    index: Int[Tensor, " token"] = torch.zeros(0, dtype=torch.long)
-    changed = _written_changes(base, aligned, sites) if method == "wchange" else {}
+class _Reading:
+    """Both models on the same tokens, one after the other in every batch: hooks that keep, and that compare.
 
-    def keep(site: Site, layer: int) -> HookFn:
+    The base goes first; with ``same_stream`` the aligned model does, whose residual stream the base is then given.
+    """
+
+    def __init__(
+        self,
+        base: HookedModel,
+        aligned: HookedModel,
+        method: ChangeMethod,
+        tokens: TokenChoice,
+        sites: tuple[Site, ...],
+        same_stream: bool,
+    ) -> None:
+        self.models = (aligned, base) if same_stream else (base, aligned)
+        self.tokens, self.same_stream, self.seen = tokens, same_stream, RunningMoments()
+        self.changed = _written_changes(base, aligned, sites) if method == "wchange" else None
+        n_layers, shape = int(aligned.cfg.n_layers), ModelShape.of(aligned)
+        self.places = [(site, layer) for site in sites for layer in range(n_layers)]
+        self.streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)] if same_stream else []
+        widths = [shape.n_units(site) * (1 if site == "mlp" else int(aligned.cfg.d_head)) for site in sites]
+        self.room = max(1, _WAITING // ((sum(widths) + (shape.d_model if same_stream else 0)) * n_layers))
+        self.waiting: dict[Any, Tensor] = {}
+        self.index: Int[Tensor, " token"] = torch.zeros(0, dtype=torch.long)
+
+    def differences(self, examples: Sequence[Encoded], max_tokens: int | None, progress: bool) -> RunningMoments:
+        """Moments over the chosen tokens: of channels' differences, or of the squared change of what a unit writes."""
+        keeping: dict[str, HookFn] = {unit_hook(*place): self._keep(place) for place in self.places}
+        comparing: dict[str, HookFn] = {unit_hook(*place): self._compare(*place) for place in self.places}
+        keeping |= {name: self._keep_stream(name) for name in self.streams}
+        comparing |= {name: self._put_stream(name) for name in self.streams}
+        budget = min(batch_tokens(self.models[1], examples, max_tokens), max_tokens or self.room, self.room)
+        with running(self.models[0], keeping) as first, running(self.models[1], comparing) as second:
+
+            def work(batch: Batch) -> None:
+                self.index = chosen_positions(batch, self.tokens).flatten().nonzero()[:, 0]
+                for runner in (first, second):
+                    last = None if runner.other_hooks else runner.block(int(runner.model.cfg.n_layers) - 1)
+                    runner.decoder().feed(batch.input_ids, batch.attention_mask, last)
+
+            finished = each_batch(examples, work, budget, tight=True)
+            each_done = (1 for n in finished for _ in range(n))
+            for _ in track(each_done, "change scores", total=len(examples), enabled=progress):
+                pass
+        return self.seen
+
+    def _keep(self, place: tuple[Site, int]) -> HookFn:
         def hook(activation: Tensor) -> None:
-            waiting[site, layer] = _rows(activation, index)
+            self.waiting[place] = _rows(activation, self.index)
 
         return hook
 
-    def compare(site: Site, layer: int) -> HookFn:
+    def _compare(self, site: Site, layer: int) -> HookFn:
         def hook(activation: Tensor) -> None:
-            there, here = waiting.pop((site, layer)), _rows(activation, index)
-            if not len(here):
-                return
-            rows = (here - there).flatten(1) if method == "change" else changed[site, layer](here, there)
-            seen.add(site, layer, rows, f"the differences at {unit_hook(site, layer)}")
+            old, new = self.waiting.pop((site, layer)), _rows(activation, self.index)
+            if self.same_stream:
+                old, new = new, old
+            if len(new):
+                rows = (new - old).flatten(1) if self.changed is None else self.changed[site, layer](new, old)
+                self.seen.add(site, layer, rows, f"the differences at {unit_hook(site, layer)}")
 
         return hook
 
-    places = [(site, layer) for site in sites for layer in range(n_layers)]
-    channels = sum(shape.n_units(site) * (1 if site == "mlp" else int(aligned.cfg.d_head)) for site in sites)
-    room = max(1, _WAITING // (channels * n_layers))
-    budget = min(batch_tokens(aligned, examples, max_tokens), max_tokens or room, room)
-    with (
-        running(base, {unit_hook(*place): keep(*place) for place in places}) as first,
-        running(aligned, {unit_hook(*place): compare(*place) for place in places}) as second,
-    ):
+    def _keep_stream(self, name: str) -> HookFn:
+        def hook(resid: Tensor) -> None:
+            self.waiting[name] = resid
 
-        def work(batch: Batch) -> None:
-            nonlocal index
-            index = chosen_positions(batch, tokens).flatten().nonzero()[:, 0]
-            for runner in (first, second):
-                last = None if runner.other_hooks else runner.block(n_layers - 1)
-                runner.decoder().feed(batch.input_ids, batch.attention_mask, last)
+        return hook
 
-        finished = each_batch(examples, work, budget, tight=True)
-        each_done = (1 for n in finished for _ in range(n))
-        for _ in track(each_done, "change scores", total=len(examples), enabled=progress):
-            pass
-    return seen
+    def _put_stream(self, name: str) -> HookFn:
+        return lambda resid: self.waiting.pop(name).to(resid)
 
 
 def _rows(activation: Tensor, index: Int[Tensor, " token"]) -> Float[Tensor, "token ..."]:
