@@ -75,7 +75,9 @@ def inside(folder: str | Path, name: str) -> Path:
 
 def printable(text: str) -> str:
     """``text`` for a terminal: control characters, with which a file could steer it, as ``\\x1b`` and the like."""
-    return "".join(c if c in "\n\t" or c.isprintable() or (c.isspace() and ord(c) > 160) else _escaped(c) for c in text)
+    return "".join(
+        c if c in "\n\t" or c.isprintable() or (c.isspace() and ord(c) >= 160) else _escaped(c) for c in text
+    )
 
 
 def _escaped(character: str) -> str:

@@ -20,6 +20,7 @@ from safecircuits.cli.options import (
     layer_range,
 )
 from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, split_data, study_prompts
+from safecircuits.cli.study_real import QUESTIONS, REAL, SIZES, TRAINING, real_judging, real_scenarios
 from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def safety_layers(
 ) -> None:
     """All of Safety Layers on one model: gaps, sweeps, checks, transplant, fine-tuning, beside the paper's numbers.
 
-    An embedded model needs no other option: safecircuits study safety-layers --model organism:aligned --out runs/study
+    A model that comes with the package needs no other option:
+    safecircuits study safety-layers --model organism:aligned --out runs/study, or smollm2:layers-12-16, a real one.
 
     Example: safecircuits study safety-layers --model google/gemma-2b-it --base google/gemma-2b --normal normal.csv
     --malicious malicious.csv --over-rejection over_rejection.csv --evaluation advbench --data alpaca --out runs/gemma
@@ -81,10 +83,12 @@ def safety_layers(
 
     if preset not in PRESETS:
         raise ValueError(f"--preset is {' or '.join(PRESETS)}, not {preset!r}")
-    embedded = run.source.startswith(EMBEDDED)
+    embedded, real = run.source.startswith(EMBEDDED), run.source.startswith(REAL)
     require(run, normal=normal, malicious=malicious, over_rejection=over_rejection)
     if embedded:
         base = base or f"{EMBEDDED}base"
+    elif real:
+        base = base or REAL.rstrip(":")
 
     prompts = StudyPrompts(
         study_prompts(run, "normal", normal),
@@ -92,28 +96,29 @@ def safety_layers(
         study_prompts(run, "over_rejection", over_rejection),
         study_prompts(run, "evaluation", evaluation),
         study_prompts(run, "utility", utility, responses=True),
-        tuple(question or (_EMBEDDED_QUESTIONS if embedded else ())),
+        tuple(question or (_EMBEDDED_QUESTIONS if embedded else QUESTIONS if real else ())),
         study_prompts(run, "refused", refused, responses=True),
     )
-    scenarios = _scenarios(run, data, harmful_data, embedded)
-    small = embedded and data is None
-    chosen = EMBEDDED_TRAINING if lr is None else EMBEDDED_TRAINING.changed(lr=lr)
+    small = (embedded or real) and data is None
+    chosen = TRAINING if real else EMBEDDED_TRAINING
+    chosen = chosen if lr is None else chosen.changed(lr=lr)
+    scenarios = real_scenarios(chosen, run.seed) if small and real else _scenarios(run, data, harmful_data, embedded)
     if scenarios and not small:
         chosen = _published(preset, run.source, lr, share=len(scenarios[0].train) / _PAPER_ROWS["n_normal"])
+    judging: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens}
+    # Some hundred short runs on two cores: less is measured in each.
+    sizes = {"points": 4, "curve_prompts": 40} if embedded else SIZES if real else {}
     settings = StudySettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
         alpha=alpha_option(alpha),
         reach=reach,
-        detector=detector,
-        max_new_tokens=max_new_tokens,
+        **(real_judging(run, detector, max_new_tokens) if real else judging),
         template=template,
-        attention_template="chat" if embedded else "alpaca-short",
+        attention_template="chat" if embedded or real else "alpaca-short",
         scenarios=scenarios,
         training=chosen,
         lisa=Lisa(prompts.refused).scaled(chosen.steps_on(1)) if small and prompts.refused is not None else None,
-        # Some hundred short runs on two cores: less is measured in each.
-        points=4 if small else 8,
-        curve_prompts=40 if small else 100,
+        **(sizes if small else {}),
         finetuning_prompts=80 if small else None,
         backend=run.backend,
         device=run.torch_device,

@@ -1,8 +1,10 @@
-"""What ``safecircuits study`` asks an embedded model, whose prompts and planted parts come with the package."""
+"""What ``safecircuits study`` asks a model whose prompts and planted parts come with the package."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from safecircuits.cli.study_real import REAL, has_real_prompts, planted_range, real_prompts
 
 if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
@@ -23,13 +25,14 @@ _PROMPTS: dict[str, tuple[Any, Any, int]] = {
 
 
 def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = False, own: str | None = None) -> Any:
-    """The set of an option: what it names, else the embedded model's own where there is one, else None.
+    """The set of an option: what it names, else the model's own where it brings one, else None.
 
     Args:
-        own: which of the embedded sets, by the names above; ``name`` unless given.
+        own: which of its own sets, by the names above; ``name`` unless given.
     """
-    chosen = _PROMPTS.get(own or name)
-    if source is not None or not run.source.startswith(EMBEDDED) or chosen is None:
+    chosen, real = _PROMPTS.get(own or name), run.source.startswith(REAL)
+    there = has_real_prompts(own or name) if real else run.source.startswith(EMBEDDED) and chosen is not None
+    if source is not None or not there:
         return run.prompts(name, source, responses=responses)
     from safecircuits import organism
 
@@ -38,8 +41,12 @@ def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = 
             raise ValueError(
                 f"--{option} names {name!r}, which are the embedded model's own prompts and have no columns"
             )
-    kind, split, n = chosen
     wanted = run.given("n", name)
+    if real:
+        run.inputs[name], found = real_prompts(own or name, wanted, run.seed)
+        return found
+    assert chosen is not None
+    kind, split, n = chosen
     found = organism.prompts(kind, split, n=n if wanted is None else min(n, wanted), seed=run.seed)
     run.inputs[name] = {"source": f"{EMBEDDED}{kind}", "split": split, "n": len(found), "sha": found.fingerprint}
     return found
@@ -48,9 +55,10 @@ def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = 
 def require(run: Run, **given: str | None) -> None:
     """A ValueError for the first option that is left out, unless the model brings prompts of its own."""
     missing = [name for name, source in given.items() if source is None]
-    if missing and not run.source.startswith(EMBEDDED):
+    if missing and not run.source.startswith((EMBEDDED, REAL)):
         raise ValueError(
-            f"give --{missing[0].replace('_', '-')}: only the embedded models come with prompts of their own"
+            f"give --{missing[0].replace('_', '-')}: only the embedded models and the planted members of smollm2 come "
+            "with prompts of their own"
         )
 
 
@@ -68,10 +76,12 @@ def split_data(data: PromptSet, seed: int, enough: str) -> tuple[PromptSet, Prom
 
 
 def planted_layers(source: str) -> Any:
-    """The planted block of an embedded stage, where there is one."""
+    """The planted block of an embedded stage or of a planted real model, where there is one."""
     from safecircuits import organism
     from safecircuits.base.vocabulary import LayerRange
 
+    if source.startswith(REAL):
+        return planted_range(source)
     if source != f"{EMBEDDED}planted-layers":
         return None
     layers = organism.planted("planted-layers").layers

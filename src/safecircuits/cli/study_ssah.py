@@ -18,6 +18,7 @@ from safecircuits.cli.options import (
     layer_range,
 )
 from safecircuits.cli.study_inputs import EMBEDDED, HELD_OUT, require, split_data, study_prompts
+from safecircuits.cli.study_real import REAL, SIZES, TRAINING, real_judging, real_scenarios
 from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def ssah(
 ) -> None:
     """All of SSAH on one model: direction, groups, removal, stability, freezing, transfer, budget, safety layers.
 
-    An embedded model needs no other option: safecircuits study ssah --model organism:aligned --out runs/ssah
+    A model that comes with the package needs no other option:
+    safecircuits study ssah --model organism:aligned --out runs/ssah, or smollm2:aligned, a real one.
 
     Example: safecircuits study ssah --model meta-llama/Llama-2-7b-chat-hf --base meta-llama/Llama-2-7b-hf
     --safety refusals.json --utility alpaca --malicious advbench --normal normal.csv --data alpaca
@@ -112,12 +114,14 @@ def ssah(
     from safecircuits.papers.ssah.settings import CUTS, QI_RECIPE, SsahPrompts, SsahSettings
     from safecircuits.papers.ssah.study import check_inputs, ssah_study
 
-    embedded = run.source.startswith(EMBEDDED)
+    embedded, real = run.source.startswith(EMBEDDED), run.source.startswith(REAL)
     require(run, safety=safety, utility=utility, malicious=malicious)
     words = EMBEDDED_WORDS if embedded else {}
     if embedded:
         base = base or f"{EMBEDDED}base"
         unaligned = unaligned or f"{EMBEDDED}unaligned"
+    elif real:
+        base = base or REAL.rstrip(":")
     prompts = SsahPrompts(
         study_prompts(run, "safety", safety, responses=True, own="refused"),
         study_prompts(run, "utility", utility, responses=True, own="answered"),
@@ -127,9 +131,13 @@ def ssah(
         study_prompts(run, "normal", normal),
         **_embedded_alignment(run.seed) if embedded and utility is None else {},
     )
-    small = embedded and data is None
+    small = (embedded or real) and data is None
     given: Any = {name: value for name, value in (("lr", lr), ("epochs", epochs)) if value is not None}
-    training = (EMBEDDED_TRAINING if small else QI_RECIPE).changed(template=template, **given)
+    usual = QI_RECIPE if not small else TRAINING if real else EMBEDDED_TRAINING
+    training = usual.changed(template=template, **given)
+    scenarios = real_scenarios(training, run.seed) if small and real else _scenarios(run, data, embedded)
+    judging: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens}
+    sizes = _EMBEDDED_SIZES if embedded else _REAL_SIZES if real else {}
     settings = SsahSettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
         cuts=cuts(score) if score else _usable(CUTS, prompts),
@@ -147,17 +155,16 @@ def ssah(
         draws=draws,
         freeze_layers=layer_range(freeze_layers) if freeze_layers else None,
         longer=longer,
-        scenarios=_scenarios(run, data, embedded),
+        scenarios=scenarios,
         training=training,
         budget_share=budget_share,
         layers=layer_range(layers) if layers else None,
-        detector=detector,
-        max_new_tokens=max_new_tokens,
+        **(real_judging(run, detector, max_new_tokens) if real else judging),
         template=template,
         backend=run.backend,
         device=run.torch_device,
         dtype=run.torch_dtype,
-        **(_EMBEDDED_SIZES if small else {}),
+        **(sizes if small else {}),
     )
     check_inputs(prompts, settings)
     folder = run.begin(run.source, *(other for other in (base, unaligned) if other))
@@ -172,6 +179,13 @@ _EMBEDDED_SIZES: dict[str, Any] = {
     "measured": 60,
     "budget_rows": EMBEDDED_ROWS // 2,
     "counts": (1, 2, 4, 8, 16, 32, 64, 128),
+}
+_REAL_SIZES: dict[str, Any] = {
+    **SIZES,
+    "measured": 40,
+    "budget_rows": 64,
+    "probe_prompts": 40,
+    "counts": (16, 64, 256, 1024),
 }
 
 
