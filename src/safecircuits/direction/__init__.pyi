@@ -1,5 +1,6 @@
 from .compare import DirectionComparison as DirectionComparison
 from .compare import compare_directions as compare_directions
+from .filters import DirectionFilters as DirectionFilters
 from .interventions import direction_ablated as direction_ablated
 from .interventions import direction_added as direction_added
 from .means import MeanDirections as MeanDirections
@@ -8,5 +9,7 @@ from .orthogonal_weights import orthogonalised as orthogonalised
 from .probe import DirectionGap as DirectionGap
 from .probe import DirectionProbe as DirectionProbe
 from .probe import probe_direction as probe_direction
+from .refusal import RefusalDirection as RefusalDirection
+from .refusal import refusal_direction as refusal_direction
 from .variants import Suffixes as Suffixes
 from .vector import Direction as Direction
