@@ -72,6 +72,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.head_kl": ("HeadGroup",),
     "safecircuits.units.interchange": ("PatchingCurve", "PatchingCurves"),
     "safecircuits.units.moments": ("Comoments", "Moments"),
+    "safecircuits.units.regions": ("RegionOverlap", "RegionStability"),
     "safecircuits.units.scores": ("UnitScores",),
     "safecircuits.units.resampling": ("Stability",),
     "safecircuits.units.sweep": ("ShareSweep", "SweptShare"),

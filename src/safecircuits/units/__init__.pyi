@@ -35,6 +35,10 @@ from .overlap import mask_overlap as mask_overlap
 from .prune import PrunedModel as PrunedModel
 from .prune import lowest_even as lowest_even
 from .prune import prune_units as prune_units
+from .regions import RegionOverlap as RegionOverlap
+from .regions import RegionStability as RegionStability
+from .regions import region_overlap as region_overlap
+from .regions import region_stability as region_stability
 from .resampling import Stability as Stability
 from .resampling import calibration_subsets as calibration_subsets
 from .resampling import compare_groups as compare_groups
