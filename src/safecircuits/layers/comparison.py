@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +78,23 @@ class GapComparison(Result):
     """Reference minus each other model of the same depth: layers of models of different depths do not correspond."""
     rule: OnsetRule
     provenance: dict[str, Any]
+    controls: Mapping[str, Mapping[str, LayerGap]] = field(default_factory=dict)
+    """By control and model: gaps between two sets that differ in something else than harm."""
+    beyond: Mapping[str, Mapping[str, GapDifference]] = field(default_factory=dict)
+    """By control and other model: how much more the reference's gap exceeds that model's than the control's does."""
+
+    def opened(self, name: str) -> tuple[int, ...]:
+        """Layers in which the reference's gap exceeds that of ``name``, and by more than every control's does.
+
+        Without controls a gap may be one of topic, length or wording, which any training may sharpen.
+
+        Raises:
+            ValueError: for a model that the reference was not compared with.
+        """
+        if name not in self.differences:
+            raise ValueError(f"{name!r} is not among {', '.join(self.differences) or 'any models that were compared'}")
+        against = [self.differences[name], *(by_model[name] for by_model in self.beyond.values())]
+        return tuple(torch.stack([one.low > 0 for one in against]).all(0).nonzero().flatten().tolist())
 
     @property
     def reference(self) -> str:
@@ -114,6 +131,7 @@ class GapComparison(Result):
             "differences": {name: difference.record() for name, difference in self.differences.items()},
             "onsets": {name: list(onset.layers) if onset else None for name, onset in self.onsets.items()},
             "rule": str(self.rule),
+            "beyond": {c: {name: one.record() for name, one in m.items()} for c, m in self.beyond.items()},
         }
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -145,6 +163,9 @@ class GapComparison(Result):
             if name in self.differences:
                 apart = self.differences[name].layers_apart
                 line += f"; differs from {self.reference} in {len(apart)} of {len(gap.gap_deg)} layers"
+                if self.controls:
+                    opened = self.opened(name)
+                    line += f", whose gap is larger beyond {', '.join(self.controls)} in {len(opened)}"
             lines.append(line)
         return "\n".join(lines)
 
@@ -158,6 +179,7 @@ def compare_gaps(
     normal: PromptSet | Sequence[str],
     malicious: PromptSet | Sequence[str],
     *,
+    controls: Mapping[str, tuple[PromptSet, PromptSet]] | None = None,
     pairs: Pairs = "all",
     formula: Formula = "paper",
     template: str | Mapping[str, str] = "auto",
@@ -177,6 +199,9 @@ def compare_gaps(
 
     Args:
         models: by name; the first is the reference. The same model may come twice, to compare templates (A.3.2).
+        controls: pairs of sets by name that take the place of the normal and the malicious set: two benign sets, or
+            harmless prompts of the malicious ones' topics. A gap between N and M may be one of topic; that alignment
+            opens a gap needs to beat these (``GapComparison.opened``).
         pairs, formula, final_norm: as in ``layer_gap``; the bootstrap is over all pairs in any case.
         template: for all models, or by name. An aligned model often has a chat template where its base has none, so
             that ``"auto"`` would ask them differently: that is an error, not a finding.
@@ -196,17 +221,23 @@ def compare_gaps(
     """
     normal, malicious = as_prompt_set(normal, "normal"), as_prompt_set(malicious, "malicious")
     require_pairs(normal, malicious)
+    sets = {"": (normal, malicious)} | _controls(controls or {})
 
-    def measure(model: HookedModel, asked: str) -> LayerGap:
-        n, m = (
-            collect_residuals(model, prompts, template=asked, final_norm=final_norm, progress=progress)
-            for prompts in (normal, malicious)
-        )
-        return compare(n, m, pairs=pairs, formula=formula, draws=draws, seed=seed)
+    def measure(model: HookedModel, asked: str) -> dict[str, LayerGap]:
+        found = {}
+        for name, both in sets.items():
+            n, m = (
+                collect_residuals(model, prompts, template=asked, final_norm=final_norm, progress=progress)
+                for prompts in both
+            )
+            found[name] = compare(n, m, pairs=pairs, formula=formula, draws=draws, seed=seed)
+        return found
 
-    gaps, used = measure_each(
+    measured, used = measure_each(
         models, measure, template=template, backend=backend, dtype=dtype, device=device, progress=progress
     )
+    gaps = {name: found[""] for name, found in measured.items()}
+    beside = {name: {model: found[name] for model, found in measured.items()} for name in sets if name}
     drawn = {name: gap.resampled for name, gap in gaps.items() if gap.resampled is not None}
     reference = next(iter(models))
     differences = {
@@ -224,7 +255,36 @@ def compare_gaps(
     }
     rule = rule or OnsetRule()
     intervals = {name: interval_of(curves, rule) for name, curves in drawn.items()}
-    return GapComparison(gaps, intervals, differences, rule, provenance)
+    beyond = {
+        control: {name: _beyond(gaps, theirs, reference, name) for name in differences}
+        for control, theirs in beside.items()
+    }
+    return GapComparison(gaps, intervals, differences, rule, provenance, beside, beyond)
+
+
+def _controls(controls: Mapping[str, tuple[PromptSet, PromptSet]]) -> dict[str, tuple[PromptSet, PromptSet]]:
+    read = {}
+    for name, both in controls.items():
+        if not name or not isinstance(both, tuple | list) or len(both) != 2:
+            raise ValueError(f"control {name!r} is a pair of prompt sets by a name, such as {{'topic': (one, other)}}")
+        first, second = as_prompt_set(both[0], f"{name} a"), as_prompt_set(both[1], f"{name} b")
+        require_pairs(first, second)
+        read[name] = (first, second)
+    return read
+
+
+def _beyond(gaps: Mapping[str, LayerGap], controls: Mapping[str, LayerGap], reference: str, name: str) -> GapDifference:
+    """The difference of two models' gaps minus that of their gaps between a control's sets."""
+    mean, drawn = torch.zeros_like(gaps[name].gap_deg), None
+    for sign, of in ((1.0, gaps), (-1.0, controls)):
+        ours, theirs = of[reference], of[name]
+        assert ours.resampled is not None
+        assert theirs.resampled is not None
+        mean = mean + sign * (ours.gap_deg - theirs.gap_deg)
+        more = sign * (ours.resampled - theirs.resampled)
+        drawn = more if drawn is None else drawn + more
+    assert drawn is not None
+    return GapDifference(mean, *simultaneous_band(mean, drawn))
 
 
 def _difference(ours: LayerGap, theirs: LayerGap, drawn: Float[Tensor, "draw layer"]) -> GapDifference:
