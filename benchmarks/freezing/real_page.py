@@ -157,7 +157,7 @@ def _compared(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], arm
         runs[cell["arm"]].append(Cell(cell["scenario"], cell["arm"], cell["seed"], before, after, cell["curve"]))
     rows = []
     for arm in arms:
-        if arm == "full" or not (found := compare(runs[arm], runs["full"], "matched loss")):
+        if arm == "full" or not (found := compare(runs[arm], runs.get("full", []), "matched loss")):
             continue
         rows.append([arm, *_matched(found)])
     n = record["setup"]["curve_prompts"]

@@ -27,7 +27,8 @@ def demo(
 ) -> None:
     """Run the whole chain on models whose answer is known: find, prove, protect, report.
 
-    On the embedded models it takes about five minutes on two cores, on a real one at most fifteen.
+    On the embedded models it takes about five minutes on two cores, on a real one longer. Interrupted, the same command
+    goes on where it stopped.
 
     Example: safecircuits demo --model smollm2:layers-12-16 --out demo-real
     """
