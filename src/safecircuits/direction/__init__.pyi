@@ -13,3 +13,5 @@ from .refusal import RefusalDirection as RefusalDirection
 from .refusal import refusal_direction as refusal_direction
 from .variants import Suffixes as Suffixes
 from .vector import Direction as Direction
+from .writers import DirectionWriters as DirectionWriters
+from .writers import direction_writers as direction_writers

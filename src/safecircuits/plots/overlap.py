@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.lines import Line2D
 
-from safecircuits.plots.style import MUTED, axes_or_new, layer_axis, legend_above, styled
+from safecircuits.base.record import Record, Recorded, record_of
+from safecircuits.plots.style import MUTED, VERMILLION, axes_or_new, layer_axis, legend_above, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,4 +41,17 @@ def plot_overlap(frame: pd.DataFrame, chance: Mapping[str, float], measure: str,
     ax.set_ylabel(LABELS[measure])
     handles, _ = ax.get_legend_handles_labels()
     legend_above(ax, 4, handles=[*handles, Line2D([], [], color=MUTED, linestyle=":", linewidth=1.0, label="chance")])
+    return ax
+
+
+@styled
+def plot_object_overlap(overlap: Recorded | Record, ax: Axes | None = None) -> Axes:
+    """Units that each pair of sets has in common, and where 95 % of chance lies."""
+    ax, record = axes_or_new(ax), record_of(overlap)
+    pairs = record["pairs"]
+    for row, pair in enumerate(pairs):
+        ax.plot([pair["low"], pair["high"]], [row, row], color=MUTED, linewidth=5, alpha=0.5)
+        ax.plot([pair["both"]], [row], "o", color=VERMILLION)
+    ax.set_yticks(range(len(pairs)), [f"{pair['a']} and {pair['b']}" for pair in pairs])
+    ax.set_xlabel("units in common (grey: 95 % of chance)")
     return ax

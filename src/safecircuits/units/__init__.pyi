@@ -46,6 +46,8 @@ from .resampling import stability as stability
 from .scores import UnitScores as UnitScores
 from .sweep import ShareSweep as ShareSweep
 from .sweep import sweep_shares as sweep_shares
+from .three_objects import ObjectOverlap as ObjectOverlap
+from .three_objects import object_overlap as object_overlap
 from .transfer import AttributeTransfer as AttributeTransfer
 from .transfer import Flow as Flow
 from .transfer import attribute_transfer as attribute_transfer
