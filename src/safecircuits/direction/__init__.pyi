@@ -11,6 +11,8 @@ from .probe import DirectionProbe as DirectionProbe
 from .probe import probe_direction as probe_direction
 from .refusal import RefusalDirection as RefusalDirection
 from .refusal import refusal_direction as refusal_direction
+from .shift import DirectionShift as DirectionShift
+from .shift import direction_shift as direction_shift
 from .variants import Suffixes as Suffixes
 from .vector import Direction as Direction
 from .writers import DirectionWriters as DirectionWriters

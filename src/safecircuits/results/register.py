@@ -35,6 +35,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.direction.means": ("MeanDirections",),
     "safecircuits.direction.probe": ("DirectionProbe",),
     "safecircuits.direction.refusal": ("RefusalDirection",),
+    "safecircuits.direction.shift": ("DirectionShift",),
     "safecircuits.direction.variants": ("Suffixes",),
     "safecircuits.direction.vector": ("Direction",),
     "safecircuits.gate.auditing": ("Audit",),
