@@ -12,19 +12,33 @@ import torch
 from test_finetune import CutOffError, cut_off_after
 from test_masks import SHAPE
 
+from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.baselines import (
+    AsFt,
+    Booster,
+    Ema,
+    Ewc,
     Lisa,
     LlamaAdapter,
     Lora,
+    Nlsr,
+    OnlyUnits,
     PrefixTuning,
+    ProjectedUnits,
+    Resta,
     ReverseDPO,
     Rewind,
+    SafeLora,
+    TokenConstrained,
     TwoPhases,
+    Vaccine,
+    WiseFt,
     methods,
     rewind,
 )
 from safecircuits.cli.signature import attributes_of
 from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.load import load_model
 from safecircuits.model.parameters import checkpoint_parameters
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm
@@ -46,6 +60,8 @@ MASK = FreezeMask.of_units({"mlp": {0: [1, 5], 2: range(48)}, "attn": {1: [0, 1,
 FIRST = MASK | FreezeMask.of_units({"mlp": {1: range(20)}}, SHAPE)
 SETTINGS = TrainingSettings(steps=6, batch_size=2, lr=1e-2)
 
+BASE, BASE_2 = (load_model(build_tiny_llama(seed), tokenizer=build_tiny_tokenizer()) for seed in (3, 4))
+"""Models before alignment."""
 CASES: dict[str, Method] = {
     "plain": Plain(),
     "lisa": Lisa(REFUSED, rho=0.7, alignment_steps=2, user_steps=2, free_share=0.0),
@@ -55,9 +71,25 @@ CASES: dict[str, Method] = {
     "reverse-dpo": ReverseDPO(REFUSED),
     "rewind": Rewind(),
     "two-phases": TwoPhases(FIRST),
+    "wise-ft": WiseFt(0.4),
+    "ema": Ema(0.5),
+    "resta": Resta(BASE, 0.3, drop=0.2),
+    "safe-lora": SafeLora(BASE, 0.9, training=Plain()),
+    "mscp": ProjectedUnits(MASK, BASE),
+    "nlsr": Nlsr(MASK, BASE, 0.3, 0.99),
+    "only-units": OnlyUnits(FIRST),
+    "ewc": Ewc(REFUSED, 0.5),
+    "token-constrained": TokenConstrained(),
+    "asft": AsFt(BASE, 0.01, "approximate"),
+    "vaccine": Vaccine(0.5),
+    "booster": Booster(OTHER, 0.5, 0.1),
 }
 """Small settings of each method."""
-CHANGES: dict[str, Any] = {"alignment": OTHER, "refused": OTHER, "first": MASK, "target_modules": ("q_proj",)}
+CHANGES: dict[str, Any] = {
+    "alignment": OTHER, "refused": OTHER, "harmful": REFUSED, "first": MASK, "units": FIRST - MASK,
+    "target_modules": ("q_proj",), "training": Plain(only_units=True), "unaligned": BASE_2, "alpha": 0.7, "decay": 0.6,
+    "drop": 0.1, "threshold": 0.95, "projection": "exact",
+}  # fmt: skip
 """Another value of a setting, where one more, or the other truth value, is none."""
 BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     "plain": [({"only_units": "no"}, "only_units must be True or False, not 'no'")],
@@ -80,6 +112,30 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "rewind": [],
     "two-phases": [({"first": (0, 1)}, "first is a FreezeMask")],
+    "wise-ft": [({"alpha": 1.1}, "alpha is a share between 0 and 1, not 1.1")],
+    "ema": [({"decay": 1.0}, "decay is what a step leaves of the average, from 0 to below 1, not 1.0")],
+    "resta": [({"drop": 1.0}, "drop is a share"), ({"unaligned": None}, "unaligned is missing")],
+    "safe-lora": [
+        ({"threshold": 2.0}, "threshold is a cosine"),
+        ({"projection": "twice"}, "projection is 'approximate'"),
+    ],
+    "mscp": [({"units": FreezeMask.layers(set())}, "units names no unit"), ({"projection": 1}, "projection is")],
+    "nlsr": [({"units": [1]}, "units are given as a FreezeMask"), ({"threshold": 2.0}, "threshold is a cosine")],
+    "only-units": [({"units": None}, "units are given as a FreezeMask")],
+    "ewc": [
+        ({"strength": -1}, "strength is -1, expected 0 or more"),
+        ({"alignment": PromptSet("p", ("a",))}, "has no resp"),
+    ],
+    "token-constrained": [
+        ({"first_token": 0.0}, "first_token must be above 0"),
+        ({"training": ReverseDPO(REFUSED)}, "usual loop"),
+    ],
+    "asft": [({"strength": -1.0}, "strength is -1"), ({"projection": "x"}, "projection is 'approximate' or 'exact'")],
+    "vaccine": [({"rho": -1.0}, "rho is -1.0")],
+    "booster": [
+        ({"harmful": PromptSet("p", ("a",))}, "has no responses"),
+        ({"step_length": -1.0}, "step_length is -1.0"),
+    ],
 }
 NEEDS = {"lora": "peft", "prefix": "peft", "llama-adapter": "peft", "reverse-dpo": "trl"}
 each = pytest.mark.parametrize("name", methods())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from safecircuits.base.arguments import whole
 from safecircuits.prompts.prompt_set import PromptSet, require_answered
-from safecircuits.training.method import Method, TrainingJob, register
+from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.plain import train_weights
 from safecircuits.training.run import FinetuneRun
 from safecircuits.training.settings import TrainingSettings
@@ -51,6 +51,9 @@ class Lisa(Method):
     alignment_steps: int = 100
     user_steps: int = 900
     free_share: float = 0.1
+
+    badge: ClassVar[Badge] = "faithful"
+    paper: ClassVar[str] = "Huang et al. 2024 (Lisa), algorithm 1"
 
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("epochs", "stop_at_loss"), "it has states of its own, counted in steps"

@@ -32,15 +32,24 @@ def methods_table() -> str:
         >>> methods_table().splitlines()[2].split("|")[1]
         ' `plain` '
     """
-    rows = ["| name | class | what it does | settings | does not take |", "|---|---|---|---|---|"]
+    rows = ["| name | class | badge | what it does | settings | does not take |", "|---|---|---|---|---|---|"]
     for name, kind in methods().items():
         first = str(inspect.getdoc(kind)).partition("\n\n")[0].replace("``", "`")
         settings = ", ".join(f"`{one.name}{_default(one)}`" for one in fields(kind))  # type: ignore[arg-type]
         refused = ", ".join(f"`{one}`" for one in kind.refuses)
         where = f"[`{kind.__name__}`][{kind.__module__}.{kind.__name__}]"
-        rows.append(f"| `{name}` | {where} | {first} | {settings} | {refused} |")
+        rows.append(f"| `{name}` | {where} | {_badge(kind)} | {first} | {settings} | {refused} |")
     return "\n".join(rows)
 
 
+def _badge(kind: type[Method]) -> str:
+    """What it is of which paper, and what is other there."""
+    if kind.badge is None:
+        return ""
+    return f"**{kind.badge}**: {kind.paper}{f'; {kind.differs}' if kind.differs else ''}"
+
+
 def _default(one: Field[object]) -> str:
+    if one.default_factory is not MISSING:
+        return f"={one.default_factory()!r}"
     return "" if one.default is MISSING else f"={one.default!r}"

@@ -21,7 +21,7 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.parameters import checkpoint_parameters, is_plain
 from safecircuits.prompts.prompt_set import PromptSet, encode, render, require_answered
 from safecircuits.training.freeze import frozen
-from safecircuits.training.method import Method, TrainingJob, point_of, register
+from safecircuits.training.method import Badge, Method, TrainingJob, point_of, register
 from safecircuits.training.optimizers import make_optimizer
 from safecircuits.training.run import FinetuneRun
 from safecircuits.training.settings import TrainingSettings
@@ -56,6 +56,10 @@ class ReverseDPO(Method):
 
     refused: PromptSet
     beta: float = 0.1
+
+    badge: ClassVar[Badge] = "faithful"
+    paper: ClassVar[str] = "Safety Layers A.4.8, which gives no hyper-parameters; DPO is TRL's"
+    own_loop: ClassVar[bool] = True
 
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("loss_on", "batches", "mixed_precision", "stop_at_loss", "checkpoint_dir", "log", "shard"), _TRL

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from safecircuits.baselines.repair import Edit, Repair
 from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.parameters import as_hooked
-from safecircuits.training.method import Method, TrainingJob, point_of, register
-from safecircuits.training.plain import train_weights
+from safecircuits.training.method import Badge, Method, TrainingJob, register
+from safecircuits.training.plain import Plain
 from safecircuits.training.run import FinetuneRun
 from safecircuits.training.settings import TrainingSettings
 
@@ -30,10 +31,13 @@ Entries = Mapping[str, Tensor]
 
 @register("rewind")
 @dataclass(frozen=True)
-class Rewind(Method):
+class Rewind(Repair):
     """Everything trains, and the units that ``freeze`` names are put back when training is over (Wei et al. §5).
 
-    The losses, and what callbacks say on the way, are of training; the last point is of the model that was put back.
+    Whole layers or single units: what the mask names. Callbacks see the model as it is when it is put back.
+
+    Attributes:
+        training: how it trains before.
 
     Examples:
         >>> tuned, mask = sc.load_model("aligned"), sc.FreezeMask.layers((3, 5))
@@ -42,20 +46,33 @@ class Rewind(Method):
         True
     """
 
+    training: Method = field(default_factory=Plain)
+
+    refuses: ClassVar[Mapping[str, str]] = {}
+    badge: ClassVar[Badge] = "faithful"
+    paper: ClassVar[str] = "Wei et al. 2024, §5; layer and unit restore"
+
     def require(self, settings: TrainingSettings, **arguments: Any) -> None:
         super().require(settings, **arguments)
         mask = arguments.get("freeze")
         if not isinstance(mask, FreezeMask) or not mask:
             raise ValueError(f"freeze is a mask of the units that are put back, not {mask!r}")
 
+    def edit(self, job: TrainingJob) -> Edit:
+        assert isinstance(job.freeze, FreezeMask)
+        places = list(_places(as_hooked(job.model), job.freeze))
+        before = [parameter.detach()[where].clone() for _, parameter, where in places]
+
+        def put_back() -> None:
+            for (_, parameter, where), values in zip(places, before, strict=True):
+                parameter[where] = values
+
+        return put_back
+
     def train(self, job: TrainingJob) -> FinetuneRun:
         assert isinstance(job.freeze, FreezeMask)
-        before = entries_of(job.model, job.freeze)
-        run = train_weights(replace(job, freeze=None))
-        rewind(job.model, before, job.freeze)
-        point = point_of(job.callbacks, job.model, run.steps)
-        evaluations = run.evaluations if point is None else (*run.evaluations[:-1], point)
-        return replace(run, evaluations=evaluations, settings={**run.settings, "rewound": job.freeze.fingerprint})
+        run = super().train(job)
+        return replace(run, settings={**run.settings, "rewound": job.freeze.fingerprint})
 
 
 def entries_of(model: Any, mask: FreezeMask) -> dict[str, Tensor]:

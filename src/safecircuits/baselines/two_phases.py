@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.training.method import Method, TrainingJob, register
+from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.phases import Phase
 from safecircuits.training.plain import train_weights
 from safecircuits.training.run import FinetuneRun
@@ -28,6 +29,9 @@ class TwoPhases(Method):
     """
 
     first: FreezeMask
+
+    badge: ClassVar[Badge] = "option"
+    paper: ClassVar[str] = "SSAH §4.2"
 
     def __post_init__(self) -> None:
         super().__post_init__()

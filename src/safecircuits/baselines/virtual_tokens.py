@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from safecircuits.baselines.hf_modules import hugging_face_model
 from safecircuits.model.forward import require_known
 from safecircuits.prompts.batching import position_ids
-from safecircuits.training.method import Method, TrainingJob, register
+from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.plain import train_weights
 from safecircuits.training.run import FinetuneRun
 
@@ -146,6 +146,9 @@ class PrefixTuning(Method):
 
     virtual_tokens: int = 30
 
+    badge: ClassVar[Badge] = "faithful"
+    paper: ClassVar[str] = "Li and Liang 2021, as Qi et al. 2023 have it; PEFT's"
+    trains_beside: ClassVar[bool] = True
     refuses: ClassVar[Mapping[str, str]] = _REFUSES | {
         "gradient_checkpointing": "it keeps its virtual tokens in the key/value cache, which a layer that is computed "
         "again would fill twice"
@@ -181,6 +184,9 @@ class LlamaAdapter(Method):
     virtual_tokens: int = 10
     layers: int = 30
 
+    badge: ClassVar[Badge] = "faithful"
+    paper: ClassVar[str] = "Zhang et al. 2023, as Qi et al. 2023 have it; PEFT's"
+    trains_beside: ClassVar[bool] = True
     refuses: ClassVar[Mapping[str, str]] = _REFUSES
 
     def train(self, job: TrainingJob) -> FinetuneRun:

@@ -62,6 +62,7 @@ def _read(run: Run, name: str, text: str, hint: Any) -> Any:
     """A setting's value, by the type that the method says it has."""
     from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.prompts.prompt_set import PromptSet
+    from safecircuits.training.method import Method
 
     kinds = [one for one in get_args(hint) or (hint,) if one is not type(None)]
     if get_origin(hint) in (Literal, tuple):
@@ -74,6 +75,7 @@ def _read(run: Run, name: str, text: str, hint: Any) -> Any:
         bool: _boolean,
         PromptSet: lambda source: run.prompts(name, source, responses=True),
         FreezeMask: lambda path: mask_of(run, path),
+        Method: lambda name: method_of(run, name, ()),
         tuple: lambda listed: tuple(part.strip() for part in listed.split(",")),
     }
     kind = get_origin(kinds[0]) or kinds[0]

@@ -16,6 +16,7 @@ from safecircuits.model.parameters import is_plain
 from safecircuits.model.sites import is_bridge
 from safecircuits.prompts.batching import Batch, pad_left, position_ids
 from safecircuits.prompts.prompt_set import Encoded
+from safecircuits.training.method import Objective
 from safecircuits.training.packing import PackedBatch, in_rows
 from safecircuits.training.settings import LossOn, Precision
 
@@ -23,17 +24,22 @@ from safecircuits.training.settings import LossOn, Precision
 class TrainingLoss(nn.Module):
     """A model with its loss as one module: what computes, recomputes, is copied or sharded over processes."""
 
-    def __init__(self, model: Any, loss_on: LossOn, precision: Precision) -> None:
+    def __init__(self, model: Any, loss_on: LossOn, precision: Precision, objective: Objective | None = None) -> None:
         super().__init__()
         self.computes = getattr(model, "original_model", model)  # a bridge is a second view of what it wraps
-        self.loss_on, self.precision = loss_on, precision
+        self.loss_on, self.precision, self.objective = loss_on, precision, objective or cross_entropy
         self._models = [model]
 
     def forward(self, batch: Batch | PackedBatch) -> Float[Tensor, ""]:
-        """Cross-entropy summed over the target tokens of a batch, in nats."""
+        """The objective summed over the target tokens of a batch: cross-entropy in nats unless it is another."""
         device = next(self.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            return token_loss(self._models[0], batch, self.loss_on)[0]
+            return self.objective(self._models[0], batch, self.loss_on)
+
+
+def cross_entropy(model: Any, batch: Batch | PackedBatch, loss_on: LossOn) -> Float[Tensor, ""]:
+    """Summed over the target tokens of a batch, in nats."""
+    return token_loss(model, batch, loss_on)[0]
 
 
 def token_loss(model: Any, batch: Batch | PackedBatch, loss_on: LossOn = "response") -> tuple[Float[Tensor, ""], int]:

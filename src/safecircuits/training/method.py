@@ -24,19 +24,27 @@ the docs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from safecircuits.base.arguments import read_fields
+from safecircuits.prompts.batching import Batch
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.training.packing import PackedBatch
 from safecircuits.training.phases import Freeze
 from safecircuits.training.run import FinetuneRun
-from safecircuits.training.settings import TrainingSettings
+from safecircuits.training.settings import LossOn, TrainingSettings
 
+Badge = Literal["faithful", "option", "variant"]
+"""What a method is of its paper: its equations at its defaults; these among others, by a setting; or the same idea with
+a difference that is named."""
+Objective = Callable[[Any, Batch | PackedBatch, LossOn], Tensor]
+"""In place of the cross-entropy: called with the model that trains, a batch and the tokens that are targets; returns a
+sum over the targets, of which the loop takes the mean over a step."""
 Callback = Callable[[Any, int], Any]
 """Called with the model and the number of steps done; what it returns, numbers by name, a ``Behavior`` or nothing, is
 logged and kept in the run."""
@@ -70,6 +78,11 @@ class Method:
         name: what it is registered as.
         refuses: what of the shared settings and of the arguments of ``finetune`` it cannot serve, and why.
         starts_from: the shared settings where a call gives none.
+        badge: what it is of the paper's method; tables show it.
+        paper: whose method it is, with the equation that its test holds it to.
+        differs: what is other than in the paper.
+        trains_beside: whether it leaves the weights as they are, and trains something beside them.
+        own_loop: whether it trains in a loop of another library, which knows no ``objective`` and no ``on_gradients``.
 
     Examples:
         >>> sc.baselines.Lora(r=4).record()
@@ -79,6 +92,11 @@ class Method:
     name: ClassVar[str] = ""
     refuses: ClassVar[Mapping[str, str]] = {}
     starts_from: ClassVar[TrainingSettings] = TrainingSettings()
+    badge: ClassVar[Badge | None] = None
+    paper: ClassVar[str] = ""
+    differs: ClassVar[str] = ""
+    trains_beside: ClassVar[bool] = False
+    own_loop: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         read_fields(self)
@@ -114,6 +132,9 @@ class TrainingJob:
         rows: which rows of ``data`` each step sees, in place of the order that ``settings.batches`` gives.
         on_gradients: may change the gradients of a step, as a penalty on the weights does. What it remembers from
             step to step outlives a resume if it ``HasState``.
+        objective: what is minimised in place of the cross-entropy.
+        decides: more that decides the weights that a run ends with, by name: a checkpoint goes on only in a run that
+            has the same.
 
     Examples:
         >>> settings = sc.TrainingSettings(epochs=2, batch_size=1)
@@ -138,6 +159,8 @@ class TrainingJob:
     progress: bool = True
     rows: Rows | None = None
     on_gradients: OnGradients | None = None
+    objective: Objective | None = None
+    decides: Mapping[str, Any] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -190,4 +213,4 @@ def register(name: str) -> Callable[[type[M]], type[M]]:
 
 
 def _plain(value: Any) -> Any:
-    return getattr(value, "fingerprint", value)
+    return value.record() if isinstance(value, Method) else getattr(value, "fingerprint", value)

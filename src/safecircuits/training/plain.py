@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,7 +19,7 @@ from safecircuits.model.load import require_exportable
 from safecircuits.prompts.prompt_set import Encoded, encode, resolve_template
 from safecircuits.training.freeze import Places, frozen
 from safecircuits.training.loss import require_separable
-from safecircuits.training.method import Method, TrainingJob, register
+from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.only_units import only_units
 from safecircuits.training.order import Order, truncate
 from safecircuits.training.phases import PhaseSteps, frozen_throughout, phase_steps
@@ -42,6 +42,9 @@ class Plain(Method):
     """
 
     only_units: bool = False
+
+    badge: ClassVar[Badge] = "faithful"
+    paper: ClassVar[str] = "Safety Layers §4.1 (SPPFT), SSAH §4.2 and §4.3"
 
     def train(self, job: TrainingJob) -> FinetuneRun:
         with only_units(job.model) if self.only_units else nullcontext():
@@ -129,6 +132,7 @@ def _identity(
     phases = [[phase.stop - phase.start, mask] for phase, mask in zip(plan, masks, strict=True)]
     return {
         "method": job.method.record(),
+        **job.decides,
         "data": job.data.fingerprint,
         "tokens": _tokens_fingerprint(examples),
         **settings,

@@ -78,10 +78,10 @@ class Session:
             folder, live = self.job.checkpoint_dir, live_parameters(self.job.model)
             start = {name: live[name] for name in self._trained_before}
             self.processes.once(lambda: checkpoint.save_start(folder, index, start))
-        model, settings = self.job.model, self.job.settings
+        job, model, settings = self.job, self.job.model, self.job.settings
         checkpointing = gradient_checkpointing(model) if settings.gradient_checkpointing else nullcontext()
         with frozen(model, phase.places) as handle, checkpointing:
-            loss = TrainingLoss(model, settings.loss_on, settings.mixed_precision or "no")
+            loss = TrainingLoss(model, settings.loss_on, settings.mixed_precision or "no", job.objective)
             with self.processes.distributed(loss, handle.named_trainable()) as distributed:
                 self._steps(phase, distributed, saved)
             self._trained_before |= set(handle.named_trainable())
