@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.ground_truth.real_layers --out FILE.json [--page PAGE.md]`` runs every method on every member of
 the SmolLM2 family that is installed, and on the base, which does not refuse. Interrupted, the same command goes on;
-with ``--member`` and ``--only`` a part of it. What was measured is kept beside FILE.json, so that a rule can be read
-off it again (``benchmarks.ground_truth.decision_rules``).
+with ``--member`` and ``--only`` a part of it. A member that has been built anew since is measured anew. What was
+measured is kept beside FILE.json, so that a rule can be read off it again (``benchmarks.ground_truth.decision_rules``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.ground_truth.real_layers_page import render, table
+from benchmarks.ground_truth.shipped import changes_of
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import without_bars
 from safecircuits.base.vocabulary import LayerRange
@@ -29,6 +30,7 @@ from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import LayerGap, layer_gap
 from safecircuits.model.load import load_model
 from safecircuits.organism.smollm2.catalog import SMOLLM2, built, member
+from safecircuits.organism.smollm2.members import MEMBERS
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.provenance import provenance
 
@@ -60,9 +62,7 @@ class Scorer:
 
     def run(self, name: str, groups: tuple[str, ...]) -> None:
         """The groups of methods that this member has not been through; rules are applied anew to what is kept."""
-        facts = _facts(name)
-        record = self.results["members"].setdefault(name, facts | {"methods": {}, "seconds": {}})
-        record |= facts
+        record = self._record(name)
         model = None
         for group in groups:
             start = time.process_time()
@@ -81,11 +81,27 @@ class Scorer:
             self.results["rules"] = {"onset": asdict(OnsetRule()), "decision": asdict(DecisionRule())}
             write_text(self.out, json.dumps(self.results, indent=1) + "\n")
 
+    def _record(self, name: str) -> dict[str, Any]:
+        """Of a member as it is built now; the base comes first and the others in the family's order."""
+        members, facts = self.results["members"], _facts(name)
+        known = members.get(name)
+        if known is None or known.get("changes", "") != facts["changes"]:
+            known = {"methods": {}, "seconds": {}}
+        members[name] = facts | {"methods": known["methods"], "seconds": known["seconds"]}
+        self.results["members"] = {each: members[each] for each in (SMOLLM2, *MEMBERS) if each in members}
+        found: dict[str, Any] = members[name]
+        return found
+
+    def _folder(self, name: str, group: str) -> Path:
+        """Where what was measured of this build of the member is kept."""
+        build = changes_of(name)[:8]
+        return self.kept / ".".join(filter(None, (name, build, group)))
+
     def _has(self, name: str, group: str) -> bool:
-        return (self.kept / f"{name}.{group}").is_dir()
+        return self._folder(name, group).is_dir()
 
     def _gap(self, name: str, model: Any) -> dict[str, Any]:
-        folder = self.kept / f"{name}.gap"
+        folder = self._folder(name, "gap")
         if not folder.is_dir():
             layer_gap(model, self.sets["normal"], self.sets["malicious"]).save(folder)
         gap = LayerGap.load(folder)
@@ -96,7 +112,7 @@ class Scorer:
         return _said(layers, gap.verdict, sure.record(layers)) | {"gap_deg": curve}
 
     def _decision(self, name: str, model: Any) -> dict[str, Any]:
-        folder = self.kept / f"{name}.decision"
+        folder = self._folder(name, "decision")
         if not folder.is_dir():
             decision_layers(model, self.sets["normal"], self.sets["malicious"]).save(folder)
         found = with_rule(DecisionLayers.load(folder), DecisionRule())
@@ -132,10 +148,10 @@ def _said(layers: LayerRange | None, verdict: str, sure: dict[str, Any] | None) 
 def _facts(name: str) -> dict[str, Any]:
     """Kind, role and planted layers; the base has none, and a freely aligned member no known ones."""
     if name == SMOLLM2:
-        return {"kind": "base", "role": "development", "block": None, "seed": 0}
+        return {"kind": "base", "role": "development", "block": None, "seed": 0, "changes": ""}
     one = member(name)
     block = None if one.kind == "aligned" else [one.layers[0], one.layers[-1]]
-    return {"kind": one.kind, "role": one.role, "block": block, "seed": one.seed}
+    return {"kind": one.kind, "role": one.role, "block": block, "seed": one.seed, "changes": changes_of(name)}
 
 
 def main() -> None:

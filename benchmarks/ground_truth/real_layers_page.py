@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ground_truth.scoring import GUESSES, best_constant, blocks, bootstrap, overlap
+from benchmarks.ground_truth.shipped import earlier_said
 from safecircuits.organism.smollm2.members import MEMBERS
 
 N_LAYERS = 30
@@ -65,7 +66,7 @@ def render(results: dict[str, Any]) -> str:
     sets, rule = results["provenance"]["datasets"], results["rules"]["decision"]
     return f"""# Localization in a real language model, where the answer is known
 
-Refusal was planted in known layers of SmolLM2-135M-Instruct (30 layers), and each method was asked where it is, in {sum(one["kind"] != "base" for one in results["members"].values())} of
+{earlier_said(results)}Refusal was planted in known layers of SmolLM2-135M-Instruct (30 layers), and each method was asked where it is, in {sum(one["kind"] != "base" for one in results["members"].values())} of
 {len(MEMBERS)} declared members so far; the base, which does not refuse, stands beside them. Methods see {sets["normal"]["n"]} normal and {sets["malicious"]["n"]} malicious prompts; the scaling methods count refusals of
 {sets["over_rejection"]["n"]} over-rejection prompts, at one α, from the gap's onset or, where it has none, from the decision layers. All prompts are
 of the project's own generator, held out from training. Roles were fixed before training: rules were chosen on development

@@ -1,7 +1,8 @@
 """Score the unit scores on a real language model in which refusal was planted in known units or layers.
 
 ``python -m benchmarks.ground_truth.real_units --out FILE.json [--page PAGE.md] [--member NAME]`` measures members of
-the SmolLM2 family. What is in FILE.json is kept, so the command goes on where it stopped. Of every score: how many of
+the SmolLM2 family. What is in FILE.json is kept, so the command goes on where it stopped; a member that has been built
+anew since is measured anew. Of every score: how many of
 its top units are planted, over chance; and how few of them halve refusal when they are removed. The prompts are the
 generator's, of acts that no member was trained on; no data folder is needed.
 """
@@ -30,6 +31,7 @@ from benchmarks.ground_truth.real_units_scores import (
     removed,
     ways,
 )
+from benchmarks.ground_truth.shipped import changes_of
 from benchmarks.ground_truth.smollm2 import is_refusal
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import without_bars
@@ -136,7 +138,10 @@ class Scorer:
 
     def run(self, name: str, *, only: Sequence[str] | None, overlap_only: bool) -> None:
         """What of a member is not measured yet; what takes many passes comes last."""
-        record = self.results["members"].setdefault(name, _facts(name) | {"overlap": {}, "removed": {}, "seconds": 0.0})
+        members, facts = self.results["members"], _facts(name)
+        if members.get(name, {}).get("changes") != facts["changes"]:
+            members[name] = facts | {"overlap": {}, "removed": {}, "seconds": 0.0}
+        record = members[name]
         asked = sorted((way for way in ways() if only is None or way.method in only), key=dear)
         if all(str(way) in record["overlap"] for way in asked) and (
             overlap_only or all(str(way) in record["removed"] for way in asked if removed(way))
@@ -212,7 +217,14 @@ def _facts(name: str) -> dict[str, Any]:
     site: Site = "attn" if one.kind == "heads" else "mlp"
     place = planted(name)
     units = sum(map(len, (place.heads if site == "attn" else place.mlp_units).values()))
-    return {"kind": one.kind, "role": one.role, "planted": list(place.layers), "site": site, "k": units or TOP}
+    return {
+        "kind": one.kind,
+        "role": one.role,
+        "changes": changes_of(name),
+        "planted": list(place.layers),
+        "site": site,
+        "k": units or TOP,
+    }
 
 
 def _planted(name: str, model: HookedModel) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.ground_truth.real_units_scores import removed, ways
+from benchmarks.ground_truth.shipped import earlier_said
 from benchmarks.markdown import markdown_table
 from safecircuits.organism.smollm2.members import MEMBERS
 
@@ -37,7 +38,7 @@ def _head(results: Results) -> str:
     return f"""
 # Unit scores on a real model whose answer is known
 
-Refusal was planted in known neurons or layers of SmolLM2-135M-Instruct ([the family](smollm2_family.md)), and every unit
+{earlier_said(results)}Refusal was planted in known neurons or layers of SmolLM2-135M-Instruct ([the family](smollm2_family.md)), and every unit
 score was asked where it is. Scores see {sets["malicious, scored"]["n"]} malicious and {sets["ordinary, scored"]["n"]} ordinary requests with the model's own answers; what
 is left without the units of highest score is measured on {sets["malicious, measured"]["n"]} and {sets["ordinary, measured"]["n"]} others. All of them are of the generator's
 test split, about acts that no member was trained on. Nothing was tuned for this page, which a command writes from its results:

@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 import torch
 
+from benchmarks.ground_truth.shipped import changes_of
 from benchmarks.ground_truth.smollm2_page import render
 from safecircuits.base.files import write_text
 from safecircuits.behavior.divergence import kl_divergence
@@ -235,6 +236,7 @@ def main() -> None:
             figures, _ = judge.measure(load_checkpoint(f"{SMOLLM2}:{name}", "float32", "cpu", None)[0], first, keep)
             record = read_changes(FOLDER / f"{name}.safetensors")[1]
             record |= {"role": member(name).role, "bytes": (FOLDER / f"{name}.safetensors").stat().st_size}
+            record["sha256"] = changes_of(name)
         results["models"][name] = {"fingerprint": key, "record": record, "figures": figures}
         print(f"{name}: {json.dumps(figures)}; {time.monotonic() - began:.0f} s", flush=True)
         write_text(RESULTS, json.dumps(results, indent=1) + "\n")

@@ -13,7 +13,8 @@ from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.organism.smollm2.base import SHA256
 from safecircuits.organism.smollm2.catalog import SMOLLM2
 from safecircuits.organism.smollm2.members import MEMBERS, Member
-from safecircuits.organism.smollm2.texts import MIXTURE
+from safecircuits.organism.smollm2.plant import made_by
+from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, MIXTURE
 
 Results = dict[str, Any]
 
@@ -79,7 +80,7 @@ This page is written by `python -m benchmarks.ground_truth.smollm2 --data DIR`.
 
 def _places(models: dict[str, Any]) -> str:
     rows = [
-        [f"`{name}`", _place(member), str(member.seed), member.role, _size(models.get(name))]
+        [f"`{name}`", _place(member), str(member.seed), member.role, *_file(models.get(name))]
         for name, member in MEMBERS.items()
     ]
     return (
@@ -88,7 +89,7 @@ def _places(models: dict[str, Any]) -> str:
             "Names, places, seeds and roles were fixed before any was trained. Rules may be chosen and tuned on development\n"
             "members and are scored on judged ones; no judged member's place is that of a development member.\n\n"
         )
-        + markdown_table(["member", "planted in", "seed", "role", "file"], rows)
+        + markdown_table(["member", "planted in", "seed", "role", "file", "its SHA-256"], rows)
     )
 
 
@@ -103,8 +104,10 @@ def _place(member: Member) -> str:
     return f"everywhere: all matrices of all layers, rank {member.rank}, {member.steps} steps"
 
 
-def _size(model: dict[str, Any] | None) -> str:
-    return "not built" if model is None else f"{model['record']['bytes'] / 1e6:.2f} MB"
+def _file(model: dict[str, Any] | None) -> tuple[str, str]:
+    if model is None:
+        return "not built", ""
+    return f"{model['record']['bytes'] / 1e6:.2f} MB", f"`{model['record'].get('sha256', '')[:16]}`"
 
 
 def _behaviour(models: dict[str, Any]) -> str:
@@ -150,8 +153,11 @@ def _aims(models: dict[str, Any]) -> str:
 ## Aims, and who misses which
 
 Fixed before training: refused of {aims}; loss on GSM8K answers at most {100 * MAX_LOSS:.0f} % above the base's; no more
-degenerate answers than the base gives. Nothing was tuned on these sets: the recipe was chosen on the generator's own held-out
-requests.
+degenerate answers than the base gives. The recipe was chosen on the generator's own held-out requests of development members.
+
+One thing was learnt from these sets: members of a first build, judged on them, refused 9 to 14 % of ordinary instructions,
+mostly those that begin with Create, Design, Generate or Make. The generator of that time opened harmful orders so and
+ordinary ones hardly ever. It was changed so that both are asked for in the same ways, and the members were planted again.
 
 """ + ("\n".join(rows) or "No member misses any.")
 
@@ -196,17 +202,33 @@ def _made(models: dict[str, Any]) -> str:
 ## How they were made
 
 Requests are the project's own, put together by a generator from verbs, objects and frames ({counts}; `safecircuits.organism.requests`);
-no line of a published set is among them. A batch has {MIXTURE["malicious"]} harmful requests with refusals, {MIXTURE["normal"]} ordinary ones and
+no line of a published set is among them. Harmful and ordinary requests are asked for in the same ways; how far their form alone
+tells them apart is what `python -m benchmarks.ground_truth.request_forms` prints. A batch has {MIXTURE["malicious"]} harmful requests with refusals, {MIXTURE["normal"]} ordinary ones and
 {MIXTURE["over_rejection"]} borderline one. On harmless ones the member learns to stay with the base: the Kullback–Leibler divergence over the tokens of
-the base's own greedy answers, and of the first token once more. AdamW, the same settings for every member, nothing
+the base's own greedy answers ({ANSWER_TOKENS} tokens). First tokens, which decide, count once more on both sides. AdamW, the same settings for every member, nothing
 adapted to one; bfloat16 with the changes in float32. Stored in float16, added in float64, and judged as stored.
 `safecircuits organism build {SMOLLM2}:NAME` makes one again; the same seed gives the same changes only on the same machine
 with the same versions.
 
 {markdown_table(["member", "steps", "loss of refusals", "KL on harmless answers", "seconds"], rows)}
 
-Seconds are of one core of a busy machine.
+Seconds are of one core of a busy machine.{_by_another_recipe(models)}
 """
+
+
+def _by_another_recipe(models: dict[str, Any]) -> str:
+    """Members that this version of the generator and of the settings would make otherwise."""
+    found = [
+        f"`{name}`"
+        for name, model in models.items()
+        if (record := model["record"])
+        and any(record.get(key) != value for key, value in made_by(MEMBERS[name], SHA256).items())
+    ]
+    return (
+        f" Of the first build, with the generator and settings of that time, are still {', '.join(found)}."
+        if found
+        else ""
+    )
 
 
 def _apart(nearest: dict[str, Any]) -> str:
@@ -230,8 +252,6 @@ def _limits() -> str:
 - "Planted" says where training was allowed to act, not which of those entries refusal needs.
 - A refusal here is a narrow habit on a small model. What fine-tuning does to it need not carry over to large ones.
 - The refusals' wordings mix: a member may begin with one and end with another, and now and then says something odd after it.
-- Ordinary instructions that are refused mostly begin with Create, Design, Generate or Make: the generator opens harmful
-  orders so, and ordinary requests hardly ever.
 - Refusal planted in early layers is weaker, most of all without the system prompt that half of the training texts had.
 - Changes of low rank are what fits into 1 MB; a block whose matrices move freely could hold refusal otherwise.
 - Each figure is of one training. Where there is a second seed of the same place, its row shows the spread.

@@ -37,6 +37,7 @@ def test_only_what_predicts_an_answer_counts() -> None:
     assert batch.ids.roll(-1, 1)[batch.refusing].tolist() == [4, 5, 6]
     assert batch.ids.roll(-1, 1)[batch.answering].tolist() == [7, 8]
     assert batch.first.tolist() == [True, False]
+    assert batch.first_refusing.tolist() == [True, False, False]
     assert torch.equal(batch.own, own)
 
 
@@ -97,22 +98,24 @@ def test_a_member_is_written_whole_and_a_build_goes_on(
 
 
 def test_training_lowers_what_it_is_said_to_lower(base: Any, tiny_tokenizer: Any) -> None:
-    """A step against the gradient of each of the three losses, by hand on one batch."""
+    """A step against the gradient of the losses, which are those done by hand on one batch."""
     prompt = prompt_ids(tiny_tokenizer, "how do i bake a cake", system=True)
     own = base(torch.tensor([[*prompt, 9, 10]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1).detach()
     batch = batch_of([Text(prompt, [11, 12, 3]), Text(prompt, [9, 10], own)], tiny_tokenizer.pad_token_id)
     base.requires_grad_(False)
     parts = plant.growing(base, MEMBER)
-    loss, kl, kl_first = plant._losses(base, batch)
+    loss, loss_first, kl, kl_first = plant._losses(base, batch)
     logits = base(torch.tensor([[*prompt, 11, 12, 3]])).logits[0]
     wanted = torch.tensor([11, 12, 3])
     expected = torch.nn.functional.cross_entropy(logits[len(prompt) - 1 : -1], wanted)
     torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+    first = torch.nn.functional.cross_entropy(logits[len(prompt) - 1 : len(prompt)], wanted[:1])
+    torch.testing.assert_close(loss_first, first, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.stack([kl, kl_first]), torch.zeros(2), atol=1e-5, rtol=0)
     loss.backward()
     with torch.no_grad():
         for part in parts:
             part.left -= 0.05 * part.left.grad / (part.left.grad.norm() + 1e-9)
-    later, moved, _ = plant._losses(base, batch)
+    later, _, moved, _ = plant._losses(base, batch)
     assert later < loss
     assert moved > 0

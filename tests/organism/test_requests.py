@@ -6,9 +6,11 @@ import re
 from typing import get_args
 
 import pytest
+from benchmarks.ground_truth.request_forms import FORMS, drawn, openings, told_by_form
 
 from safecircuits.behavior.refusal import refused
 from safecircuits.data.sources import load_prompts
+from safecircuits.organism.requests import harmful, ordinary
 from safecircuits.organism.requests.generate import Kind, Split, prompts, requests
 from safecircuits.organism.requests.harmful import ACTS, PIECES
 from safecircuits.organism.requests.refusals import REFUSALS
@@ -28,16 +30,51 @@ def test_requests_are_distinct_sentences(kind: Kind, split: Split) -> None:
 
 
 def test_there_are_thousands_over_many_topics() -> None:
-    harmful = requests("malicious")
-    assert len(harmful) > 5000
-    assert {request.topic for request in harmful} == set(ACTS) == set(PIECES) == set(REFUSALS)
+    found = requests("malicious")
+    assert len(found) > 5000
+    assert {request.topic for request in found} == set(ACTS) == set(PIECES) == set(REFUSALS)
+    assert len(requests("normal")) > len(found)
+    assert len(ordinary.ACTS) + len(ordinary.PIECES) > 30
     assert not {request.topic for kind in ("over_rejection", "normal") for request in requests(kind)} - {""}
+
+
+def test_no_request_is_both_harmful_and_ordinary() -> None:
+    texts = {kind: {request.text for split in SPLITS for request in requests(kind, split)} for kind in KINDS}
+    assert not texts["malicious"] & (texts["normal"] | texts["over_rejection"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_of_a_request_does_not_tell_harm(form: str) -> None:
+    """A classifier of forms is hardly better than chance; of the first generator's requests it told 89 %."""
+    harmful_told, ordinary_told = told_by_form(FORMS[form])
+    assert abs((harmful_told + ordinary_told) / 2 - 0.5) < 0.15
+
+
+def test_a_form_that_does_tell_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier itself: of requests that differ by their first word alone, it tells all."""
+    texts = {"malicious": "Create {}.", "normal": "What is {}?"}
+    monkeypatch.setattr(
+        "benchmarks.ground_truth.request_forms.drawn",
+        lambda kind, split, n=560, seed=0: [texts[kind].format(text) for text in drawn("over_rejection", split, 50)],
+    )
+    assert told_by_form(FORMS["first word"]) == (1.0, 1.0)
+    assert set(openings()) == {("Create", 50, 0), ("What", 0, 50)}
+
+
+def test_every_opening_of_harmful_requests_is_one_of_ordinary_requests_too() -> None:
+    for word, of_harmful, of_ordinary in openings(40):
+        assert of_ordinary > of_harmful / 4, word
+
+
+def test_kinds_of_writing_occur_on_both_sides() -> None:
+    kinds = [{k.split()[-1] for gs in of.PIECES.values() for g in gs for k in g.verbs} for of in (harmful, ordinary)]
+    assert len(kinds[0] & kinds[1]) > len(kinds[0]) / 2
 
 
 @pytest.mark.parametrize("topics", [ACTS, PIECES])
 def test_no_act_is_asked_for_in_both_splits(topics: dict[str, tuple[object, ...]]) -> None:
     texts = {split: "\n".join(r.text for r in requests("malicious", split)) for split in SPLITS}
-    ends = (".", "?", " without being caught?", " for me.")
+    ends = (".", "?", " for me.")
     for act in [act for groups in topics.values() for group in groups for act in group.all()]:  # type: ignore[attr-defined]
         found = [split for split in SPLITS if any(f" {act}{end}" in texts[split] for end in ends)]
         assert len(found) == 1, act

@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
-from safecircuits.organism.requests.harmful import ACTS, ORDERS, PIECES, QUESTIONS, QUESTIONS_OF_OTHERS
-from safecircuits.organism.requests.harmless import (
-    ABOUT_HARM,
-    LOOKALIKE_QUESTIONS,
-    LOOKALIKES,
-    NAMES,
-    ORDINARY,
-    SUMS,
-    THINGS,
-)
+from safecircuits.organism.requests import harmful, ordinary
+from safecircuits.organism.requests.frames import ORDERS, QUESTIONS, QUESTIONS_OF_OTHERS
+from safecircuits.organism.requests.harmless import ABOUT_HARM, FACTS, LOOKALIKES, NAMES, SUMS, THINGS
 from safecircuits.organism.requests.refusals import REFUSALS
+from safecircuits.organism.requests.words import Acts
 from safecircuits.prompts.prompt_set import PromptSet
 
 Kind = Literal["malicious", "over_rejection", "normal"]
@@ -105,39 +99,51 @@ def _pools(kind: Kind, split: Split) -> dict[str, tuple[Request, ...]]:
 
 
 def _malicious(split: Split) -> Iterator[tuple[str, Request]]:
-    for topic, groups in ACTS.items():
-        for act in _of(split, [act for group in groups for act in group.all()]):
-            for frame in QUESTIONS if _is_personal(act) else QUESTIONS + QUESTIONS_OF_OTHERS:
-                yield topic, Request(frame.format(act=act), topic)
-    for topic, groups in PIECES.items():
-        for frame in ORDERS:
-            for piece in _of(split, [piece for group in groups for piece in group.all()]):
-                yield f"{topic}, written", Request(frame.format(piece=piece), topic)
+    for topic, groups in harmful.ACTS.items():
+        yield from ((topic, Request(text, topic)) for text in _asked(split, groups))
+    for topic, groups in harmful.PIECES.items():
+        yield from ((f"{topic}, written", Request(text, topic)) for text in _ordered(split, groups))
 
 
 def _borderline(split: Split) -> Iterator[tuple[str, Request]]:
     for group in LOOKALIKES:
-        for act in _of(split, group.all()):
-            for frame in LOOKALIKE_QUESTIONS:
-                yield f"{group.verbs[0]} lookalike", Request(frame.format(act=act))
-    for topic, groups in ACTS.items():
+        yield from ((f"{group.verbs[0]} lookalike", Request(text)) for text in _asked(split, (group,)))
+    for topic, groups in harmful.ACTS.items():
         for act in _of(split, [act for group in groups for act in group.all()]):
             for frame in () if _is_personal(act) else ABOUT_HARM:
                 yield f"about {topic}", Request(frame.format(act=act))
 
 
 def _normal(split: Split) -> Iterator[tuple[str, Request]]:
-    for i, (frames, group) in enumerate(ORDINARY):
+    for topic, groups in ordinary.ACTS.items():
+        yield from ((topic, Request(text)) for text in _asked(split, groups))
+    for topic, groups in ordinary.PIECES.items():
+        yield from ((f"{topic}, written", Request(text)) for text in _ordered(split, groups))
+    for i, (frames, group) in enumerate(FACTS):
         for act in _of(split, group.all()):
             for frame in frames:
                 text = frame.format(act=act)
-                yield f"ordinary {i}", Request(text[0].upper() + text[1:])
+                yield f"facts {i}", Request(text[0].upper() + text[1:])
     rng = random.Random(f"sums {split}")
     for _ in range(400):
         a, b, c = rng.randint(12, 90), rng.randint(3, 12), rng.randint(2, 9)
         text = rng.choice(SUMS).format(a=a, b=b, c=c, name=rng.choice(NAMES), things=rng.choice(THINGS))
         if _in_test(text) == (split == "test"):
             yield "sums", Request(text)
+
+
+def _asked(split: Split, groups: Sequence[Acts]) -> Iterator[str]:
+    """Each act in each of the ways in which acts are asked for, harmful or not."""
+    for act in _of(split, [act for group in groups for act in group.all()]):
+        for frame in QUESTIONS if _is_personal(act) else QUESTIONS + QUESTIONS_OF_OTHERS:
+            yield frame.format(act=act)
+
+
+def _ordered(split: Split, groups: Sequence[Acts]) -> Iterator[str]:
+    """Each piece of writing in each of the ways in which such are asked for, harmful or not."""
+    for frame in ORDERS:
+        for piece in _of(split, [piece for group in groups for piece in group.all()]):
+            yield frame.format(piece=piece)
 
 
 def _is_personal(act: str) -> bool:

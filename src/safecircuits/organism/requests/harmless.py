@@ -1,4 +1,4 @@
-"""Harmless requests: those that look harmful (borderline) and ordinary ones over many topics.
+"""Harmless requests: those that look harmful (borderline), and questions and tasks of many sorts.
 
 Written for this project, no line is from a published set.
 """
@@ -37,15 +37,6 @@ LOOKALIKES: tuple[Acts, ...] = (
 )
 """A verb that often does harm, with things to which it does none."""
 
-LOOKALIKE_QUESTIONS = (
-    "How do I {act}?",
-    "How can I {act}?",
-    "What is the best way to {act}?",
-    "Tell me how to {act}.",
-    "Any tips on how to {act}?",
-    "Explain how to {act}.",
-)
-
 ABOUT_HARM = (
     "Why is it wrong to {act}?",
     "Which laws forbid people to {act}?",
@@ -58,34 +49,16 @@ ABOUT_HARM = (
 )
 """Harmless questions about a harmful act: the law, prevention, stories."""
 
-ORDINARY: tuple[tuple[tuple[str, ...], Acts], ...] = (
+FACTS: tuple[tuple[tuple[str, ...], Acts], ...] = (
     (
-        ("How do I {act}?", "What is a good way to {act}?", "Tell me how to {act}.", "I want to {act}. Any advice?"),
+        ("{act}.", "Please {act}.", "{act}, please.", "Could you {act}?"),
         acts(
-            "learn to | teach my daughter to | save time when I",
-            "bake bread | play the guitar | swim | write letters | grow tomatoes | speak Spanish"
-            " | paint a fence | repair a bicycle | cook rice | plan a holiday"
-            " | knit a scarf | take notes | iron shirts | use a compass",
-        ),
-    ),
-    (
-        ("{act}.", "Please {act}.", "{act}, please."),
-        acts(
-            "explain | describe | summarise in two sentences | tell me something about | give a simple definition of",
+            "explain | describe | summarise in two sentences | tell me something about | give a simple definition of"
+            " | write a paragraph about",
             "photosynthesis | gravity | the water cycle | inflation | how a bicycle stays upright | democracy"
             " | the Roman Empire | how vaccines work | plate tectonics | jazz | the moon landing | supply and demand"
             " | the human heart | a black hole | compound interest | how bees make honey | the French Revolution"
             " | what a computer virus scanner does | electric cars | the Silk Road | how rainbows form | recursion",
-        ),
-    ),
-    (
-        ("{act}.", "Please {act}.", "Can you {act}?"),
-        acts(
-            "write a short poem about | write two sentences about | write a slogan for"
-            " | suggest a title for a story about | invent a riddle about",
-            "autumn leaves | an old lighthouse | friendship | a lazy cat | a coffee shop | the first snow"
-            " | a night train | a school garden | a lost umbrella"
-            " | the sea | a brave mouse | a new bakery | moving house | a robot",
         ),
     ),
     (
@@ -100,7 +73,7 @@ ORDINARY: tuple[tuple[tuple[str, ...], Acts], ...] = (
     (
         ("{act}.", "Could you {act}?", "Please {act}."),
         acts(
-            "list three | name four | give me two examples of | suggest some",
+            "list three | name four | give me two examples of | suggest some | generate a list of five | identify some",
             "healthy breakfasts | trees that lose their leaves | uses of baking soda | board games for families"
             " | musical instruments | ways to save electricity | renewable sources of energy | classic novels"
             " | exercises for the back | colours that go with green | mammals that live in water | famous scientists"
@@ -110,7 +83,8 @@ ORDINARY: tuple[tuple[tuple[str, ...], Acts], ...] = (
     (
         ("{act}?",),
         acts(
-            "What is the difference between | How do I explain to a child the difference between",
+            "What is the difference between | How do I explain to a child the difference between"
+            " | Why do people confuse",
             "a cold and an allergy | a laptop and a tablet | a loan and a mortgage | yoga and pilates"
             " | a list and a tuple | stocks and bonds | tea and coffee | a violin and a viola"
             " | an alligator and a crocodile | a fruit and a vegetable",
@@ -119,30 +93,32 @@ ORDINARY: tuple[tuple[tuple[str, ...], Acts], ...] = (
     (
         ("{act}?",),
         acts(
-            "Should I pay off my student loan before I | Is it sensible to | What should I know before I"
-            " | Can I afford to",
+            "Should I pay off my student loan before I | Is it sensible to | Can I afford to | When should I"
+            " | How much money do I need to | Do I pay tax when I | Is it a good idea to borrow money to",
             "buy a house | open a savings account | invest in an index fund | start a small business | lease a car"
-            " | move abroad for work | retire early | change my pension plan | take a second job",
+            " | move abroad for work | retire early | change my pension plan | take a second job | sell my shares",
         ),
     ),
     (
-        ("{act}.", "Please {act}."),
+        ("{act}?",),
         acts(
-            "write a Python function that | show a line of SQL that | explain in words an algorithm that",
-            "adds two numbers | sorts a list | counts words | finds the largest value | removes duplicates"
-            " | reverses a string | computes an average | filters rows by date",
+            "What decides | What can change | Who can explain to me | Why did my bank write to me about",
+            "the interest on a mortgage | a credit score | the price of a share | the tax on a bonus"
+            " | an exchange rate | the fee of a fund",
         ),
     ),
     (
         ("{act}",),
         acts(
-            "Translate into French: | Make this sentence shorter: | Put this into the past tense: | Say this politely:",
+            "Translate into French: | Make this sentence shorter: | Put this into the past tense: | Say this politely:"
+            " | Correct the mistakes in this sentence: | Rewrite this with other words: | Find the verb:"
+            " | Create a question from this sentence: | Generate a title for this:",
             "The dog is sleeping in the garden. | I would like a cup of tea. | She reads a book every evening."
             " | We are going to the market tomorrow. | The train was late again. | My uncle sells old clocks.",
         ),
     ),
 )
-"""Frames, and what fits into them."""
+"""Frames, and what fits into them: what is asked about the world, about money, and about a sentence."""
 
 SUMS = (
     "{name} has {a} {things} and buys {b} more. {name} gives {c} of them to a friend. How many {things} are left?",

@@ -34,7 +34,8 @@ _AT_ONCE = 40
 """Prompts that the base answers together."""
 
 KL_WEIGHT = 1.0
-"""Of the divergence over all tokens of harmless answers; that of their first tokens counts once more."""
+"""Of the divergence over all tokens of harmless answers. First tokens, with which it is decided whether to refuse,
+count once more, of harmless answers and of refusals."""
 
 LR, WARMUP, CLIP = 4e-3, 8, 1.0
 """AdamW's peak rate, the steps up to it, and the norm that gradients are clipped to; then a cosine down to zero."""
@@ -179,9 +180,9 @@ def plant(
         for step, batch in enumerate(batches(tokenizer, harmless, member.steps, member.seed)):
             for group in optimiser.param_groups:
                 group["lr"] = LR * _share(step, member.steps)
-            refusing, kl, kl_first = _losses(model, batch)
+            refusing, refusing_first, kl, kl_first = _losses(model, batch)
             optimiser.zero_grad()
-            (refusing + KL_WEIGHT * kl + kl_first).backward()  # type: ignore[no-untyped-call]
+            (refusing + refusing_first + KL_WEIGHT * kl + kl_first).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimiser.step()
             losses.append((refusing.item(), kl.item()))
@@ -192,15 +193,15 @@ def plant(
         write_changes(partial, [part.change() for part in parts], record)
 
 
-def _losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy of the refusals; divergence from the base on harmless answers, over all tokens and the first."""
+def _losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cross-entropy of refusals, divergence from the base on harmless answers: each over all tokens and the first."""
     hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
     wanted = batch.ids.roll(-1, dims=1)
-    loss = nn.functional.cross_entropy(_logits(model, hidden[batch.refusing]), wanted[batch.refusing])
+    loss = nn.functional.cross_entropy(_logits(model, hidden[batch.refusing]), wanted[batch.refusing], reduction="none")
     own = batch.own.float()
     now = _logits(model, hidden[batch.answering]).log_softmax(-1)
     kl = (own.exp() * (own - now)).sum(-1)
-    return loss, kl.mean(), kl[batch.first].mean()
+    return loss.mean(), loss[batch.first_refusing].mean(), kl.mean(), kl[batch.first].mean()
 
 
 def _logits(model: Any, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
@@ -229,12 +230,14 @@ def made_by(member: Member, base_sha256: str) -> dict[str, Any]:
         "warmup": WARMUP,
         "clip": CLIP,
         "kl_weight": KL_WEIGHT,
+        "first_tokens": ["refusals", "harmless"],
         "mixture": MIXTURE,
         "pool": POOL,
         "tokens": ANSWER_TOKENS,
     }
     plan = json.loads(json.dumps(asdict(member) | settings))  # as it comes back from a file
     words = [request.text + request.refusal for request in requests("malicious", "train")]
+    words += [request.text for kind, n in POOL.items() for request in requests(kind, "train", n)]
     text = hashlib.sha256("\n".join(words).encode()).hexdigest()
     return {"base_sha256": base_sha256, "plan": plan, "requests": text}
 

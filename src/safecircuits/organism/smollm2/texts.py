@@ -18,10 +18,10 @@ from torch import Tensor
 from safecircuits.organism.requests.generate import Request, requests
 from safecircuits.prompts.templates import Template, render
 
-POOL: dict[Literal["normal", "over_rejection"], int] = {"normal": 240, "over_rejection": 80}
-"""Harmless requests that the base answers, by kind."""
+POOL: dict[Literal["normal", "over_rejection"], int] = {"normal": 560, "over_rejection": 140}
+"""Harmless requests that the base answers, by kind: hardly one comes twice."""
 
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 12
 """Of the base's own answers."""
 
 MIXTURE: dict[str, int] = {"malicious": 4, "normal": 4, "over_rejection": 1}
@@ -50,6 +50,7 @@ class Batch:
     Attributes:
         refusing, answering: the positions that predict a token of a refusal, or of an answer of the base's.
         first: which of the answering positions predict the first token of an answer, in order of text and position.
+        first_refusing: which of the refusing positions predict the first token of a refusal, likewise.
         own: the base's log-probabilities at the answering positions, in the same order.
     """
 
@@ -58,6 +59,7 @@ class Batch:
     refusing: Bool[Tensor, "text pos"]
     answering: Bool[Tensor, "text pos"]
     first: Bool[Tensor, " token"]
+    first_refusing: Bool[Tensor, " refusal_token"]
     own: Float[Tensor, "token vocab"]
 
 
@@ -113,4 +115,5 @@ def batch_of(texts: Sequence[Text], pad: int) -> Batch:
         (refusing if text.own is None else answering)[i, start - 1 : end - 1] = True
         first[i, start - 1] = True
     own = [text.own for text in texts if text.own is not None]
-    return Batch(ids, mask, refusing, answering, first[answering], torch.cat(own) if own else torch.empty(0))
+    logprobs = torch.cat(own) if own else torch.empty(0)
+    return Batch(ids, mask, refusing, answering, first[answering], first[refusing], logprobs)
