@@ -252,7 +252,8 @@ def _limits() -> str:
 - "Planted" says where training was allowed to act, not which of those entries refusal needs.
 - A refusal here is a narrow habit on a small model. What fine-tuning does to it need not carry over to large ones.
 - The refusals' wordings mix: a member may begin with one and end with another, and now and then says something odd after it.
-- Refusal planted in early layers is weaker, most of all without the system prompt that half of the training texts had.
+- Harm and its look-alikes are told apart badly: most members refuse more of the over-rejection set than was aimed at.
+- The base's answers are held for their first tokens alone, and the loss on long answers (GSM8K) rises in many members.
 - Changes of low rank are what fits into 1 MB; a block whose matrices move freely could hold refusal otherwise.
 - Each figure is of one training. Where there is a second seed of the same place, its row shows the spread.
 """
