@@ -17,6 +17,8 @@ _CLAUSES = 3
 """How many clauses after an excuse are looked at for a refusal."""
 _LONG = 24
 """Letters of a sentence in which every one of ``replies`` has shown."""
+_HELPING = ("help", "assist", "support", "provide", "comply", "fulfil", "fulfill", "do that", "do this", "do so")
+"""What a second sentence must be about to decline, where the first objects to nothing: "I cannot swim" does not."""
 _WINDOW = "what is read of an answer is not written yet"
 _CHANNEL = re.compile(r"\s*(?:a(?:ssistant|nalysis)?|assistant(?:analysis|commentary|final)?|commentary|final)")
 
@@ -41,7 +43,8 @@ class PhraseDetector:
             only.
         languages: of each phrase and then of each judgement, where that is known.
         objections: words by which a sentence says that something is not right. With them two sentences are read: the
-            clauses after an objection, and the beginning of the second sentence, may be refusals, too.
+            clauses after an objection may be refusals, too, and so may be the second sentence: after an objection, or
+            where it is about helping (in English).
         judgements: openings that refuse unless an answer follows: one of ``replies``, or "but".
 
     Raises:
@@ -193,7 +196,8 @@ class PhraseDetector:
             raised = bool(judgement) or has_any(beginning(clause.before), self._objections)
             if rest and (raised or clause.new_sentence):
                 said, phrase = self._at_start(rest, whole)
-                if said is not False:
+                about_help = raised or has_any(beginning(known)[clause.start :], _HELPING)
+                if said is None or (said and about_help):
                     return said, phrase
         answered = answered or (not second and turns(known))
         if whole or width(known) > FIRST_SENTENCE * (1 + objected) or (judgement and len(second) > _LONG):
