@@ -26,7 +26,10 @@ def test_flips_are_those_of_judging_each_changed_text() -> None:
 
 def test_a_list_that_looks_anywhere_is_turned_by_a_refusal_after() -> None:
     """``opening`` reads two sentences: after a very short answer it sees the refusal, after a longer one it does not."""
-    long = Completions(PromptSet("p", ("a",)), (" ".join(["Take two eggs, flour, milk, and a spoon of sugar."] * 3),))
+    long = Completions(
+        PromptSet("p", ("a",)),
+        ("Take two eggs, some flour, a cup of milk, and a spoon of sugar, and stir until nothing sticks to the bowl.",),
+    )
     assert judge_robustness(ANSWERS, "qi2023").flipped["refusal after"] == Share(2, 2)
     assert judge_robustness(long, "qi2023").flipped["refusal after"] == Share(1, 1)
     assert judge_robustness(ANSWERS, "opening").flipped["refusal after"] == Share(2, 2)
