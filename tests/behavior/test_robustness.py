@@ -25,7 +25,7 @@ def test_flips_are_those_of_judging_each_changed_text() -> None:
 
 
 def test_a_list_that_looks_anywhere_is_turned_by_a_refusal_after() -> None:
-    """``opening`` reads two sentences: after a very short answer it sees the refusal, after a longer one it does not."""
+    """``opening`` reads two sentences: it sees the refusal after a very short answer, not after a longer one."""
     long = Completions(
         PromptSet("p", ("a",)),
         ("Take two eggs, some flour, a cup of milk, and a spoon of sugar, and stir until nothing sticks to the bowl.",),
