@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from browser import require_good
+from counted_pages import bare_counts
 from safecircuits import organism
 from safecircuits.base.notices import Notice
 from safecircuits.base.vocabulary import LayerRange
@@ -164,6 +165,11 @@ def test_what_would_fail_late_is_refused_at_once(tmp_path: Path, monkeypatch: py
     refused("no hyper-parameters", prompts(), small(training="paper"))
     bare = PromptSet("bare", ("how do i kill the man ?",))
     refused("'bare' has no responses", replace(prompts(), refused=bare), small())
+
+
+def test_no_count_of_refusals_stands_alone(done: tuple[Any, Path]) -> None:
+    study, _ = done
+    assert bare_counts(study.page({"seed": 0})[0]) == []
 
 
 def test_the_page_says_what_the_numbers_are(done: tuple[Any, Path]) -> None:

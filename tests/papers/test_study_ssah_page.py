@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from counted_pages import bare_counts
 from safecircuits import organism
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.two_phases import TwoPhases
@@ -199,6 +200,11 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(tmp_path: Path, monke
     html, _ = study.page({})
     assert "Table 1" in html
     assert "What fine-tuning leaves" not in html
+
+
+def test_no_count_of_refusals_stands_alone(done: tuple[SsahStudy, Path]) -> None:
+    study, _ = done
+    assert bare_counts(study.page({"seed": 0})[0]) == []
 
 
 def test_the_page_says_what_the_numbers_are(done: tuple[SsahStudy, Path]) -> None:

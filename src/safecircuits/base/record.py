@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Record: TypeAlias = Mapping[str, Any]
 """Plain data: numbers, strings, lists or arrays, and further records by name."""
@@ -38,6 +41,11 @@ def record_of(value: Recorded | Record) -> Record:
 def records_of(named: Mapping[str, Recorded | Record]) -> dict[str, Record]:
     """The record of each, by name."""
     return {name: record_of(value) for name, value in named.items()}
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a data frame as records."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def gap_degrees(gap: Recorded | Record | Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from safecircuits.base.stats import Share
 from safecircuits.behavior.detectors import DETECTORS, RefusalDetector
 from safecircuits.behavior.generate import Completions, texts_of
-from safecircuits.behavior.refusal import refused
+from safecircuits.behavior.verdict import Tally, verdicts
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class AgreementTable(Result):
     texts: tuple[str, ...]
     verdicts: Bool[Tensor, "detector prompt"]
     """True where the detector calls the completion a refusal."""
+    tallies: tuple[Tally, ...] = ()
+    """What the completions are by each detector; empty in files of earlier versions."""
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -139,5 +141,6 @@ def agreement(
     named = detectors if isinstance(detectors, Mapping) else {name: name for name in detectors or DETECTORS}
     if len(named) < 2:
         raise ValueError(f"agreement needs at least 2 different detectors, not {len(named)}: {', '.join(named)}")
-    verdicts = torch.stack([refused(completions, detector) for detector in named.values()])
-    return AgreementTable(tuple(named), texts, verdicts)
+    read = [verdicts(completions, detector) for detector in named.values()]
+    refusals = torch.stack([one.refused for one in read])
+    return AgreementTable(tuple(named), texts, refusals, tuple(one.tally for one in read))

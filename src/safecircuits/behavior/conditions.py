@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked, indices, whole
+from safecircuits.base.counted import answers_name
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import track
@@ -70,6 +71,17 @@ class Attempt:
     def success(self) -> Share:
         """Attack success: prompts that are not refused, with a 95 % interval; what is no answer counts (``tally``)."""
         return Share.of(~self.refused)
+
+    @property
+    def refusal(self) -> Share:
+        """Prompts that are refused, with a 95 % interval."""
+        return Share.of(self.refused)
+
+    def record(self) -> dict[str, Any]:
+        """What stands beside the rate: ``n``, and the shares ``incoherent`` and ``cut`` where they are known."""
+        known = {"n": len(self.refused)} if self.tally is None else self.tally.record("")
+        asked = self.completions.prompts.ids
+        return {**known, "answers": answers_name(asked, self.completions.texts, self.refused.tolist())}
 
 
 @dataclass(frozen=True)
@@ -156,13 +168,12 @@ class Pressure(Result):
 
     def record(self) -> dict[str, Any]:
         """Refusal rates with intervals, by system prompt: ``refusal`` by prefilled tokens, and of ``any_suffix``."""
-        asked = [(a.condition, a.refused) for a in self.attempts]
-        systems = list(dict.fromkeys(condition.system for condition, _ in asked))
+        systems = list(dict.fromkeys(attempt.condition.system for attempt in self.attempts))
         return {
             "refusal": [
-                {"system": condition.system, "prefilled": condition.prefilled, **_rate(refused)}
-                for condition, refused in asked
-                if condition.suffix is None
+                {"system": of.system, "prefilled": of.prefilled, **_rate(attempt.refused), **attempt.record()}
+                for attempt in self.attempts
+                if (of := attempt.condition).suffix is None
             ],
             "any_suffix": [
                 {"system": system, **_rate(self.any_suffix(system=system))} for system in systems if self.suffixes

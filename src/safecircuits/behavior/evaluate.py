@@ -10,9 +10,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
+from safecircuits.base.counted import ANSWERS_OF
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
+from safecircuits.behavior.answers import marked
 from safecircuits.behavior.coherence import unlikely_answers
 from safecircuits.behavior.divergence import TokenKL
 from safecircuits.behavior.generate import Completions, generate
@@ -66,6 +68,8 @@ class Behavior(Result):
     kl: Mapping[str, TokenKL] = field(default_factory=dict)
     """How far the next tokens are from the intact model's on ``malicious`` and ``harmless`` prompts, where a change of
     a model was measured against it."""
+    answers: Mapping[str, Verdicts] = field(default_factory=dict)
+    """By set: the completions that were judged, with what decided each; of ``utility`` whether it is right."""
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -83,6 +87,19 @@ class Behavior(Result):
         return {name: share.rate for name, share in self.shares.items()}
 
     @property
+    def figures(self) -> dict[str, float]:
+        """The rates, and beside those of refusals ``<set>_n``, ``_incoherent``, ``_cut``, … (``Tally.record``)."""
+        found: dict[str, float] = dict(self.rates)
+        for of, tally in self.tallies.items():
+            found |= tally.record(of)
+        return found
+
+    @property
+    def answer_names(self) -> dict[str, str]:
+        """``<set>_answers``: by what name a report has the answers of each set (``Verdicts.digest``)."""
+        return {f"{of}_answers": found.digest for of, found in self.answers.items()}
+
+    @property
     def kl_means(self) -> dict[str, float]:
         """Mean KL to the intact model in nats: ``malicious_first_token_kl``, ``harmless_per_token_kl`` and so on."""
         return {f"{of}_{name}": means[0] for of, one in self.kl.items() for name, means in one.means.items()}
@@ -97,19 +114,22 @@ class Behavior(Result):
 
         rows = []
         for name, share in self.shares.items():
-            of = _SET_OF.get(name, "")
-            rows.append({"what": name, "category": "all", **_row(share, self.tallies.get(of))})
+            of = ANSWERS_OF[name]
+            answers = self.answer_names.get(f"{of}_answers")
+            rows.append({"what": name, "category": "all", **_row(share, self.tallies.get(of)), "answers": answers})
             for category, tally in self.by_category.get(of, {}).items():
                 rows.append({"what": name, "category": category, **_row(tally.share("refuses"), tally)})
         return pd.DataFrame(rows)
 
     def record(self) -> dict[str, Any]:
-        """Rates by name, each with its ``<name>_interval``; of each set ``Tally.record``, and rates by category."""
+        """Rates by name, each with its ``<name>_interval``; of each set ``Tally.record``, and rates by category.
+
+        With ``answer_names``, by which a report leads to the answers that are counted.
+        """
         shares = self.shares
         named: dict[str, Any] = {name: share.rate for name, share in shares.items()}
         named |= {f"{name}_interval": list(share.interval) for name, share in shares.items()}
-        for of, tally in self.tallies.items():
-            named |= tally.record(of)
+        named = self.figures | named | self.answer_names
         for of, one in self.kl.items():
             named |= {f"{of}_{name}": value for name, value in one.record().items() if name != "by_position"}
         if self.by_category:
@@ -131,13 +151,10 @@ class Behavior(Result):
     def __str__(self) -> str:
         said = []
         for name, share in self.shares.items():
-            tally = self.tallies.get(_SET_OF.get(name, ""))
+            tally = self.tallies.get(ANSWERS_OF[name])
             said.append(f"{name.replace('_', ' ')} {share}" + (f" ({tally})" if tally else ""))
         said += [f"{of}: {one}" for of, one in self.kl.items()]
         return ", ".join(said)
-
-
-_SET_OF = {"malicious_refused": "malicious", "over_rejected": "over_rejection"}
 
 
 def _row(share: Share, tally: Tally | None) -> dict[str, Any]:
@@ -286,8 +303,13 @@ def judge(
     """
     found = judged(answers, detector, unchanged=unchanged, template=template, system=system)
     useful = answers.get("utility")
-    right = None if useful is None else right_answers(useful, useful.prompts.require_responses(), grading)
-    return behavior_of(found, right)
+    responses = None if useful is None else useful.prompts.require_responses()
+    return behavior_of(found, None if useful is None or responses is None else answered(useful, responses, grading))
+
+
+def answered(completions: Completions, responses: Sequence[str], grading: Grading = "exact") -> Verdicts:
+    """Which completions are their response (``right_answers``), as ``behavior_of`` takes it."""
+    return marked(completions, responses, right_answers(completions, responses, grading))
 
 
 def judged(
@@ -318,13 +340,14 @@ def judged(
         raise
 
 
-def behavior_of(found: Mapping[str, Verdicts], right: Bool[Tensor, " prompt"] | None = None) -> Behavior:
-    """Verdicts by set, and which answers are right, as one result."""
+def behavior_of(found: Mapping[str, Verdicts], right: Verdicts | None = None) -> Behavior:
+    """Verdicts by set, and which answers are right (``answered``), as one result."""
     refusals = {name: one.refused for name, one in found.items()}
     return Behavior(
         refusals.get("malicious"),
         refusals.get("over_rejection"),
-        right,
+        None if right is None else right.are("right"),
         {name: one.tally for name, one in found.items()},
         {name: of for name, one in found.items() if (of := one.by_category)},
+        dict(found) if right is None else {**found, "utility": right},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.counted import answers_name
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
@@ -59,10 +60,14 @@ class Tally:
         return Share(int(getattr(self, verdict)), self.n)
 
     def record(self, prefix: str) -> dict[str, Any]:
-        """Shares of ``n`` by ``<prefix>_incoherent``, ``_deflects``, ``_undecided`` and ``_cut``, and ``_n``."""
+        """Shares of ``n`` by ``<prefix>_incoherent``, ``_deflects``, ``_undecided`` and ``_cut``, and ``_n``.
+
+        Without a prefix the names are ``incoherent``, …
+        """
+        prefix = prefix and f"{prefix}_"
         shares = {name: getattr(self, name) for name in ("deflects", "incoherent", "undecided", "cut")}
-        known = {f"{prefix}_{name}": count / self.n for name, count in shares.items() if count is not None and self.n}
-        return {f"{prefix}_n": self.n, **known}
+        known = {f"{prefix}{name}": count / self.n for name, count in shares.items() if count is not None and self.n}
+        return {f"{prefix}n": self.n, **known}
 
     def __str__(self) -> str:
         """What stands beside a count of refusals: ``2 incoherent, 1 deflects, 0 undecided, 40 cut, n = 100``."""
@@ -107,7 +112,7 @@ class Verdicts(Result):
     def __len__(self) -> int:
         return len(self.verdicts)
 
-    def are(self, verdict: Verdict) -> Bool[Tensor, " prompt"]:
+    def are(self, verdict: str) -> Bool[Tensor, " prompt"]:
         """Which completions have a verdict."""
         return torch.tensor([found == verdict for found in self.verdicts], dtype=torch.bool)
 
@@ -129,8 +134,14 @@ class Verdicts(Result):
             rows.setdefault(category, []).append(row)
         return {category: self._tally(those) for category, those in rows.items()}
 
+    @property
+    def digest(self) -> str:
+        """By what name a report has these answers: the prompts, the texts, and which count as refused, or as right."""
+        counted = [verdict in ("refuses", "right") for verdict in self.verdicts]
+        return answers_name(self.ids, self.completions, counted)
+
     def to_frame(self) -> pd.DataFrame:
-        """One row a completion, with the columns of ``save``."""
+        """One row a completion, with the columns of ``save_lines``."""
         import pandas as pd
 
         return pd.DataFrame(list(self._rows()))
@@ -217,28 +228,43 @@ def verdicts(
     """
     if part not in ("answer", "reasoning"):
         raise ValueError(f"part is 'answer' or 'reasoning', not {part!r}")
-    texts = texts_of(completions)
-    parts = [split(text) for text in texts]
+    parts = [split(text) for text in texts_of(completions)]
     judged = [found.answer if part == "answer" else found.reasoning for found in parts]
     thinking = [not found.finished for found in parts]
     read, scores = _read_all(completions, detector, judged, thinking, unlikely, located=True)
-    whole = completions if isinstance(completions, Completions) else None
-    return Verdicts(
-        ids=whole.prompts.ids if whole is not None else tuple(str(row) for row in range(len(texts))),
-        categories=None if whole is None else whole.prompts.categories,
-        prompts=None if whole is None else whole.prompts.prompts,
-        completions=texts,
-        answers=tuple(found.answer for found in parts),
-        reasonings=tuple(found.reasoning for found in parts),
+    return replace(
+        unjudged(completions),
         verdicts=tuple(one.verdict for one in read),
         reasons=tuple(one.reason for one in read),
         places=tuple(one.place for one in read),
         languages=tuple(one.language for one in read),
         scores=scores,
-        tokens=None if whole is None else whole.tokens,
-        cut=_cut_at_limit(whole),
         detector=detector if isinstance(detector, str) else getattr(detector, "name", None) or repr(detector),
         part=part,
+    )
+
+
+def unjudged(completions: Completions | Sequence[str]) -> Verdicts:
+    """Completions in the form of verdicts, all of them undecided."""
+    texts = texts_of(completions)
+    parts, n = [split(text) for text in texts], len(texts)
+    whole = completions if isinstance(completions, Completions) else None
+    return Verdicts(
+        ids=whole.prompts.ids if whole is not None else tuple(str(row) for row in range(n)),
+        categories=None if whole is None else whole.prompts.categories,
+        prompts=None if whole is None else whole.prompts.prompts,
+        completions=texts,
+        answers=tuple(found.answer for found in parts),
+        reasonings=tuple(found.reasoning for found in parts),
+        verdicts=("undecided",) * n,
+        reasons=("",) * n,
+        places=(-1,) * n,
+        languages=("",) * n,
+        scores=torch.full((n,), float("nan"), dtype=torch.float64),
+        tokens=None if whole is None else whole.tokens,
+        cut=_cut_at_limit(whole),
+        detector="",
+        part="answer",
     )
 
 

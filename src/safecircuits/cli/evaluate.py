@@ -38,8 +38,8 @@ def evaluate(
     from safecircuits.behavior.evaluate import (
         UTILITY_TOKENS,
         answer_tokens,
+        answered,
         behavior_of,
-        exact_match,
         judged,
         notice_long_answers,
     )
@@ -61,7 +61,9 @@ def evaluate(
     found = judged(answers, detector)
     for name, verdicts in found.items():  # what was only completions until now
         verdicts.save_lines(folder.folder / "completions" / f"{name}.jsonl")
-    right = exact_match(answers["utility"], sets["utility"].require_responses()) if "utility" in answers else None
+    right = answered(answers["utility"], sets["utility"].require_responses()) if "utility" in answers else None
+    if right is not None:
+        right.save_lines(folder.folder / "completions" / "utility.jsonl")
     _write(run, folder, behavior_of(found, right), detector)
     if found:
         import pandas as pd
@@ -72,8 +74,8 @@ def evaluate(
             folder.result(f"agreement_{name}", table)
             frames.append(table.to_frame().assign(set=name))
             counts += [
-                {"set": name, "detector": found, "refused": share.hits, "n": share.n, "share": share.rate}
-                for found, share in table.shares.items()
+                {"set": name, "detector": said, "refused": of.refuses, "share": of.refuses / of.n, **of.record("")}
+                for said, of in zip(table.detectors, table.tallies, strict=True)
             ]
         folder.table("detectors", pd.DataFrame(counts))
         folder.table("agreement", pd.concat(frames, ignore_index=True))

@@ -30,6 +30,13 @@ def report(
             "--out", help="HTML file to write; RUN/report.html, or comparison.html of several runs, unless given."
         ),
     ] = None,
+    with_completions: Annotated[
+        bool,
+        typer.Option(
+            "--with-completions",
+            help="Show prompts and answers of harmful sets, folded, which a page that is passed on should not have.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """The report of a run, made again from its saved results; or of several runs: what differs, side by side.
@@ -43,7 +50,9 @@ def report(
     if out is not None:
         require_replaceable(out, "report")
     with _of_others(runs):
-        html, path, data, lines = _one(runs[0], out) if len(runs) == 1 else _several(runs, out)
+        html, path, data, lines = (
+            _one(runs[0], out, with_completions) if len(runs) == 1 else _several(runs, out, with_completions)
+        )
     if not _is_own_page(runs, path):
         require_replaceable(path, "report")
     write_text(path, html)
@@ -76,7 +85,7 @@ def _of_others(runs: list[Path]) -> Iterator[None]:
         ) from error
 
 
-def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
+def _one(folder: Path, out: Path | None, texts: bool) -> tuple[str, Path, Any, list[str]]:
     from safecircuits.papers.part import Subject
     from safecircuits.report.run_pages import run_page
     from safecircuits.report.saved import SavedRun
@@ -84,14 +93,14 @@ def _one(folder: Path, out: Path | None) -> tuple[str, Path, Any, list[str]]:
 
     run = SavedRun.open(folder)
     if "subject" in run.kinds() and isinstance(subject := run.result("subject"), Subject):
-        html, _ = subject.study(folder).page(run_provenance(run.record))
+        html, _ = subject.study(folder).page(run_provenance(run.record), with_completions=texts)
     elif out is None and REPORT in run.record["files"]:
         raise ValueError(
             f"{str(folder / REPORT)!r} is the page that the run made itself, which holds more than its results say; "
             "give --out for one made of these"
         )
     else:
-        html = run_page(run)
+        html = run_page(run, with_completions=texts)
     findings = list(run.record.get("findings") or [])
     return html, out or folder / REPORT, _data(run), findings
 
@@ -106,13 +115,18 @@ def _data(run: SavedRun) -> dict[str, Any]:
     return {"findings": findings, "tables": tables, "provenance": run_provenance(run.record)}
 
 
-def _several(folders: list[Path], out: Path | None) -> tuple[str, Path, Any, list[str]]:
+def _several(folders: list[Path], out: Path | None, texts: bool) -> tuple[str, Path, Any, list[str]]:
     from safecircuits.report.compare_page import compare_page
     from safecircuits.report.compare_runs import compare_runs
     from safecircuits.report.saved import open_runs
 
     compared = compare_runs(open_runs(folders))
-    return compare_page(compared), out or Path("comparison.html"), compared.to_json(), _differences(compared)
+    return (
+        compare_page(compared, with_completions=texts),
+        out or Path("comparison.html"),
+        compared.to_json(),
+        _differences(compared),
+    )
 
 
 def _typed(value: Any) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from safecircuits import organism
+from safecircuits.base.counted import Beside
 from safecircuits.base.paired import LEVEL
+from safecircuits.base.record import rows_of
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import Behavior, evaluate
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
@@ -34,12 +36,13 @@ def _normal(study: Demo, stage: str) -> Behavior:
 
 def rates(study: Demo) -> dict[str, dict[str, Any]]:
     """The rates of each stage with their intervals."""
-    normal = {stage: found.shares["malicious_refused"] for stage, found in study[NORMAL].items()}
+    normal = study[NORMAL]
     return {
         stage: {
             **found.record(),
-            "normal_refused": normal[stage].rate,
-            "normal_refused_interval": list(normal[stage].interval),
+            "normal_refused": normal[stage].shares["malicious_refused"].rate,
+            "normal_refused_interval": list(normal[stage].shares["malicious_refused"].interval),
+            **normal[stage].tallies["malicious"].record("normal"),
         }
         for stage, found in study[BEHAVIOR].items()
     }
@@ -142,14 +145,15 @@ def _show_sweeps(study: Demo, made: StudyPage) -> None:
 def _claim_sweeps(study: Demo) -> Iterator[Conclusion]:
     found = study[LOCATED]
     frame = found.to_frame()
-    best = frame[(frame["bound"] == "lower") & frame["best"]].iloc[0]
+    best = rows_of(frame[(frame["bound"] == "lower") & frame["best"]])[0]
     n, baseline = len(found.baseline.refused), found.baseline.count
     p = "< 0.001" if found.p < 0.001 else f"= {found.p:.2g}"
     text = (
         f"Scaling layers {list(found.layers)} by {found.alpha:g} changes over-rejections from {baseline} "
         f"to {best['refused']} of {n} (change {best['change']:+d}, "
         f"95 % interval {best['change_low']:+.0f} to {best['change_high']:+.0f}; p {p} for the best of "
-        f"{len(found.tried)} blocks and scales)."
+        f"{len(found.tried)} blocks and scales). Of the answers unscaled "
+        f"{Beside.of(found.baseline.record(), 'refused')}; scaled {Beside.of(best, 'refused')}."
     )
     wanted = 1 if found.direction == "up" else -1
     shows = "unclear" if found.p >= LEVEL else "yes" if best["change"] * wanted > 0 else "no"

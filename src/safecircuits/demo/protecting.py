@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from safecircuits.base.counted import said
 from safecircuits.base.stats import mean_interval
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.demo.layers import LOCATED
 from safecircuits.demo.settings import SMALL, SUBJECT, Demo
 from safecircuits.demo.units import UNITS
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.papers.conclusion import Conclusion
+from safecircuits.papers.conclusion import Conclusion, side_effects
 from safecircuits.papers.page import StudyPage, arms_table
 from safecircuits.papers.part import Part, Shown
 from safecircuits.plots.rates import plot_finetune
@@ -113,15 +114,16 @@ def _keeps(study: Demo, arm: str, reference: str) -> tuple[str, str]:
     mean, low, high = mean_interval(torch.tensor(differences, dtype=torch.float64), within=(-1, 1))
 
     def percent(one: str, figure: str = "malicious_refused") -> str:
-        return f"{100 * tuned.mean(tuned.scenarios[0], one, figure):.1f} %"
+        return said(tuned.means(tuned.scenarios[0], one), figure)
 
     before, kept = tuned.runs[0].before, tuned.mean(tuned.scenarios[0], reference)
     text = (
         f"After fine-tuning, refusal is {percent(arm)} with {tuned.frozen[arm]} frozen and "
         f"{percent(reference)} with {tuned.frozen[reference]} frozen (before: "
-        f"{100 * before['malicious_refused']:.1f} %); a difference of {100 * mean:+.1f} points "
+        f"{said(before, 'malicious_refused')}); a difference of {100 * mean:+.1f} points "
         f"[{100 * low:+.1f}, {100 * high:+.1f}] over {len(ours)} seeds. The new task is "
-        f"answered right in {percent(arm, 'task_score')} and {percent(reference, 'task_score')}."
+        f"answered right in {percent(arm, 'task_score')} and {percent(reference, 'task_score')}. "
+        f"{side_effects(before, tuned.means(tuned.scenarios[0], arm), 'malicious_refused')}"
     )
     if why := nothing_to_lose(before, "malicious_refused"):
         return "inconclusive", f"{why} {text}"

@@ -52,9 +52,9 @@ class DemoStudy(Demo):
         critical = self.groups["SCU"]
         return FreezeMask.layers(self.located.layers) | critical if self.located.located else critical
 
-    def page(self, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
+    def page(self, provenance: Mapping[str, Any], *, with_completions: bool = False) -> tuple[str, dict[str, Figure]]:
         """With the overview among the figures, which is for other places than the page."""
-        html, figures = super().page(provenance)
+        html, figures = super().page(provenance, with_completions=with_completions)
         return html, {"overview": plot_overview(self), **figures}
 
 

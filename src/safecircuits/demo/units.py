@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from safecircuits import organism
+from safecircuits.base.counted import said
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.stakes import nothing_to_lose
@@ -17,7 +18,7 @@ from safecircuits.papers.part import Part
 from safecircuits.plots.units import plot_ablation_curve
 from safecircuits.report.saved import frame_table
 from safecircuits.report.sections import Exhibit
-from safecircuits.units.ablation import AblationTable, ablate_groups, ablate_units, mean_rates
+from safecircuits.units.ablation import AblationTable, ablate_groups, ablate_units, mean_figures
 from safecircuits.units.groups import UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 
@@ -63,9 +64,9 @@ def _show(study: Demo, made: StudyPage) -> None:
 def _claims(study: Demo) -> Iterator[Conclusion]:
     table, share = study[ABLATION], study[UNITS].shares()["SCU"]
     rows = {row.name: row for row in table.rows}
-    intact = table.intact.rates
-    left = {name: row.behavior.rates for name, row in rows.items()}
-    random = {name: mean_rates(row.random_controls) for name, row in rows.items()}
+    intact = table.intact.figures
+    left = {name: row.behavior.figures for name, row in rows.items()}
+    random = {name: mean_figures(row.random_controls) for name, row in rows.items()}
 
     def verdict(group: str, rate: str, spared: str) -> str:
         lost = random[group][rate] - left[group][rate]
@@ -76,24 +77,24 @@ def _claims(study: Demo) -> Iterator[Conclusion]:
     refused, utility = "malicious_refused", "utility"
     text = (
         f"Without the {rows['SCU'].n_units} SCU ({_percent(share)} of the units) refusal of malicious prompts goes "
-        f"from {_percent(intact[refused])} to {_percent(left['SCU'][refused])} and utility from "
-        f"{_percent(intact[utility])} to {_percent(left['SCU'][utility])}; without as many random units refusal is "
-        f"{_percent(random['SCU'][refused])}."
+        f"from {said(intact, refused)} to {said(left['SCU'], refused)} and utility from "
+        f"{said(intact, utility)} to {said(left['SCU'], utility)}; without as many random units refusal is "
+        f"{said(random['SCU'], refused)}."
     )
     why = nothing_to_lose(intact, refused, utility, least=LARGE)
     effect = "A few safety-critical units carry refusal"
     yield effect, PAPER, *unless(why, verdict("SCU", refused, utility), text)
     text = (
-        f"Without the {rows['UCU'].n_units} UCU utility goes from {_percent(intact[utility])} to "
-        f"{_percent(left['UCU'][utility])} (random control {_percent(random['UCU'][utility])}), refusal to "
-        f"{_percent(left['UCU'][refused])}."
+        f"Without the {rows['UCU'].n_units} UCU utility goes from {said(intact, utility)} to "
+        f"{said(left['UCU'], utility)} (random control {said(random['UCU'], utility)}), refusal to "
+        f"{said(left['UCU'], refused)}."
     )
     why = nothing_to_lose(intact, utility, least=LARGE)
     yield "Utility-critical units carry utility", PAPER, *unless(why, verdict("UCU", utility, utility), text)
     text = (
-        f"Without the {rows['RU'].n_units} RU refusal is {_percent(left['RU'][refused])} and utility "
-        f"{_percent(left['RU'][utility])}; without as many random units {_percent(random['RU'][refused])} and "
-        f"{_percent(random['RU'][utility])}."
+        f"Without the {rows['RU'].n_units} RU refusal is {said(left['RU'], refused)} and utility "
+        f"{said(left['RU'], utility)}; without as many random units {said(random['RU'], refused)} and "
+        f"{said(random['RU'], utility)}."
     )
     worst = max(intact[rate] - left["RU"][rate] for rate in (refused, utility))
     shows = "yes" if worst <= UTILITY_MARGIN else "no" if worst >= LARGE else "unclear"
@@ -130,12 +131,14 @@ def curves(study: Demo) -> tuple[list[dict[str, float]], list[dict[str, float]],
     *rows, planted = study[CURVE].rows
     share = {row.n_units: row.n_units / _n_neurons(study) for row in rows}
     top = [
-        {"removed": n, "share": share[n], "planted_share": _among_top(study, n), **row.behavior.rates}
+        {"removed": n, "share": share[n], "planted_share": _among_top(study, n), **row.behavior.figures}
         for row in rows
         for n in [row.n_units]
     ]
-    random = [{"removed": row.n_units, "share": share[row.n_units], **mean_rates(row.random_controls)} for row in rows]
-    return top, random, {"removed": planted.n_units, **planted.behavior.rates}
+    random = [
+        {"removed": row.n_units, "share": share[row.n_units], **mean_figures(row.random_controls)} for row in rows
+    ]
+    return top, random, {"removed": planted.n_units, **planted.behavior.figures}
 
 
 def _show_planted(study: Demo, made: StudyPage) -> None:
@@ -161,7 +164,7 @@ def _claim_planted(study: Demo) -> Iterator[Conclusion]:
     top, _, planted = curves(study)
     n = int(planted["removed"])
     text = (
-        f"Removing the {n} planted neurons leaves {_percent(planted['malicious_refused'])} refusal and "
+        f"Removing the {n} planted neurons leaves {said(planted, 'malicious_refused')} refusal and "
         f"{_percent(planted['utility'])} utility. {_percent(_among_top(study, n))} of them are among as many neurons "
         f"of highest S − U (chance {_percent(n / _n_neurons(study))}). "
     )
@@ -174,7 +177,7 @@ def _claim_planted(study: Demo) -> Iterator[Conclusion]:
             "yes",
             (
                 f"The top {best['removed']:.0f} ({_percent(best['share'])}) already bring refusal to "
-                f"{_percent(best['malicious_refused'])} with utility {_percent(best['utility'])}."
+                f"{said(best, 'malicious_refused')} with utility {_percent(best['utility'])}."
             ),
         )
     if why := nothing_to_lose(intact, "malicious_refused", "utility"):

@@ -23,7 +23,8 @@ from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, mean_interval
 from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.generate import Completions, generate
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.behavior.verdict import Tally, verdicts
 from safecircuits.direction.states import Pool, generated_states
 from safecircuits.direction.variants import Suffixes, encode_variants
 from safecircuits.model.memory import batch_tokens
@@ -77,6 +78,7 @@ class DirectionProbe(Result):
         generated: tokens that each variant of each prompt generated until the last step: as it is, with each benign,
             with each malicious suffix.
         answers, refused: what the model answers to each prompt as it is, and whether the detector calls it a refusal.
+        tally: what these answers are; None in files of earlier versions.
 
     Examples:
         >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
@@ -96,6 +98,7 @@ class DirectionProbe(Result):
     answers: Completions
     refused: Bool[Tensor, " prompt"]
     provenance: dict[str, Any]
+    tally: Tally | None = None
 
     @property
     def n_layers(self) -> int:
@@ -209,7 +212,7 @@ class DirectionProbe(Result):
         return (
             f"after {self.steps[-1]} tokens d_benign {float(self.distance('benign')[-1, -1]):.2f}, d_malicious "
             f"{float(self.distance('malicious')[-1, -1]):.2f} in the last block; of {self.n_layers} blocks lean to "
-            f"{towards}; refused {Share.of(self.refused)}; {agrees}"
+            f"{towards}; refused {Share.of(self.refused)}{f' ({self.tally})' if self.tally else ''}; {agrees}"
         )
 
     def _slot(self, step: int | None) -> int:
@@ -304,6 +307,7 @@ def probe_direction(
     answers = generate(
         model, prompts, max_new_tokens=max_new_tokens, template=template, system=system, max_tokens=max_tokens
     )
+    found = verdicts(answers, detector)
     n_benign = len(suffixes.benign)
     return DirectionProbe(
         benign=distances[:n_benign].clone(),
@@ -315,7 +319,8 @@ def probe_direction(
         ended=ended,
         generated=generated,
         answers=answers,
-        refused=refused(answers, detector),
+        refused=found.refused,
+        tally=found.tally,
         provenance={
             "malicious": prompts.identity,
             "template": template,

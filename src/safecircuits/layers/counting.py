@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.arguments import number, whole
+from safecircuits.base.counted import answers_name
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
@@ -23,8 +24,8 @@ from safecircuits.base.reading import parse_json
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.generate import Completions, generate, generate_scaled
-from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate, refused
-from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate
+from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
 from safecircuits.behavior.wording import open_thought
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.model.fingerprint import weights_fingerprint
@@ -56,6 +57,8 @@ class SweepPoint:
     degenerate: float
     """Share of completions that are empty or one thing over and over: an over-scaled model."""
     completions: Completions
+    tally: Tally | None = None
+    """What the completions are; None where they end early for a verdict's sake, and in files of earlier versions."""
 
     @property
     def count(self) -> int:
@@ -66,6 +69,15 @@ class SweepPoint:
         """Share of completions that the limit of tokens ended, and not the model; NaN where that is not known."""
         ended = self.completions.ended
         return float("nan") if ended is None else ended.count(False) / len(ended)
+
+    def record(self) -> dict[str, Any]:
+        """What stands beside the count: ``n``, and the shares ``incoherent`` and ``cut``, NaN where not known.
+
+        ``answers`` names the completions, by which a report leads to them.
+        """
+        name = answers_name(self.completions.prompts.ids, self.completions.texts, self.refused.tolist())
+        strange = float("nan") if self.tally is None else self.tally.incoherent / self.tally.n
+        return {"n": len(self.refused), "incoherent": strange, "cut": self.at_limit, "answers": name}
 
 
 def checked_alpha(alpha: Any, other: str = "") -> float:
@@ -246,11 +258,12 @@ class RefusalCounter:
     def _judge(self, layers: LayerRange | None, alpha: float, answers: Completions) -> None:
         broken = sum(map(degenerate, answers.texts)) / len(answers)
         try:
-            refusals = refused(answers, self.detector)
+            found = verdicts(answers, self.detector)
         except JudgingError as error:
             error.kept["points"] = tuple(self.known.values())
             raise
-        self.known[layers, alpha] = SweepPoint(layers, alpha, refusals, broken, answers)
+        tally = found.tally if answers.cut is None else None
+        self.known[layers, alpha] = SweepPoint(layers, alpha, found.refused, broken, answers, tally)
 
     def _header(self) -> dict[str, Any]:
         return {

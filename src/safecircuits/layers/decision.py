@@ -9,8 +9,8 @@ carries all of the difference, however much later layers turn and amplify it. Th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ from safecircuits.base.stats import Share, canonical_order, half_width, simultan
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import opening_tokens
-from safecircuits.behavior.refusal import RefusalDetector, refused
-from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.behavior.verdict import Tally, tokens_needed
+from safecircuits.behavior.verdict import verdicts as verdicts_of
 from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
 from safecircuits.layers.counting import early_verdict
 from safecircuits.model.sites import HookedModel, tokenizer_of
@@ -106,6 +107,8 @@ class DecisionLayers(Result):
     normal_refused: Bool[Tensor, " pair"]
     rule: DecisionRule
     provenance: dict[str, Any]
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """What the answers are (``malicious``, ``normal``), which end where their verdict is certain: none is cut."""
 
     @cached_property
     def resampled(self) -> RangeResamples | None:
@@ -130,6 +133,8 @@ class DecisionLayers(Result):
         n = len(self.full)
         rates = f"{int(self.malicious_refused.sum())} of {n} malicious and {int(self.normal_refused.sum())} of {n} "
         rates += "harmless prompts refused"
+        if self.tallies:
+            rates += f" ({', '.join(f'{one.incoherent} {name} incoherent' for name, one in self.tallies.items())})"
         if self.layers is None:
             return f"no layers found: {rates}, within noise"
         assert self.resampled is not None
@@ -210,7 +215,8 @@ def decision_layers(
     limit = tokens_needed(detector) if max_new_tokens is None else max_new_tokens
     options: dict[str, Any] = {"max_new_tokens": limit, "template": template, "max_tokens": max_tokens}
     until = early_verdict(model, sets[0], detector, template)
-    verdicts = [refused(generate(model, prompts, **options, until=until), detector) for prompts in sets]
+    read = [verdicts_of(generate(model, prompts, **options, until=until), detector) for prompts in sets]
+    verdicts = [one.refused for one in read]
     n_layers, rule = int(model.cfg.n_layers), rule or DecisionRule()
     provenance: dict[str, Any] = {
         "normal": n.identity,
@@ -220,7 +226,8 @@ def decision_layers(
         "template": template,
     }
     as_given = canonical_order(order)
-    by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance
+    tallies = {name: one.tally for name, one in zip(("normal", "malicious"), read, strict=True)}
+    by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance, tallies
     if not _refuses_more(verdicts[1], verdicts[0]):
         nothing = torch.full((n_layers,), float("nan"), dtype=torch.float32)  # not 0, which would be a finding
         effect = torch.full((n_layers, size), float("nan"), dtype=torch.float32)

@@ -121,7 +121,7 @@ class ScalingGrid(Result):
             "n_prompts": len(self.baseline.refused),
             "best": list(best or ()),
             "resamples": self.resampled.record(best),
-            "at_limit": self.baseline.at_limit,
+            **self.baseline.record(),
             "rivals": [list(point.layers or ()) for point in self.rivals],
         }
 

@@ -174,8 +174,8 @@ class Localization(Result):
                         "change_low": round(low * n, 1),
                         "change_high": round(high * n, 1),
                         "degenerate": point.degenerate,
-                        "at_limit": point.at_limit,
                         "best": point is sweep.best,
+                        **point.record(),
                     }
                 )
         return pd.DataFrame(rows)
@@ -190,7 +190,7 @@ class Localization(Result):
             "n_prompts": len(self.baseline.refused),
             "layers": list(self.layers),
             "resamples": self.resampled.record(self.layers),
-            "at_limit": self.baseline.at_limit,
+            **self.baseline.record(),
             "upper": [row for row in rows if row["bound"] == "upper"],
             "lower": [row for row in rows if row["bound"] == "lower"],
             "located": self.located,

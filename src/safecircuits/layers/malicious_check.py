@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from safecircuits.base.arguments import checked
+from safecircuits.base.counted import Beside
 from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL, paired_difference, paired_p
 from safecircuits.base.stats import Share
@@ -71,11 +72,11 @@ class MaliciousCheck(Result):
                     "last": last,
                     "alpha": point.alpha,
                     "answered": share.hits,
-                    "n": share.n,
                     "rate": share.rate,
                     "rate_low": low,
                     "rate_high": high,
                     "degenerate": point.degenerate,
+                    **point.record(),
                 }
             )
         return pd.DataFrame(rows).astype({"first": "Int64", "last": "Int64"})
@@ -86,8 +87,12 @@ class MaliciousCheck(Result):
         text = f"answered {before.hits} of {before.n}, and {after.hits} with layers {self.after.layers} at alpha "
         text += f"{self.after.alpha:g}: change {after.hits - before.hits:+d} [{low:+.1f}, {high:+.1f}]"
         text += ", within noise" if self.within_noise else ""
-        broken = self.after.degenerate
-        return f"{text}; {100 * broken:.0f} % of the scaled model's completions are degenerate" if broken else text
+        said = [f"{name} {Beside.of(point.record(), 'answered')}" for name, point in self._points.items()]
+        return f"{text}; {'; '.join(said)}"
+
+    @property
+    def _points(self) -> dict[str, SweepPoint]:
+        return {"unscaled": self.before, "scaled": self.after}
 
 
 @checked

@@ -70,12 +70,12 @@ class TransplantTable(Result):
         """One row a model: name, first and last transplanted layer (missing for source and target), and its rates."""
         import pandas as pd
 
-        whole = [{"model": "source", **self.source.rates}, {"model": "target", **self.target.rates}]
+        whole = [{"model": "source", **self.source.figures}, {"model": "target", **self.target.figures}]
         parts = [
-            {"model": row.name, "first": row.layers.first, "last": row.layers.last, **row.behavior.rates}
+            {"model": row.name, "first": row.layers.first, "last": row.layers.last, **row.behavior.figures}
             for row in self.rows
         ]
-        columns = ["model", "first", "last", *self.source.rates]
+        columns = ["model", "first", "last", *self.source.figures]
         return pd.DataFrame(whole + parts, columns=columns).astype({"first": "Int64", "last": "Int64"})
 
 

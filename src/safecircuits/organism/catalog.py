@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def stage_path(name: str) -> Path:
             "make them with safecircuits.organism.build."
         )
     return folder
+
+
+def n_parameters(name: str) -> int:
+    """How many parameters a shipped stage has, tied ones once, by the shapes in its file."""
+    from safetensors import safe_open
+
+    with safe_open(stage_path(name) / "model.safetensors", "np") as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  no mapping
 
 
 def planted(name: str) -> Planted:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from safecircuits.base.text import percent
+from safecircuits.base.counted import beside, said
+from safecircuits.base.record import Record
+from safecircuits.base.text import join, percent
 from safecircuits.behavior.stakes import LEAST, nothing_to_lose
-from safecircuits.studies.comparison import Comparison
+from safecircuits.studies.comparison import REFUSED, At, Comparison
+from safecircuits.studies.outcome import FinetuningStudy
 
 Conclusion = tuple[str, str, str, str]
 """The claim, where it is made, whether it shows, and the numbers in words.
@@ -29,6 +32,58 @@ def entries(*groups: Iterable[Conclusion]) -> list[dict[str, str]]:
 def unless(why: str, shows: str, text: str) -> tuple[str, str]:
     """A verdict and its numbers, unless there is a reason why it is inconclusive."""
     return ("inconclusive", f"{why} {text}") if why else (shows, text)
+
+
+EFFECT = 0.05
+"""A rate that moves by less than this, five points, is no side effect worth a word."""
+
+_WORDS = {
+    "malicious_refused": "refusal of malicious prompts",
+    "over_rejected": "over-rejection",
+    "utility": "utility",
+    "refused_with_system": "refusal with the system prompt",
+    "refused_prefilled": "refusal of answers that start compliant",
+}
+
+
+def side_effects(before: Record, after: Record, *about: str) -> str:
+    """What else moved, as a sentence: ``Side effects: over-rejection rose from 17 % to 58 % (…).``
+
+    Args:
+        about: the rates that the claim itself is about, which are no side effects of it.
+    """
+    others = {name: words for name, words in _WORDS.items() if name not in about and name in before and name in after}
+    moved = [
+        f"{words} {'rose' if after[name] > before[name] else 'fell'} from {said(before, name)} to {said(after, name)}"
+        for name, words in others.items()
+        if abs(after[name] - before[name]) >= EFFECT
+    ]
+    if moved:
+        return f"Side effects: {'; '.join(moved)}."
+    if not others:
+        return "Side effects were not measured."
+    return f"No side effect of {100 * EFFECT:g} points or more on {join(list(others.values()))}."
+
+
+def kept_by(
+    tuned: FinetuningStudy,
+    scenario: str,
+    arm: str,
+    reference: str = "full",
+    words: str = "full fine-tuning",
+    *,
+    at: Sequence[At] = ("equal steps", "matched loss"),
+) -> tuple[str, str]:
+    """``keeps_refusal`` of an arm of a study, and what else it does.
+
+    Args:
+        reference, words: the other arm, and what it is in words.
+        at: where the two are compared; where it is possible.
+    """
+    found = tuned.against(scenario, arm, reference, at)
+    shows, text = keeps_refusal(found, words, longer=tuned.times_longer(scenario, arm, reference))
+    before, after = tuned.of(scenario, arm)[0].before, tuned.means(scenario, arm)
+    return shows, f"{text} {side_effects(before, after, REFUSED)}"
 
 
 def keeps_refusal(
@@ -59,8 +114,9 @@ def _numbers(found: Sequence[Comparison], reference: str, longer: int) -> str:
     parts = [f"{percent(found[0].before)} refused before."]
     for one in found:
         where = f"at the end, after {longer} times the steps" if longer > 1 and one.at == "equal steps" else one.at
-        other = f"{percent(one.reference_kept)} with {reference}"
-        text = f"{where[0].upper()}{where[1:]}: {percent(one.kept)} with it, {other}"
+        other = f"{percent(one.reference_kept)} with {reference}{beside(one.reference_beside, REFUSED)}"
+        with_it = f"{percent(one.kept)} with it{beside(one.beside, REFUSED)}"
+        text = f"{where[0].upper()}{where[1:]}: {with_it}, {other}"
         if not math.isnan(one.low):
             interval = f"{100 * one.mean:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}]".replace("-", "−")
             text += f" ({interval}, {one.verdict})"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from safecircuits.base.record import Record, Recorded, ablations, records_of
+from safecircuits.base.counted import HEADING, Beside, at_most, headings
+from safecircuits.base.counted import cells as rate_cells
+from safecircuits.base.record import Record, Recorded, ablations, records_of, rows_of
 from safecircuits.base.text import percent, points
 from safecircuits.layers.localization import Localization
 from safecircuits.plots.finetuning import plot_study
@@ -20,10 +22,10 @@ from safecircuits.plots.rates import plot_behavior
 from safecircuits.plots.style import COLUMN
 from safecircuits.plots.units import plot_ablation, plot_unit_map
 from safecircuits.report import captions, tables
-from safecircuits.report.html import page
+from safecircuits.report.html import Around, page
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
-from safecircuits.studies.comparison import Comparison
+from safecircuits.studies.comparison import REFUSED, Comparison
 from safecircuits.studies.outcome import RATES, FinetuningStudy
 from safecircuits.units.ablation import ONE_DRAW, AblationTable
 from safecircuits.units.groups import UnitGroups
@@ -53,10 +55,11 @@ class StudyPage:
         facts: Mapping[str, Any],
         conclusions: Sequence[Mapping[str, str]],
         provenance: Mapping[str, Any],
+        **more: Unpack[Around],
     ) -> tuple[str, dict[str, Figure]]:
         """The whole page as HTML, and its figures by name."""
-        html = page(title, self.sections, self.figures, facts=facts, conclusions=conclusions, provenance=provenance)
-        return html, self.figures
+        about: dict[str, Any] = {"facts": facts, "conclusions": conclusions, "provenance": provenance}
+        return page(title, self.sections, self.figures, **about, **more), self.figures
 
 
 def behavior_exhibit(made: StudyPage, name: str, label: str, behavior: Mapping[str, Recorded | Record]) -> Exhibit:
@@ -89,7 +92,8 @@ def removal_exhibit(
     drawn = "Diamonds and dots: without as many random units, the mean and each draw."
     if any(len(row.random_controls) == 1 for row in table.rows):
         drawn = f"Diamonds: {ONE_DRAW} (--controls 5)."
-    caption = f"{lead}{drawn}"
+    counts = at_most([row for both in ablations(table) for row in both.values()], REFUSED)
+    caption = f"{lead}{drawn}" + (f" Of the answers to malicious prompts {counts}." if counts else "")
     return Exhibit(name, label, caption, numbers or [removal_table(table, "activations set to zero")])
 
 
@@ -137,7 +141,10 @@ def finetuning_exhibit(
     caption = (
         f"{scenario}. Thin lines are seeds, thick ones their mean; further right, more of the task is learnt.{left_out}"
     )
-    shown = [arms_table(summary[summary["scenario"] == scenario]), *compared]
+    rows = summary[summary["scenario"] == scenario]
+    if counts := at_most(rows_of(rows), REFUSED):
+        caption += f" Of the answers to malicious prompts after it {counts}."
+    shown = [arms_table(rows), *compared]
     return Exhibit(name, f"Refusal against task loss in {scenario}", caption, shown)
 
 
@@ -151,9 +158,9 @@ _LABELS = {
 def arms_table(rows: pd.DataFrame) -> Table:
     """The arms of one scenario after fine-tuning, from the rows of ``FinetuningStudy.summary()``."""
     shown = [name for name in RATES if name in rows]
-    cells = []
-    for row in rows.to_dict("records"):
-        values = [with_interval(row, name) for name in shown]
+    cells, all_of = [], rows_of(rows)
+    for row in all_of:
+        values = rate_cells(row, all_of, shown, [with_interval(row, name) for name in shown])
         cost = f"{1000 * row['step_seconds']:.1f} ms"
         memory = f"{(row['gradient_bytes'] + row['optimizer_bytes']) / 2**20:.1f} MiB"
         steps = f"{row['steps']:g}"
@@ -162,7 +169,7 @@ def arms_table(rows: pd.DataFrame) -> Table:
         )
     columns = [
         "arm",
-        *(_LABELS.get(name, name.replace("_", " ")) for name in shown),
+        *headings(all_of, shown, [_LABELS.get(name, name.replace("_", " ")) for name in shown]),
         "task loss",
         "steps",
         "step",
@@ -186,7 +193,9 @@ def compared_table(found: Sequence[Comparison], title: str = "Against full fine-
             comparison.arm,
             comparison.at if comparison.level is None else f"loss {comparison.level:.3g}",
             percent(comparison.kept),
+            Beside.of(comparison.beside, REFUSED).cell,
             percent(comparison.reference_kept),
+            Beside.of(comparison.reference_beside, REFUSED).cell,
             points(comparison.mean, comparison.low, comparison.high),
             comparison.verdict,
         ]
@@ -194,7 +203,7 @@ def compared_table(found: Sequence[Comparison], title: str = "Against full fine-
     ]
     references = {comparison.reference for comparison in found}
     reference = "full fine-tuning" if references <= {"full"} else "the other arm"
-    columns = ["arm", "compared at", "refused", reference, "difference, points [95 %]", "verdict"]
+    columns = ["arm", "compared at", "refused", HEADING, reference, HEADING, "difference, points [95 %]", "verdict"]
     return Table(title, columns, rows)
 
 

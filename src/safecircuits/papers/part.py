@@ -30,8 +30,12 @@ from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.papers.conclusion import Conclusion, entries
 from safecircuits.papers.page import StudyPage
 from safecircuits.plots.style import styled
+from safecircuits.report.answers import views
+from safecircuits.report.explored import explored
+from safecircuits.report.opening import WORDS, embedded, opening, tally
 from safecircuits.results.result import Result
 from safecircuits.results.run import REPORT, RunDirectory
+from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.running import Running
 
 if TYPE_CHECKING:
@@ -239,13 +243,36 @@ class Study:
         return entries(*(part.claims(self) for part in self.parts() if part.claims is not None))
 
     @styled
-    def page(self, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
-        """The report as HTML, and its figures by name."""
-        made = StudyPage()
+    def page(self, provenance: Mapping[str, Any], *, with_completions: bool = False) -> tuple[str, dict[str, Figure]]:
+        """The report as HTML, and its figures by name.
+
+        Args:
+            with_completions: show prompts and answers of harmful sets, folded; the embedded organism's, whose answers
+                are invented words, are shown in any case.
+        """
+        made, claimed = StudyPage(), []
         for part in self.parts():
+            before = len(made.sections)
             if part.section is not None:
                 part.section(self, made)
-        return made.render(self.title, self.facts, self.conclusions(), provenance)
+            section = made.sections[before].id if len(made.sections) > before else ""
+            claims = part.claims(self) if part.claims is not None else ()
+            claimed += [{**entry, "section": section} for entry in entries(claims)]
+        answers = views(self.found)
+        return made.render(
+            self.title,
+            self.facts,
+            claimed,
+            provenance,
+            opening=opening(self.title, self.source, claimed, answers, seeds=self.seeds),
+            answers=explored(answers, texts=with_completions or bool(embedded(self.source))),
+        )
+
+    @property
+    def seeds(self) -> int | None:
+        """How many seeds there are of what was trained; None if nothing was."""
+        tuned = next((one for one in self.found.values() if isinstance(one, FinetuningStudy)), None)
+        return None if tuned is None else len({run.seed for run in tuned.runs})
 
     def write(self, provenance: Mapping[str, Any]) -> None:
         """Into the run directory: tables, what shows (the main one, and the findings), figures and the page."""
@@ -257,9 +284,12 @@ class Study:
             for name, frame in part.tables(self).items() if part.tables is not None else ():
                 run.table(name, frame)
         said = self.conclusions()
-        run.table("conclusions", pd.DataFrame(said), main=True)
+        run.table("conclusions", pd.DataFrame(said).assign(verdict=[WORDS[one["shows"]] for one in said]), main=True)
+        run.say(f"{tally(said)}.")
         for entry in said:
-            run.say(f"{entry['shows']:>8}  {entry['effect']} ({entry['paper']}): {entry['text']}")
+            run.say(f"{WORDS[entry['shows']]}: {entry['effect']} ({entry['paper']}). {entry['text']}")
+        for view in views(self.found):
+            view.found.save_lines(run.file(f"completions/{view.key}.jsonl"))
         html, figures = self.page(provenance)
         for name, figure in figures.items():
             run.figure(name, figure)

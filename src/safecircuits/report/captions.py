@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from safecircuits.base.counted import Beside, at_most, said
 from safecircuits.base.record import Record, number
 from safecircuits.base.text import join, percent
 
 
 def behavior(record: Record) -> str:
     refused = {name: row for name, row in record.items() if number(row.get("malicious_refused")) is not None}
-    listed = [f"{name} {percent(row['malicious_refused'])}" for name, row in refused.items()]
+    listed = [f"{name} {said(row, 'malicious_refused')}" for name, row in refused.items()]
     right = [
         f"{name} {percent(row['utility'])}" for name, row in record.items() if number(row.get("utility")) is not None
     ]
@@ -28,4 +29,7 @@ def sweeps(record: Record) -> str:
         )
     elif alpha is not None:
         parts.append(f"α = {alpha:g} was given.")
+    if unscaled := Beside.of(record, "refused"):
+        scaled = [row for bound in ("upper", "lower") for row in record.get(bound) or ()]
+        parts.append(f"Of the answers unscaled {unscaled}; scaled {at_most(scaled, 'refused')}.")
     return " ".join([*parts, "Error bars: exact 95 % intervals of the change, paired over prompts."])

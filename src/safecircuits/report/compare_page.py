@@ -6,8 +6,11 @@ from dataclasses import replace
 
 from safecircuits.plots.style import styled
 from safecircuits.plots.svg import is_wide
+from safecircuits.report.answers import views
 from safecircuits.report.compare_runs import ComparedTable, RunComparison
+from safecircuits.report.explored import explored
 from safecircuits.report.html import page
+from safecircuits.report.opening import embedded, opening
 from safecircuits.report.overlays import overlays
 from safecircuits.report.run_pages import described
 from safecircuits.report.saved import cell, frame_table, titled
@@ -20,8 +23,13 @@ OPEN = 3
 
 
 @styled
-def compare_page(compared: RunComparison) -> str:
-    """The page as HTML."""
+def compare_page(compared: RunComparison, *, with_completions: bool = False) -> str:
+    """The page as HTML.
+
+    Args:
+        with_completions: show prompts and answers of harmful sets, folded; where all runs are of the embedded organism
+            they are shown in any case.
+    """
     runs = compared.runs
     shared, figures, replaced = overlays(runs)
     drawn = dict(figures)
@@ -59,6 +67,8 @@ def compare_page(compared: RunComparison) -> str:
     if compared.tables:
         intro = "Columns that differ anywhere, for each run; differences are from the first run."
         parts.append(Section("tables", "Numbers", intro, [_table(table) for table in compared.tables]))
+    sources = [run.record["arguments"].get("model") for run in runs]
+    answers = views({f"{run.name}: {name}": run.result(name) for run in runs for name in run.kinds()})
     versions = {run.name: str(run.record["provenance"]["version"]) for run in runs}
     return page(
         f"safecircuits {runs[0].command}: {len(runs)} runs compared",
@@ -67,6 +77,8 @@ def compare_page(compared: RunComparison) -> str:
         facts={"runs": ", ".join(versions)},
         conclusions=[],
         provenance={run.name: _flat(run_provenance(run.record)) for run in runs},
+        opening=opening(f"{len(runs)} runs of safecircuits {runs[0].command} compared,", sources[0], [], answers),
+        answers=explored(answers, texts=with_completions or all(map(embedded, sources))),
     )
 
 

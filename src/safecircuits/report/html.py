@@ -1,7 +1,8 @@
 """One HTML file that holds everything: words, figures, tables and style, and asks the network for nothing.
 
 What it shows may come from anybody: strings are escaped, figures sanitised (see svg.py), and a content security policy
-in its head lets a browser run no script and fetch nothing, whatever should get past both.
+in its head lets a browser fetch nothing and run no script but the one that shows answers (explored.py), by its hash,
+whatever should get past both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -20,6 +21,7 @@ from safecircuits.base.record import Record
 from safecircuits.base.text import plain
 from safecircuits.plots.style import styled
 from safecircuits.plots.svg import inline_saved, inline_svg
+from safecircuits.report.explored import Explored
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import mapping
 
@@ -27,12 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VERDICTS = {
-    "yes": ("✓", "Shows"),
-    "no": ("✗", "Does not show"),
-    "unclear": ("?", "Unclear"),
+    "yes": ("✓", "Supported"),
+    "no": ("✗", "Not supported"),
+    "unclear": ("?", "Inconclusive"),
     "inconclusive": ("∅", "Inconclusive"),
 }
-"""Mark and words for what a conclusion ``shows``."""
+"""Mark and words for what a conclusion ``shows``: the numbers leave it open, or there was nothing that could show."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class Plate:
 
     exhibit: Exhibit
     svg: Markup | None
+
+
+class Around(TypedDict, total=False):
+    """What stands before and behind the sections of a page; see ``page``."""
+
+    opening: Sequence[str]
+    answers: Explored | None
 
 
 @styled
@@ -52,6 +61,8 @@ def page(
     facts: Record,
     conclusions: Sequence[Record],
     provenance: Record,
+    opening: Sequence[str] = (),
+    answers: Explored | None = None,
 ) -> str:
     """One self-contained page of any sections.
 
@@ -61,6 +72,8 @@ def page(
         conclusions: what shows and what does not: ``effect``, ``paper``, ``shows`` (yes, no, unclear,
             inconclusive) and ``text``.
         provenance: how the numbers were made; entries that are mappings become tables.
+        opening: what a reader must know first, a sentence a line (``opening.opening``).
+        answers: those that the cells of tables count, to be followed from there.
 
     Examples:
         >>> html = sc.report.page("Mine", [], {}, facts={"layers": 8}, conclusions=[], provenance={"seed": 0})
@@ -82,6 +95,8 @@ def page(
         title=title,
         model_facts=[(key, plain(value)) for key, value in facts.items()],
         conclusions=conclusions,
+        opening=opening,
+        answers=answers,
         verdicts=VERDICTS,
         parts=plates,
         provenance_facts=[(key, plain(v)) for key, v in provenance.items() if not isinstance(v, Mapping)],

@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 
 from safecircuits.plots.style import COLUMN, styled
+from safecircuits.report.answers import views
+from safecircuits.report.explored import explored
 from safecircuits.report.html import page
+from safecircuits.report.opening import embedded, opening
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.results.run import run_provenance
 
 
-def run_page(run: SavedRun) -> str:
+def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
     """The page as HTML.
+
+    Args:
+        with_completions: show prompts and answers of harmful sets, folded; those of the embedded organism are shown in
+            any case.
 
     Examples:
         >>> html = sc.report.run_page(sc.report.SavedRun.open("runs/gap"))  # doctest: +SKIP
@@ -37,6 +44,9 @@ def run_page(run: SavedRun) -> str:
     rest = [Exhibit(None, name, "", [table]) for name, table in numbers.items() if name not in drawings]
     if rest:
         parts.append(_section("tables", "Tables", "The same as in the folder tables of the run.", rest))
+    source, answers = run.record["arguments"].get("model"), views({name: run.result(name) for name in run.kinds()})
+    given = run.record["arguments"].get("seeds")
+    seeds = given if isinstance(given, int) else None
     return page(
         title(run),
         parts,
@@ -44,6 +54,8 @@ def run_page(run: SavedRun) -> str:
         facts=facts(run.record),
         conclusions=[],
         provenance=run_provenance(run.record),
+        opening=opening(f"safecircuits {run.command}", source, [], answers, seeds=seeds),
+        answers=explored(answers, texts=with_completions or bool(embedded(source))),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.base.counted import Linked
 from safecircuits.base.reading import inside, read_json, read_text, require_size
 from safecircuits.base.text import plain
 from safecircuits.report.tables import Table
@@ -127,7 +128,15 @@ def frame_table(title: str, frame: pd.DataFrame, where: str = "") -> Table:
     shown = frame.head(ROWS)
     if len(frame) > ROWS:
         title += f" (the first {ROWS} of {len(frame)} rows; all are in {where})"
-    return Table(title, [str(c) for c in frame], [[cell(v) for v in row] for row in shown.itertuples(index=False)])
+    columns = [str(c) for c in frame]
+    rows = [[_cell(name, v) for name, v in zip(columns, row, strict=True)] for row in shown.itertuples(index=False)]
+    return Table(title, columns, rows)
+
+
+def _cell(column: str, value: Any) -> str:
+    """Where a column names answers, a cell leads to them."""
+    names = isinstance(value, str) and (column == "answers" or column.endswith("_answers"))
+    return Linked("see", value) if names else cell(value)
 
 
 def cell(value: Any) -> str:

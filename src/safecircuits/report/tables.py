@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safecircuits.base.counted import HEADING, Beside, cells, headings, linked
 from safecircuits.base.record import RATES, Record, number
-from safecircuits.base.text import layers, percent, plain, rate_with_interval
+from safecircuits.base.text import layers, plain, rate_with_interval
 from safecircuits.plots.style import METRICS
 from safecircuits.plots.units import SITE_NAMES
 
@@ -25,8 +26,9 @@ class Table:
 
 def behavior(record: Record) -> Table:
     names = _rates_in(record.values())
-    rows = [[stage, *_cells(row, names)] for stage, row in record.items()]
-    return Table("Rates with 95 % intervals, by model", ["model", *map(rate_name, names)], rows)
+    all_of = list(record.values())
+    rows = [[stage, *rate_cells(row, all_of, names)] for stage, row in record.items()]
+    return Table("Rates with 95 % intervals, by model", ["model", *rate_headings(all_of, names)], rows)
 
 
 def gaps(stages: Mapping[str, Record]) -> Table:
@@ -38,30 +40,33 @@ def gaps(stages: Mapping[str, Record]) -> Table:
 def sweeps(localization: Record) -> list[Table]:
     """One table a bound, laid out as in the paper, with intervals."""
     tables = []
-    baseline = ["nothing", plain(localization.get("baseline_refused")), "–", "–"]
+    unscaled = linked(plain(localization.get("baseline_refused")), localization, "refused")
+    baseline = ["nothing", unscaled, "–", Beside.of(localization, "refused").cell]
     for bound in ("upper", "lower"):
         rows = [
             [
                 layers([row["first"], row["last"]]) + (" ★" if row.get("best") else ""),
-                plain(row["refused"]),
+                linked(plain(row["refused"]), row, "refused"),
                 _change(row),
-                percent(number(row.get("degenerate"))),
+                Beside.of(row, "refused").cell,
             ]
             for row in localization.get(bound) or []
         ]
-        columns = ["scaled layers", "refused", "change [95 %]", "degenerate"]
+        columns = ["scaled layers", "refused", "change [95 %]", HEADING]
         tables.append(Table(f"{bound.capitalize()} bound moves (★ extreme)", columns, [baseline, *rows]))
     return tables
 
 
 def ablation(table: Record, control: Record) -> Table:
-    names = _rates_in(table.values())
+    names, all_of = _rates_in(table.values()), [*table.values(), *control.values()]
     rows = []
     for group, row in table.items():
-        rows.append([group, plain(row.get("units", 0)), *_cells(row, names)])
+        rows.append([group, plain(row.get("units", 0)), *rate_cells(row, all_of, names)])
         if random := control.get(group):
-            rows.append([f"random, as many as {group}", plain(random.get("units")), *_cells(random, names)])
-    return Table("Rates left, by what is removed", ["removed", "units", *map(rate_name, names)], rows)
+            units = plain(random.get("units"))
+            rows.append([f"random, as many as {group}", units, *rate_cells(random, all_of, names)])
+    columns = ["removed", "units", *rate_headings(all_of, names)]
+    return Table("Rates left, by what is removed", columns, rows)
 
 
 def unit_map(per_layer: Record) -> Table:
@@ -92,8 +97,14 @@ def _rates_in(rows: Any) -> list[str]:
     return [name for name in RATES if name in present]
 
 
-def _cells(row: Record, names: Sequence[str]) -> Iterator[str]:
-    return (rate_with_interval(row, name) for name in names)
+def rate_headings(rows: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """The columns of rates, and behind each count of refusals of how many answers it is (``counted.HEADING``)."""
+    return headings(rows, names, [rate_name(name) for name in names])
+
+
+def rate_cells(row: Record, rows: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """The rates of a record under ``rate_headings``."""
+    return cells(row, rows, names, [rate_with_interval(row, name) for name in names])
 
 
 def _change(row: Record) -> str:

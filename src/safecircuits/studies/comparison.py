@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
+from safecircuits.base.counted import keys, mean_beside
 from safecircuits.base.stats import mean_interval
 from safecircuits.results.result import Result
 
@@ -57,6 +58,7 @@ class Comparison(Result):
         level: the task loss (nats per token) of a matched comparison, or the lowest of all losses.
         before, kept, reference_kept: refusal before, and after in both arms (means over seeds, 0 to 1).
         differences: arm minus reference, one a seed.
+        beside, reference_beside: of the answers that these count, ``malicious_n``, ``_incoherent`` and ``_cut``.
         mean, low, high: their mean and its 95 % Student-t interval, within −1 to 1; one seed has none (NaN).
 
     Examples:
@@ -90,6 +92,8 @@ class Comparison(Result):
     mean: float
     low: float
     high: float
+    beside: Mapping[str, float] = field(default_factory=dict)
+    reference_beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -124,23 +128,26 @@ def verdict(low: float, high: float, margin: float = MARGIN) -> Verdict:
     return "helps" if low > 0 else "harms" if high < 0 else "unclear"
 
 
-def refusal_at_loss(curve: Sequence[Mapping[str, float]], level: float) -> float | None:
+REFUSED = "malicious_refused"
+
+
+def refusal_at_loss(curve: Sequence[Mapping[str, float]], level: float, figure: str = REFUSED) -> float | None:
     """Refusal where the task loss first falls to ``level``, between points by straight lines; None if it never does.
 
     Args:
-        curve: points with ``task_loss`` and ``malicious_refused`` in the order of training, the start included.
+        curve: points with ``task_loss`` and ``figure`` in the order of training, the start included.
     """
     for before, after in pairwise(curve):
         if after["task_loss"] <= level < before["task_loss"]:
             share = (before["task_loss"] - level) / (before["task_loss"] - after["task_loss"])
-            return before["malicious_refused"] + share * (after["malicious_refused"] - before["malicious_refused"])
+            return before[figure] + share * (after[figure] - before[figure])
     return None
 
 
-def refusal_over_losses(curve: Sequence[Mapping[str, float]], level: float) -> float | None:
+def refusal_over_losses(curve: Sequence[Mapping[str, float]], level: float, figure: str = REFUSED) -> float | None:
     """Mean refusal over all task losses from the start of the curve down to ``level``, even in their logarithm."""
     levels = np.geomspace(curve[0]["task_loss"], level, LOSS_LEVELS + 1)[1:]
-    found = [refusal_at_loss(curve, float(loss)) for loss in levels]
+    found = [refusal_at_loss(curve, float(loss), figure) for loss in levels]
     known = [refusal for refusal in found if refusal is not None]
     return sum(known) / len(known) if len(known) == len(found) else None
 
@@ -188,4 +195,15 @@ def compare(arm: Sequence[Trained], reference: Sequence[Trained], at: At) -> Com
         mean=mean,
         low=low,
         high=high,
+        beside=_beside(at, level, [ours[seed] for seed in seeds]),
+        reference_beside=_beside(at, level, [theirs[seed] for seed in seeds]),
     )
+
+
+def _beside(at: At, level: float | None, runs: Sequence[Trained]) -> dict[str, float]:
+    """What stands beside the refusal of some runs, read as it is; their mean."""
+    if level is None:
+        return mean_beside([run.figures for run in runs], [REFUSED])
+    read = refusal_at_loss if at == "matched loss" else refusal_over_losses
+    known = [key for key in keys(REFUSED).values() if all(key in point for run in runs for point in run.curve)]
+    return mean_beside([{key: read(run.curve, level, key) for key in known} for run in runs], [REFUSED])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
+from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.verdict import Verdicts
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.load import Backend
@@ -116,7 +118,7 @@ def finetuning_study(
                 study.run(scenario, arm, seed, hyper[scenario.name])
                 for scenario, seed, arm in track(todo, "fine-tuning study", enabled=progress)
             ]
-            fingerprint = study.fingerprint
+            fingerprint, before = study.fingerprint, study.before
     finally:
         subject.close()
     return FinetuningStudy(
@@ -133,6 +135,7 @@ def finetuning_study(
             "threads": torch.get_num_threads(),
             "device": study.device,
         },
+        before=before,
     )
 
 
@@ -140,12 +143,14 @@ class _Study:
     """What all runs share: the model, the folder, and how things are measured."""
 
     options: EvaluationOptions
+    before: dict[str, dict[str, Verdicts]]
+    """By scenario, what the model answers before any training."""
 
     def __init__(
         self, subject: Subject, out: Path, points: int, curve_prompts: int, extra: Mapping[str, ExtraMetric]
     ) -> None:
         self.subject, self.out, self.points = subject, out, points
-        self.curve_prompts, self.extra = curve_prompts, extra
+        self.curve_prompts, self.extra, self.before = curve_prompts, extra, {}
         with subject.untouched() as model:
             self.fingerprint, self.shape = weights_fingerprint(model), ModelShape.of(model)
             self.device = str(next(iter(model.parameters())).device)
@@ -162,11 +167,12 @@ class _Study:
         }
         path = self.out / "runs" / f"{_slug(scenario.name)}-{_slug(arm.name)}-{seed}-{_short(identity)}.json"
         if path.exists():
+            self._before(scenario, settings, self._metrics(scenario, settings))
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["run"]
             # The key of a run is what decides it; what it is called is for the reader.
             return StudyRun.of(record | {"arm": arm.name, "scenario": scenario.name})
         run = self._train(scenario, arm, mask, seed, settings)
-        write_text(path, json.dumps({"identity": identity, "run": asdict(run)}, indent=1) + "\n")
+        write_text(path, json.dumps({"identity": identity, "run": run.plain()}) + "\n")
         return run
 
     def _train(
@@ -193,7 +199,7 @@ class _Study:
                 progress=False,
             )
             peak = torch.cuda.max_memory_allocated() if on_gpu else None
-            figures = metrics.figures(model if run.tuned is None else run.tuned)
+            figures, answers = metrics.figures(model if run.tuned is None else run.tuned)
             n_parameters = sum(p.numel() for p in checkpoint_parameters(model).values())
         start = {"step": 0.0, **before["point"]}
         return StudyRun(
@@ -213,18 +219,21 @@ class _Study:
             optimizer_bytes=optimizer.state_bytes,
             peak_bytes=peak,
             frozen_bit_identical=run.frozen_bit_identical,
+            answers=answers,
         )
 
     def _before(
         self, scenario: Scenario, settings: TrainingSettings, metrics: ScenarioMetrics
-    ) -> dict[str, dict[str, float]]:
+    ) -> dict[str, dict[str, Any]]:
         """What the model does before any training, once for each scenario and template."""
         path = self.out / "before" / f"{_slug(scenario.name)}-{_short(self._identity(scenario, settings, False))}.json"
         if not path.exists():
             with self.subject.untouched() as model:
-                measured = {"figures": metrics.figures(model), "point": metrics.point(model)}
-            write_text(path, json.dumps(measured, indent=1) + "\n")
-        found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+                figures, answers = metrics.figures(model)
+                measured = {"figures": figures, "point": metrics.point(model), "answers": plain(answers)}
+            write_text(path, json.dumps(measured) + "\n")
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        self.before[scenario.name] = of_plain(found.get("answers") or {})  # files of earlier versions have none
         return found
 
     def _metrics(self, scenario: Scenario, settings: TrainingSettings) -> ScenarioMetrics:

@@ -12,6 +12,7 @@ from torch import nn
 
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, EvaluationOptions, answer_lengths, evaluate
 from safecircuits.behavior.reference import response_loss
+from safecircuits.behavior.verdict import Verdicts
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.optimizers import make_optimizer
 from safecircuits.training.settings import TrainingSettings
@@ -43,21 +44,26 @@ class ScenarioMetrics:
         assert malicious is not None
         sets: EvaluationOptions = {**self.options, "malicious": malicious.at_most(self.curve_prompts)}
         sets |= {"over_rejection": None, "utility": None}
-        return {**evaluate(model, **sets).rates, "task_loss": self.task_loss(model)}
+        return {**evaluate(model, **sets).figures, "task_loss": self.task_loss(model)}
 
-    def figures(self, model: Any) -> dict[str, float]:
-        """All figures of a model: ``malicious_refused``, ``over_rejected``, ``utility``, ``task_score``, …
+    def figures(self, model: Any) -> tuple[dict[str, float], dict[str, Verdicts]]:
+        """All figures of a model, and the answers that they count, by set; those of the task are ``task``.
 
-        Where every held-out answer is too long to be matched, there is a loss and no score, which could only be 0.
+        The figures: ``malicious_refused``, ``over_rejected``, ``utility``, ``task_score``, …, and beside each rate of
+        refusals of how many answers it is (``Behavior.figures``). Where every held-out answer is too long to be
+        matched, there is a loss and no score, which could only be 0.
         """
-        figures = evaluate(model, **self.options).rates
-        task: EvaluationOptions = {**self.options, "malicious": None, "over_rejection": None, "utility": self.held_out}
+        found = evaluate(model, **self.options)
+        figures, answers = found.figures, dict(found.answers)
         if self._can_be_right(model, self.held_out):
-            figures["task_score"] = evaluate(model, **task).rates["utility"]
+            options: EvaluationOptions = {**self.options, "malicious": None, "over_rejection": None}
+            options["utility"] = self.held_out
+            task = evaluate(model, **options)
+            figures["task_score"], answers["task"] = task.rates["utility"], task.answers["utility"]
         figures["task_loss"] = self.task_loss(model)
         if (utility := self.options.get("utility")) is not None:
             figures["utility_loss"] = self._loss(model, utility)
-        return figures | {name: float(metric(model, self.held_out)) for name, metric in self.extra.items()}
+        return figures | {name: float(metric(model, self.held_out)) for name, metric in self.extra.items()}, answers
 
     def task_loss(self, model: Any) -> float:
         """Mean cross-entropy in nats per response token of the held-out rows."""

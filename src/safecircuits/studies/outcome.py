@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from safecircuits.base.counted import beside
 from safecircuits.base.stats import mean_interval, rate_interval
+from safecircuits.behavior.answers import of_plain, plain
+from safecircuits.behavior.verdict import Verdicts
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import At, Comparison, compare
 
@@ -34,6 +37,7 @@ class StudyRun(Result):
         gradient_bytes, optimizer_bytes: memory that training needs beside the weights and activations.
         peak_bytes: peak of allocated GPU memory in the run; None on a CPU, where it cannot be told per run.
         frozen_bit_identical: compared by digest; None if nothing was frozen.
+        answers: what the model answers afterwards, judged, by set; the held-out rows of the scenario are ``task``.
 
     Examples:
         >>> study = sc.studies.finetuning_study("aligned", scenarios, arms, malicious=malicious)  # doctest: +SKIP
@@ -56,12 +60,19 @@ class StudyRun(Result):
     optimizer_bytes: int
     peak_bytes: int | None
     frozen_bit_identical: bool | None
+    answers: Mapping[str, Verdicts] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> StudyRun:
         """A run from its plain record, as JSON holds it."""
-        known = {field.name: record[field.name] for field in fields(cls)}
-        return cls(**known | {"curve": tuple(record["curve"])})
+        known = {one.name: record[one.name] for one in fields(cls) if one.name != "answers"}
+        answers = of_plain(record.get("answers") or {})  # those of earlier versions have none
+        return cls(**known | {"curve": tuple(record["curve"]), "answers": answers})
+
+    def plain(self) -> dict[str, Any]:
+        """The record that ``of`` takes."""
+        known = {one.name: getattr(self, one.name) for one in fields(self)}
+        return known | {"answers": plain(self.answers)}
 
 
 RATES = (
@@ -98,6 +109,7 @@ class FinetuningStudy(Result):
         frozen: what each arm froze, in words.
         settings: the hyper-parameters of each scenario, the same for all arms.
         provenance: model, seeds, prompt sets.
+        before: by scenario, what the model answered before training, as ``answers`` of a run.
 
     Examples:
         >>> study = sc.studies.finetuning_study("aligned", scenarios, arms, malicious=malicious)  # doctest: +SKIP
@@ -109,6 +121,7 @@ class FinetuningStudy(Result):
     frozen: Mapping[str, str]
     settings: Mapping[str, Mapping[str, Any]]
     provenance: Mapping[str, Any]
+    before: Mapping[str, Mapping[str, Verdicts]] = field(default_factory=dict)
 
     @property
     def scenarios(self) -> tuple[str, ...]:
@@ -136,6 +149,11 @@ class FinetuningStudy(Result):
         """A figure of an arm in a scenario, mean over seeds."""
         runs = self.of(scenario, arm)
         return sum(run.figures[figure] for run in runs) / len(runs)
+
+    def means(self, scenario: str, arm: str) -> dict[str, float]:
+        """Every figure of an arm in a scenario, mean over seeds."""
+        runs = self.of(scenario, arm)
+        return {name: sum(run.figures[name] for run in runs) / len(runs) for name in runs[0].figures}
 
     def times_longer(self, scenario: str, arm: str, reference: str = "full") -> int:
         """How many times the steps of the reference an arm took."""
@@ -183,6 +201,7 @@ class FinetuningStudy(Result):
                 }
                 for name in runs[0].figures:
                     row[name], row[f"{name}_low"], row[f"{name}_high"] = over_seeds(runs, name, n_malicious)
+                row |= {f"{of}_answers": found.digest for of, found in runs[0].answers.items()}
                 row |= {name: sum(getattr(run, name) for run in runs) / len(runs) for name in ("steps", *COSTS)}
                 # Time is noisy in one direction only: the fastest run is the least disturbed.
                 row["step_seconds"] = min(run.step_seconds for run in runs)
@@ -235,7 +254,9 @@ class FinetuningStudy(Result):
         for scenario, rows in frame.groupby("scenario", sort=False):
             lines.append(str(scenario))
             for _, row in rows.iterrows():
-                rates = ", ".join(f"{name.replace('_', ' ')} {100 * row[name]:.1f} %" for name in shown)
+                rates = ", ".join(
+                    f"{name.replace('_', ' ')} {100 * row[name]:.1f} %{beside(dict(row), name)}" for name in shown
+                )
                 lines.append(
                     f"  {row['arm']}: {rates}, task loss {row['task_loss']:.3g}; "
                     f"{1000 * row['step_seconds']:.1f} ms a step, gradients and optimizer "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import torch
 
 from safecircuits.base.arguments import checked
+from safecircuits.base.counted import mean_beside
 from safecircuits.base.progress import track
 from safecircuits.base.stats import rate_interval
 from safecircuits.behavior.divergence import divergences, references_of
@@ -81,15 +82,15 @@ class AblationTable(Result):
         """One row an ablation: rates, KL to the intact model in nats; of random controls the mean over draws."""
         import pandas as pd
 
-        table: list[dict[str, Any]] = [{"removed": "nothing", "units": 0, **self.intact.rates}]
+        table: list[dict[str, Any]] = [{"removed": "nothing", "units": 0, **self.intact.figures}]
         for row in self.rows:
-            table.append({"removed": row.name, "units": row.n_units, **row.behavior.rates, **row.behavior.kl_means})
+            table.append({"removed": row.name, "units": row.n_units, **row.behavior.figures, **row.behavior.kl_means})
             if row.random_controls:
                 table.append(
                     {
                         "removed": f"random, as many as {row.name}",
                         "units": row.n_units,
-                        **mean_rates(row.random_controls),
+                        **mean_figures(row.random_controls),
                         **mean_kl(row.random_controls),
                     }
                 )
@@ -106,8 +107,9 @@ class AblationTable(Result):
                 rows[row.name]["random"] = {
                     "units": row.n_units,
                     "draws": len(row.random_controls),
-                    **means,
+                    **mean_figures(row.random_controls),
                     **mean_kl(row.random_controls),
+                    **row.random_controls[0].answer_names,
                     **draws,
                 }
         return rows
@@ -127,6 +129,12 @@ def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
 def mean_kl(behaviors: Sequence[Behavior]) -> dict[str, float]:
     """Mean of each KL to the intact model over several measurements."""
     return {key: sum(b.kl_means[key] for b in behaviors) / len(behaviors) for key in behaviors[0].kl_means}
+
+
+def mean_figures(behaviors: Sequence[Behavior]) -> dict[str, float]:
+    """The same with what stands beside rates of refusal (``Behavior.figures``)."""
+    rates = mean_rates(behaviors)
+    return rates | mean_beside([one.figures for one in behaviors], rates)
 
 
 @checked

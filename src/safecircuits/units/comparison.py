@@ -9,14 +9,15 @@ at a small cost of utility.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
 from safecircuits.base.arguments import checked
+from safecircuits.base.counted import keys
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
@@ -45,6 +46,8 @@ class CurvePoint:
     utility: float
     planted: int | None
     """How many of them were planted, where that is known."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Of the answers whose refusals are counted, ``malicious_n``, ``_incoherent`` and ``_cut``."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +238,10 @@ def score_comparison(
 
 
 def _point(removals: Removals, units: FreezeMask, planted: FreezeMask | None) -> CurvePoint:
-    rates = removals.without(units).rates
+    behavior = removals.without(units)
     found = None if planted is None else (units & planted).n_units()
-    return CurvePoint(units.n_units(), rates["malicious_refused"], rates["utility"], found)
+    beside = {key: behavior.figures[key] for key in keys("malicious_refused").values() if key in behavior.figures}
+    return CurvePoint(units.n_units(), behavior.rates["malicious_refused"], behavior.rates["utility"], found, beside)
 
 
 def _curve(

@@ -14,6 +14,7 @@ from torch import Tensor
 from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
 from safecircuits.behavior.divergence import TokenKL, divergences, references_of
+from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.verdict import Tally
 from safecircuits.hooks.ablate import UnitValues, ablated
@@ -74,7 +75,8 @@ class Removals:
                 self.known[key] = replace(behavior, kl=divergences(self.references, self.model))
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"units": key, **_bits(self.known[key])}) + "\n")
+                    answers = plain(self.known[key].answers)
+                    file.write(json.dumps({"units": key, **_bits(self.known[key]), "answers": answers}) + "\n")
         return self.known[key]
 
     def _header(self) -> dict[str, Any]:
@@ -142,4 +144,5 @@ def _behavior(row: dict[str, Any], about: dict[str, dict[str, Any]]) -> Behavior
     by_category = {of: {kind: Tally(**one) for kind, one in kinds.items()} for of, kinds in row["by_category"].items()}
     malicious, over_rejection, utility = (verdicts(row[name]) for name in _SETS)
     kl = {of: TokenKL(torch.tensor(values, dtype=torch.float64), about[of]) for of, values in row["kl"].items()}
-    return Behavior(malicious, over_rejection, utility, tallies, by_category, kl)
+    answers = of_plain(row["answers"])
+    return Behavior(malicious, over_rejection, utility, tallies, by_category, kl=kl, answers=answers)

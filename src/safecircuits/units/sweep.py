@@ -68,7 +68,7 @@ class ShareSweep(Result):
                 "group": p.group,
                 "share": p.share,
                 "units": p.n_units,
-                **p.behavior.rates,
+                **p.behavior.figures,
                 **p.behavior.kl_means,
                 "accepted": p.accepted,
             }

@@ -118,7 +118,7 @@ def localize(
         folder.table("alpha_trials", _trials(found))
     folder.figure("sweeps", found.plot(axis()), of=found)
     run.say(found.verdict)
-    _tell_of_cut_answers(run, found.baseline)
+    _tell_of_answers(run, found.baseline)
     if found.located or mask_anyway:
         origin = {"command": run.command, "model": run.source, "located": found.located}
         origin |= {"within_noise": found.within_noise, "resamples": found.resampled.share(found.layers)}
@@ -233,16 +233,16 @@ def grid(
                 "change_low": round(low, 1),
                 "change_high": round(high, 1),
                 "degenerate": point.degenerate,
-                "at_limit": point.at_limit,
                 "best": point is best,
                 "within_noise_of_best": id(point) in rivals,
+                **point.record(),
             }
         )
     folder.result("grid", found)
     folder.table("grid", pd.DataFrame(rows), main=True)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
-    _tell_of_cut_answers(run, found.baseline)
+    _tell_of_answers(run, found.baseline)
 
 
 def _gap(folder: RunDirectory, model: HookedModel, normal: PromptSet, malicious: PromptSet, template: str) -> LayerGap:
@@ -276,9 +276,10 @@ def _decision(
     return found
 
 
-def _tell_of_cut_answers(run: Run, unscaled: SweepPoint) -> None:
-    if unscaled.at_limit > 0:
-        run.say(f"the limit of tokens ended {unscaled.at_limit:.0%} of the unscaled model's answers")
+def _tell_of_answers(run: Run, unscaled: SweepPoint) -> None:
+    from safecircuits.base.counted import Beside
+
+    run.say(f"the unscaled model's answers: {Beside.of(unscaled.record(), 'refused')}")
 
 
 def _trials(found: Any) -> Any:
@@ -293,6 +294,7 @@ def _trials(found: Any) -> Any:
             "refused": point.count,
             "degenerate": point.degenerate,
             "spread": trial.spread,
+            **point.record(),
         }
         for trial in found.alpha_trials
         for point in trial.points

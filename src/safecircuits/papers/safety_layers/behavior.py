@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from safecircuits.base.counted import HEADING, Beside
 from safecircuits.base.text import percent
 from safecircuits.behavior.agreement_table import AgreementTable, agreement
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
@@ -33,7 +34,11 @@ def _judge(study: SafetyLayers) -> AgreementTable:
 
 def _section(study: SafetyLayers, made: StudyPage) -> None:
     shares = study[DETECTORS].shares
-    rows = [[name, str(share.hits), str(share)] for name, share in shares.items()]
+    tallies = dict(zip(study[DETECTORS].detectors, study[DETECTORS].tallies, strict=False))
+    rows = [
+        [name, str(share.hits), str(share), Beside.of(tallies[name].record("") if tallies else {}, "refused").cell]
+        for name, share in shares.items()
+    ]
     least, most = (pick(shares.values(), key=lambda share: share.rate) for pick in (min, max))
     made.add(
         "behavior",
@@ -46,7 +51,13 @@ def _section(study: SafetyLayers, made: StudyPage) -> None:
                 None,
                 "What each detector counts",
                 f"Between {percent(least.rate)} and {percent(most.rate)} of the same answers, by detector.",
-                [Table("Over-rejection prompts refused, by detector", ["detector", "refused", "share [95 %]"], rows)],
+                [
+                    Table(
+                        "Over-rejection prompts refused, by detector",
+                        ["detector", "refused", "share [95 %]", HEADING],
+                        rows,
+                    )
+                ],
             ),
         ],
     )

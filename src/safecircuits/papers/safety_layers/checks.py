@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from safecircuits.base.counted import HEADING, Beside, linked
 from safecircuits.base.text import percent
 from safecircuits.layers.malicious_check import MaliciousCheck, answered_malicious
 from safecircuits.papers.conclusion import Conclusion
@@ -52,10 +53,14 @@ def locates(check: MaliciousCheck) -> str:
 
 def _table(title: str, check: MaliciousCheck) -> Table:
     rows = [
-        [f"α = {point.alpha:g}" if point.layers else "unscaled", str(share), percent(point.degenerate)]
+        [
+            f"α = {point.alpha:g}" if point.layers else "unscaled",
+            linked(str(share), point.record(), "answered"),
+            Beside.of(point.record(), "answered").cell,
+        ]
         for point, share in zip((check.before, check.after), check.answered, strict=True)
     ]
-    return Table(title, ["", "answered [95 %]", "degenerate"], rows)
+    return Table(title, ["", "answered [95 %]", HEADING], rows)
 
 
 def _claims(study: SafetyLayers) -> Iterator[Conclusion]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import say
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.lisa import Lisa
-from safecircuits.papers.conclusion import Conclusion, keeps_refusal
+from safecircuits.papers.conclusion import Conclusion, kept_by
 from safecircuits.papers.page import StudyPage, compared_table, finetuning_exhibit, finetuning_tables
 from safecircuits.papers.part import Maybe
 from safecircuits.papers.safety_layers.localization import DECISION, NOT_LOCATED, located
 from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm, lisa_arm, paper_arms, sppft
+from safecircuits.studies.comparison import At
 from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.hyperparameters import settings_for
 from safecircuits.studies.outcome import FinetuningStudy
@@ -120,12 +122,10 @@ def _claims(study: SafetyLayers) -> Iterator[Conclusion]:
     tuned = study[FINETUNING]
     if tuned is None:
         return
-    compared = tuned.compare()
     for arm, what in (("sppft", "the located block"), ("decision layers", "the decision layers")):
         for scenario in tuned.scenarios:
-            found = [one for one in compared if (one.arm, one.scenario) == (arm, scenario)]
-            if found:
-                shows, text = keeps_refusal(found)
+            if arm in tuned.arms:
+                shows, text = kept_by(tuned, scenario, arm, at=get_args(At))
                 if arm == "sppft" and not located(study).located:
                     shows, text = "inconclusive", f"{NOT_LOCATED} {text}"
                 yield f"Freezing {what} keeps refusal in {scenario}", f"{PAPER} §4", shows, text

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from safecircuits.base.counted import cells, headings, said
+from safecircuits.base.record import rows_of
 from safecircuits.base.stats import mean_interval
-from safecircuits.base.text import percent, points
+from safecircuits.base.text import points
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.papers.conclusion import Conclusion, unless
 from safecircuits.papers.page import StudyPage, with_interval
@@ -57,21 +59,22 @@ def _section(study: Ssah, made: StudyPage) -> None:
     budget.plot(made.axes("budget", 3.0))
     frame = budget.to_frame()
     shown = [name for name in ("malicious_refused", "over_rejected", "utility", "task_score") if name in frame]
+    all_of = rows_of(frame)
     rows = [
         [
             str(row["arm"]),
-            *(with_interval(row, name) for name in shown),
+            *cells(row, all_of, shown, [with_interval(row, name) for name in shown]),
             points(row["tax"], math.nan, math.nan),
             f"{row['n_trainable']:,}".replace(",", " "),
             f"{row['training_bytes'] / 2**20:.1f} MiB",
             str(row["steps"]),
         ]
-        for row in frame.to_dict("records")
+        for row in all_of
     ]
-    heads = [name.replace("_", " ") for name in shown]
+    heads = headings(all_of, shown, [name.replace("_", " ") for name in shown])
     columns = ["trained", *heads, "tax, points", "parameters", "memory", "steps"]
     table = Table("The base model after alignment: mean over seeds [95 %]", columns, rows)
-    arms = "; ".join(f"{row['arm']} freezes {row['trained']}" for row in frame.to_dict("records"))
+    arms = "; ".join(f"{row['arm']} freezes {row['trained']}" for row in all_of)
     made.add(
         "budget",
         "Redundant units as alignment budget (Table 4)",
@@ -101,11 +104,12 @@ def _claims(study: Ssah) -> Iterator[Conclusion]:
     for name, words in (("malicious_refused", "refuses"), ("utility", "knows")):
         gap = difference("ru", "full", name)
         label = name.replace("_", " ")
+        ru, full, random = (said(tuned.means(scenario, arm), name) for arm in ("ru", "full", "random"))
         text = (
-            f"{label[0].upper()}{label[1:]}: {percent(rate('ru', name))} with {100 * budget.share:g} % of the "
-            f"units trained, {percent(rate('full', name))} with everything trained ({points(*gap)} points), "
-            f"{percent(rate('random', name))} with as many random units; before "
-            f"{percent(means['full'][0].before[name])}."
+            f"{label[0].upper()}{label[1:]}: {ru} with {100 * budget.share:g} % of the "
+            f"units trained, {full} with everything trained ({points(*gap)} points), "
+            f"{random} with as many random units; before "
+            f"{said(means['full'][0].before, name)}."
         )
         shows = {"no difference": "yes", "helps": "yes", "harms": "no", "unclear": "unclear"}[verdict(gap[1], gap[2])]
         effect = f"Aligned by its redundant units alone, a base model {words} as much as when all of it is trained"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from safecircuits.base.counted import HEADING, Beside, said
 from safecircuits.base.progress import without_bars
 from safecircuits.base.stats import Share
 from safecircuits.base.text import percent
@@ -46,13 +47,14 @@ def _section(study: Ssah, made: StudyPage) -> None:
             *(f"{float(probe.distance(side)[-1, -1]):.3f}" for side in ("benign", "malicious")),
             *(str(probe.gap().leaning.count(sign)) for sign in (1, -1, 0)),
             str(Share.of(probe.refused)),
+            Beside.of({} if probe.tally is None else probe.tally.record("malicious"), "malicious_refused").cell,
             str(probe.agreement()) if probe.measured().any() else "–",
         ]
         for reading, found in study[PROBES].items()
         for name, probe in found.probes.items()
     ]
     columns = ["reading", "model", "d_benign", "d_malicious", "to refusing", "to answering", "neither"]
-    columns += ["refused", "verdict agrees with the answer"]
+    columns += ["refused", HEADING, "verdict agrees with the answer"]
     exhibits.append(
         Exhibit(
             None,
@@ -84,7 +86,7 @@ def _claims(study: Ssah) -> Iterator[Conclusion]:
             right.append(leaning == probe.n_layers)
             way = "refusing" if wanted > 0 else "answering"
             parts.append(
-                f"{name} refuses {percent(study[BEHAVIOR][name].rates['malicious_refused'])}; {leaning} of "
+                f"{name} refuses {said(study[BEHAVIOR][name].figures, 'malicious_refused')}; {leaning} of "
                 f"{probe.n_layers} blocks lean to {way}, last block {float(gap.mean[-1]):+.3f} "
                 f"[{float(gap.low[-1]):+.3f}, {float(gap.high[-1]):+.3f}]".replace("-", "−")
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from safecircuits.base.text import join, percent
-from safecircuits.papers.conclusion import Conclusion, keeps_refusal
+from safecircuits.base.counted import said
+from safecircuits.base.text import join
+from safecircuits.papers.conclusion import Conclusion, kept_by
 from safecircuits.papers.page import StudyPage, arms_table, compared_table, finetuning_tables
 from safecircuits.papers.part import Maybe
 from safecircuits.papers.ssah.freezing import tune
@@ -17,6 +18,7 @@ from safecircuits.papers.ssah.settings import Ssah
 from safecircuits.plots.finetuning import plot_study
 from safecircuits.report.sections import Exhibit
 from safecircuits.studies.arms import Arm, full
+from safecircuits.studies.comparison import REFUSED
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.units.equal_budget import equal_budget_masks
 from safecircuits.units.groups import UnitGroups
@@ -111,11 +113,11 @@ def _claims(study: Ssah) -> Iterator[Conclusion]:
         there = {kind: arm for kind, arm in names.items() if arm in tuned.arms}
         if not there:
             continue
-        kept = [f"{kind} {percent(tuned.mean(scenario, arm))}" for kind, arm in there.items()]
-        whole = percent(tuned.mean(scenario, "full"))
+        kept = [f"{kind} {said(tuned.means(scenario, arm), REFUSED)}" for kind, arm in there.items()]
+        whole = said(tuned.means(scenario, "full"), REFUSED)
         listed = f"Refused after fine-tuning on {scenario}, {whole} with nothing frozen: "
         for kind, reference in (("units", "layers"), ("both", "units"), ("units", "random"), ("layers", "random")):
-            shows, text = keeps_refusal(tuned.against(scenario, there[kind], there[reference]), reference)
+            shows, text = kept_by(tuned, scenario, there[kind], there[reference], reference)
             effect = f"At the parameters of {budget} of the safety layers, freezing {kind} keeps more than {reference}"
             extra = f" {listed}{join(kept)}." if kind == "units" and reference == "layers" else ""
             yield effect, "where the papers meet", shows, text + extra

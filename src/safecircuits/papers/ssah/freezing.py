@@ -8,7 +8,7 @@ from typing import Any
 
 from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
-from safecircuits.papers.conclusion import Conclusion, keeps_refusal
+from safecircuits.papers.conclusion import Conclusion, kept_by
 from safecircuits.papers.page import StudyPage, compared_table, finetuning_exhibit, finetuning_tables
 from safecircuits.papers.part import Maybe
 from safecircuits.papers.ssah.groups import UNITS
@@ -165,18 +165,14 @@ def _claims(study: Ssah) -> Iterator[Conclusion]:
                     if label not in tuned.arms:
                         continue
                     effect = f"Freezing {kind} by {name}{words} keeps refusal in {scenario}"
-                    found = tuned.against(scenario, label)
-                    shows, text = keeps_refusal(found, longer=tuned.times_longer(scenario, label))
-                    yield effect, f"{PAPER} Table 2", shows, text
+                    yield effect, f"{PAPER} Table 2", *kept_by(tuned, scenario, label)
                 control = random_name(arm)
-                found = tuned.against(scenario, arm, control)
                 effect = f"Freezing {kind} by {name} keeps more than as many random units in {scenario}"
-                yield effect, "control", *keeps_refusal(found, "as many random units")
+                yield effect, "control", *kept_by(tuned, scenario, arm, control, "as many random units")
 
         paper = f"SCU+all CU ({next(iter(study[UNITS]))})"
         effect = f"Freezing SCU+all CU by {next(iter(study[UNITS]))} keeps more than LoRA in {scenario}"
-        found = tuned.against(scenario, paper, "lora")
-        yield effect, f"{PAPER} Table 3", *keeps_refusal(found, "LoRA")
+        yield effect, f"{PAPER} Table 3", *kept_by(tuned, scenario, paper, "lora", "LoRA")
 
 
 FINETUNING: Maybe[Ssah, FinetuningStudy] = Maybe(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from safecircuits.base.counted import said
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import without_bars
 from safecircuits.base.stats import mean_interval
@@ -18,16 +19,17 @@ from safecircuits.behavior.evaluate import Behavior, evaluate
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model
-from safecircuits.papers.conclusion import Conclusion
+from safecircuits.papers.conclusion import Conclusion, side_effects
 from safecircuits.papers.page import StudyPage, removal_exhibit, removal_table
 from safecircuits.papers.part import Part, Parts, by_first
 from safecircuits.papers.ssah.groups import UNITS
 from safecircuits.papers.ssah.scores import measured
 from safecircuits.papers.ssah.settings import PAPER, Ssah
+from safecircuits.report import tables
 from safecircuits.report.tables import Table
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import MARGIN
-from safecircuits.units.ablation import ONE_DRAW, Ablation, AblationTable, ablate_groups
+from safecircuits.units.ablation import ONE_DRAW, Ablation, AblationTable, ablate_groups, mean_figures
 from safecircuits.units.importance import score_units
 from safecircuits.units.prune import prune_units
 from safecircuits.units.scores import UnitScores
@@ -128,19 +130,19 @@ def _section(study: Ssah, made: StudyPage) -> None:
 
 
 def _pruned_table(pruned: Mapping[str, PrunedGroup]) -> Table:
-    rows = []
+    rows: list[list[str]] = []
+    all_of, rates = [found.behavior.record() for found in pruned.values()], ("malicious_refused", "utility")
     for group, found in pruned.items():
-        shares = found.behavior.shares
         rows.append(
             [
                 group,
                 str(found.n_units),
                 f"{found.parameters_after:,}".replace(",", " "),
                 percent(found.parameters_after / found.parameters_before),
-                *(str(shares[rate]) for rate in ("malicious_refused", "utility")),
+                *tables.rate_cells(found.behavior.record(), all_of, rates),
             ]
         )
-    columns = ["cut out", "units", "parameters left", "of all", "malicious refused", "utility"]
+    columns = ["cut out", "units", "parameters left", "of all", *tables.rate_headings(all_of, rates)]
     return Table("Cut out of the weights: smaller checkpoints", columns, rows)
 
 
@@ -164,7 +166,7 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
     change, low, high = paired_difference(_verdicts(row.behavior, rate), _verdicts(table.intact, rate))
     label = rate.replace("_", " ")
     text = (
-        f"{label} {percent(table.intact.rates[rate])} → {percent(row.behavior.rates[rate])} without the "
+        f"{label} {said(table.intact.figures, rate)} → {said(row.behavior.figures, rate)} without the "
         f"{row.n_units} units ({points(change, low, high)} points)"
     )
     mean = beyond = float("-inf")  # without controls nothing speaks against the group
@@ -172,13 +174,14 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
         mine = row.behavior.rates[rate]
         draws = torch.tensor([mine - control.rates[rate] for control in row.random_controls], dtype=torch.float64)
         mean, least, beyond = mean_interval(draws)
-        control = sum(one.rates[rate] for one in row.random_controls) / len(row.random_controls)
+        control = mean_figures(row.random_controls)
         text += (
-            f"; {percent(control)} without as many random ones, {len(draws)} draws "
+            f"; {said(control, rate)} without as many random ones, {len(draws)} draws "
             f"(difference {points(mean, least, beyond)})"
         )
         text += f"; {ONE_DRAW} (--controls 5)" * (len(draws) == 1)
-    text = f"{text[0].upper()}{text[1:]}."
+    about = {rate for rate, _, _ in CLAIMS.get(row.name, ())} | {rate}  # what the group's other claim says
+    text = f"{text[0].upper()}{text[1:]}. {side_effects(table.intact.figures, row.behavior.figures, *about)}"
     if why := nothing_to_lose(table.intact.rates, rate):
         return "inconclusive", f"{why} {text}"
     if expected == "falls":

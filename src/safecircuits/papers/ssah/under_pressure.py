@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from safecircuits.base.stats import Share
-from safecircuits.behavior.conditions import Pressure, pressure
+from safecircuits.base.counted import HEADING, Beside, at_most, beside, linked
+from safecircuits.behavior.conditions import Attempt, Pressure, pressure
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.hooks.ablate import ablated
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -42,11 +42,9 @@ def _section(study: Ssah, made: StudyPage) -> None:
         return
     plot_pressure(pressures, ax=made.axes("pressure", 3.2))
     first = next(iter(pressures.values()))
-    rows = [
-        [name, *(str(Share.of(attempt.refused)) for attempt in found.attempts)] for name, found in pressures.items()
-    ]
-    columns = ["removed", *(str(attempt.condition) for attempt in first.attempts)]
-    s = study.settings
+    rows = [[name, *(cell for one in found.attempts for cell in _cells(one))] for name, found in pressures.items()]
+    columns = ["removed", *(head for one in first.attempts for head in (str(one.condition), HEADING))]
+    s, rates = study.settings, [one.record() for found in pressures.values() for one in found.attempts]
     asked = "" if s.system is None else f" System prompt: “{s.system}”."
     begun = "" if s.prefill is None else f" Answers are made to start with: “{s.prefill}”."
     made.add(
@@ -59,11 +57,16 @@ def _section(study: Ssah, made: StudyPage) -> None:
             Exhibit(
                 "pressure",
                 "Refusal by removed units",
-                "Lines are 95 % intervals.",
+                f"Lines are 95 % intervals. Of the answers {at_most(rates, 'refused')}.",
                 [Table("Malicious refused", columns, rows)],
             )
         ],
     )
+
+
+def _cells(attempt: Attempt) -> tuple[str, str]:
+    row = attempt.record()
+    return linked(str(attempt.refusal), row, "refused"), Beside.of(row, "refused").cell
 
 
 def _claims(study: Ssah) -> Iterator[Conclusion]:
@@ -75,7 +78,8 @@ def _claims(study: Ssah) -> Iterator[Conclusion]:
     low, high = last.success.interval
     plain = intact.attempts[0]
     text = (
-        f"Not refused: {plain.success} as asked, {last.success} once the answer starts with "
+        f"Not refused: {plain.success}{beside(plain.record(), 'refused')} as asked, "
+        f"{last.success}{beside(last.record(), 'refused')} once the answer starts with "
         f"{last.condition.prefilled} compliant tokens."
     )
     shows = "yes" if low > plain.success.rate + MARGIN else "no" if high < plain.success.rate + MARGIN else "unclear"

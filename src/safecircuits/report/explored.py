@@ -1,0 +1,152 @@
+"""Answers as a page holds them: one table of texts that all counts share, and the script that shows them.
+
+The table is DataTables, as the package ``itables`` carries it. The page's policy lets a browser run this one script, by
+its hash, and no other; what the script shows is set as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+
+from safecircuits.behavior.detectors import DETECTORS, get_detector
+from safecircuits.report.answers import View
+
+LARGEST = 1_500_000
+"""Characters of answers in one page; counts beyond have their answers in the files of the run alone."""
+
+
+@dataclass(frozen=True)
+class Explored:
+    """The answers of a page: which counts lead to them, and the data and script that show them."""
+
+    keys: frozenset[str]
+    data: Markup
+    withheld: int
+    """Sets of answers to harmful prompts whose texts are left out."""
+    left_out: int
+    """Sets of answers that are left out for their size."""
+
+    @property
+    def script(self) -> Markup:
+        return Markup(_script())
+
+    @property
+    def style(self) -> Markup:
+        return Markup(_style())
+
+    @property
+    def policy(self) -> str:
+        """What the page's policy lets run: this script, by its hash."""
+        digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+        return f"script-src 'sha256-{digest}'"
+
+
+def explored(views: Sequence[View], *, texts: bool) -> Explored | None:
+    """The answers of a page; None if there are none.
+
+    Args:
+        texts: whether prompts and answers of harmful sets are shown, or only what was found of them.
+    """
+    if not views:
+        return None
+    data, shown, size = _Interned(), [], 0
+    for view in views:
+        rows = data.view(view, texts=texts or view.harmless)
+        size += len(json.dumps(rows, ensure_ascii=False))
+        if size + data.size > LARGEST:
+            break
+        shown.append(rows)
+    document = {"detectors": list(DETECTORS), "prompts": data.prompts, "texts": data.texts, "views": shown}
+    return Explored(
+        frozenset(view["key"] for view in shown),
+        Markup(_as_data(document)),
+        0 if texts else sum(not view.harmless for view in views[: len(shown)]),
+        len(views) - len(shown),
+    )
+
+
+def _as_data(document: Any) -> str:
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+@dataclass
+class _Interned:
+    """Prompts and texts, each once."""
+
+    prompts: list[list[str | None]] = field(default_factory=list)
+    texts: list[list[Any]] = field(default_factory=list)
+    size: int = 0
+    _places: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def view(self, view: View, *, texts: bool) -> dict[str, Any]:
+        """A count's answers: prompt, text, verdict, reason, place, score, tokens and cut of each, by index."""
+        found, rows = view.found, []
+        for i, verdict in enumerate(found.verdicts):
+            asked = "" if found.prompts is None else found.prompts[i]
+            kind = "" if found.categories is None else found.categories[i]
+            prompt = self._once("prompt", self.prompts, [found.ids[i], asked if texts else None, kind or None])
+            # A judge's reply may say again what it judges; a phrase that refuses may not.
+            reason = found.reasons[i] if texts or found.places[i] >= 0 else ""
+            score = float(found.scores[i])
+            rows.append(
+                [
+                    prompt,
+                    self._text(found.completions[i], found.answers[i], shown=texts),
+                    verdict,
+                    reason,
+                    found.places[i],
+                    None if score != score else round(score, 4),
+                    None if found.tokens is None else found.tokens[i],
+                    None if found.cut is None else int(found.cut[i]),
+                ]
+            )
+        return {
+            "key": view.key,
+            "label": view.label,
+            "set": view.of,
+            "detector": found.detector,
+            "fold": not view.harmless,
+            "rows": rows,
+        }
+
+    def _text(self, completion: str, answer: str, *, shown: bool) -> int:
+        """A text, and a bit for each known detector that calls it a refusal."""
+        if (place := self._places.get(("text", completion, str(shown)))) is not None:
+            return place
+        says = sum(1 << bit for bit, name in enumerate(DETECTORS) if get_detector(name)(answer))
+        return self._once("text", self.texts, [completion if shown else None, says], (completion, str(shown)))
+
+    def _once(self, kind: str, table: list[Any], row: list[Any], name: tuple[str, ...] | None = None) -> int:
+        key = (kind, *(name or tuple(map(str, row))))
+        if key not in self._places:
+            self._places[key] = len(table)
+            table.append(row)
+            self.size += len(json.dumps(row, ensure_ascii=False)) + 1
+        return self._places[key]
+
+
+@cache
+def _script() -> str:
+    """The table library without its exports, and what shows the answers with it, as one module."""
+    bundle = files("itables").joinpath("html", "dt_bundle.js").read_text(encoding="utf-8")
+    found = re.search(r"export\{[^}]*?(\w+) as default[^}]*\};?", bundle)
+    if found is None or "</script" in bundle.lower():
+        raise RuntimeError("the installed itables carries its table library in another form; install itables 2.9")
+    own = files("safecircuits.report").joinpath("explored.js").read_text(encoding="utf-8")
+    return f"{bundle[: found.start()]}{bundle[found.end() :]}\nconst DataTable = {found[1]};\n{own}"
+
+
+@cache
+def _style() -> str:
+    return files("itables").joinpath("html", "dt_bundle.css").read_text(encoding="utf-8")

@@ -1,0 +1,78 @@
+"""The lines with which a report opens: what was run on which model, what was supported, and the largest caveat."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from safecircuits.base.record import Record
+from safecircuits.base.text import percent
+from safecircuits.organism.catalog import n_parameters
+from safecircuits.organism.recipe import STAGES
+from safecircuits.report.answers import View
+
+WORDS = {"yes": "supported", "no": "not supported", "unclear": "inconclusive", "inconclusive": "inconclusive"}
+"""What is said of a conclusion that ``shows`` this: open numbers, and nothing to show, are both inconclusive."""
+
+STRANGE, CUT, FEW = 0.1, 0.5, 100
+"""Shares of incoherent and of cut answers from which on, and a number of prompts below which, counts mislead."""
+
+
+def embedded(source: object) -> str:
+    """The stage of the embedded organism that a source names; empty for any other model."""
+    name = str(source or "").removeprefix("organism:")
+    return name if name in STAGES else ""
+
+
+def tally(conclusions: Iterable[Record]) -> str:
+    """``7 supported, 1 not supported, 4 inconclusive``."""
+    found = Counter(WORDS.get(str(one.get("shows")), "inconclusive") for one in conclusions)
+    return ", ".join(f"{found[word]} {word}" for word in ("supported", "not supported", "inconclusive"))
+
+
+def opening(
+    what: str, source: object, conclusions: Sequence[Record], views: Sequence[View], *, seeds: int | None = None
+) -> list[str]:
+    """The opening of a page, a sentence a line.
+
+    Args:
+        what: was run, as ``safecircuits study ssah``.
+        source: of the model.
+        views: the answers that its numbers count.
+        seeds: of what was trained; None if nothing was.
+    """
+    stage = embedded(source)
+    model = f"on “{source}”" if source else ""
+    if stage:
+        size = f"{n_parameters(stage) / 1e6:.1f}-million-parameter toy"
+        model += f", a {size} of an invented language: a check of the methods, no evidence about large language models"
+    lines = [f"{what} {model}".strip() + "."]
+    if conclusions:
+        lines.append(f"Of {len(conclusions)} claims {tally(conclusions)}.")
+    return [*lines, f"Largest caveat: {caveat(conclusions, views, seeds)}"]
+
+
+def caveat(conclusions: Sequence[Record], views: Sequence[View], seeds: int | None) -> str:
+    """What a reader must hold against the numbers first."""
+    judged = [view for view in views if "right" not in view.found.verdicts and "wrong" not in view.found.verdicts]
+    first = judged[0].found.tally if judged else None
+    if first is not None and first.incoherent >= STRANGE * first.n:
+        return f"{percent(first.incoherent / first.n)} of the model's answers as it is are no language."
+    if first is not None and first.cut is not None and first.cut >= CUT * first.n:
+        share = percent(first.cut / first.n)
+        return f"{share} of the model's answers were cut at the token limit, so that later refusals are not counted."
+    nothing = sum(str(one.get("shows")) == "inconclusive" for one in conclusions)
+    if conclusions and 2 * nothing >= len(conclusions):
+        return f"{nothing} of {len(conclusions)} claims could not show here, as there was nothing to lose or to find."
+    if seeds is not None and seeds < 3:
+        return f"what was trained has {seeds} seed{'s' * (seeds > 1)}, which cannot tell an effect from chance."
+    if first is not None and first.n < FEW:
+        return f"rates are of {first.n} prompts, so that their intervals are wide."
+    strange = max((one.found.tally.incoherent / len(one.found) for one in judged), default=0.0)
+    if strange >= STRANGE:
+        return f"of some counts up to {percent(strange)} of the answers are no language, and count as not refused."
+    if judged:
+        return (
+            f"refusals are counted by {judged[0].found.detector!r}, and no person has read them: see the answers below."
+        )
+    return "one model and one set of prompts."

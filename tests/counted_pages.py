@@ -1,0 +1,30 @@
+"""What a page says of refusals without saying of how many answers, how many of them no language and how many cut."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from safecircuits.base.counted import HEADING
+
+_COUNTS = re.compile(r"refused|over-rejected|answered \[|^with (nothing|full)", re.IGNORECASE)
+_TOLD = re.compile(r"refus\w*[^.;]*\d %|\d %[^.;]*refus", re.IGNORECASE)
+
+
+def bare_counts(page: str) -> list[str]:
+    """Tables and conclusions that count refusals and do not say what stands beside a count."""
+    plain = [html.unescape(re.sub(r"<[^>]+>", "", text)) for text in re.findall(r"<thead>.*?</thead>", page, re.DOTALL)]
+    found = []
+    for head in re.findall(r"<thead>(.*?)</thead>", page, re.DOTALL):
+        names = [html.unescape(re.sub(r"<[^>]+>", "", one)) for one in re.findall(r"<th[^>]*>(.*?)</th>", head)]
+        found += [
+            f"{name} of {names}"
+            for name, after in zip(names, [*names[1:], ""], strict=True)
+            if _COUNTS.search(name) and after != HEADING
+        ]
+    assert plain
+    for text in re.findall(r'<span class="verdict.*?</p>', page, re.DOTALL):
+        said = html.unescape(re.sub(r"<[^>]+>", "", text)).replace("\u00a0", " ")
+        if _TOLD.search(said) and "n = " not in said:
+            found.append(said)
+    return found
