@@ -349,5 +349,5 @@ def behavior_of(found: Mapping[str, Verdicts], right: Verdicts | None = None) ->
         None if right is None else right.are("right"),
         {name: one.tally for name, one in found.items()},
         {name: of for name, one in found.items() if (of := one.by_category)},
-        dict(found) if right is None else {**found, "utility": right},
+        answers=dict(found) if right is None else {**found, "utility": right},
     )

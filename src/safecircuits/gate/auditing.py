@@ -15,7 +15,7 @@ from safecircuits.behavior.evaluate import (
     Behavior,
     answer_tokens,
     behavior_of,
-    exact_match,
+    answered,
     judged,
 )
 from safecircuits.behavior.generate import generate
@@ -183,7 +183,7 @@ def audit(
         }
         answers.append(judged(written, detector, unchanged=old, **options))
         useful = written.get("utility")
-        right = None if useful is None else exact_match(useful, useful.prompts.require_responses())
+        right = None if useful is None else answered(useful, useful.prompts.require_responses())
         behaviors.append(behavior_of(answers[-1], right))
     counted: dict[str, Counted] = {}
     for name, (kind, needs, _) in MEASURES.items():

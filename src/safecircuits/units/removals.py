@@ -13,8 +13,8 @@ from torch import Tensor
 
 from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
-from safecircuits.behavior.divergence import TokenKL, divergences, references_of
 from safecircuits.behavior.answers import of_plain, plain
+from safecircuits.behavior.divergence import TokenKL, divergences, references_of
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
 from safecircuits.behavior.verdict import Tally
 from safecircuits.hooks.ablate import UnitValues, ablated

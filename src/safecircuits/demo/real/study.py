@@ -45,9 +45,9 @@ class RealDemoStudy(RealDemo):
         """The layers that were found, as a user without the answer would freeze them."""
         return FreezeMask.layers(found_block(self), self.shape)
 
-    def page(self, provenance: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
+    def page(self, provenance: Mapping[str, Any], *, with_completions: bool = False) -> tuple[str, dict[str, Figure]]:
         """With the overview among the figures, which is for other places than the page."""
-        html, figures = super().page(provenance)
+        html, figures = super().page(provenance, with_completions=with_completions)
         return html, {"overview": plot_overview(self), **figures}
 
 
