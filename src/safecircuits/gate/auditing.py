@@ -14,8 +14,8 @@ from safecircuits.behavior.evaluate import (
     UTILITY_TOKENS,
     Behavior,
     answer_tokens,
-    behavior_of,
     answered,
+    behavior_of,
     judged,
 )
 from safecircuits.behavior.generate import generate
