@@ -19,7 +19,7 @@ def bare_counts(page: str) -> list[str]:
         names = [html.unescape(re.sub(r"<[^>]+>", "", one)) for one in re.findall(r"<th[^>]*>(.*?)</th>", head)]
         found += [
             f"{name} of {names}"
-            for name, after in zip(names, [*names[1:], ""], strict=True)
+            for name, after in zip(names, [*names, ""][1:], strict=True)
             if _COUNTS.search(name) and after != HEADING
         ]
     assert plain

@@ -120,7 +120,7 @@ def document(setup: Setup, grid: FreezingGrid, command: str) -> dict[str, Any]:
     """The grid as plain JSON: every run with its curve, rounded to what it can mean."""
     cells = []
     for cell in grid.cells:
-        runs = [asdict(run) for run in cell.study.runs]
+        runs = [{k: v for k, v in asdict(run).items() if k != "answers"} for run in cell.study.runs]
         cells.append({"model": cell.model, "lr": cell.lr, "frozen": dict(cell.study.frozen), "runs": runs})
     origin = provenance(command=command, seed=0, threads=torch.get_num_threads())
     record = {"setup": asdict(setup), "provenance": origin, "cells": cells}

@@ -133,8 +133,14 @@ def test_conclusions_are_the_main_table_and_the_findings(tmp_path: Path) -> None
     out = tmp_path / "run"
     result = CliRunner().invoke(app, ["--out", str(out), "--json"])
     said = [
-        {"effect": "refusal falls", "paper": "SSAH", "shows": "yes", "text": "From 4 to 1."},
-        {"effect": "utility stays", "paper": "SSAH", "shows": "no", "text": "With 2 others."},
+        {"effect": "refusal falls", "paper": "SSAH", "shows": "yes", "text": "From 4 to 1.", "verdict": "supported"},
+        {
+            "effect": "utility stays",
+            "paper": "SSAH",
+            "shows": "no",
+            "text": "With 2 others.",
+            "verdict": "not supported",
+        },
     ]
     assert json.loads(result.stdout)["table"] == said
     assert pd.read_csv(out / "tables" / "conclusions.csv").to_dict("records") == said

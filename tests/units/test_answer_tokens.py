@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import safecircuits as sc
 from conftest import WORDS
+from safecircuits.behavior.verdict import unjudged
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -27,8 +29,12 @@ def test_decision_layers_and_attribution_read_the_same_tokens(
     def is_bomb(texts: Any, _: Any) -> Any:
         return torch.tensor(["bomb" in prompt for prompt in texts.prompts])
 
-    for module in (decision, answer_tokens):
-        monkeypatch.setattr(module, "refused", is_bomb)
+    def judged(texts: Any, detector: Any) -> Any:
+        said = tuple("refuses" if one else "complies" for one in is_bomb(texts, detector).tolist())
+        return replace(unjudged(texts), verdicts=said)
+
+    monkeypatch.setattr(decision, "verdicts_of", judged)
+    monkeypatch.setattr(answer_tokens, "refused", is_bomb)
     found = sc.units.find_answer_tokens(model, sets[1], sets[0])
     read = sc.decision_layers(model, *sets).provenance
     assert model.tokenizer.convert_ids_to_tokens(list(found.refuse)) == read["refuse"]

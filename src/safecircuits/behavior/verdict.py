@@ -239,7 +239,7 @@ def verdicts(
         places=tuple(one.place for one in read),
         languages=tuple(one.language for one in read),
         scores=scores,
-        detector=detector if isinstance(detector, str) else getattr(detector, "name", None) or repr(detector),
+        detector=_named(detector),
         part=part,
     )
 
@@ -266,6 +266,13 @@ def unjudged(completions: Completions | Sequence[str]) -> Verdicts:
         detector="",
         part="answer",
     )
+
+
+def _named(detector: str | RefusalDetector) -> str:
+    """What a detector is called: its name, a function's, or how it shows itself."""
+    if isinstance(detector, str):
+        return detector
+    return getattr(detector, "name", None) or getattr(detector, "__name__", None) or repr(detector)
 
 
 def tokens_needed(detector: str | RefusalDetector) -> int:

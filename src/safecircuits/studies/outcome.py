@@ -60,7 +60,7 @@ class StudyRun(Result):
     optimizer_bytes: int
     peak_bytes: int | None
     frozen_bit_identical: bool | None
-    answers: Mapping[str, Verdicts] = field(default_factory=dict)
+    answers: Mapping[str, Verdicts] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> StudyRun:
