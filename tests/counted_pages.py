@@ -17,11 +17,8 @@ def bare_counts(page: str) -> list[str]:
     found = []
     for head in re.findall(r"<thead>(.*?)</thead>", page, re.DOTALL):
         names = [html.unescape(re.sub(r"<[^>]+>", "", one)) for one in re.findall(r"<th[^>]*>(.*?)</th>", head)]
-        found += [
-            f"{name} of {names}"
-            for name, after in zip(names, [*names, ""][1:], strict=True)
-            if _COUNTS.search(name) and after != HEADING
-        ]
+        if HEADING not in names:
+            found += [f"{name} of {names}" for name in names if _COUNTS.search(name)]
     assert plain
     for text in re.findall(r'<span class="verdict.*?</p>', page, re.DOTALL):
         said = html.unescape(re.sub(r"<[^>]+>", "", text)).replace("\u00a0", " ")

@@ -263,6 +263,7 @@ def test_a_detector_that_raises_leaves_the_models_measured_before() -> None:
     whole = transplant_study(
         "aligned", "base", blocks, malicious=prompts, detector=lambda text: len(text) % 2 == 0, max_new_tokens=4
     )
-    assert kept["finished"]["source"].equals(whole.source)
-    assert kept["finished"]["target"].equals(whole.target)
+    for name, one in (("source", whole.source), ("target", whole.target)):
+        assert torch.equal(kept["finished"][name].malicious, one.malicious)
+        assert kept["finished"][name].record() == one.record()  # the answers, too, by what they are called
     assert len(kept["malicious"]) == 3

@@ -146,8 +146,9 @@ def test_conclusions_are_the_main_table_and_the_findings(tmp_path: Path) -> None
     assert pd.read_csv(out / "tables" / "conclusions.csv").to_dict("records") == said
     assert pd.read_csv(out / "tables" / "own.csv").to_dict("records") == [{"n": 1}]
     assert json.loads((out / "run.json").read_text())["findings"] == [
-        "     yes  refusal falls (SSAH): From 4 to 1.",
-        "      no  utility stays (SSAH): With 2 others.",
+        "1 supported, 1 not supported, 0 inconclusive.",
+        "supported: refusal falls (SSAH). From 4 to 1.",
+        "not supported: utility stays (SSAH). With 2 others.",
     ]
     page = (out / "report.html").read_text()
     assert "a study of toy" in page
