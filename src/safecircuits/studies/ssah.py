@@ -76,7 +76,7 @@ def as_many_random(arm: Arm) -> Arm:
 def rewound_arm(arm: Arm) -> Arm:
     """What the arm freezes is trained like all else, and put back when training is over (Wei et al. §5).
 
-    The curve is that of training; its last point and the figures are of the model that was put back.
+    The curve and the figures are of the model as it would be put back at each point.
     """
     if arm.mask is None:
         raise ValueError(f"arm {arm.name!r} freezes nothing, so there is nothing to put back")
