@@ -42,11 +42,12 @@ def opening(
         seeds: of what was trained; None if nothing was.
     """
     stage = embedded(source)
-    model = f"on “{source}”" if source else ""
+    named = any(f"“{name}”" in what for name in (source, str(source).removeprefix("organism:")))
+    model = f"on “{source}”" if source and not named else ""
     if stage:
         size = f"{n_parameters(stage) / 1e6:.1f}-million-parameter toy"
         model += f", a {size} of an invented language: a check of the methods, no evidence about large language models"
-    lines = [f"{what} {model}".strip() + "."]
+    lines = [f"{what}{model}." if model.startswith(",") else f"{what} {model}".strip() + "."]
     if conclusions:
         lines.append(f"Of {len(conclusions)} claims {tally(conclusions)}.")
     return [*lines, f"Largest caveat: {caveat(conclusions, views, seeds)}"]
