@@ -35,7 +35,7 @@ COMMANDS = (
     ["report"],
     ["probe"],
     *(["units", name] for name in ("score", "classify", "ablate", "stability", "transfer", "enrichment")),
-    *(["organism", name] for name in ("build", "get")),
+    *(["organism", name] for name in ("build", "get", "list")),
     *(["layers", name] for name in ("similarity", "localize", "decide", "grid", "heatmap", "transplant")),
     *(["mask", name] for name in ("show", "combine", "convert")),
     ["study", "safety-layers"],

@@ -6,6 +6,7 @@ One file a group of commands; ``frame.py`` has what they share: options, the run
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
@@ -39,8 +40,20 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from safecircuits.base.version import __version__
+
+        typer.echo(f"safecircuits {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _app() -> None:
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Makes a group of what would be a single command if only one were added."""
 
 

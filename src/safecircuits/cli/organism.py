@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from safecircuits.cli.frame import plain_command
-from safecircuits.cli.options import SeedOption
+from safecircuits.cli.options import JsonOption, SeedOption
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+    from safecircuits.organism.places import Planted
 
 app = typer.Typer(help="Models whose answer is known: the embedded ones and a real one's family.", no_args_is_help=True)
 
@@ -62,6 +64,52 @@ def get(
     if model != SMOLLM2:
         raise ValueError(f"no model {model!r} to fetch: expected {SMOLLM2!r}, whose members come with the package")
     typer.echo(get_base(source))
+
+
+@plain_command(app, "list")
+def list_models(json: JsonOption = False) -> None:
+    """The models whose answer is known: what to load each by, where refusal was planted, and what it may be used for.
+
+    Rules may be chosen on development members and are scored on judged ones.
+
+    Example: safecircuits organism list
+    """
+    rows = known_models()
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(rows, indent=1))
+        return
+    width = max(len(row["model"]) for row in rows)
+    for row in rows:
+        typer.echo(f"{row['model']:<{width}}  {row['role']:<11}  {row['planted']}")
+
+
+def known_models() -> list[dict[str, str]]:
+    """A row a model: ``model``, ``planted`` and ``role``, the embedded ones first."""
+    from safecircuits.organism.catalog import planted_in, stage_path
+    from safecircuits.organism.recipe import STAGES
+    from safecircuits.organism.smollm2.catalog import SMOLLM2, built, member, planted
+
+    rows = [
+        {"model": f"organism:{stage}", "role": "", "planted": _place(planted_in(stage_path(stage)))} for stage in STAGES
+    ]
+    rows.append({"model": SMOLLM2, "role": "", "planted": "nothing: the base, which does not refuse"})
+    for name in built():
+        one = member(name)
+        place = "everywhere" if one.kind == "aligned" else _place(planted(f"{SMOLLM2}:{name}"))
+        rows.append({"model": f"{SMOLLM2}:{name}", "role": one.role, "planted": place})
+    return rows
+
+
+def _place(found: Planted | None) -> str:
+    if found is None:
+        return "not confined to a part"
+    layers = f"layers {found.layers[0]} to {found.layers[-1]}"
+    for what, units in (("neurons", found.mlp_units), ("heads", found.heads)):
+        if units:
+            return f"{layers}: {sum(map(len, units.values()))} {what}"
+    return layers
 
 
 def _build_real(members: list[str], out: Path, step: Callable[[str, int, int], None]) -> None:
