@@ -143,7 +143,7 @@ class TestUnits:
         exhibit = removal_exhibit(
             StudyPage(), "a", "", "", AblationTable.load(tmp_path / "run" / "results" / "ablation")
         )
-        assert exhibit.caption == f"Diamonds: {ONE_DRAW} (--controls 5)."
+        assert exhibit.caption.startswith(f"Diamonds: {ONE_DRAW} (--controls 5). Of the answers to malicious prompts")
         assert load_run(tmp_path / "run")["inputs"]["groups"]["source"] == str(classified)
         nowhere = ["units", "ablate", *ALIGNED, "--groups", tmp_path / "no", *measured, "--out", tmp_path / "x"]
         assert "give the --out of safecircuits units classify" in refuse(*nowhere)

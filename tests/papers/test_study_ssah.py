@@ -196,8 +196,9 @@ class TestLora:
         pytest.importorskip("peft")
         with pytest.raises(ValueError, match="give a TransformerBridge"):
             finetune(tiny_hooked, TASK, method=Lora(), steps=1)
-        with pytest.raises(ValueError, match="does not take freeze"):
-            finetune(tiny_bridge, TASK, FreezeMask.layers((1, 1)), method=Lora(), steps=1)
+        everything = FreezeMask.layers((0, int(tiny_bridge.cfg.n_layers) - 1))
+        with pytest.raises(ValueError, match="leaves no matrix to adapt"):
+            finetune(tiny_bridge, TASK, everything, method=Lora(), steps=1)
 
 
 class TestAlignmentBudget:

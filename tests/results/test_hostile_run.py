@@ -25,6 +25,7 @@ from safecircuits.results.result import Result
 from safecircuits.results.run import RunDirectory, load_run
 
 HARMLESS = {
+    "ul",
     *("svg", "g", "defs", "path", "use", "rect", "image", "text", "clippath", "pattern"),
     *(
         "html",

@@ -63,8 +63,8 @@ class Beside:
 
     Examples:
         >>> from safecircuits.base.counted import Beside
-        >>> print(Beside(n=300, incoherent=0.02, cut=None))
-        2 % incoherent, cut or not is not known, n = 300
+        >>> str(Beside(n=300, incoherent=0.02, cut=None)).replace("\u00a0", " ")
+        '2 % incoherent, cut or not is not known, n = 300'
     """
 
     n: float | None = None

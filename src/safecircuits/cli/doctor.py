@@ -19,7 +19,7 @@ EXTRAS = {
     "peft": (("peft",), "LoRA and other adapters"),
     "trl": (("trl",), "reverse DPO and TRL's trainers"),
     "eval": (("lm-eval", "rouge-score"), "MMLU and other tasks, Rouge-L"),
-    "docs": (("mkdocs-material", "mkdocstrings"), "the documentation site"),
+    "docs": (("mkdocs-material", "mkdocstrings", "nbconvert"), "the documentation site"),
     "gguf": (("gguf",), "models in GGUF files"),
     "judges": (("judgezoo",), "published judges of refusals"),
     "bench": (("nnsight", "pyvene"), "benchmarks against other libraries"),
