@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of
@@ -27,13 +28,10 @@ def first_token_kl(
     examples = encode(tokenizer_of(before), prompts, template=template, system=system)
     found = torch.empty(len(examples), dtype=torch.float64)
     for batch in batches(examples, batch_tokens(before, examples, max_tokens, cached=True)):
-        p, q = (
-            Decoder(model).step(batch.input_ids, batch.attention_mask).double().log_softmax(-1).cpu()
-            for model in (before, after)
-        )
+        p, q = (Decoder(model).step(batch.input_ids, batch.attention_mask).cpu() for model in (before, after))
         if p.shape != q.shape:
             raise ValueError(f"the models have {p.shape[-1]} and {q.shape[-1]} tokens, so their KL is not defined")
-        found[list(batch.rows)] = (p.exp() * (p - q)).sum(-1).clamp_min(0)
+        found[list(batch.rows)] = kl_divergence(p, q)
     if not torch.isfinite(found).all():
         raise FloatingPointError("the logits are not finite")
     return found
