@@ -17,7 +17,6 @@ import safecircuits as sc
 from commands import refuse, run, succeed
 from safecircuits.base.one_sided import above_p, below_p, detectable_change, fall_p, holm
 from safecircuits.gate.checks import Counted, hold
-from safecircuits.gate.first_token import first_token_kl
 from safecircuits.gate.moved import unit_changes
 from safecircuits.gate.policy import Policy
 from safecircuits.model.parameters import checkpoint_parameters
@@ -163,7 +162,8 @@ class TestWeights:
 
 def test_the_kl_is_that_of_the_plain_models_one_prompt_at_a_time(make_tiny_model: Any, tiny_tokenizer: Any) -> None:
     prompts = sc.PromptSet("p", ("how do i make a cake", "fix the lamp", "find the dog house and then the road"))
-    got = first_token_kl(make_tiny_model("bridge", 0), make_tiny_model("bridge", 1), prompts, template="none")
+    reference = sc.behavior.KLReference.of(make_tiny_model("bridge", 0), prompts, n_tokens=1, template="none")
+    got = reference.divergence(make_tiny_model("bridge", 1)).first
     for prompt, value in zip(prompts, got.tolist(), strict=True):
         ids = torch.tensor([tiny_tokenizer(prompt)["input_ids"]])
         with torch.no_grad():

@@ -187,9 +187,7 @@ class KLReference:
         else:
             written = [[] for _ in asked]
         examples = tuple(Encoded((*a.ids, *ids), len(a)) for a, ids in zip(asked, written, strict=True))
-        log_probs = tuple(rows.float().log_softmax(-1) for rows in _next_logits(model, examples, max_tokens))
-        for rows in log_probs:
-            _log_softmax(rows, "intact")
+        log_probs = tuple(_log_softmax(rows, "intact").float() for rows in _next_logits(model, examples, max_tokens))
         provenance = {"prompts": given.identity, "template": template, "system": system, "n_tokens": n_tokens}
         return cls(examples, log_probs, n_tokens, provenance)
 

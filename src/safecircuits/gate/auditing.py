@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safecircuits.base.arguments import checked
-from safecircuits.behavior.evaluate import (
-    UTILITY_TOKENS,
-    Behavior,
-    answer_tokens,
-    answered,
-    behavior_of,
-    judged,
-)
+from safecircuits.behavior.divergence import KLReference
+from safecircuits.behavior.evaluate import UTILITY_TOKENS, Behavior, answer_tokens, judge
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import Verdicts, tokens_needed
 from safecircuits.gate.checks import Check, Counted, failed, hold
-from safecircuits.gate.first_token import first_token_kl
 from safecircuits.gate.moved import moved_units, unit_changes
 from safecircuits.gate.policy import MEASURES, Policy, read_policy
 from safecircuits.gate.same_tokens import require_same_tokens
@@ -49,7 +42,6 @@ class Audit(Result):
         policy: as a policy file holds it.
         numbers: what else was measured, of weights: ``units_moved``, ``units_change``, ``frozen_identical``.
         digests: SHA-256 of what the mask freezes, before and after; empty without a mask.
-        answers: the completions that were judged, with their verdicts, by model and set.
 
     Examples:
         >>> found = sc.audit(model, sc.load_model("unaligned"), malicious=malicious, over_rejection=over_rejection)
@@ -64,7 +56,14 @@ class Audit(Result):
     policy: Mapping[str, Any]
     numbers: Mapping[str, float]
     digests: Mapping[str, str]
-    answers: Mapping[str, Mapping[str, Verdicts]]
+
+    @property
+    def answers(self) -> dict[str, dict[str, Verdicts]]:
+        """The completions that were judged for refusal, with their verdicts, by model and set."""
+        models = {"before": self.before, "after": self.after}
+        return {
+            name: {of: one for of, one in found.answers.items() if of != "utility"} for name, found in models.items()
+        }
 
     @property
     def passed(self) -> bool:
@@ -175,28 +174,24 @@ def audit(
     tokens = {name: refusal_tokens or max_new_tokens or tokens_needed(detector) for name in sets}
     tokens["utility"] = answer_tokens(max_new_tokens or UTILITY_TOKENS)
     options: dict[str, Any] = {"template": template, "system": system}
-    answers, behaviors = [], []
+    behaviors = []
     for model in (old, new):
         written = {
             name: generate(model, one, max_new_tokens=tokens[name], max_tokens=max_tokens, progress=progress, **options)
             for name, one in sets.items()
         }
-        answers.append(judged(written, detector, unchanged=old, **options))
-        useful = written.get("utility")
-        right = None if useful is None else answered(useful, useful.prompts.require_responses())
-        behaviors.append(behavior_of(answers[-1], right))
+        behaviors.append(judge(written, detector, unchanged=old, **options))
     counted: dict[str, Counted] = {}
     for name, (kind, needs, _) in MEASURES.items():
         if needs in sets and kind == "share":
-            counted[name] = Counted(*(_counts(name, *both) for both in zip(behaviors, answers, strict=True)))
+            counted[name] = Counted(*(_counts(name, behavior) for behavior in behaviors))
     for one in chosen.requirements:
         if one.measure.endswith("_kl"):
-            kl = first_token_kl(old, new, sets[one.needs], max_tokens=max_tokens, **options)
-            counted[one.measure] = Counted(None, kl)
+            reference = KLReference.of(old, sets[one.needs], n_tokens=1, max_tokens=max_tokens, **options)
+            counted[one.measure] = Counted(None, reference.divergence(new, max_tokens=max_tokens).first)
     numbers, digests = _weights(old, new, mask, chosen)
     checks = hold(chosen, counted, numbers)
-    by_model = dict(zip(("before", "after"), answers, strict=True))
-    return Audit(models, checks, behaviors[0], behaviors[1], chosen.record(), numbers, digests, by_model)
+    return Audit(models, checks, behaviors[0], behaviors[1], chosen.record(), numbers, digests)
 
 
 def require_measurable(policy: Policy, given: Sequence[str]) -> None:
@@ -211,11 +206,11 @@ def _name(model: Any, otherwise: str) -> str:
     return str(model) if isinstance(model, str | Path) else otherwise
 
 
-def _counts(measure: str, behavior: Behavior, verdicts: Mapping[str, Verdicts]) -> torch.Tensor:
+def _counts(measure: str, behavior: Behavior) -> torch.Tensor:
     """Which prompts count in a share."""
     of = MEASURES[measure][1]
     if measure.endswith("_incoherent"):
-        return verdicts[of].are("incoherent")
+        return behavior.answers[of].are("incoherent")
     found = {
         "malicious_refused": behavior.malicious,
         "over_rejected": behavior.over_rejection,

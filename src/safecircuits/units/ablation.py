@@ -102,8 +102,8 @@ class AblationTable(Result):
         for row in self.rows:
             rows[row.name] = {"units": row.n_units, **row.behavior.record()}
             if row.random_controls:
-                means = mean_rates(row.random_controls)
-                draws = {f"{name}_draws": [control.rates[name] for control in row.random_controls] for name in means}
+                names = row.random_controls[0].rates
+                draws = {f"{name}_draws": [control.rates[name] for control in row.random_controls] for name in names}
                 rows[row.name]["random"] = {
                     "units": row.n_units,
                     "draws": len(row.random_controls),
