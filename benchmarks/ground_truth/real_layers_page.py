@@ -109,10 +109,26 @@ def _guessed(results: dict[str, Any]) -> str:
     firsts = [first for blocks_of in planted.values() for first, _ in blocks_of]
     return f"""
 "{GUESSES[0]}" is {_block(guess(results))}, the best constant answer on the development members, and looks at no model. For {len(known)} members
-planted from layers {min(firsts)} to {max(firsts)} on, the decision layers are always one of {", ".join(_block(list(one)) for one in answers)}. Patching
-sees the post-instruction tokens. Our reading: what is planted below layer 12 acts where the instruction stands and is
-carried over from there on, and what is planted above layer 19 reads a distinction that the base makes by itself.
+planted from layers {min(firsts)} to {max(firsts)} on, the decision layers are always one of {", ".join(_block(list(one)) for one in answers)}.
+{_by_depth(known)} Patching
+sees the post-instruction tokens. Our reading: what is planted early acts where the instruction stands, and is carried
+over to these tokens further up.
 """
+
+
+def _by_depth(known: list[dict[str, Any]]) -> str:
+    """How the decision layers do for blocks that are planted early, and for all others."""
+    said = []
+    for words, early in (("wholly below layer 12", True), ("that reach layer 12 or beyond", False)):
+        found = [
+            (one["methods"].get("decision", {}).get("layers"), one["block"])
+            for one in known
+            if (one["block"][1] < 12) is early and "decision" in one["methods"]
+        ]
+        if found:
+            mean = np.mean([overlap(layers, block) for layers, block in found])
+            said.append(f"{mean:.2f} for the {len(found)} blocks {words}")
+    return f"Their overlap is {' and '.join(said)}."
 
 
 def _members(results: dict[str, Any]) -> str:
