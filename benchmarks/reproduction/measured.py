@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from safecircuits.base.files import write_text
-from safecircuits.results.run import command_line, load_run
+from safecircuits.results.load_record import command_line, load_run
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs/reference/reproduction.json"

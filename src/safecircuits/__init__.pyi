@@ -56,8 +56,8 @@ from .model.load import load_model as load_model
 from .model.load import save_pretrained as save_pretrained
 from .model.sites import ModelShape as ModelShape
 from .prompts.prompt_set import PromptSet as PromptSet
+from .results.load_record import load_run as load_run
 from .results.run import RunDirectory as RunDirectory
-from .results.run import load_run as load_run
 from .training.freeze import frozen as frozen
 from .training.integrations import FreezeCallback as FreezeCallback
 from .training.loop import finetune as finetune

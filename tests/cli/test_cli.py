@@ -24,7 +24,7 @@ from safecircuits.layers import counting
 from safecircuits.layers.malicious_check import answered_malicious
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.run import command_line, load_run
+from safecircuits.results.load_record import command_line, load_run
 from zoo import backends
 
 COMMANDS = (

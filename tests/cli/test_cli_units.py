@@ -14,7 +14,7 @@ import safecircuits as sc
 from commands import refuse, succeed
 from safecircuits.cli.units.options import require_own
 from safecircuits.papers.page import StudyPage, removal_exhibit
-from safecircuits.results.run import load_run
+from safecircuits.results.load_record import load_run
 from safecircuits.units.ablation import ONE_DRAW, AblationTable
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.overlap import MaskOverlap

@@ -18,7 +18,8 @@ from commands import refuse, succeed
 from safecircuits.papers.ssah.settings import cut_by
 from safecircuits.papers.ssah.study import ssah_study
 from safecircuits.report.compare_runs import compared_table
-from safecircuits.results.run import RunDirectory, command_line, load_run, run_provenance
+from safecircuits.results.load_record import command_line, load_run, run_provenance
+from safecircuits.results.run import RunDirectory
 
 SETS = ["--normal", "organism:normal", "--malicious", "organism:malicious"]
 

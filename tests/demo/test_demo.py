@@ -23,7 +23,7 @@ from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Sweep
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.run import load_run, run_provenance
+from safecircuits.results.load_record import load_run, run_provenance
 
 TEXTS = tuple(map(str, range(100)))
 ANSWERS = Completions(PromptSet("own", TEXTS), TEXTS)

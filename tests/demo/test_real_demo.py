@@ -18,7 +18,7 @@ from safecircuits.demo.real.removal import remove
 from safecircuits.demo.real.settings import RealDemoSettings, real_demo_prompts
 from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.organism.smollm2.members import MEMBERS
-from safecircuits.results.run import load_run
+from safecircuits.results.load_record import load_run
 
 
 def test_no_request_is_in_two_sets_that_must_be_apart() -> None:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import safecircuits
-from safecircuits.results.run import load_run
+from safecircuits.results.load_record import load_run
 
 pytest.importorskip("hatchling", reason="the build backend builds the packages")
 

@@ -21,7 +21,8 @@ from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage
 from safecircuits.papers.part import Maybe, Part, Parts, Shown, Study
 from safecircuits.report.sections import Exhibit
-from safecircuits.results.run import RunDirectory, load_run
+from safecircuits.results.load_record import load_run
+from safecircuits.results.run import RunDirectory
 from safecircuits.studies.running import Running
 
 SHAPE = ModelShape(architecture="a", n_layers=2, d_model=4, d_mlp=8, n_heads=2, n_kv_heads=2)

@@ -25,7 +25,8 @@ from safecircuits.papers.safety_layers import checks, gap, localization
 from safecircuits.papers.safety_layers.settings import StudyPrompts, StudySettings
 from safecircuits.papers.safety_layers.study import StudySubject, safety_layers_study
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.run import RunDirectory, load_run, run_provenance
+from safecircuits.results.load_record import load_run, run_provenance
+from safecircuits.results.run import RunDirectory
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task, paper_scenarios
 from safecircuits.training.presets import preset

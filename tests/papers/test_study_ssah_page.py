@@ -26,7 +26,8 @@ from safecircuits.papers.ssah.removals import removal_verdict
 from safecircuits.papers.ssah.settings import SsahPrompts, SsahSettings, cut_by
 from safecircuits.papers.ssah.study import SsahStudy, SsahSubject, check_inputs, ssah_study
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.results.run import RunDirectory, load_run, run_provenance
+from safecircuits.results.load_record import load_run, run_provenance
+from safecircuits.results.run import RunDirectory
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.scenarios import organism_new_task
 from safecircuits.training.plain import Plain

@@ -17,8 +17,9 @@ from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.similarity import LayerGap, PairCurve
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.results.load_record import load_run
 from safecircuits.results.result import Result
-from safecircuits.results.run import RunDirectory, load_run
+from safecircuits.results.run import RunDirectory
 from safecircuits.units.ablation import Ablation, AblationTable
 
 CURVE = PairCurve(*(torch.tensor([0.9, 0.8, 0.7]) for _ in range(3)))

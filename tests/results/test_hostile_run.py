@@ -21,8 +21,9 @@ from safecircuits.model.sites import ModelShape
 from safecircuits.papers.safety_layers.study import StudySubject
 from safecircuits.plots.style import RC
 from safecircuits.plots.svg import inline_saved, inline_svg
+from safecircuits.results.load_record import load_run
 from safecircuits.results.result import Result
-from safecircuits.results.run import RunDirectory, load_run
+from safecircuits.results.run import RunDirectory
 
 HARMLESS = {
     "ul",

@@ -17,7 +17,8 @@ import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
-from safecircuits.results.run import AlreadyComplete, RunDirectory, load_run
+from safecircuits.results.load_record import load_run
+from safecircuits.results.run import AlreadyComplete, RunDirectory
 from safecircuits.training import Phase
 from safecircuits.training.run import FinetuneRun
 

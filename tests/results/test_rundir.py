@@ -17,7 +17,8 @@ from safecircuits.base.files import write_text
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.interval import GapInterval
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.results.run import AlreadyComplete, RunDirectory, load_run
+from safecircuits.results.load_record import load_run
+from safecircuits.results.run import AlreadyComplete, RunDirectory
 
 FRAME = pd.DataFrame({"layer": [0, 1], "gap": [0.5, None]})
 

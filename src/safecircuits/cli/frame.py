@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
 
-REPORT = "report.html"  # as ``results.run`` has it, whose import would cost --help a second
+REPORT = "report.html"  # as ``results.run_record`` has it, whose import would cost --help a second
 MANY = 6
 """Files of one folder that are still named one by one when a command says what it wrote."""
 

@@ -68,7 +68,8 @@ def report(
 
 def _is_own_page(runs: list[Path], path: Path) -> bool:
     """Whether it is the page that the run itself wrote, by its record, whatever an earlier version made of it."""
-    from safecircuits.results.run import REPORT, load_run
+    from safecircuits.results.load_record import load_run
+    from safecircuits.results.run_record import REPORT
 
     return path == runs[0] / REPORT and REPORT in load_run(runs[0])["files"]
 
@@ -89,7 +90,8 @@ def _one(folder: Path, out: Path | None, texts: bool) -> tuple[str, Path, Any, l
     from safecircuits.papers.part import Subject
     from safecircuits.report.run_pages import run_page
     from safecircuits.report.saved import SavedRun
-    from safecircuits.results.run import REPORT, run_provenance
+    from safecircuits.results.load_record import run_provenance
+    from safecircuits.results.run_record import REPORT
 
     run = SavedRun.open(folder)
     if "subject" in run.kinds() and isinstance(subject := run.result("subject"), Subject):
@@ -108,7 +110,7 @@ def _one(folder: Path, out: Path | None, texts: bool) -> tuple[str, Path, Any, l
 def _data(run: SavedRun) -> dict[str, Any]:
     from json import loads
 
-    from safecircuits.results.run import run_provenance
+    from safecircuits.results.load_record import run_provenance
 
     tables = {name: loads(frame.to_json(orient="records")) for name, frame in run.tables().items()}
     findings = list(run.record.get("findings") or [])

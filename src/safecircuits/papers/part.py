@@ -34,7 +34,8 @@ from safecircuits.report.answers import views
 from safecircuits.report.explored import explored
 from safecircuits.report.opening import WORDS, embedded, opening, tally
 from safecircuits.results.result import Result
-from safecircuits.results.run import REPORT, RunDirectory
+from safecircuits.results.run import RunDirectory
+from safecircuits.results.run_record import REPORT
 from safecircuits.studies.outcome import FinetuningStudy
 from safecircuits.studies.running import Running
 

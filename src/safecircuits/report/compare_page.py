@@ -16,7 +16,7 @@ from safecircuits.report.run_pages import described
 from safecircuits.report.saved import cell, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
-from safecircuits.results.run import run_provenance
+from safecircuits.results.load_record import run_provenance
 
 OPEN = 3
 """Columns of a table that are shown without being asked for."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.report.saved import SavedRun
-from safecircuits.results.run import run_provenance
+from safecircuits.results.load_record import run_provenance
 
 if TYPE_CHECKING:
     import pandas as pd

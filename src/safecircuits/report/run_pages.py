@@ -13,7 +13,7 @@ from safecircuits.report.html import page
 from safecircuits.report.opening import embedded, opening
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
-from safecircuits.results.run import run_provenance
+from safecircuits.results.load_record import run_provenance
 
 
 def run_page(run: SavedRun, *, with_completions: bool = False) -> str:

@@ -11,8 +11,8 @@ from safecircuits.base.counted import Linked
 from safecircuits.base.reading import inside, read_json, read_text, require_size
 from safecircuits.base.text import plain
 from safecircuits.report.tables import Table
+from safecircuits.results.load_record import load_run
 from safecircuits.results.result import Result
-from safecircuits.results.run import load_run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -34,8 +34,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shlex
-import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -45,9 +43,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from safecircuits.base.files import is_partial, lock, remove_partials, replacing, write_text
+from safecircuits.base.files import lock, remove_partials, replacing, write_text
 from safecircuits.base.reading import inside
-from safecircuits.results.run_record import COMPLETE, FORMAT, PARTIAL, VERSION, read_record
+from safecircuits.results.earlier import cannot_write, clear_away_work, differences, is_begun_record, remove_run
+from safecircuits.results.run_record import COMPLETE, FORMAT, PARTIAL, PARTS, VERSION, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Result")
 
-REPORT = "report.html"
-PARTS = ("results", "tables", "figures")
 DPI = 200
 
 
@@ -140,12 +137,12 @@ class RunDirectory:
                 f"another command is writing to {str(folder)!r} just now: wait for it, or give --out another folder"
             ) from error
         except OSError as error:
-            raise _cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from error
         try:
             run = cls._opened(folder, wanted, replace=replace)
         except PermissionError as error:
             unlock()
-            raise _cannot_write(folder, error) from error
+            raise cannot_write(folder, error) from error
         except BaseException:
             unlock()
             raise
@@ -157,16 +154,16 @@ class RunDirectory:
         """The run, in a folder that nobody else writes to."""
         earlier = read_record(folder)
         if earlier is None:
-            for begun in filter(_is_begun_record, folder.iterdir()):
+            for begun in filter(is_begun_record, folder.iterdir()):
                 begun.unlink()  # of a process that was killed at its very first writing
         if earlier is None and any(folder.iterdir()):
             raise ValueError(f"{str(folder)!r} holds files that are no run of safecircuits; give --out a new folder")
-        if earlier is not None and (replace or ("failed" in earlier and _differences(earlier, wanted))):
+        if earlier is not None and (replace or ("failed" in earlier and differences(earlier, wanted))):
             remove_partials(folder)
-            _remove(folder, earlier)
+            remove_run(folder, earlier)
             earlier = None
         if earlier is not None:
-            differs = _differences(earlier, wanted)
+            differs = differences(earlier, wanted)
             if differs:
                 what = "a run" if "finished" in earlier else "an unfinished run"
                 raise ValueError(
@@ -175,7 +172,7 @@ class RunDirectory:
                 )
             if "finished" in earlier:
                 with suppress(OSError):  # a folder that is to be read only
-                    _clear_away_work(folder)
+                    clear_away_work(folder)
                 raise AlreadyComplete(folder, earlier)
             remove_partials(folder)
         record = {"format": FORMAT, "version": VERSION, **wanted}
@@ -273,7 +270,7 @@ class RunDirectory:
         about = provenance(command=self.record["command"], seed=self.record["arguments"].get("seed"))
         self.record["provenance"] = {key: about[key] for key in ("version", "versions", "python", "seed", "date")}
         path = write_text(self.folder / COMPLETE, _as_json(self.record))
-        _clear_away_work(self.folder)
+        clear_away_work(self.folder)
         self._unlock()
         return path
 
@@ -309,103 +306,6 @@ class RunDirectory:
         if path not in self.written:
             self.written.append(path)
         return path
-
-
-def load_run(folder: str | Path) -> dict[str, Any]:
-    """The record of a complete run; results in it load with ``Result.load(folder / "results" / name)``.
-
-    Raises:
-        ValueError: if there is no run, or one that was interrupted (says how to go on).
-
-    Examples:
-        >>> with sc.RunDirectory.open("run", "gap", {"n": 8}) as run:
-        ...     run.result("gap", sc.layer_gap(model, normal, malicious))
-        PosixPath('run/results/gap')
-        >>> record = sc.load_run("run")
-        >>> record["command"], record["arguments"]
-        ('gap', {'n': 8})
-    """
-    folder = Path(folder)
-    record = read_record(folder)
-    if record is None:
-        raise ValueError(f"{str(folder)!r} holds no run of safecircuits: there is no {COMPLETE} in it")
-    if "finished" not in record:
-        raise ValueError(
-            f"the run in {str(folder)!r} is not complete: run the same command again with the same --out to go on"
-        )
-    return record
-
-
-def run_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a complete run was made, to be shown below its report: the command to type, inputs, versions and times."""
-    return {
-        "command": command_line(record),
-        **record["provenance"],
-        "finished": record["finished"],
-        "seconds": record["seconds"],
-        "inputs": {name: _one_line(value) for name, value in record["inputs"].items()},
-        "arguments": {name: value for name, value in record["arguments"].items() if value is not None},
-    }
-
-
-def command_line(record: Mapping[str, Any]) -> str:
-    """The command as it could have been typed, with all options that have a value."""
-    words = ["safecircuits", *record["command"].split()]
-    for name, value in record["arguments"].items():
-        option = f"--{name.replace('_', '-')}"
-        for one in value if isinstance(value, list) else [value]:
-            if one is True:
-                words.append(option)
-            elif one is not None and one is not False:
-                words += [option, str(one)]
-    return shlex.join(words)
-
-
-def _one_line(value: Any) -> Any:
-    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
-
-
-def _cannot_write(folder: Path, error: OSError) -> ValueError:
-    return ValueError(f"cannot write to {str(folder)!r} ({error.strerror}); give --out a folder that can be written to")
-
-
-def _is_begun_record(path: Path) -> bool:
-    return path.name.startswith(f".{PARTIAL}.") and is_partial(path.name) and path.is_file()
-
-
-def _clear_away_work(folder: Path) -> None:
-    """Remove what a complete run has no need of any more: what it would have gone on from."""
-    shutil.rmtree(folder / "work", ignore_errors=True)
-    remove_partials(folder)
-    (folder / PARTIAL).unlink(missing_ok=True)
-
-
-def _remove(folder: Path, record: Mapping[str, Any]) -> None:
-    """Everything a run wrote, and nothing else; its record goes last."""
-    for name in ("work", *PARTS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in [*record.get("files", []), REPORT, COMPLETE, PARTIAL]:  # names that lie inside, see run_record
-        if (folder / name).is_file():
-            (folder / name).unlink()
-
-
-def _differences(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs, in words: the command if it is another, else its arguments, else what they name has changed."""
-    if earlier["command"] != wanted["command"]:
-        return [f"it is of {earlier['command']!r}, not {wanted['command']!r}"]
-
-    def changed(part: str) -> list[tuple[str, Any, Any]]:
-        old, new = earlier[part], wanted[part]
-        return [(k, old.get(k), new.get(k)) for k in dict.fromkeys((*old, *new)) if old.get(k) != new.get(k)]
-
-    if differs := changed("arguments"):
-        return [f"--{key.replace('_', '-')} was {_short(old)}, is {_short(new)}" for key, old, new in differs]
-    return [f"the contents of {key} have changed since" for key, _, _ in changed("inputs")]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _as_json(record: Mapping[str, Any]) -> str:

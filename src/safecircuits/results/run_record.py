@@ -10,6 +10,8 @@ from safecircuits.base.reading import inside, read_json
 
 FORMAT, VERSION = "safecircuits-run", 1
 COMPLETE, PARTIAL = "run.json", "run.partial.json"
+REPORT = "report.html"
+PARTS = ("results", "tables", "figures")
 LARGEST_RECORD = 2**25
 """Bytes: a record holds settings, names of files and findings."""
 
