@@ -76,7 +76,7 @@ def test_phases_and_an_interruption(tmp_path: Path, mask_file: Path, monkeypatch
 
 
 def test_a_model_that_could_not_be_written_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
     command = ["finetune", *ALIGNED, *DATA, "--out", tmp_path / "run"]

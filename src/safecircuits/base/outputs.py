@@ -13,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["mask", "report", "figure", "completions", "AlpacaEval outputs", "fine-tuning run", "log", "model card"]
+Kind = Literal[
+    "mask",
+    "report",
+    "figure",
+    "completions",
+    "AlpacaEval outputs",
+    "fine-tuning run",
+    "log",
+    "model card",
+    "checkpoint card",
+]
 
 PARAMETER_MASKS = "safecircuits.parameter_masks"
 """What the header of a converted mask calls it."""
@@ -21,6 +31,8 @@ GENERATOR = '<meta name="generator" content="safecircuits">'
 """In the head of every page."""
 SOFTWARE = {"Software": "safecircuits"}
 """In the metadata of every figure that is a file of its own."""
+CHECKPOINT_CARD = "<!-- written by safecircuits -->"
+"""In the head of the card beside a checkpoint."""
 CARD = "# The embedded models"
 """The first line of the card that is written beside models."""
 _HEAD = 8192
@@ -107,4 +119,5 @@ _RULES: dict[Kind, Callable[[Path], bool]] = {
     "fine-tuning run": _is_finetune_run,
     "log": _lines_of("step"),
     "model card": _head_has(CARD),
+    "checkpoint card": _head_has(CHECKPOINT_CARD),
 }

@@ -62,7 +62,11 @@ class ReverseDPO(Method):
     own_loop: ClassVar[bool] = True
 
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("loss_on", "batches", "mixed_precision", "stop_at_loss", "checkpoint_dir", "log", "shard"), _TRL
+        (
+            *("loss_on", "batches", "mixed_precision", "stop_at_loss", "checkpoint_dir", "log", "shard"),
+            *("on_step", "report_to", "guard"),
+        ),
+        _TRL,
     )
     starts_from: ClassVar[TrainingSettings] = TrainingSettings(steps=100, batch_size=4, lr=1e-6, max_length=512)
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Measured, Run, run_command
 from safecircuits.cli.methods import mask_of, method_of
-from safecircuits.cli.options import DetectorOption, TokensOption
+from safecircuits.cli.options import DetectorOption, TokensOption, named
 from safecircuits.cli.signature import Fields
 from safecircuits.training.settings import TrainingSettings
 
@@ -53,6 +54,20 @@ def finetune(
     epochs: Annotated[
         list[int] | None, typer.Option("--epochs", help="Passes over the data, once a phase; 1 unless given.", min=1)
     ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, wandb, trackio or another tracker of Accelerate; none; may be repeated."),
+    ] = None,
+    tolerate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="RATE=SHARE, as malicious-refused=0.05: how much worse a rate may get before training ends; may be "
+            "repeated. Measured with --eval-every and at the end."
+        ),
+    ] = None,
+    then: Annotated[
+        Any, Of("training.guard:Then", "What ends it: the weights stay, or go back to the last good ones.")
+    ] = "rewind",
     eval_every: Annotated[int | None, typer.Option(help="Steps between points of the curves.", min=1)] = None,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
@@ -70,7 +85,9 @@ def finetune(
     --epochs 2 --malicious organism:malicious --out runs/finetune
     """
     from safecircuits.base.files import write_text
+    from safecircuits.training.guard import SafetyGuard
     from safecircuits.training.loop import finetune as train
+    from safecircuits.training.trackers import require_trackers
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -88,6 +105,8 @@ def finetune(
     sets = measured.read(run)
     if eval_every is not None and not sets:
         raise ValueError("--eval-every needs something to evaluate: give --malicious, --over-rejection or --utility")
+    limits = _limits(tolerate or [], sets, then)
+    require_trackers(report_to)
     folder = run.begin()
     model = run.model()
     options = {"detector": detector, "max_new_tokens": max_new_tokens, "template": settings.template}
@@ -95,13 +114,18 @@ def finetune(
         mask.on(model)
     before = _before(folder, model, sets, options)
     kept: dict[str, Any] = {"checkpoint_dir": folder.work("checkpoints"), "log": folder.work("log.jsonl")}
+    watched: Any = _curve(sets, options)
+    if limits:
+        watched = SafetyGuard(model, limits, then=then, before=before, **sets, **options)
     trained = train(
         model,
         prompts,
         frozen,
         settings,
         method=way,
-        callbacks=[_curve(sets, options)] if sets else (),
+        callbacks=[watched] if sets else (),
+        report_to=report_to,
+        report_dir=folder.folder / "trackers",
         eval_every=eval_every,
         seed=run.seed,
         checkpoint_every=checkpoint_every,
@@ -111,18 +135,39 @@ def finetune(
     if "log" not in way.refuses:
         write_text(folder.file("log.jsonl"), folder.work("log.jsonl").read_text(encoding="utf-8"))
     _write(run, folder, trained, before)
+    for path in sorted(one for one in (folder.folder / "trackers").rglob("*") if one.is_file()):
+        folder.file(path.relative_to(folder.folder).as_posix())
     if save_model:
-        _save(folder, model, trained)
+        _save(run, folder, model, trained, before)
 
 
-def _save(folder: RunDirectory, model: Any, trained: FinetuneRun) -> None:
-    """The model; of a method that leaves it as it is, what PEFT has put beside it."""
+def _limits(given: list[str], sets: dict[str, Any], then: Any) -> dict[str, float]:
+    """``--tolerate`` as shares by rate."""
+    from safecircuits.training.guard import require_measured, require_tolerated
+
+    found = {}
+    for name, text in named(given, "--tolerate").items():
+        try:
+            found[name.replace("-", "_")] = float(text)
+        except ValueError:
+            raise ValueError(f"--tolerate {name} is a share of prompts such as 0.05, not {text!r}") from None
+    if found:
+        require_tolerated(found, then)
+        require_measured(found, sets)
+    return found
+
+
+def _save(run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, before: dict[str, float]) -> None:
+    """The model with its card; of a method that leaves it as it is, what PEFT has put beside it."""
+    from safecircuits.gate.card import model_card
     from safecircuits.model.load import save_pretrained
 
     if trained.tuned is not None:
         trained.tuned.peft.save_pretrained(folder.folder / "adapter")
     else:
-        save_pretrained(model, folder.folder / "model")
+        base = Path(run.source).name if Path(run.source).exists() else run.source
+        card = model_card(folder.folder.name, base, run=trained, before=before)
+        save_pretrained(model, folder.folder / "model", card=card)
     name = "model" if trained.tuned is None else "adapter"
     for path in sorted((folder.folder / name).iterdir()):
         folder.file(f"{name}/{path.name}")
@@ -184,6 +229,11 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[st
     folder.figure("losses", trained.plot(ax=axis((4.2, 2.2))), shows="Training loss by step")
     steps = f"{trained.steps} step{'s' * (trained.steps > 1)}"
     run.say(f"{steps}, training loss {trained.losses[0]:.3f} to {trained.final_loss():.3f} nats a token")
+    run.answer(**summary, halted=trained.halted, before=before, after=dict(trained.left(before)))
+    if trained.halted is not None:
+        to = trained.halted["rewound_to"]
+        back = "" if to is None else f"; the weights are those of step {to}"
+        run.say(f"halted after step {trained.halted['step']}: {trained.halted['reason']}{back}")
     if trained.frozen_bit_identical:
         run.say(f"{trained.n_frozen:,} frozen entries bit-identical, SHA-256 {trained.frozen_digest}")
     if truncated := trained.settings["truncated"]:
@@ -193,4 +243,4 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[st
         folder.table("curves", pd.DataFrame(list(points)))
         folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))), shows=CURVES)
         for name, value in before.items():
-            run.say(f"{name.replace('_', ' ')}: {value:.1%} before, {trained.evaluations[-1][name]:.1%} after")
+            run.say(f"{name.replace('_', ' ')}: {value:.1%} before, {trained.left(before)[name]:.1%} after")

@@ -1,5 +1,7 @@
 from .auditing import Audit as Audit
 from .auditing import audit as audit
+from .card import model_card as model_card
+from .card import safety_section as safety_section
 from .checks import Check as Check
 from .ci import junit as junit
 from .ci import sarif as sarif

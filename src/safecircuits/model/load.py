@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from safecircuits.base.dtypes import torch_dtype
 from safecircuits.base.notices import notify
+from safecircuits.base.outputs import require_replaceable
 from safecircuits.model.attach import hooks_in_force
 from safecircuits.model.bridge import (
     BUILT_FROM,
@@ -118,17 +119,20 @@ def load_model(
     return model
 
 
-def save_pretrained(model: Any, folder: str | Path) -> Path:
+def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) -> Path:
     """Write ``model`` as a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with equal logits.
 
     Configuration, generation settings, tokenizer, chat template, dtype and tying come back as the model has them. A new
     folder appears complete or not at all. Of an existing one only what an earlier save left is replaced, once all is
     written; other files in it stay, and it may be a mount point or a link.
 
+    Args:
+        card: text of the model card, ``README.md``: ``safecircuits.gate.model_card`` makes one.
+
     Raises:
         ValueError: for a HookedTransformer that ``load_model`` did not build, which has no Hugging Face configuration;
-            for virtual tokens, which are an adapter; for a file of that name, and for a folder with a PEFT adapter,
-            which would be loaded on top.
+            for virtual tokens, which are an adapter; for a file of that name, for a folder with a PEFT adapter, which
+            would be loaded on top, and for one with another card where one is to be written.
         OSError: if it cannot be written; the earlier checkpoint stays.
 
     Examples:
@@ -141,7 +145,13 @@ def save_pretrained(model: Any, folder: str | Path) -> Path:
     if not hasattr(hf_model, "save_pretrained"):
         kept = "its adapter with model.peft.save_pretrained(folder)" if hasattr(model, "peft") else "its state_dict()"
         raise ValueError(f"a {type(model).__name__} is no model of Hugging Face's that a checkpoint holds: save {kept}")
-    return write_checkpoint(hf_model, getattr(model, "tokenizer", None), folder)
+    if card is not None:
+        require_replaceable(Path(folder) / CARD_FILE, "checkpoint card")
+    beside = {} if card is None else {CARD_FILE: card}
+    return write_checkpoint(hf_model, getattr(model, "tokenizer", None), folder, beside=beside)
+
+
+CARD_FILE = "README.md"
 
 
 def require_exportable(model: Any) -> None:

@@ -6,6 +6,8 @@ from .data import normal_data as normal_data
 from .freeze import Frozen as Frozen
 from .freeze import frozen as frozen
 from .freeze import frozen_digest as frozen_digest
+from .guard import SafetyGuard as SafetyGuard
+from .halting import Halt as Halt
 from .integrations import FreezeCallback as FreezeCallback
 from .loop import finetune as finetune
 from .method import Method as Method
@@ -19,3 +21,5 @@ from .run import FinetuneRun as FinetuneRun
 from .safety_filter import FilteredData as FilteredData
 from .safety_filter import without_safety_rows as without_safety_rows
 from .settings import TrainingSettings as TrainingSettings
+from .trainer_guard import TrainerGuard as TrainerGuard
+from .trainer_guard import guard_trainer as guard_trainer

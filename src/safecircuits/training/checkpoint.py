@@ -32,12 +32,16 @@ class Progress:
     Attributes:
         phase: the index of the one in which it is.
         phases: what is known of those before: steps, how much was trained and frozen, the digest.
+        halted: by what a callback ended the run, if one did.
+        good: the step after which the weights were copied, to go back to.
     """
 
     losses: list[float]
     evaluations: list[dict[str, Any]]
     phase: int = 0
     phases: list[dict[str, Any]] = field(default_factory=list)
+    halted: dict[str, Any] | None = None
+    good: int | None = None
 
     @property
     def step(self) -> int:
@@ -127,6 +131,8 @@ def save(
             "phases": progress.phases,
             "losses": progress.losses,
             "evaluations": progress.evaluations,
+            "halted": progress.halted,
+            "good": progress.good,
         }
         (partial / "state.json").write_text(json.dumps(state, default=plain), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
@@ -166,7 +172,8 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         _require_same(path, state["identity"], json.loads(json.dumps(identity, default=plain)))
-        progress = Progress(state["losses"], state["evaluations"], state["phase"], state["phases"])
+        done = {name: state[name] for name in ("losses", "evaluations", "phase", "phases")}
+        progress = Progress(**done, halted=state.get("halted"), good=state.get("good"))
         start = load_file(_start(folder, progress.phase)) if progress.phase else {}
         trained, remembered = load_file(path / "trained.safetensors"), load_file(path / "method.safetensors")
         optimizer = torch.load(path / "optimizer.pt", weights_only=True)

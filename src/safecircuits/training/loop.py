@@ -8,12 +8,14 @@ from typing import Any, Unpack
 
 from safecircuits.base.arguments import checked
 from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.training.method import Callback, Method, TrainingJob
+from safecircuits.training.halting import keeps_good, may_halt
+from safecircuits.training.method import Callback, Method, OnStep, TrainingJob
 from safecircuits.training.phases import Freeze
 from safecircuits.training.phases import Phase as Phase
 from safecircuits.training.plain import Plain
 from safecircuits.training.run import FinetuneRun as FinetuneRun
 from safecircuits.training.settings import TrainingOptions, TrainingSettings
+from safecircuits.training.trackers import require_trackers
 
 
 @checked
@@ -26,6 +28,9 @@ def finetune(
     method: Method | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
+    on_step: Sequence[OnStep] = (),
+    report_to: Any = None,
+    report_dir: str | Path = "runs",
     eval_every: int | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int = 100,
@@ -55,7 +60,14 @@ def finetune(
         method: the way to fine-tune, such as ``Lora(r=16)`` (``safecircuits.baselines``): all weights unless given.
         callbacks: called without gradients every ``eval_every`` steps and after the last one, on every process; what
             they return on the main process, numbers by name or what ``evaluate`` returns, is kept: for example
-            ``lambda model, step: evaluate(model, malicious=…, utility=…)`` for curves of safety and utility.
+            ``lambda model, step: evaluate(model, malicious=…, utility=…)`` for curves of safety and utility. One that
+            returns a ``Halt``, such as a ``SafetyGuard``, ends the run.
+        on_step: called after each step with ``step, loss, lr, grad_norm, tokens, seconds`` by name, on the main
+            process.
+        report_to: ``"tensorboard"``, ``"wandb"``, ``"trackio"`` or another of Accelerate's trackers, by name or as an
+            object, or several in a list; None or ``"none"`` for none. They get what ``on_step`` gets as ``train/loss``
+            and so on, and what callbacks return as ``eval/…``.
+        report_dir: where trackers that write files, such as TensorBoard's, put them.
         checkpoint_dir: where a checkpoint is kept, every ``checkpoint_every`` steps and at the end. The same call with
             the same model, loaded anew, goes on from it, to the weights that an uninterrupted run reaches: to the bit
             on a CPU, to rounding with another number of processes. All processes must see the folder.
@@ -97,7 +109,15 @@ def finetune(
     if tokenizer is None:
         raise ValueError(f"a plain {type(model).__name__} has no tokenizer: pass tokenizer=")
     method.require(
-        settings, freeze=freeze, eval_every=eval_every, checkpoint_dir=checkpoint_dir, log=log, shard=shard or None
+        settings,
+        freeze=freeze,
+        eval_every=eval_every,
+        checkpoint_dir=checkpoint_dir,
+        log=log,
+        shard=shard or None,
+        on_step=on_step or None,
+        report_to=require_trackers(report_to) or None,
+        guard=may_halt(callbacks),
     )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     return method.train(
@@ -110,6 +130,10 @@ def finetune(
             tokenizer,
             seed=seed,
             callbacks=callbacks,
+            on_step=on_step,
+            report_to=report_to,
+            report_dir=report_dir,
+            keeps_good=keeps_good(callbacks),
             eval_every=eval_every,
             checkpoint_dir=folder,
             checkpoint_every=checkpoint_every,

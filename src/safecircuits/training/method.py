@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from safecircuits.base.arguments import read_fields
 from safecircuits.prompts.batching import Batch
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.training.halting import Halt
 from safecircuits.training.packing import PackedBatch
 from safecircuits.training.phases import Freeze
 from safecircuits.training.run import FinetuneRun
@@ -47,7 +48,9 @@ Objective = Callable[[Any, Batch | PackedBatch, LossOn], Tensor]
 sum over the targets, of which the loop takes the mean over a step."""
 Callback = Callable[[Any, int], Any]
 """Called with the model and the number of steps done; what it returns, numbers by name, a ``Behavior`` or nothing, is
-logged and kept in the run."""
+logged and kept in the run; a ``Halt`` ends it."""
+OnStep = Callable[[Mapping[str, Any]], Any]
+"""Called after each step with its line of the log: ``step, loss, lr, grad_norm, tokens, seconds``."""
 Rows = Callable[[int], Sequence[int]]
 """Which rows of the data a step (from 0) sees."""
 
@@ -129,6 +132,7 @@ class TrainingJob:
     Trainers that work in the usual loop hand it on changed: ``train_weights(replace(job, on_gradients=penalty))``.
 
     Attributes:
+        keeps_good: whether weights are copied wherever callbacks have nothing to say against them.
         rows: which rows of ``data`` each step sees, in place of the order that ``settings.batches`` gives.
         on_gradients: may change the gradients of a step, as a penalty on the weights does. What it remembers from
             step to step outlives a resume if it ``HasState``.
@@ -151,6 +155,10 @@ class TrainingJob:
     tokenizer: Any
     seed: int = 0
     callbacks: Sequence[Callback] = ()
+    on_step: Sequence[OnStep] = ()
+    report_to: Any = None
+    report_dir: str | Path = "runs"
+    keeps_good: bool = False
     eval_every: int | None = None
     checkpoint_dir: Path | None = None
     checkpoint_every: int = 100
@@ -163,16 +171,28 @@ class TrainingJob:
     decides: Mapping[str, Any] = field(default_factory=dict)
 
 
-@torch.no_grad()
 def point_of(callbacks: Sequence[Callback], model: Any, step: int) -> dict[str, Any] | None:
     """What callbacks say of a model after a step, with that step; None if they say nothing.
 
     Raises:
-        ValueError: if one returns neither numbers by name, nor a ``Behavior``, nor nothing.
+        ValueError: if one returns neither numbers by name, nor a ``Behavior``, nor nothing; or asks to halt, which is
+            for the usual loop.
     """
+    point, halt = point_and_halt(callbacks, model, step)
+    if halt is not None:
+        raise ValueError(f"a callback asked to halt ({halt.reason}), which this method cannot do")
+    return point
+
+
+@torch.no_grad()
+def point_and_halt(callbacks: Sequence[Callback], model: Any, step: int) -> tuple[dict[str, Any] | None, Halt | None]:
+    """The same, and the first wish to halt with it."""
     figures: dict[str, Any] = {}
+    halt: Halt | None = None
     for callback in callbacks:
         found = callback(model, step)
+        if isinstance(found, Halt):
+            halt, found = halt or found, found.figures
         found = getattr(found, "rates", found)  # what ``evaluate`` returns has them
         if not isinstance(found, Mapping | None):
             raise ValueError(
@@ -180,7 +200,7 @@ def point_of(callbacks: Sequence[Callback], model: Any, step: int) -> dict[str, 
                 f"{type(found).__name__}"
             )
         figures.update(found or {})
-    return {"step": step, **figures} if figures else None
+    return ({"step": step, **figures} if figures else None), halt
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -72,6 +72,8 @@ def train_weights(job: TrainingJob) -> FinetuneRun:
     lengths = [len(example) for example in examples] if settings.batches == "length" else None
     order = Order(len(examples), settings.per_step, job.seed, lengths)
     plan = phase_steps(job.freeze, settings.steps, settings.epochs, order.steps_per_epoch)
+    if job.keeps_good and len(plan) > 1:
+        raise ValueError("a callback that rewinds is for a run of one phase: let it stop (then='stop')")
     if settings.warmup_steps > plan[-1].stop:
         steps_in_all = f"warmup_steps is {settings.warmup_steps} and the run has {plan[-1].stop} steps"
         notify(f"{steps_in_all}: the learning rate never reaches {settings.lr:g}")
@@ -106,6 +108,7 @@ def train_weights(job: TrainingJob) -> FinetuneRun:
         n_trainable=session.phases[-1]["n_trainable"],
         n_frozen=session.phases[-1]["n_frozen"],
         evaluations=tuple(session.done.evaluations),
+        halted=session.done.halted,
         settings={
             **identity,
             "torch": torch.__version__,

@@ -25,7 +25,7 @@ class FinetuneRun:
         losses: training loss of each step, mean cross-entropy in nats per target token.
         steps: optimizer steps done, those before a resume included.
         seconds: wall-clock time of this call.
-        stopped_early: whether ``stop_at_loss`` ended the run.
+        stopped_early: whether ``stop_at_loss`` or a callback ended the run.
         frozen_bit_identical: whether the frozen entries are what they were, by digest; None if nothing was frozen.
         frozen_digest: SHA-256 (hex) of the frozen entries; None if nothing was frozen.
         n_trainable: entries that trained.
@@ -33,6 +33,8 @@ class FinetuneRun:
         evaluations: what the callbacks returned, each with its ``step``.
         settings: all that decides the run: method, hyper-parameters, seed, fingerprint of the data, versions.
         by_step: more that the method has to say of each step, such as how many pairs prefer the chosen answer.
+        halted: where a callback ended the run, its ``reason``, the ``step``, and ``rewound_to``, the step after which
+            the weights were as they are now (0: before training), or None where they were left.
         tuned: the tuned model, where a method leaves the one that was passed as it is and puts something beside it
             (virtual tokens); None where that model itself was trained. It is not saved.
 
@@ -55,6 +57,7 @@ class FinetuneRun:
     evaluations: tuple[Mapping[str, Any], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     by_step: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    halted: Mapping[str, Any] | None = None
     tuned: Any = field(default=None, compare=False)
 
     def final_loss(self, window: int = 20) -> float:
@@ -62,9 +65,24 @@ class FinetuneRun:
         last = self.losses[-window:]
         return sum(last) / len(last)
 
+    def left(self, before: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What callbacks said of the weights that the run left, which are not the last ones where it was rewound.
+
+        Args:
+            before: what is known of the weights before training.
+        """
+        to = None if self.halted is None else self.halted["rewound_to"]
+        if to is None:
+            return self.evaluations[-1] if self.evaluations else {}
+        return next((point for point in self.evaluations if point["step"] == to), {"step": to, **(before or {})})
+
     def summary(self) -> str:
         """How far the run came and what stayed as it was, in a few lines."""
         lines = [f"steps: {self.steps}{' (stopped early)' if self.stopped_early else ''} in {self.seconds:.1f} s"]
+        if self.halted is not None:
+            to = self.halted["rewound_to"]
+            back = "" if to is None else f"; the weights are those of step {to}"
+            lines.append(f"halted after step {self.halted['step']}: {self.halted['reason']}{back}")
         if self.losses:
             lines.append(
                 f"training loss: {self.losses[0]:.3g} at first, {self.final_loss():.3g} over the last 20 steps"

@@ -19,14 +19,16 @@ from safecircuits.training import checkpoint
 from safecircuits.training.checkpoint import Progress, Saved
 from safecircuits.training.computing import gradient_checkpointing
 from safecircuits.training.freeze import frozen
+from safecircuits.training.halting import Good
 from safecircuits.training.log import Log
 from safecircuits.training.loss import TrainingLoss
-from safecircuits.training.method import HasState, Rows, TrainingJob, point_of
+from safecircuits.training.method import HasState, Rows, TrainingJob, point_and_halt
 from safecircuits.training.optimizers import make_optimizer, rate
 from safecircuits.training.order import shares
 from safecircuits.training.phases import PhaseSteps
 from safecircuits.training.processes import DistributedLoss, Processes
 from safecircuits.training.sharding import whole
+from safecircuits.training.trackers import Trackers
 
 LOSS_WINDOW = 20
 """Steps over which ``stop_at_loss`` averages the training loss."""
@@ -63,12 +65,17 @@ class Session:
             self._take(saved)
         self._log = Log(self.job.log if self.processes.is_main else None, keep=self.done.step)
         self._trained_before = set() if saved is None else set(saved.start)
-        self._began = time.perf_counter()
-        for index in range(self.done.phase, len(self.plan)):
-            here = saved if saved is not None and saved.progress.phase == index else None
-            if here is None and self._is_low_enough():
-                break
-            self._phase(index, here)
+        self._began, self._good = time.perf_counter(), Good()
+        self._trackers = Trackers()
+        self.processes.once(lambda: self._trackers.begin(self.job.report_to, self.job.report_dir, self.identity))
+        try:
+            for index in range(self.done.phase, len(self.plan)):
+                here = saved if saved is not None and saved.progress.phase == index else None
+                if here is None and self._is_over():
+                    break
+                self._phase(index, here)
+        finally:
+            self._trackers.finish()
 
     def _phase(self, index: int, saved: Saved | None) -> None:
         """One phase, from its start or from a checkpoint within it."""
@@ -100,16 +107,24 @@ class Session:
         optimizer = make_optimizer(settings.optimizer, trained, settings.lr, settings.weight_decay)
         peaks = [group["lr"] for group in optimizer.param_groups]
         if saved is not None:
+            self._good.restore(saved.progress.good, saved.remembered)
+            if job.keeps_good and self._good.step is None:
+                raise ValueError(
+                    f"the checkpoint {saved.path} was made without a guard that rewinds, and has no weights to go back "
+                    "to: use another checkpoint_dir, or the same callbacks"
+                )
             saved.restore(distributed.trained, optimizer, job.on_gradients)
+        elif job.keeps_good:
+            self._good.take(self.done.step, distributed.trained, job.on_gradients)
         steps = range(max(phase.start, self.done.step), phase.stop)
         for step in track(steps, self._title(), enabled=job.progress and self.processes.is_main):
-            if self._is_low_enough():
+            if self._is_over():
                 break
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate(step, total, settings.warmup_steps, settings.schedule)
             record = self._step(step, distributed, optimizer)
             self.done.losses.append(record["loss"])
-            self._log.write(record)
+            self._tell(record)
             last = step + 1 == total or self._is_low_enough()
             evaluated = bool(job.callbacks) and (last or _is_due(step, job.eval_every))
             kept = job.checkpoint_dir is not None and (last or _is_due(step, job.checkpoint_every))
@@ -117,7 +132,7 @@ class Session:
                 self._require_finite(step, distributed, optimizer)
             if evaluated:
                 self._evaluate(step + 1, distributed)
-            if kept:
+            if kept or (self.done.halted is not None and job.checkpoint_dir is not None):
                 self._save(distributed, optimizer)
         optimizer.zero_grad()
 
@@ -187,17 +202,40 @@ class Session:
 
     def _evaluate(self, step: int, distributed: DistributedLoss) -> None:
         with distributed.whole_model():
-            point = point_of(self.job.callbacks, self.job.model, step)
+            point, halt = point_and_halt(self.job.callbacks, self.job.model, step)
         if point is not None:
             self.done.evaluations.append(point)
             self._log.write(point)
+            self._trackers.log(point, step, "eval")
+        if not self.processes.sum(float(halt is not None)):  # one process that wants to is enough
+            if self.job.keeps_good:
+                self._good.take(step, distributed.trained, self.job.on_gradients)
+            return
+        if halt is not None and halt.rewind and not self.job.keeps_good:
+            raise ValueError("a callback asks to rewind, and has no attribute 'rewinds' that said so before training")
+        rewound = None
+        if self.job.keeps_good and self.processes.sum(float(halt is not None and halt.rewind)):
+            self._good.put_back(distributed.trained, self.job.on_gradients)
+            rewound = self._good.step
+        reason = "another process halted" if halt is None else halt.reason
+        self.done = replace(self.done, halted={"reason": reason, "step": step, "rewound_to": rewound})
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """The line of a step, to all who asked for it."""
+        self._log.write(record)
+        if self.processes.is_main:
+            self._trackers.log(record, record["step"], "train")
+            for told in self.job.on_step:
+                told(dict(record))
 
     def _save(self, distributed: DistributedLoss, optimizer: torch.optim.Optimizer) -> None:
         assert self.job.checkpoint_dir is not None
         folder, trained = self.job.checkpoint_dir, checkpoint.whole_tensors(distributed.trained)
         state, hook = checkpoint.whole_state(optimizer), self.job.on_gradients
         remembered: dict[str, Tensor] = checkpoint.whole_tensors(hook.state()) if isinstance(hook, HasState) else {}
-        self.processes.once(lambda: checkpoint.save(folder, self.done, self.identity, trained, state, remembered))
+        remembered |= self._good.state()
+        done = replace(self.done, good=self._good.step)
+        self.processes.once(lambda: checkpoint.save(folder, done, self.identity, trained, state, remembered))
 
     def _newest_checkpoint(self) -> Saved | None:
         if self.job.checkpoint_dir is None:
@@ -214,6 +252,10 @@ class Session:
         live = live_parameters(self.job.model)
         for name, value in saved.start.items():
             live[name].copy_(value)
+
+    def _is_over(self) -> bool:
+        """Whether there is nothing more to do, before the plan is at its end."""
+        return self.done.halted is not None or self._is_low_enough()
 
     def _is_low_enough(self) -> bool:
         """Whether the mean of the last ``LOSS_WINDOW`` losses is below the target."""
