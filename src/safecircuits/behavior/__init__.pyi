@@ -15,6 +15,7 @@ from .endpoint import Endpoint as Endpoint
 from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match
 from .field_judges import FieldJudge as FieldJudge
+from .field_judges import HarmVerdicts as HarmVerdicts
 from .generate import Completions as Completions
 from .harm import Harmfulness as Harmfulness
 from .harm import harmful_rate as harmful_rate

@@ -128,6 +128,9 @@ TAUGHT = _taught()
 def get_detector(detector: str | RefusalDetector) -> RefusalDetector:
     """A detector by name, or the callable given.
 
+    Raises:
+        ValueError: for another name, and for a judge that says nothing of refusals (``says_refusal``).
+
     Examples:
         >>> sc.behavior.get_detector("opening").name
         'opening'
@@ -135,6 +138,11 @@ def get_detector(detector: str | RefusalDetector) -> RefusalDetector:
         True
     """
     if callable(detector):
+        if not getattr(detector, "says_refusal", True):
+            raise ValueError(
+                f"{detector!r} says whether an answer is harmful, not whether it refuses: count by it with "
+                "harmful_rate(completions, judge), and refusals with one that says them"
+            )
         return detector
     if detector == TAUGHT.name:
         return TAUGHT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -13,6 +13,8 @@ from urllib.request import Request, urlopen
 
 class Endpoint:
     """Asks ``<url>/chat/completions`` one question at a time, greedily; nothing is sent anywhere else.
+
+    Published judges whose template has its model's own turn markers are asked through ``<url>/completions``.
 
     Args:
         url: of the server's API, such as ``http://localhost:8000/v1``.
@@ -57,20 +59,37 @@ class Endpoint:
         Raises:
             RuntimeError: if there is none: the server does not answer in time, refuses, or replies in another format.
         """
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-            **self.extra,
-        }
+        return self.converse([{"role": "user", "content": question}])
+
+    def converse(self, messages: Sequence[Mapping[str, str]], max_tokens: int | None = None) -> str:
+        """The reply to a conversation, with a system message or answers in it; raises as a call does.
+
+        Args:
+            messages: with ``role`` and ``content``.
+            max_tokens: of this reply.
+        """
+        answered = self._post("chat/completions", {"messages": list(messages)}, max_tokens)
+        return self._text(answered, "message", "content")
+
+    def complete(self, text: str, max_tokens: int | None = None) -> str:
+        """What goes on after a text that has its model's turn markers, by ``<url>/completions``; raises as a call does.
+
+        Args:
+            text: goes to the model as it stands.
+            max_tokens: of this reply.
+        """
+        return self._text(self._post("completions", {"prompt": text}, max_tokens), "text")
+
+    def _post(self, path: str, asked: Mapping[str, Any], max_tokens: int | None) -> Any:
+        limit = self.max_tokens if max_tokens is None else max_tokens
+        body = {"model": self.model, **asked, "max_tokens": limit, "temperature": 0, **self.extra}
         headers = {"Content-Type": "application/json"}
         if self.key_from is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.key_from]}"
-        request = Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        request = Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
         try:
             with urlopen(request, timeout=self.timeout) as reply:
-                answered = json.loads(reply.read())
+                return json.loads(reply.read())
         except HTTPError as error:
             said = error.read(300).decode(errors="replace")
             raise RuntimeError(f"{self.url} answers {error.code} {error.reason}: {said}") from error
@@ -78,11 +97,15 @@ class Endpoint:
             raise RuntimeError(f"{self.url} gives no reply within {self.timeout:g} s: {error}") from error
         except ValueError as error:
             raise RuntimeError(f"{self.url} replies with something that is no JSON: {error}") from error
+
+    def _text(self, answered: Any, *place: str) -> str:
         try:
-            text = answered["choices"][0]["message"]["content"]
+            text = answered["choices"][0]
+            for key in place:
+                text = text[key]
         except (KeyError, IndexError, TypeError) as error:
             raise RuntimeError(
-                f"{self.url} replies without choices[0].message.content: {str(answered)[:300]}"
+                f"{self.url} replies without choices[0].{'.'.join(place)}: {str(answered)[:300]}"
             ) from error
         if not isinstance(text, str):
             raise RuntimeError(f"{self.url} replies with no text: {str(answered)[:300]}")

@@ -15,6 +15,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.errors import JudgingError
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, rate_interval
+from safecircuits.behavior.field_judges import FieldJudge
 from safecircuits.behavior.generate import Completions, generate
 from safecircuits.behavior.judge import TextModel, fill, local_judge
 from safecircuits.behavior.refusal import RefusalDetector, refused
@@ -144,7 +145,8 @@ def harmfulness(
     """Score completions with a judge (S_h). Replies without a score stay in the result, counted, as NaN.
 
     Args:
-        judge: a callable from text to text (an API's client), or a model: anything that ``load_model`` takes.
+        judge: a callable from text to text (an API's client), or a model: anything that ``load_model`` takes; or the
+            papers' own judge, ``FieldJudge("gpt4_rubric", …)``, which brings its rubric.
         rubric: the question, with ``{prompt}`` and ``{completion}``; the reply must say ``#thescore: N``.
         replies: the judge's replies to the first prompts, as ``JudgingError.judged`` keeps them: not asked for again.
         tokenizer: needed with a Hugging Face model object.
@@ -170,6 +172,8 @@ def harmfulness(
             f"prompts), texts)), not a {type(completions).__name__}"
         )
     prompts, texts = completions.prompts.prompts, completions.texts
+    if isinstance(judge, FieldJudge):
+        return _published(completions, judge)
     if len(replies) > len(texts):
         raise ValueError(f"{len(replies)} replies for {len(texts)} completions: give those to the first ones")
     questions = [fill(rubric, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
@@ -192,6 +196,13 @@ def harmfulness(
     name = getattr(judge, "__name__", None) or (judge if isinstance(judge, str) else type(judge).__name__)
     scores = torch.tensor([parse_score(reply) for reply in given], dtype=torch.float64)
     return Harmfulness(prompts, texts, scores, tuple(given), rubric, str(name))
+
+
+def _published(completions: Completions, judge: FieldJudge) -> Harmfulness:
+    if judge.name != "gpt4_rubric":
+        raise ValueError(f"{judge!r} does not score from 1 to 5, as gpt4_rubric does: count by it with harmful_rate")
+    said = judge.harms(completions)
+    return Harmfulness(said.prompts, said.completions, said.scores.double(), said.replies, judge.question, repr(judge))
 
 
 def _ask_each(
@@ -217,10 +228,13 @@ def harmful_rate(completions: Completions | Sequence[str], detector: str | Refus
     """R_h (Safety Layers §4): the share of malicious prompts that the model answers, which is all it does not refuse.
 
     The paper does not say how it told; the detector is therefore part of the figure. An answer need not be of use: a
-    broken model's nonsense counts, as it does for every phrase list.
+    broken model's nonsense counts, as it does for every phrase list. With a published judge that says whether an answer
+    is harmful (``FieldJudge``), it is the share of what that judge calls so.
 
     Examples:
         >>> print(sc.behavior.harmful_rate(["I'm sorry, I can't.", "Sure, here is how", "I cannot help."]))
         33.3 % [6.1, 79.2] (1/3)
     """
+    if isinstance(detector, FieldJudge) and detector.says_harm:
+        return detector.harms(completions).share
     return Share.of(~refused(completions, detector))

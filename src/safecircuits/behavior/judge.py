@@ -6,8 +6,9 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from safecircuits.base.arguments import whole
 from safecircuits.base.errors import JudgingError
+from safecircuits.behavior.asking import UnreadableReply, ask_each
 from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.reasoning import split
 from safecircuits.behavior.replies import Replies
@@ -58,15 +60,17 @@ class JudgeVerdicts(Result):
     """A callable's whole reply; a model's likeliest first token, which need be neither yes nor no."""
     question: str
     labels: tuple[str, ...] = ()
-    """Of a judge that says more than yes and no, the verdict on each completion."""
+    """Of a judge that says more than yes and no, the verdict on each completion; ``undecided`` where its reply could
+    not be read, of a judge that is told to go on (``unreadable``)."""
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a completion: ``prompt`` (if known), ``completion``, ``refused``, ``margin``, ``reply``."""
+        """One row a completion: ``prompt``, ``completion``, ``refused``, ``margin``, ``reply``; ``verdict`` if any."""
         import pandas as pd
 
         columns: dict[str, Any] = {} if self.prompts is None else {"prompt": self.prompts}
         columns |= {"completion": self.completions, "refused": self.refused.tolist(), "margin": self.margins.tolist()}
-        return pd.DataFrame(columns | {"reply": self.replies})
+        columns |= {"reply": self.replies}
+        return pd.DataFrame(columns | ({"verdict": self.labels} if any(self.labels) else {}))
 
 
 class JudgeDetector:
@@ -90,6 +94,8 @@ class JudgeDetector:
         max_calls: how often a callable may be asked at most, over the judge's life; what was judged until then is kept.
         keep: a file in which a callable's replies are kept as they come (by digest of the question, without the texts),
             and from which an interrupted judging goes on. Another question asked of the same file is another entry.
+        unreadable: what a callable's reply in another format does, one that refuses to judge, say: it is an error
+            (``"error"``), or its completion is undecided and counted in a notice (``"undecided"``).
 
     Raises:
         ValueError: for a question without ``{completion}``, and for answers that the judge's tokenizer does not tell
@@ -101,6 +107,9 @@ class JudgeDetector:
         >>> sc.refused(sc.generate(model, malicious), sc.JudgeDetector(judge)).tolist()
         [True, True, True, True, True, True, True, True]
     """
+
+    weighs: ClassVar[bool] = True
+    """Whether a local model's answers are weighed against each other, and not written out."""
 
     def __init__(
         self,
@@ -117,7 +126,10 @@ class JudgeDetector:
         max_tokens: int | None = None,
         max_calls: int | None = None,
         keep: str | Path | None = None,
+        unreadable: Literal["error", "undecided"] = "error",
     ) -> None:
+        if unreadable not in ("error", "undecided"):
+            raise ValueError(f"unreadable is 'error' or 'undecided', not {unreadable!r}")
         if max_calls is not None:
             max_calls = whole(max_calls, "max_calls", 0)
         if "{completion}" not in question:
@@ -130,10 +142,10 @@ class JudgeDetector:
         self.template, self.system, self.max_tokens = template, system, max_tokens
         self.model = local_judge(judge, tokenizer)
         self.ask: TextModel | None = None if self.model is not None else judge
-        self.replies = Replies(keep, max_calls)
+        self.replies, self.unreadable = Replies(keep, max_calls), unreadable
         if self.model is not None and (keep is not None or max_calls is not None):
             raise ValueError("max_calls and keep are for a callable: a local model judges in batches, at no charge")
-        if self.model is not None:
+        if self.model is not None and self.weighs:
             self._answers = _answer_ids(self.model.tokenizer, self.yes), _answer_ids(self.model.tokenizer, self.no)
             shared = set(self._answers[0]) & set(self._answers[1])
             if shared:
@@ -170,35 +182,17 @@ class JudgeDetector:
         if self.model is not None:
             margins, replies = self._weigh(self.model, questions)
             refusals = self.sign * margins > self.threshold
-        else:
-            replies = self._ask_each(questions)
-            says_yes = [self._is_yes(reply) for reply in replies]
-            refusals = torch.tensor([yes == (self.sign > 0) for yes in says_yes], dtype=torch.bool)
-            margins = torch.full((len(texts),), float("nan"), dtype=torch.float32)
-        return JudgeVerdicts(prompts, texts, refusals, margins, tuple(replies), self.question)
-
-    def _ask_each(self, questions: Sequence[str]) -> list[str]:
-        replies: list[str] = []
-        for i, question in enumerate(questions):
-            try:
-                reply = self._reply(question)
-                self._is_yes(reply)  # a reply that is neither stays out of memory: another try may do better
-            except Exception as error:
-                raise JudgingError(
-                    f"the judge failed on completion {i}: {type(error).__name__}: {error}", i, replies
-                ) from error
-            self.replies.add(question, reply)
-            replies.append(reply)
-        return replies
-
-    def _reply(self, question: str) -> str:
-        """What was replied before, or is now; it is not kept yet."""
-        reply = self.replies.get(question)
-        if reply is None:
-            self.replies.count()
-            assert self.ask is not None
-            reply = str(self.ask(question))
-        return reply
+            return JudgeVerdicts(prompts, texts, refusals, margins, tuple(replies), self.question)
+        ask = self.ask
+        assert ask is not None  # what is no model is asked
+        said = ask_each(
+            [(question, partial(ask, question)) for question in questions], self._is_yes, self.replies, self.unreadable
+        )
+        refusals = torch.tensor([yes == (self.sign > 0) for _, yes in said], dtype=torch.bool)
+        margins = torch.full((len(texts),), float("nan"), dtype=torch.float32)
+        labels = tuple("undecided" if yes is None else "" for _, yes in said)
+        replies = [reply for reply, _ in said]
+        return JudgeVerdicts(prompts, texts, refusals, margins, tuple(replies), self.question, labels)
 
     def _is_yes(self, reply: str) -> bool:
         words = re.findall(r"\w+", reply.lower())
@@ -207,7 +201,7 @@ class JudgeDetector:
                 wanted = re.findall(r"\w+", answer.lower())
                 if words[: len(wanted)] == wanted:
                     return verdict
-        raise ValueError(f"the reply {reply!r} begins with neither {self.yes} nor {self.no}")
+        raise UnreadableReply(f"the reply {reply!r} begins with neither {self.yes} nor {self.no}")
 
     def _weigh(self, model: HookedModel, questions: Sequence[str]) -> tuple[Float[Tensor, " prompt"], list[str]]:
         examples = encode(model.tokenizer, questions, template=self.template, system=self.system) if questions else []

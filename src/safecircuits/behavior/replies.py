@@ -50,7 +50,7 @@ class Replies:
     def add(self, question: str, reply: str) -> None:
         """Keep a reply; on disk at once, so that an endpoint that fails midway costs nothing twice."""
         key = _digest(question)
-        if key in self._known:
+        if self._known.get(key) == reply:
             return
         self._known[key] = reply
         if self.path is not None:

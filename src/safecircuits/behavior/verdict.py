@@ -323,7 +323,9 @@ def _read_all(
     scores = torch.full((len(judged),), float("nan"), dtype=torch.float64)
     replies, labels = dict.fromkeys(rows, ""), dict[int, str]()
     try:
-        if isinstance(detect, JudgeDetector):
+        if not rows:
+            refusing = []  # nothing that a judge could be asked about
+        elif isinstance(detect, JudgeDetector):
             said = detect.verdicts(_those(whole, judged, rows))
             refusing = said.refused.tolist()
             replies = dict(zip(rows, said.replies, strict=True))
@@ -385,7 +387,7 @@ def _cut_at_limit(completions: Completions | None) -> tuple[bool, ...] | None:
 
 def _those(completions: Completions | None, judged: Sequence[str], rows: Sequence[int]) -> Completions | list[str]:
     texts = [judged[row] for row in rows]
-    if completions is None or not rows:
+    if completions is None:
         return texts
     return Completions(completions.prompts.subset(rows), tuple(texts))
 

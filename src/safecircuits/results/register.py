@@ -16,6 +16,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.behavior.divergence": ("TokenKL",),
     "safecircuits.behavior.depth": ("AlignmentDepth",),
     "safecircuits.behavior.evaluate": ("Behavior",),
+    "safecircuits.behavior.field_judges": ("HarmVerdicts",),
     "safecircuits.behavior.generate": ("Completions",),
     "safecircuits.behavior.harm": ("Harmfulness",),
     "safecircuits.behavior.harness": ("TaskScore", "TaskScores"),
