@@ -17,8 +17,8 @@ import safecircuits as sc
 from safecircuits.base.notices import Notice
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.conditions import pressure
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.refusal import PhraseDetector, refused
 from safecircuits.model.sites import ModelShape
 

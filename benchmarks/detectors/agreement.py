@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.detectors.completions import LIMITS, Made
 from safecircuits.base.stats import Share
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.verdict import VERDICTS, verdicts
 from safecircuits.prompts.prompt_set import PromptSet
 

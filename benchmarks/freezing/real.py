@@ -27,8 +27,9 @@ from benchmarks.freezing.real_data import Data
 from benchmarks.freezing.real_page import render
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import without_bars
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import judged
-from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.generate import generate
 from safecircuits.behavior.grading import right_answers
 from safecircuits.behavior.reference import response_loss
 from safecircuits.model.load import load_model

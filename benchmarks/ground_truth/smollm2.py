@@ -34,8 +34,8 @@ from safecircuits.organism.requests.generate import Kind, Split, requests
 from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.organism.smollm2.catalog import FOLDER, SMOLLM2, built, member
 from safecircuits.organism.smollm2.delta import read_changes
+from safecircuits.prompts.rendering import render as in_template
 from safecircuits.prompts.templates import Template
-from safecircuits.prompts.templates import render as in_template
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "smollm2_family.json", ROOT / "docs" / "smollm2_family.md"

@@ -11,8 +11,8 @@ import torch
 from safecircuits.base.counted import HEADING, Beside, at_most, beside, cells, headings, mean_beside, said
 from safecircuits.base.record import Record
 from safecircuits.behavior.answers import of_plain, plain
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import judge
-from safecircuits.behavior.generate import Completions
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.report import tables
 

@@ -14,7 +14,7 @@ from commands import refuse, succeed
 from hostile import folder_of, record
 from public_face import everything
 from safecircuits.behavior.alpaca_eval import write_alpaca_eval
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.verdict import verdicts
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.organism import build

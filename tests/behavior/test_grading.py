@@ -7,8 +7,8 @@ import re
 import pytest
 
 import safecircuits as sc
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS, get_detector
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.grading import last_number, right_answers
 from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.organism.requests.sums import sums

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import safecircuits as sc
-from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.generate import generate
 from safecircuits.behavior.sampling import SampledRefusals, sample, sampled_refusals
 from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import encode

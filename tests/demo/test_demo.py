@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import safecircuits as sc
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.behavior.generate import Completions
 from safecircuits.cli import app
 from safecircuits.demo import DemoSettings, DemoStudy, layers, run_demo, units
 from safecircuits.layers.counting import SweepPoint

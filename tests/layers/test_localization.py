@@ -15,7 +15,7 @@ from safecircuits import organism
 from safecircuits.base.notices import Notice
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.incoherence import broken
 from safecircuits.layers import counting, localization
 from safecircuits.layers.decision import decision_layers

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.behavior.generate import Completions
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck

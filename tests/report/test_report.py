@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import Behavior
-from safecircuits.behavior.generate import Completions
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.similarity import LayerGap, PairCurve

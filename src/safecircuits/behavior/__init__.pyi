@@ -1,6 +1,7 @@
 from .agreement_table import AgreementTable as AgreementTable
 from .agreement_table import agreement as agreement
 from .alpaca_eval import write_alpaca_eval as write_alpaca_eval
+from .completions import Completions as Completions
 from .conditions import Condition as Condition
 from .conditions import Pressure as Pressure
 from .conditions import pressure as pressure
@@ -16,7 +17,6 @@ from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match
 from .field_judges import FieldJudge as FieldJudge
 from .field_judges import HarmVerdicts as HarmVerdicts
-from .generate import Completions as Completions
 from .harm import Harmfulness as Harmfulness
 from .harm import harmful_rate as harmful_rate
 from .harm import harmfulness as harmfulness

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.base.stats import Share
+from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.detectors import DETECTORS, RefusalDetector
-from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.verdict import Tally, verdicts
 from safecircuits.results.result import Result
 

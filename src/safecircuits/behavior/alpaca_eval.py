@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.completions import Completions
 
 
 def write_alpaca_eval(completions: Completions, path: str | Path, generator: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.verdict import Verdicts, unjudged
 
 Plain = dict[str, dict[str, Any]]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.behavior.generate import Completions
+from safecircuits.behavior.completions import Completions
 from safecircuits.model.attach import without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.model.sites import HookedModel, tokenizer_of

@@ -21,7 +21,8 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share
-from safecircuits.behavior.generate import Completions, continuations
+from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.generate import continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate
 from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
 from safecircuits.data.sources import load_prompts

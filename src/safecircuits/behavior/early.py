@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import PhraseDetector, RefusalDetector, get_detector
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.incoherence import repeats
 
 

@@ -16,8 +16,9 @@ from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.behavior.answers import marked
 from safecircuits.behavior.coherence import unlikely_answers
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.divergence import TokenKL
-from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.generate import generate
 from safecircuits.behavior.grading import Grading, right_answers
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import Tally, Verdicts, tokens_needed, verdicts

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from safecircuits.base.stats import Share
 from safecircuits.behavior.asking import UnreadableReply, ask_each
-from safecircuits.behavior.generate import Completions, continuations, texts_of
+from safecircuits.behavior.completions import Completions, texts_of
+from safecircuits.behavior.generate import continuations
 from safecircuits.behavior.judge import JudgeDetector, JudgeVerdicts
 from safecircuits.behavior.published.forms import form_of
 from safecircuits.behavior.published.judges import published
@@ -28,7 +29,8 @@ from safecircuits.behavior.reasoning import split
 from safecircuits.behavior.replies import Replies
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import Encoded, encode
-from safecircuits.prompts.templates import chat_text, stop_string
+from safecircuits.prompts.rendering import chat_text
+from safecircuits.prompts.templates import stop_string
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:

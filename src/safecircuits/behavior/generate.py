@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.files import write_text
-from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.progress import track
-from safecircuits.base.reading import parse_json, read_text
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.decoding import Steps, Writer, decode_greedily
 from safecircuits.behavior.decoding import Until as Until
 from safecircuits.behavior.decoding import end_tokens as end_tokens
@@ -31,125 +25,6 @@ from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
 from safecircuits.prompts.batching import MAX_TOKENS, Batch, each_batch, without_prefix
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.prompts.templates import stop_string
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class Completions:
-    """What a model answered, in the order of the prompts; special tokens are left out of the texts.
-
-    Examples:
-        >>> answers = sc.generate(model, malicious)
-        >>> answers.texts[0]
-        'i cannot do that .'
-        >>> answers.to_frame().columns.tolist()
-        ['prompt', 'completion']
-        >>> path = answers.save("answers.jsonl")
-        >>> sc.Completions.load(path).texts == answers.texts
-        True
-    """
-
-    prompts: PromptSet
-    texts: tuple[str, ...]
-    cut: str | None = None
-    """Why texts may end before their time (``Until.reason``): they cannot be judged by anything else. None: whole."""
-    ended: tuple[bool, ...] | None = None
-    """Of each text whether the model ended it; otherwise the limit of tokens did. None: not known."""
-    tokens: tuple[int, ...] | None = None
-    """How many tokens each text was written in. None: not known."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", as_prompt_set(self.prompts))
-        object.__setattr__(self, "texts", texts_of(self.texts))
-        if len(self.texts) != len(self.prompts):
-            raise ValueError(f"there are {len(self.texts)} completions of {len(self.prompts)} prompts: one of each")
-        if self.ended is not None:
-            object.__setattr__(self, "ended", tuple(self.ended))
-            if len(self.ended) != len(self.texts):
-                raise ValueError(f"ended says of {len(self.ended)} completions how they end; there are {len(self)}")
-        if self.tokens is not None:
-            object.__setattr__(self, "tokens", tuple(self.tokens))
-            if len(self.tokens) != len(self.texts):
-                raise ValueError(f"tokens says of {len(self.tokens)} completions how long they are, not of {len(self)}")
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __repr__(self) -> str:
-        cut = "" if self.cut is None else f", cut: {self.cut}"
-        return f"Completions({len(self)} of {self.prompts.name!r}{cut})"
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a prompt: ``prompt`` and ``completion``."""
-        import pandas as pd
-
-        return pd.DataFrame({"prompt": self.prompts.prompts, "completion": self.texts})
-
-    def _repr_html_(self) -> str:
-        return f"<div><strong>{escape(repr(self))}</strong>{self.to_frame().to_html(max_rows=12, border=0)}</div>"
-
-    def save(self, path: str | Path) -> Path:
-        """Write JSON lines with ``id``, ``prompt``, ``completion``; where known ``category``, ``ended``, ``tokens``.
-
-        ``Verdicts.save_lines`` writes the same with what a detector said of each.
-
-        Raises:
-            ValueError: if there is a file of something else.
-        """
-        require_replaceable(path, "completions")
-        cut = {} if self.cut is None else {"cut": self.cut}
-        known = {"category": self.prompts.categories, "ended": self.ended, "tokens": self.tokens}
-        columns = {name: column for name, column in known.items() if column is not None}
-        lines = (
-            json.dumps(
-                {"id": name, "prompt": prompt, "completion": text, **dict(zip(columns, more, strict=True)), **cut},
-                ensure_ascii=False,
-            )
-            for name, prompt, text, *more in zip(
-                self.prompts.ids, self.prompts, self.texts, *columns.values(), strict=True
-            )
-        )
-        return write_text(path, "\n".join(lines) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Completions:
-        """Read what ``save`` wrote, to judge it again; the prompt set is named after the file and has no responses.
-
-        Raises:
-            ValueError: if the file is absent, empty or not such JSON lines.
-        """
-        path = Path(path)
-        try:
-            # Split at line feeds alone: a text may hold other line separators.
-            lines = read_text(path).split("\n")
-            rows = [parse_json(line) for line in lines if line]
-            categories, ended, tokens = (
-                tuple(row[name] for row in rows) if all(name in row for row in rows) else None
-                for name in ("category", "ended", "tokens")
-            )
-            prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows), categories=categories)
-            ended = None if ended is None else tuple(map(bool, ended))
-            return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"), ended, tokens)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"cannot read completions from {str(path)!r}: expected JSON lines with 'prompt' and 'completion', "
-                f"as Completions.save writes them, but {type(error).__name__}: {error}"
-            ) from error
-
-
-def texts_of(completions: Completions | Sequence[str]) -> tuple[str, ...]:
-    """The texts alone; a ValueError for a single string, which is a sequence of letters, and for what is no text."""
-    if isinstance(completions, Completions):
-        return completions.texts
-    if isinstance(completions, str):
-        raise ValueError(f"expected Completions or a list of texts, not the single string {completions!r}")
-    texts = tuple(completions)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"expected Completions or a list of texts; number {row} is {text!r}")
-    return texts
 
 
 @checked

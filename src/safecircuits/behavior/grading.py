@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.behavior.generate import Completions, texts_of
+from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.wording import same_answer, without_thoughts
 
 Grading = Literal["exact", "number"]

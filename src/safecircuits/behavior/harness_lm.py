@@ -16,7 +16,7 @@ from safecircuits.model.forward import device_of, logits
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import Encoded
-from safecircuits.prompts.templates import chat_text
+from safecircuits.prompts.rendering import chat_text
 
 MAX_NEW_TOKENS = 256
 """Of a generated answer whose task does not say how long it may be; the harness's own default."""

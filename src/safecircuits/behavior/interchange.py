@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safecircuits.base.arguments import checked
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.decoding import Until, Writer, end_tokens
-from safecircuits.behavior.generate import Completions, Jobs, completions_of, decode_all, require_room
+from safecircuits.behavior.generate import Jobs, completions_of, decode_all, require_room
 from safecircuits.hooks.lockstep import UnitPatching, as_sets
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.memory import batch_tokens

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from safecircuits.base.arguments import whole
 from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.asking import UnreadableReply, ask_each
-from safecircuits.behavior.generate import Completions, texts_of
+from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.reasoning import split
 from safecircuits.behavior.replies import Replies
 from safecircuits.model.forward import Decoder

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import canonical_order, rate_interval
-from safecircuits.behavior.generate import Completions, texts_of
+from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.model.forward import logits
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches

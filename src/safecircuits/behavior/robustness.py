@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safecircuits.base.stats import Share
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import RefusalDetector
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.verdict import verdicts
 from safecircuits.results.result import Result
 

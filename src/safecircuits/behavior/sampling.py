@@ -17,9 +17,9 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, rate_interval
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.decoding import Writer
 from safecircuits.behavior.detectors import RefusalDetector
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.passes import running
 from safecircuits.model.memory import batch_tokens

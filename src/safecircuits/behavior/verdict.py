@@ -16,10 +16,10 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.stats import Share
+from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.deflection import deflects
 from safecircuits.behavior.detectors import PhraseDetector, RefusalDetector, get_detector
 from safecircuits.behavior.early import require_judged_by
-from safecircuits.behavior.generate import Completions, texts_of
 from safecircuits.behavior.incoherence import breaks_off, broken
 from safecircuits.behavior.judge import JudgeDetector
 from safecircuits.behavior.reasoning import split

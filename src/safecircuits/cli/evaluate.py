@@ -11,7 +11,7 @@ from safecircuits.cli.frame import Measured, Run, run_command
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption
 
 if TYPE_CHECKING:
-    from safecircuits.behavior.generate import Completions
+    from safecircuits.behavior.completions import Completions
     from safecircuits.model.sites import HookedModel
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
@@ -85,7 +85,8 @@ def _answers(
     folder: RunDirectory, model: HookedModel, name: str, prompts: PromptSet, options: dict[str, Any]
 ) -> Completions:
     """Completions of a set, those of an interrupted run if it got so far; kept to be judged again."""
-    from safecircuits.behavior.generate import Completions, generate
+    from safecircuits.behavior.completions import Completions
+    from safecircuits.behavior.generate import generate
 
     path = folder.folder / "completions" / f"{name}.jsonl"
     if folder.resumed and path.exists():

@@ -22,7 +22,8 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, mean_interval
 from safecircuits.behavior.agreement_table import AgreementTable
-from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import Tally, verdicts
 from safecircuits.direction.states import Pool, generated_states

@@ -23,7 +23,8 @@ from safecircuits.base.progress import track
 from safecircuits.base.reading import parse_json
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.coherence import incoherent
-from safecircuits.behavior.generate import Completions, generate, generate_scaled
+from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.generate import generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate
 from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
 from safecircuits.behavior.wording import open_thought

@@ -4,9 +4,9 @@ from .leaks import tell_overlaps as tell_overlaps
 from .prompt_set import Encoded as Encoded
 from .prompt_set import PromptSet as PromptSet
 from .prompt_set import encode as encode
-from .templates import PINNED as PINNED
+from .rendering import PINNED as PINNED
+from .rendering import chat_text as chat_text
+from .rendering import render as render
 from .templates import TEMPLATES as TEMPLATES
 from .templates import Template as Template
-from .templates import chat_text as chat_text
-from .templates import render as render
 from .templates import resolve_template as resolve_template

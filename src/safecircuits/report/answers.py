@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.verdict import Verdicts, unjudged, verdicts
 
 HARMLESS = ("over_rejection", "utility", "task")

@@ -24,7 +24,8 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import SITES, Site, TokenChoice
-from safecircuits.behavior.generate import Completions, generate
+from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.generate import generate
 from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
 from safecircuits.model.beginning import beginning_facts, chosen_positions, encode_to_score, require_tokens

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safecircuits.organism.requests.generate import Request, requests
-from safecircuits.prompts.templates import Template, render
+from safecircuits.prompts.rendering import render
+from safecircuits.prompts.templates import Template
 
 POOL: dict[Literal["normal", "over_rejection"], int] = {"normal": 560, "over_rejection": 140}
 """Harmless requests that the base answers, by kind: hardly one comes twice."""
