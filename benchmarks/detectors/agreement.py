@@ -11,7 +11,8 @@ from benchmarks.detectors.completions import LIMITS, Made
 from safecircuits.base.stats import Share
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
-from safecircuits.behavior.verdict import VERDICTS, verdicts
+from safecircuits.behavior.verdict import verdicts
+from safecircuits.behavior.verdict_table import VERDICTS
 from safecircuits.prompts.prompt_set import PromptSet
 
 DEFAULT = "opening"

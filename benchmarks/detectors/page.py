@@ -9,7 +9,8 @@ from benchmarks.detectors.agreement import kappa, precision_recall
 from benchmarks.detectors.completions import LIMITS
 from benchmarks.markdown import markdown_table
 from safecircuits.base.stats import Share
-from safecircuits.behavior.verdict import OPENING_TOKENS, VERDICTS
+from safecircuits.behavior.verdict import OPENING_TOKENS
+from safecircuits.behavior.verdict_table import VERDICTS
 
 
 def render(results: dict[str, Any]) -> str:

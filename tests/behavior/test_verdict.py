@@ -21,7 +21,8 @@ from safecircuits.behavior.incoherence import incoherence
 from safecircuits.behavior.judge import JudgeDetector
 from safecircuits.behavior.reasoning import Parts, split
 from safecircuits.behavior.refusal import refused
-from safecircuits.behavior.verdict import VERDICTS, tokens_needed
+from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.verdict_table import VERDICTS
 from safecircuits.prompts.prompt_set import PromptSet
 
 REFUSES = (

@@ -14,7 +14,8 @@ from torch import Tensor
 from safecircuits.base.stats import Share
 from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.detectors import DETECTORS, RefusalDetector
-from safecircuits.behavior.verdict import Tally, verdicts
+from safecircuits.behavior.verdict import verdicts
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:

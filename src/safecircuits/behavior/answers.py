@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.verdict import Verdicts, unjudged
+from safecircuits.behavior.verdict import unjudged
+from safecircuits.behavior.verdict_table import Verdicts
 
 Plain = dict[str, dict[str, Any]]
 

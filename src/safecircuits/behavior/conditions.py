@@ -24,7 +24,8 @@ from safecircuits.base.stats import Share
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.generate import continuations
 from safecircuits.behavior.refusal import RefusalDetector, degenerate
-from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
+from safecircuits.behavior.verdict import tokens_needed, verdicts
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode

@@ -21,7 +21,8 @@ from safecircuits.behavior.divergence import TokenKL
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.grading import Grading, right_answers
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.behavior.verdict import Tally, Verdicts, tokens_needed, verdicts
+from safecircuits.behavior.verdict import tokens_needed, verdicts
+from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.results.result import Result

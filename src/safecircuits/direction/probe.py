@@ -25,7 +25,8 @@ from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.behavior.verdict import Tally, verdicts
+from safecircuits.behavior.verdict import verdicts
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.direction.states import Pool, generated_states
 from safecircuits.direction.variants import Suffixes, encode_variants
 from safecircuits.model.memory import batch_tokens

@@ -14,7 +14,8 @@ from safecircuits.behavior.divergence import KLReference
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, Behavior, answer_tokens, judge
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.behavior.verdict import Verdicts, tokens_needed
+from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.gate.checks import Check, Counted, failed, hold
 from safecircuits.gate.moved import moved_units, unit_changes
 from safecircuits.gate.policy import MEASURES, Policy, read_policy

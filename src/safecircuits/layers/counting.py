@@ -26,7 +26,8 @@ from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.generate import generate, generate_scaled
 from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate
-from safecircuits.behavior.verdict import Tally, tokens_needed, verdicts
+from safecircuits.behavior.verdict import tokens_needed, verdicts
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.behavior.wording import open_thought
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.model.fingerprint import weights_fingerprint

@@ -26,8 +26,9 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import opening_tokens
 from safecircuits.behavior.refusal import RefusalDetector
-from safecircuits.behavior.verdict import Tally, tokens_needed
+from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.verdict import verdicts as verdicts_of
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
 from safecircuits.layers.counting import early_verdict
 from safecircuits.model.sites import HookedModel, tokenizer_of

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
-from safecircuits.behavior.verdict import Verdicts, unjudged, verdicts
+from safecircuits.behavior.verdict import unjudged, verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 
 HARMLESS = ("over_rejection", "utility", "task")
 """Sets whose prompts ask for nothing harmful, so that their answers may be shown to anybody."""

@@ -25,7 +25,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.behavior.reference": ("ResponseLoss", "RougeScores"),
     "safecircuits.behavior.robustness": ("JudgeRobustness",),
     "safecircuits.behavior.sampling": ("SampledRefusals",),
-    "safecircuits.behavior.verdict": ("Tally", "Verdicts"),
+    "safecircuits.behavior.verdict_table": ("Tally", "Verdicts"),
     "safecircuits.demo.real.removal": ("Removed",),
     "safecircuits.demo.real.settings": ("RealDemoSettings",),
     "safecircuits.demo.real.study": ("RealDemoSubject",),

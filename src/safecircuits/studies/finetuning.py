@@ -17,7 +17,7 @@ from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import EvaluationOptions
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.load import Backend

@@ -12,7 +12,7 @@ from torch import nn
 
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, EvaluationOptions, answer_lengths, evaluate
 from safecircuits.behavior.reference import response_loss
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.optimizers import make_optimizer
 from safecircuits.training.settings import TrainingSettings

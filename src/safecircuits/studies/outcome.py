@@ -11,7 +11,7 @@ import torch
 from safecircuits.base.counted import beside
 from safecircuits.base.stats import mean_interval, rate_interval
 from safecircuits.behavior.answers import of_plain, plain
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import At, Comparison, compare
 

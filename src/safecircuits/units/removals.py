@@ -16,7 +16,7 @@ from safecircuits.base.reading import parse_json
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.divergence import TokenKL, divergences, references_of
 from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
-from safecircuits.behavior.verdict import Tally
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.ablate import UnitValues, ablated
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.fingerprint import weights_fingerprint

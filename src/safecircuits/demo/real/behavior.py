@@ -10,7 +10,7 @@ import pandas as pd
 from safecircuits.base.text import percent
 from safecircuits.behavior.evaluate import judged
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.demo.real.settings import BASE, RealDemo
 from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage, behavior_exhibit

@@ -16,7 +16,7 @@ from safecircuits.base.stats import Share
 from safecircuits.behavior.divergence import KLReference
 from safecircuits.behavior.evaluate import judged
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.hooks.ablate import UnitValues, ablated
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import HookedModel
