@@ -18,7 +18,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units import UnitScores
 from safecircuits.units.groups import Normalisation
 from safecircuits.units.removals import Removals
-from safecircuits.units.scores import Method
+from safecircuits.units.score_methods import Method
 
 SCU, UCU, RU = 0.013, 0.133, 0.148
 """Shares of all units: those of Llama-2-7b-chat in the paper."""

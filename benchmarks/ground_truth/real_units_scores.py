@@ -21,14 +21,8 @@ from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.importance import score_units
 from safecircuits.units.moments import Moments
-from safecircuits.units.scores import (
-    ACTIVATION_METHODS,
-    ATTRIBUTION_METHODS,
-    GRADIENT_METHODS,
-    Method,
-    UnitScores,
-    model_facts,
-)
+from safecircuits.units.score_methods import ACTIVATION_METHODS, ATTRIBUTION_METHODS, GRADIENT_METHODS, Method
+from safecircuits.units.scores import UnitScores, model_facts
 
 CHUNKS = 8
 """Prompts are scored in so many parts; every half of the parts is a calibration subset."""

@@ -11,7 +11,7 @@ from benchmarks.ground_truth.groups import RU, SCU, UCU, as_named
 from benchmarks.markdown import markdown_table
 from benchmarks.since import changed_since
 from safecircuits.organism.family import MIN_REFUSED, UNITS_FAMILY
-from safecircuits.units.scores import METHODS
+from safecircuits.units.score_methods import METHODS
 
 Results = dict[str, Any]
 AIM = 5.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.performance.timing import Row, faster, growth, interleaved
-from safecircuits.layers.similarity import cosine_moments, unit_vectors
+from safecircuits.layers.pairs import cosine_moments
+from safecircuits.layers.similarity import unit_vectors
 
 WHAT = "cosine of all pairs, mean and deviation"
 LAYERS, WIDTH = 4, 256

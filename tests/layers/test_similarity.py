@@ -19,7 +19,8 @@ from safecircuits.base.notices import Notice
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.hooks.collect import Residuals
 from safecircuits.layers.onset import OnsetRule, find_onset, search_start
-from safecircuits.layers.similarity import compare, gap_of_cosines, layer_gap, paper_pairs
+from safecircuits.layers.pairs import paper_pairs
+from safecircuits.layers.similarity import compare, gap_of_cosines, layer_gap
 from safecircuits.prompts.prompt_set import PromptSet
 
 _names = itertools.count()

@@ -22,7 +22,8 @@ from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
-from safecircuits.layers.similarity import LayerGap, PairCurve
+from safecircuits.layers.pairs import PairCurve
+from safecircuits.layers.similarity import LayerGap
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.plots.layers import plot_gap, plot_pair_curves, plot_sweeps
 from safecircuits.plots.rates import plot_behavior, plot_finetune

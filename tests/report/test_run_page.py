@@ -15,7 +15,8 @@ from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.evaluate import Behavior
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
-from safecircuits.layers.similarity import LayerGap, PairCurve
+from safecircuits.layers.pairs import PairCurve
+from safecircuits.layers.similarity import LayerGap
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.load_record import load_run
 from safecircuits.results.result import Result

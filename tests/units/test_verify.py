@@ -16,7 +16,7 @@ from safecircuits.units.comparison import ScoreComparison, score_comparison
 from safecircuits.units.groups import GROUPS
 from safecircuits.units.removals import Removals
 from safecircuits.units.resampling import Stability, calibration_subsets, compare_groups, stability
-from safecircuits.units.scores import FLAP_METHODS, METHODS
+from safecircuits.units.score_methods import FLAP_METHODS, METHODS
 from safecircuits.units.sweep import ShareSweep, sweep_shares
 
 WORDS = ("make", "find", "fix", "bake", "take", "help")

@@ -194,7 +194,7 @@ def cuts(texts: list[str]) -> dict[str, Cut]:
     from safecircuits.base.vocabulary import TOKEN_CHOICES
     from safecircuits.papers.ssah.settings import cut_by
     from safecircuits.units.groups import NORMALISATIONS
-    from safecircuits.units.scores import METHODS
+    from safecircuits.units.score_methods import METHODS
 
     methods = [text.split(":")[0] for text in texts]
     found: dict[str, Cut] = {}
@@ -218,7 +218,7 @@ def cuts(texts: list[str]) -> dict[str, Cut]:
 
 def _usable(known: Any, prompts: SsahPrompts) -> dict[str, Cut]:
     """The default cuts, without those that compare with normal prompts where there are none."""
-    from safecircuits.units.scores import ATTRIBUTION_METHODS
+    from safecircuits.units.score_methods import ATTRIBUTION_METHODS
 
     return {
         name: cut

@@ -18,7 +18,8 @@ from torch import nn
 from safecircuits.base.progress import track
 from safecircuits.hooks.plain import PlainModel, plain_model
 from safecircuits.model.attach import HookFn, attached, hooks_in_force
-from safecircuits.model.forward import Decoder, recurrent
+from safecircuits.model.cache import recurrent
+from safecircuits.model.forward import Decoder
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, is_bridge

@@ -1,20 +1,14 @@
-"""Where harmful and harmless prompts part: cosine and angle of their last tokens, layer by layer (§3.2–3.3).
-
-Over all pairs the mean cosine and its standard deviation have closed forms in the unit vectors u, linear in the number
-of prompts: the mean is the norm of their sum, the second moment the Frobenius norm of their second-moment matrix. The
-mean angle has none, so angles are averaged exactly, in chunks.
-"""
+"""Where harmful and harmless prompts part: cosine and angle of their last tokens, layer by layer (§3.2–3.3)."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
@@ -26,6 +20,7 @@ from safecircuits.hooks.collect import Residuals, collect_residuals
 from safecircuits.layers.angles import Formula, degrees, require_pairs, unit_vectors
 from safecircuits.layers.interval import resampled_gaps, resampled_onsets
 from safecircuits.layers.onset import Onset, OnsetRule, find_onset
+from safecircuits.layers.pairs import PairCurve, all_across, all_within, sampled
 from safecircuits.layers.relabelled import largest_gap_p
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, resolve_template
@@ -36,30 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Pairs = Literal["all", "paper", "given"]
-
-# The authors' code draws r = 500 pairs of each type, each draw with its own seed counted up from these.
-PAPER_DRAWS = 500
-PAPER_SEEDS = {"nn": 10, "mm": 100, "nm": 1000}
-
-
-@dataclass(frozen=True)
-class PairCurve:
-    """Cosine similarity of one type of pair: mean and standard deviation over pairs, and the mean angle in degrees.
-
-    Examples:
-        >>> curve = sc.layer_gap(model, normal, malicious).nn
-        >>> curve.mean.shape, curve.angle_deg.shape
-        (torch.Size([8]), torch.Size([8]))
-    """
-
-    mean: Float[Tensor, " layer"]
-    std: Float[Tensor, " layer"]
-    angle_deg: Float[Tensor, " layer"]
-
-    @classmethod
-    def of(cls, cosines: Float[Tensor, "layer pair"]) -> PairCurve:
-        """The statistics of given pairs; the standard deviation is that of these pairs (ddof 0)."""
-        return cls(cosines.mean(-1), cosines.std(-1, correction=0), degrees(cosines).mean(-1))
 
 
 @dataclass(frozen=True)
@@ -221,9 +192,9 @@ def compare(
     _tell_of_duplicates(normal.prompts, malicious.prompts)
     n, m = unit_vectors(normal.values), unit_vectors(malicious.values)
     if pairs == "all":
-        nn, mm, nm = _all_within(n), _all_within(m), _all_across(n, m)
+        nn, mm, nm = all_within(n), all_within(m), all_across(n, m)
     elif pairs == "paper":
-        nn, mm, nm = (_sampled(n, m, kind) for kind in ("nn", "mm", "nm"))
+        nn, mm, nm = (sampled(n, m, kind) for kind in ("nn", "mm", "nm"))
     else:
         raise ValueError(f"pairs is 'all' or 'paper', not {pairs!r}")
     provenance = {
@@ -293,72 +264,3 @@ def _gap(nn: PairCurve, nm: PairCurve, formula: Formula) -> Float[Tensor, " laye
     if formula == "code":
         return degrees(nm.mean) - degrees(nn.mean)
     raise ValueError(f"formula is 'paper' or 'code', not {formula!r}")
-
-
-def paper_pairs(kind: Literal["nn", "mm", "nm"], n_normal: int, n_malicious: int) -> Int[Tensor, "draw 2"]:
-    """The authors' pairs by prompt index: one ``random.seed`` a draw, so file order matters."""
-    generator = random.Random()
-    drawn = []
-    for draw in range(PAPER_DRAWS):
-        generator.seed(PAPER_SEEDS[kind] + draw)
-        if kind == "nm":
-            drawn.append([generator.sample(range(n_normal), 1)[0], generator.sample(range(n_malicious), 1)[0]])
-        else:
-            drawn.append(generator.sample(range(n_normal if kind == "nn" else n_malicious), 2))
-    return torch.tensor(drawn)
-
-
-def _sampled(n: Tensor, m: Tensor, kind: Literal["nn", "mm", "nm"]) -> PairCurve:
-    first, second = paper_pairs(kind, n.shape[1], m.shape[1]).unbind(-1)
-    left = m if kind == "mm" else n
-    right = n if kind == "nn" else m
-    return PairCurve.of((left[:, first] * right[:, second]).sum(-1))
-
-
-def _all_within(u: Float[Tensor, "layer prompt d_model"]) -> PairCurve:
-    """All unordered pairs of distinct prompts: everything against everything, less each prompt with itself."""
-    pairs = u.shape[1] * (u.shape[1] - 1)
-    angles = _angle_sums(u, u) / pairs  # a prompt's angle with itself is zero
-    return PairCurve(*cosine_moments(u), angles)
-
-
-def _all_across(u: Float[Tensor, "layer a d_model"], v: Float[Tensor, "layer b d_model"]) -> PairCurve:
-    return PairCurve(*cosine_moments(u, v), _angle_sums(u, v) / (u.shape[1] * v.shape[1]))
-
-
-def cosine_moments(
-    u: Float[Tensor, "layer a d_model"], v: Float[Tensor, "layer b d_model"] | None = None
-) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    """Mean and standard deviation of the cosine over all pairs of unit vectors, at a cost linear in their number.
-
-    Pairs are of one vector of ``u`` and one of ``v``, or without ``v`` of two distinct ones of ``u``.
-    """
-    w = u if v is None else v
-    itself = u.shape[1] if v is None else 0  # each vector with itself, a cosine of 1
-    pairs = u.shape[1] * w.shape[1] - itself
-    first = ((u.sum(1) * w.sum(1)).sum(-1) - itself) / pairs
-    second = (_second_moment_product(u, w) - itself) / pairs
-    return first, (second - first.square()).clamp(min=0).sqrt()
-
-
-def _second_moment_product(u: Tensor, v: Tensor) -> Float[Tensor, " layer"]:
-    """Σ over pairs of cos² = ⟨UᵀU, VᵀV⟩, one layer at a time; the Gram side is used where prompts are fewer."""
-    if max(u.shape[1], v.shape[1]) <= u.shape[2]:
-        return torch.stack([(a @ b.T).square().sum() for a, b in zip(u, v, strict=True)])
-    if v is u:
-        return torch.stack([(a.T @ a).square().sum() for a in u])
-    return torch.stack([((a.T @ a) * (b.T @ b)).sum() for a, b in zip(u, v, strict=True)])
-
-
-def _angle_sums(u: Tensor, v: Tensor, chunk: int = 1024) -> Float[Tensor, " layer"]:
-    """Σ over pairs of the angle in degrees, exact, ``chunk`` prompts against all at a time."""
-    same = u is v
-    total = torch.zeros(u.shape[0], dtype=torch.float64)
-    for layer, (a, b) in enumerate(zip(u, v, strict=True)):
-        for start in range(0, len(a), chunk):
-            angles = degrees(a[start : start + chunk] @ b.T)
-            if same:  # arccos magnifies the rounding of a vector's product with itself
-                rows = torch.arange(len(angles))
-                angles[rows, rows + start] = 0.0
-            total[layer] += angles.sum()
-    return total

@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from safecircuits.model.cache import layers_of, read_only, take_rows, tensor_names
 from safecircuits.model.context import Context
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.last_positions import only_at_last
 from safecircuits.model.sites import HookedModel, is_bridge
 from safecircuits.prompts.batching import Batch, position_ids
-
-# What a layer that is recurrent (Mamba, linear attention) keeps instead of keys and values, or beside them.
-_STATES = ("conv_states", "recurrent_states")
 
 # Logits held at once where those of many positions are asked for.
 _LOGITS = 2**25
@@ -203,7 +201,7 @@ class Decoder:
         if keep and self.cache is None:
             self.cache = self._empty_cache(len(input_ids))
         elif not keep and self.cache is not None:
-            self.cache = _read_only(self.cache)
+            self.cache = read_only(self.cache)
         with evaluating(self.model), _ending_after(block), only_at_last(ends, 1, input_ids.shape[1]):
             if self.hf is not None:
                 self._hf_pass(self.hf, input_ids, seen, **({} if block is not None else {"logits_to_keep": 1}))
@@ -222,9 +220,9 @@ class Decoder:
         chosen = copy.copy(self)
         chosen.mask = self.mask[index]
         chosen.cache = copy.copy(self.cache)
-        parts = [copy.copy(part) for part in _parts(self.cache)]
+        parts = [copy.copy(part) for part in layers_of(self.cache)]
         for layer, part in enumerate(parts):
-            _take_rows(part, index if by_layer is None else by_layer[layer].to(self.device))
+            take_rows(part, index if by_layer is None else by_layer[layer].to(self.device))
         if hasattr(self.cache, "entries"):
             chosen.cache.entries = parts
             chosen.cache.previous_attention_mask = self.cache.previous_attention_mask[index]
@@ -250,7 +248,7 @@ class Decoder:
         by_layer = [n_rows] if isinstance(n_rows, int) else n_rows
         cache = TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device, by_layer[0])
         for entry, rows in zip(cache.entries, by_layer, strict=False):
-            for name in _tensor_names(entry):
+            for name in tensor_names(entry):
                 empty: Tensor = getattr(entry, name)
                 setattr(entry, name, empty.new_empty(rows, *empty.shape[1:]))
         return cache
@@ -283,14 +281,6 @@ class Decoder:
         return cap * torch.tanh(out / cap) if cap > 0 else out
 
 
-def recurrent(model: HookedModel) -> bool:
-    """Whether layers of a bridge hold states in which a token cannot be masked out again."""
-    from transformers import DynamicCache
-
-    layers = DynamicCache(config=_wrapped(model).config).layers
-    return any(hasattr(layer, name) for layer in layers for name in _STATES)
-
-
 class _Reached(Exception):
     """The last layer that is needed has run."""
 
@@ -308,49 +298,6 @@ def _ending_after(block: nn.Module | None) -> Iterator[None]:
     finally:
         if handle is not None:
             handle.remove()
-
-
-def _parts(cache: Any) -> list[Any]:
-    """A cache's layers, on either backend."""
-    return list(cache.entries if hasattr(cache, "entries") else cache.layers)
-
-
-def _tensor_names(part: Any) -> tuple[str, str]:
-    return ("past_keys", "past_values") if hasattr(part, "past_keys") else ("keys", "values")
-
-
-def _take_rows(part: Any, taken: Int[Tensor, " row"]) -> None:
-    """Leave in a layer's cache the rows that ``taken`` names; a layer that has not run has none."""
-    for name in _tensor_names(part):
-        rows: Tensor | None = getattr(part, name, None)
-        if rows is None:
-            continue
-        one = rows.shape[0] == 1  # a view will do, as the next step concatenates
-        setattr(part, name, rows.expand(len(taken), *rows.shape[1:]) if one else rows.index_select(0, taken))
-    for name in _STATES:  # which the next step changes in place
-        if hasattr(part, name):
-            states: dict[int, Tensor | None] = getattr(part, name)
-            setattr(part, name, {i: s if s is None else s.index_select(0, taken) for i, s in states.items()})
-
-
-def _read_only(cache: Any) -> Any:
-    """The same cache for one more pass, in which new keys and values are used and not kept."""
-    cache = copy.copy(cache)
-    if hasattr(cache, "entries"):
-        cache.entries = [copy.copy(entry) for entry in cache.entries]
-        cache.freeze()
-        return cache
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in cache.layers:
-        layer.update = _joined(layer)
-    return cache
-
-
-def _joined(layer: Any) -> Any:
-    def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([layer.keys, keys], dim=-2), torch.cat([layer.values, values], dim=-2)
-
-    return update
 
 
 def _no_router_loss(model: Any) -> dict[str, bool]:

@@ -24,7 +24,7 @@ from safecircuits.training.plain import Plain
 from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.groups import Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
-from safecircuits.units.scores import Method
+from safecircuits.units.score_methods import Method
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,8 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.answer_tokens import find_answer_tokens
 from safecircuits.units.groups import NORMALISATIONS, Normalisation, normalised_scores
 from safecircuits.units.importance import score_units
-from safecircuits.units.scores import ACTIVATION_METHODS, ATTRIBUTION_METHODS, METHODS, Method, UnitScores
+from safecircuits.units.score_methods import ACTIVATION_METHODS, ATTRIBUTION_METHODS, METHODS, Method
+from safecircuits.units.scores import UnitScores
 from safecircuits.units.selection import Shares, by_site, flat, unflat
 
 Contrast = Literal["difference", "safety", "set-difference"]

@@ -24,7 +24,8 @@ from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.gradient_scores import SITE_COMPONENTS, each_prompts_gradients, to_units
 from safecircuits.units.moments import Moments
-from safecircuits.units.scores import Method, UnitScores, model_facts
+from safecircuits.units.score_methods import Method
+from safecircuits.units.scores import UnitScores, model_facts
 
 CoupledKind = Literal["vectorize", "first", "second", "mix", "l1", "l2"]
 

@@ -20,7 +20,8 @@ from safecircuits.base.vocabulary import Site
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
-from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores, require_same_origin
+from safecircuits.units.score_methods import ATTRIBUTION_METHODS
+from safecircuits.units.scores import UnitScores, require_same_origin
 from safecircuits.units.selection import Shares, by_site, flat, mean_ranks, top, unflat, unit_sizes
 
 if TYPE_CHECKING:

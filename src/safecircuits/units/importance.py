@@ -27,18 +27,17 @@ from safecircuits.units.flap import flap_statistics
 from safecircuits.units.gradient_scores import snip_moments, taylor_moments
 from safecircuits.units.moments import Comoments
 from safecircuits.units.moments import Moments as Moments
-from safecircuits.units.scores import (
+from safecircuits.units.score_methods import (
     ACTIVATION_METHODS,
     ATTRIBUTION_METHODS,
     DEFAULT_TOKENS,
     FLAP_METHODS,
     GRADIENT_METHODS,
     Method,
-    head_grams,
-    model_facts,
 )
-from safecircuits.units.scores import METHODS as METHODS
+from safecircuits.units.score_methods import METHODS as METHODS
 from safecircuits.units.scores import UnitScores as UnitScores
+from safecircuits.units.scores import head_grams, model_facts
 
 
 @checked

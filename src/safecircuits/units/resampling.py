@@ -23,7 +23,7 @@ from safecircuits.results.result import Result
 from safecircuits.units.groups import GROUPS, Normalisation, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
 from safecircuits.units.overlap import mask_overlap
-from safecircuits.units.scores import Method
+from safecircuits.units.score_methods import Method
 from safecircuits.units.selection import flat, mean_ranks
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def scores_of(
     """Scores on each set; those of an attribution are of one and the same choice between refusing and answering."""
     from safecircuits.units.answer_tokens import find_answer_tokens
     from safecircuits.units.importance import score_units
-    from safecircuits.units.scores import ATTRIBUTION_METHODS
+    from safecircuits.units.score_methods import ATTRIBUTION_METHODS
 
     options = {**scoring.options, "seed": run.seed, "progress": True}
     if scoring.method in ATTRIBUTION_METHODS and reference is not None:

@@ -16,7 +16,8 @@ from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.candidates import Candidate
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
-from safecircuits.units.scores import ATTRIBUTION_METHODS, UnitScores
+from safecircuits.units.score_methods import ATTRIBUTION_METHODS
+from safecircuits.units.scores import UnitScores
 
 
 def answers_of(study: Ssah) -> AnswerTokens | None:

@@ -19,7 +19,7 @@ from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.candidates import Candidate
 from safecircuits.units.groups import Normalisation
-from safecircuits.units.scores import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Method
+from safecircuits.units.score_methods import ATTRIBUTION_METHODS, DEFAULT_TOKENS, Method
 
 PAPER = "SSAH"
 """The paper's name where a conclusion says whose claim it is."""

@@ -32,7 +32,7 @@ from safecircuits.prompts.leaks import tell_overlaps
 from safecircuits.results.run import RunDirectory
 from safecircuits.studies.subject import plain_name
 from safecircuits.units.ablation import AblationTable
-from safecircuits.units.scores import ATTRIBUTION_METHODS
+from safecircuits.units.score_methods import ATTRIBUTION_METHODS
 from safecircuits.units.transfer import AttributeTransfer
 
 
