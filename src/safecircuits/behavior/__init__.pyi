@@ -37,7 +37,7 @@ from .robustness import JudgeRobustness as JudgeRobustness
 from .robustness import judge_robustness as judge_robustness
 from .sampling import SampledRefusals as SampledRefusals
 from .sampling import sampled_refusals as sampled_refusals
-from .verdict_table import Tally as Tally
-from .verdict_table import Verdicts as Verdicts
 from .verdict import tokens_needed as tokens_needed
 from .verdict import verdicts as verdicts
+from .verdict_table import Tally as Tally
+from .verdict_table import Verdicts as Verdicts

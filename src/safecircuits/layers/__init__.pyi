@@ -20,8 +20,8 @@ from .malicious_check import answered_malicious as answered_malicious
 from .onset import Onset as Onset
 from .onset import OnsetRule as OnsetRule
 from .onset import find_onset as find_onset
-from .similarity import LayerGap as LayerGap
 from .pairs import PairCurve as PairCurve
+from .similarity import LayerGap as LayerGap
 from .similarity import compare as compare
 from .similarity import gap_of_cosines as gap_of_cosines
 from .similarity import layer_gap as layer_gap

@@ -17,7 +17,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.behavior.depth": ("AlignmentDepth",),
     "safecircuits.behavior.evaluate": ("Behavior",),
     "safecircuits.behavior.field_judges": ("HarmVerdicts",),
-    "safecircuits.behavior.generate": ("Completions",),
+    "safecircuits.behavior.completions": ("Completions",),
     "safecircuits.behavior.harm": ("Harmfulness",),
     "safecircuits.behavior.harness": ("TaskScore", "TaskScores"),
     "safecircuits.behavior.judge": ("JudgeVerdicts",),
