@@ -10,7 +10,8 @@ import torch
 
 import safecircuits as sc
 from safecircuits.base.errors import JudgingError
-from safecircuits.behavior.conditions import Condition, Pressure, pressure
+from safecircuits.behavior.attempts import Condition, Pressure
+from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.incoherence import broken
 from safecircuits.plots.pressure import plot_pressure
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
 from safecircuits.base.stats import mean_interval, rate_interval
-from safecircuits.behavior.evaluate import Behavior
 from safecircuits.behavior.harm import Harmfulness
+from safecircuits.behavior.measured import Behavior
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.units.ablation import Ablation
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import safecircuits as sc
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.cli import app
 from safecircuits.demo import DemoSettings, DemoStudy, layers, run_demo, units
 from safecircuits.layers.counting import SweepPoint

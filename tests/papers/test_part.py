@@ -14,7 +14,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.model.sites import ModelShape
 from safecircuits.papers.conclusion import Conclusion

@@ -11,7 +11,7 @@ import torch
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck

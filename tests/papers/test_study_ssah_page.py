@@ -15,7 +15,7 @@ from counted_pages import bare_counts
 from safecircuits import organism
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.baselines.two_phases import TwoPhases
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.cli import app
 from safecircuits.cli.study_ssah import cuts
 from safecircuits.direction.variants import Suffixes

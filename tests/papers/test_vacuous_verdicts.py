@@ -16,7 +16,7 @@ from safecircuits.base.notices import Notice
 from safecircuits.base.record import record_of
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.cli import app
 from safecircuits.demo.overview import located_line

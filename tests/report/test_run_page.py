@@ -12,7 +12,7 @@ import torch
 from commands import refuse, succeed
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.pairs import PairCurve

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.model.sites import ModelShape
 from safecircuits.plots.scores import plot_score_comparison, plot_score_map, plot_stability
 from safecircuits.units.comparison import Candidate, CurvePoint, ScoreComparison, ScoreCurve

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import safecircuits as sc
-from safecircuits.units.interchange import PatchingCurve, PatchingCurves
+from safecircuits.units.interchange_curves import PatchingCurve, PatchingCurves
 
 COUNTS, N_UNITS = (1, 4, 16, 64), 128
 

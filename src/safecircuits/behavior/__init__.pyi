@@ -1,9 +1,9 @@
 from .agreement_table import AgreementTable as AgreementTable
 from .agreement_table import agreement as agreement
 from .alpaca_eval import write_alpaca_eval as write_alpaca_eval
+from .attempts import Condition as Condition
+from .attempts import Pressure as Pressure
 from .completions import Completions as Completions
-from .conditions import Condition as Condition
-from .conditions import Pressure as Pressure
 from .conditions import pressure as pressure
 from .depth import AlignmentDepth as AlignmentDepth
 from .depth import alignment_depth as alignment_depth
@@ -13,7 +13,6 @@ from .divergence import KLReference as KLReference
 from .divergence import TokenKL as TokenKL
 from .divergence import kl_divergence as kl_divergence
 from .endpoint import Endpoint as Endpoint
-from .evaluate import Behavior as Behavior
 from .evaluate import exact_match as exact_match
 from .field_judges import FieldJudge as FieldJudge
 from .field_judges import HarmVerdicts as HarmVerdicts
@@ -26,6 +25,7 @@ from .harness_lm import harness_model as harness_model
 from .interchange import generate_patched as generate_patched
 from .judge import JudgeDetector as JudgeDetector
 from .judge import JudgeVerdicts as JudgeVerdicts
+from .measured import Behavior as Behavior
 from .phrases import PhraseDetector as PhraseDetector
 from .reference import ResponseLoss as ResponseLoss
 from .reference import RougeScores as RougeScores

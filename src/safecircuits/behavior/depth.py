@@ -19,7 +19,7 @@ from torch import Tensor
 from safecircuits.base.arguments import checked, share
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import canonical_order, simultaneous_band
-from safecircuits.behavior.conditions import Pressure
+from safecircuits.behavior.attempts import Pressure
 from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector, refused

@@ -11,7 +11,8 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
-from safecircuits.cli.frame import Measured, Run, run_command
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of, method_of
 from safecircuits.cli.options import DetectorOption, TokensOption, named
 from safecircuits.cli.signature import Fields

@@ -26,7 +26,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +35,6 @@ import typer
 from safecircuits.cli.manners import one_line_errors, quiet
 from safecircuits.cli.options import (
     BY_SET,
-    MaybeMalicious,
-    MaybeOverRejection,
-    MaybeUtility,
     OutOption,
     as_recorded,
     by_set,
@@ -208,29 +204,6 @@ def _listed(paths: list[Path]) -> list[str]:
     together = Counter(path.parent for path in paths)
     lines = [f"{p.parent} ({together[p.parent]} files)" if together[p.parent] > MANY else str(p) for p in paths]
     return list(dict.fromkeys(lines))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The sets on which safety and utility are measured."""
-
-    malicious: MaybeMalicious = None
-    over_rejection: MaybeOverRejection = None
-    utility: MaybeUtility = None
-
-    def read(self, run: Run) -> dict[str, Any]:
-        """Those that were given, by name as ``evaluate`` takes them; of the last one the answers, too."""
-        return {
-            name: run.prompts(name, source, responses=name == "utility")
-            for name, source in vars(self).items()
-            if source is not None
-        }
-
-    def require(self, run: Run) -> dict[str, Any]:
-        """The same; a ValueError if there is none."""
-        if sets := self.read(run):
-            return sets
-        raise ValueError("nothing to measure: give --malicious, --over-rejection or --utility")
 
 
 def run_command(

@@ -12,7 +12,8 @@ from safecircuits.base.counted import Beside
 from safecircuits.base.paired import LEVEL
 from safecircuits.base.record import rows_of
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.evaluate import Behavior, evaluate
+from safecircuits.behavior.evaluate import evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.demo.settings import SMALL, SUBJECT, Demo
 from safecircuits.layers.localization import Localization, localize

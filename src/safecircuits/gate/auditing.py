@@ -11,8 +11,9 @@ import torch
 
 from safecircuits.base.arguments import checked
 from safecircuits.behavior.divergence import KLReference
-from safecircuits.behavior.evaluate import UTILITY_TOKENS, Behavior, answer_tokens, judge
+from safecircuits.behavior.evaluate import UTILITY_TOKENS, answer_tokens, judge
 from safecircuits.behavior.generate import generate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.verdict_table import Verdicts

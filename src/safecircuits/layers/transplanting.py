@@ -17,7 +17,8 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.model.load import Backend, load_checkpoint, load_model, to_hugging_face
 from safecircuits.model.modules import decoder_layers

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.papers.part import Study
 

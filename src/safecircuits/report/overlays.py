@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from safecircuits.behavior.evaluate import Behavior
+from safecircuits.behavior.measured import Behavior
 from safecircuits.layers.comparison import GapComparison
 from safecircuits.layers.similarity import LayerGap
 from safecircuits.plots.layers import plot_gap

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from safecircuits.base.arguments import checked
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.evaluate import UTILITY_TOKENS, Behavior, answer_tokens, answered, behavior_of, judged
+from safecircuits.behavior.evaluate import UTILITY_TOKENS, answer_tokens, answered, behavior_of, judged
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.prompts.batching import batches

@@ -25,8 +25,8 @@ from .head_kl import head_group as head_group
 from .head_kl import head_scores as head_scores
 from .importance import METHODS as METHODS
 from .importance import score_units as score_units
-from .interchange import PatchingCurves as PatchingCurves
 from .interchange import patching_curves as patching_curves
+from .interchange_curves import PatchingCurves as PatchingCurves
 from .moments import Moments as Moments
 from .overlap import Enrichment as Enrichment
 from .overlap import MaskOverlap as MaskOverlap

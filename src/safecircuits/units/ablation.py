@@ -15,7 +15,8 @@ from safecircuits.base.counted import mean_beside
 from safecircuits.base.progress import track
 from safecircuits.base.stats import rate_interval
 from safecircuits.behavior.divergence import divergences, references_of
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.hooks.ablate import UnitValues, ablated
 from safecircuits.masks.freeze_mask import FreezeMask, units_of

@@ -20,7 +20,8 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.counted import keys
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import SITES, Site
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.measured import Behavior
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share
-from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.refusal import RefusalDetector, refused
 from safecircuits.behavior.verdict import tokens_needed
@@ -34,6 +33,7 @@ from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
+from safecircuits.units.random_regions import beyond_chance, block, random_blocks, random_units_like
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,22 +196,22 @@ def region_overlap(
         raise ValueError(f"region {empty[0]!r} is empty{'' if without is None else ' without those that do not count'}")
     every = [*masks.values(), *([] if known is None else [known])]
     rng = np.random.default_rng(seed)
-    if without is None and all(_block(mask) is not None for mask in every):
-        sets, held, redraw = _blocks(every, shape.n_layers)
+    if without is None and all(block(mask) is not None for mask in every):
+        sets, held, redraw = random_blocks(every, shape.n_layers)
     else:
-        sets, held, redraw = _units(every, None if without is None else gone)
+        sets, held, redraw = random_units_like(every, None if without is None else gone)
     n = len(masks)
     held[n:] = sets[n:]  # the truth is where it is
     expected = held @ held.T
     shared = sets @ sets.T
-    corrected = _corrected(sets, shared, expected)
+    corrected = beyond_chance(sets, shared, expected)
     pairs = np.triu_indices(n, 1)
     mean = float(np.nanmean(corrected[pairs])) if np.isfinite(corrected[pairs]).any() else float("nan")
     by_chance, with_truth = np.empty(draws), np.empty(draws)
     for k in range(draws):
         again = redraw(rng)
         again[n:] = sets[n:]
-        there = _corrected(again, again @ again.T, expected)
+        there = beyond_chance(again, again @ again.T, expected)
         by_chance[k] = np.nanmean(there[pairs]) if np.isfinite(there[pairs]).any() else 0.0
         with_truth[k] = np.nanmean(there[:n, n]) if known is not None and np.isfinite(there[:n, n]).any() else 0.0
     p = float((1 + (by_chance >= mean - 1e-12).sum()) / (draws + 1)) if mean == mean else mean  # no overlap to judge
@@ -299,70 +299,3 @@ def region_stability(
         with ablated(model, region):
             left[i] = torch.tensor(rates(), dtype=torch.float64)
     return RegionStability(overlap, after, tuple(sets), intact, (intact - left) / intact)
-
-
-Sets = np.ndarray[Any, np.dtype[np.float64]]
-"""One row a region, 1 for what is in it."""
-
-Redraw = Callable[[np.random.Generator], Sets]
-
-
-def _block(mask: FreezeMask) -> tuple[int, int] | None:
-    """First layer and length of a contiguous block of whole layers; None for anything else."""
-    layers = mask.whole_layers
-    if not layers or mask.n_units() != len(layers) * (mask.mlp.shape[1] + mask.attn.shape[1]):
-        return None
-    return (layers[0], len(layers)) if layers[-1] - layers[0] + 1 == len(layers) else None
-
-
-def _blocks(masks: list[FreezeMask], n_layers: int) -> tuple[Sets, Sets, Redraw]:
-    """Rows of layers; how often a random block of that length holds each layer; and random ones."""
-    places = [place for mask in masks if (place := _block(mask)) is not None]
-
-    def rows(firsts: list[int]) -> Sets:
-        out = np.zeros((len(places), n_layers))
-        for row, first, (_, length) in zip(out, firsts, places, strict=True):
-            row[first : first + length] = 1
-        return out
-
-    def redraw(rng: np.random.Generator) -> Sets:
-        return rows([int(rng.integers(0, n_layers - length + 1)) for _, length in places])
-
-    held = np.zeros((len(places), n_layers))
-    for row, (_, length) in zip(held, places, strict=True):
-        for first in range(n_layers - length + 1):
-            row[first : first + length] += 1 / (n_layers - length + 1)
-    return rows([first for first, _ in places]), held, redraw
-
-
-def _units(masks: list[FreezeMask], gone: FreezeMask | None) -> tuple[Sets, Sets, Redraw]:
-    """The same of units: as many of each site, among those that count."""
-    parts: list[Sets] = []
-    for site in SITES:
-        rows = torch.stack([_flat(mask, site) for mask in masks])
-        kept = torch.ones(rows.shape[1], dtype=torch.bool) if gone is None else ~_flat(gone, site)
-        parts.append(rows[:, kept].double().numpy())
-
-    def redraw(rng: np.random.Generator) -> Sets:
-        again = []
-        for part in parts:
-            out = np.zeros_like(part)
-            for row, size in zip(out, part.sum(1).astype(int), strict=True):
-                row[rng.choice(part.shape[1], size, replace=False, shuffle=False)] = 1
-            again.append(out)
-        return np.concatenate(again, axis=1)
-
-    held = [np.repeat(part.mean(1, keepdims=True), part.shape[1], axis=1) for part in parts if part.shape[1]]
-    return np.concatenate(parts, axis=1), np.concatenate(held, axis=1), redraw
-
-
-def _flat(mask: FreezeMask, site: Site) -> Bool[Tensor, " unit"]:
-    return mask.at(site).flatten()
-
-
-def _corrected(sets: Sets, shared: Sets, expected: Sets) -> Sets:
-    sizes = sets.sum(1)
-    most = np.minimum(sizes[:, None], sizes[None])
-    room = most - expected
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(room > 1e-9, (shared - expected) / room, np.nan)

@@ -15,7 +15,8 @@ from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.divergence import TokenKL, divergences, references_of
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.ablate import UnitValues, ablated
 from safecircuits.masks.freeze_mask import FreezeMask, units_of

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.measured import Behavior
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.model.sites import HookedModel
 from safecircuits.results.result import Result

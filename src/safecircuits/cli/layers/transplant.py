@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
-from safecircuits.cli.frame import Measured, Run, run_command
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.measured import Measured
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range, named
 
 SHOWS = "Rates of source, target, and target with transplanted layers"

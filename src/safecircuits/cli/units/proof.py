@@ -8,7 +8,8 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
-from safecircuits.cli.frame import Measured, Run, run_command
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.measured import Measured
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range
 from safecircuits.cli.units.options import (
     AnsweredOption,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from safecircuits.base.counted import HEADING, Beside
 from safecircuits.base.text import percent
 from safecircuits.behavior.agreement_table import AgreementTable, agreement
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.generate import generate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.papers.behavior import kept_as, measured, tell_stakes
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.papers.part import Part, Parts

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from safecircuits.base.counted import said
 from safecircuits.base.progress import without_bars
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.layers.transplanting import TransplantTable, transplant_study
 from safecircuits.model.each_model import release

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from safecircuits.behavior.evaluate import Behavior, EvaluationOptions
+from safecircuits.behavior.evaluate import EvaluationOptions
+from safecircuits.behavior.measured import Behavior
 from safecircuits.papers.behavior import kept_as, measured, tell_stakes
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.papers.part import Parts

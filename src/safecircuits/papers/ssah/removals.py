@@ -15,7 +15,8 @@ from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import without_bars
 from safecircuits.base.stats import mean_interval
 from safecircuits.base.text import percent, points
-from safecircuits.behavior.evaluate import Behavior, evaluate
+from safecircuits.behavior.evaluate import evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from safecircuits.base.counted import HEADING, Beside, at_most, beside, linked
-from safecircuits.behavior.conditions import Attempt, Pressure, pressure
+from safecircuits.behavior.attempts import Attempt, Pressure
+from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.hooks.ablate import ablated
 from safecircuits.masks.freeze_mask import FreezeMask
