@@ -231,7 +231,7 @@ def _planted(name: str, model: HookedModel) -> Tensor:
     """Which units are planted; where whole layers are, all of theirs."""
     found, one = planted(name), member(name)
     if one.kind == "layers":
-        return FreezeMask.layers(found.layers, model).at("mlp")
+        return FreezeMask.layers(set(found.layers), model).at("mlp")
     site: Site = "attn" if one.kind == "heads" else "mlp"
     return FreezeMask.of_units({site: found.heads if site == "attn" else found.mlp_units}, model).at(site)
 

@@ -1,0 +1,215 @@
+"""The leaderboard as a page that says how to read it."""
+
+from __future__ import annotations
+
+import io
+import math
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import rc_context
+
+from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Object
+from benchmarks.ground_truth.leaderboard.standing import (
+    KINDS,
+    Interval,
+    Standing,
+    chances,
+    constant_block,
+    constants,
+    interval,
+    members,
+    pairs_of,
+    standings,
+)
+from benchmarks.markdown import markdown_table
+from safecircuits.plots.style import INK, MUTED, VERMILLION, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FIGURE = "assets/leaderboard_objects.svg"
+"""Beside the page."""
+
+TITLES = {"block": "Blocks of layers", "units": "Units", "direction": "Directions"}
+MEASURES = {
+    "block": "found and planted layers, intersection over union",
+    "units": "planted share of an order's first units, as many as were planted (64 where whole layers were)",
+    "direction": "absolute cosine of the direction with what planting added to the difference of the means there",
+}
+SIZES = {"block": "layers", "units": "units", "direction": "rank"}
+
+
+def table(results: dict[str, Any], object: Object, role: str) -> str:
+    """One object's standings on the members of a role."""
+    rows = standings(results, object, role)
+    kinds = [kind for kind in KINDS if members(results, role, kind)] if object == "units" else [""]
+    head = ["method", "whose", *(f"overlap, {KINDS[kind]}" if kind else "overlap" for kind in kinds)]
+    head += ["found nothing", f"smallest ({SIZES[object]})", "area over random", "forward", "backward", "seconds"]
+    cells = [_row(one, kinds) for one in rows]
+    by_chance, constant = chances(results, object, role), constants(results, object, role)
+    empty = [""] * 6
+    cells.append(["*chance*", "", *(f"{by_chance[kind]:.2f}" if kind in by_chance else "" for kind in kinds), *empty])
+    guess = ["n/a" if constant is None else _mean(constant[kind]) for kind in kinds]
+    cells.append(["*the same for every model*", "", *guess, *empty])
+    return markdown_table(head, cells)
+
+
+def _row(one: Standing, kinds: list[str]) -> list[str]:
+    needs = " †" if one.localizer.needs_base else ""
+    smallest = "–" if one.smallest is None else f"{one.smallest:g}"
+    return [
+        f"{one.localizer.name}{needs}",
+        one.localizer.source,
+        *(_mean(one.overlap[kind]) for kind in kinds),
+        f"{one.nothing} of {one.n}" if one.nothing else "",
+        f"{smallest} ({one.removes} of {one.n})",
+        _mean(one.above, sign=True) if one.nothing < one.n else "–",
+        f"{one.forward:,.0f}",
+        f"{one.backward:,.0f}" if one.backward else "–",
+        f"{one.seconds:.1f}",
+    ]
+
+
+def _mean(values: Interval, *, sign: bool = False) -> str:
+    mean, low, high = values
+    plus = "+" if sign else ""
+    if math.isnan(low):
+        return f"{mean:{plus}.2f}"
+    return f"{mean:{plus}.2f} [{low:{plus}.2f}, {high:{plus}.2f}]"
+
+
+def render(results: dict[str, Any]) -> str:
+    """The whole page."""
+    parts = [_opening(results), *(_object(results, kind) for kind in OBJECTS), _three(results), _models(results)]
+    return "\n\n".join([*parts, _limits(results)]) + "\n"
+
+
+def _opening(results: dict[str, Any]) -> str:
+    small = results["family"] == "organisms"
+    n = {role: len(members(results, role)) for role in ("development", "judged")}
+    rules = results["rules"]
+    commands = ["python -m benchmarks.ground_truth.build --out FAMILY --part all"] if small else []
+    which = "--family FAMILY" if small else "--real NAME …"
+    commands += [f"python -m benchmarks.ground_truth.leaderboard {which} --out FILE.json --page PAGE.md"]
+    what = paragraph(
+        f"""Three objects are said to carry refusal: a block of layers, a few units, one direction. Here methods that
+        look for one of them are run on {sum(n.values())} {"small models" if small else "real models"} in
+        which refusal was *planted*, so that the answer is known. A method may be chosen and tuned on the
+        {n["development"]} development models; the first table of each object is of the {n["judged"]} judged ones."""
+    )
+    how = paragraph(
+        f"""**How to read a row.** *Overlap* is how much of what was found is what was planted, mean over models with a
+        95 % interval: compare it with *chance*, and with the best answer that is *the same for every model*, chosen on
+        the development models. *Smallest* is the median size at which refusal is gone (a tenth of it is left or less)
+        at a cost of at most {100 * rules["utility_loss"]:.0f} points of utility and {rules["kl"]:g} nats of first-token
+        KL on ordinary prompts, and on how many models there is one among the sizes that were tried. *Area over random*:
+        the share of refusal lost minus the share of utility lost, mean over sizes on a log scale, minus the same of
+        random objects of that kind. *Forward* and *backward*: passes of one prompt through the whole model that the
+        search took; seconds are of one core. † looks at the checkpoint before planting, too, which nobody has of most
+        models. *Found nothing*: the method's own rule kept no answer, which counts as no overlap."""
+    )
+    return "\n\n".join(
+        [
+            "# Leaderboard: who finds what refusal hangs on?",
+            what,
+            how,
+            f"Measured on {results['provenance']['date']} by",
+            "```\n" + "\n".join(commands) + "\n```",
+            "[Your method on this page](how-to/add-a-localizer.md) takes one function and its name.",
+        ]
+    )
+
+
+def paragraph(text: str) -> str:
+    """One paragraph in lines of a page's width."""
+    return fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+CHANGED = {
+    "block": "What is measured without a block is the model with the matrices of its base there.",
+    "units": "What is measured without units is the model with their activations at zero.",
+    "direction": "What is measured without directions is the model with them taken out everywhere (by the published "
+    "rule), or put to the harmless mean once, after the layer where they were found (by all others).",
+}
+
+
+def _object(results: dict[str, Any], kind: Object) -> str:
+    text = f"Overlap: {MEASURES[kind]}. {CHANGED[kind]}"
+    if kind != "direction" and constants(results, kind, "judged"):
+        text += (
+            f" The same answer for every model is {'units of ' if kind == 'units' else ''}{constant_block(results)}."
+        )
+    parts = [f"## {TITLES[kind]}", paragraph(text)]
+    for role in ("judged", "development"):
+        if members(results, role):
+            parts += [f"### {TITLES[kind]}, {role} models", table(results, kind, role)]
+    return "\n\n".join(parts)
+
+
+def _three(results: dict[str, Any]) -> str:
+    rows = []
+    for (a, b), pairs in pairs_of(results).items():
+        both, by_chance = (sum(p[what] for p in pairs) / len(pairs) for what in ("both", "expected"))
+        above = sum(p["both"] > p["high"] for p in pairs)
+        ratio = interval([p["over_chance"] for p in pairs])
+        rows.append([f"{a} and {b}", f"{both:.1f}", f"{by_chance:.1f}", _mean(ratio), f"{above} of {len(pairs)}"])
+    head = ["pair", "units in common", "by chance", "times chance", "above 95 % of chance"]
+    text = paragraph(
+        """SCU by SSAH's scores and shares, the decision layers as safety layers, and as many top writers of the refusal
+        direction as there are SCU; each is a set of units of the same model, and so is what was planted. Means over all
+        models, with the interval over models."""
+    )
+    parts = ["## Do the three objects coincide?", text, markdown_table(head, rows)]
+    return "\n\n".join([*parts, f"![Common units over chance, one dot a model]({FIGURE})"])
+
+
+def _models(results: dict[str, Any]) -> str:
+    rows = []
+    for name, m in results["members"].items():
+        units = str(m["k"]) if m["kind"] == "units" else "all of the layers"
+        rates = [f"{100 * m['intact'][what]:.0f} %" for what in ("refused", "utility")]
+        rows.append([f"`{name}`", m["role"], str(m["block"]), units, *rates])
+    return "## The models\n\n" + markdown_table(
+        ["model", "role", "layers", "planted units", "refused", "utility"], rows
+    )
+
+
+def _limits(results: dict[str, Any]) -> str:
+    points = [
+        """Intervals are over models of one base: they say how the figures would move with other places and seeds, not
+        with other models. Of three or four models they are hardly intervals at all.""",
+        """What was planted and what refusal hangs on are not the same: refusal also passes through units that were
+        never trained.""",
+        """Blocks are replaced by the base's, units set to zero, directions taken out: sizes compare within an object,
+        not between objects.""",
+    ]
+    if results["family"] == "organisms":
+        points.insert(0, "The base has 8 layers and a small vocabulary, and refusals begin with one token.")
+    bullets = [f"- {paragraph(point)}".replace("\n", "\n  ") for point in points]
+    return "## What this does not show\n\n" + "\n".join(bullets)
+
+
+def figure(results: dict[str, Any]) -> str:
+    """Common units over chance of each pair of objects, a dot a model, as SVG."""
+    from matplotlib.figure import Figure
+
+    pairs = pairs_of(results)
+    with rc_context({"svg.hashsalt": "leaderboard"}):
+        drawn = Figure(figsize=(5.6, 2.6), layout="constrained")
+        _dots(drawn.subplots(), pairs)
+        out = io.StringIO()
+        drawn.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+@styled
+def _dots(ax: Axes, pairs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+    for row, of in enumerate(pairs.values()):
+        ratios = [p["over_chance"] for p in of]
+        ax.plot(ratios, [row] * len(ratios), "o", color=VERMILLION, alpha=0.5, markersize=4)
+        ax.plot([sum(ratios) / len(ratios)], [row], "|", color=INK, markersize=14)
+    ax.axvline(1, color=MUTED, linestyle=":", linewidth=1)
+    ax.set_yticks(range(len(pairs)), [f"{a} and {b}" for a, b in pairs])
+    ax.set_xlabel("units in common, times chance (dotted: chance; bar: mean over models)")
+    ax.invert_yaxis()
