@@ -549,3 +549,19 @@ def test_a_real_process_keeps_stdout_for_data(tmp_path: Path) -> None:
     assert got.stdout == ""
     assert got.stderr.startswith("error: ")
     assert got.stderr.count("\n") == 1
+
+
+def test_help_folds_what_every_run_has() -> None:
+    short = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "400"}).stdout
+    full = CliRunner().invoke(app, ["evaluate", "--help-all"], env={"COLUMNS": "400"}).stdout
+    panels = ["Sets of prompts", "Answers and template", "Model and output"]
+    assert [line.split(" ")[1:-1] and line.strip("╭─╮ ") for line in short.splitlines() if line.startswith("╭")] == [
+        "Options",
+        *panels,
+    ]
+    assert "More, as in every run (--help-all explains them): --seed, --device" in short
+    assert all(f"╭─ {panel} " in full for panel in ("Every run", "Reading prompts", *panels))
+    assert "Decides every random choice" in full
+    assert "Decides every random choice" not in short
+    again = CliRunner().invoke(app, ["evaluate", "--help-all"], env={"COLUMNS": "400"}).stdout
+    assert again == full

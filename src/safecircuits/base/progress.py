@@ -1,4 +1,4 @@
-"""Progress where a person is watching, on a terminal's stderr or in a notebook, and silence elsewhere."""
+"""Progress: bars where a person is watching, on a terminal's stderr or in a notebook, and a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from safecircuits.base.log_lines import Work, lines
+
 T = TypeVar("T")
 
 console = Console(stderr=True)
@@ -27,28 +29,40 @@ NOTEBOOK_DELAY = 0.5
 
 
 def track(items: Iterable[T], what: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
-    """Iterate with a progress bar, on stderr or below a notebook's cell; none if disabled or where nobody watches."""
-    if enabled and console.is_jupyter:
-        yield from _in_notebook(items, what, len(items) if total is None and isinstance(items, Sized) else total)
-        return
-    if not enabled or not console.is_terminal:
+    """Iterate with a progress bar, on stderr or below a notebook's cell, or lines of a log; nothing if disabled."""
+    if not enabled:
         yield from items
         return
-    with progress_bar() as bar:
-        yield from bar.track(items, description=what, total=total)
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    if console.is_jupyter:
+        yield from _in_notebook(items, what, total)
+    elif console.is_terminal:
+        with progress_bar() as bar:
+            yield from bar.track(items, description=what, total=total)
+    else:
+        yield from _in_log(items, what, total)
+
+
+def _in_log(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    with lines.work(what, total) as work:
+        for done, item in enumerate(items):
+            work.done = done
+            lines.tell()
+            yield item
 
 
 def _in_notebook(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
     """Iterate with a bar below the cell, which goes when it is done; rich's own needs widgets to show one there."""
     from IPython.display import display
 
-    began = updated = time.monotonic()
+    work = Work(what, total, time.monotonic())
+    updated = work.began
     shown = None
     try:
         for done, item in enumerate(items):
-            now = time.monotonic()
+            now, work.done = time.monotonic(), done
             if now - updated >= NOTEBOOK_DELAY:
-                bar = _html_bar(what, done, total, now - began)
+                bar = _html_bar(work, now)
                 if shown is None:
                     shown = display(bar, raw=True, display_id=True)  # type: ignore[no-untyped-call]
                 else:
@@ -60,17 +74,16 @@ def _in_notebook(items: Iterable[T], what: str, total: int | None) -> Iterator[T
             shown.update({}, raw=True)
 
 
-def _html_bar(what: str, done: int, total: int | None, seconds: float) -> dict[str, str]:
+def _html_bar(work: Work, now: float) -> dict[str, str]:
     """One state of a bar, as HTML and as plain text."""
-    text = f"{what} {done}{f' of {total}' if total else ''}, {seconds:.0f} s"
-    if total and done:
-        text += f", about {seconds / done * (total - done):.0f} s left"
-    bar = f'<progress value="{done}" max="{total}"></progress> ' if total else ""
+    text = work.text(now)
+    bar = f'<progress value="{work.done}" max="{work.total}"></progress> ' if work.total else ""
     return {"text/html": f"{bar}{escape(text)}", "text/plain": text}
 
 
 def say(text: str) -> None:
-    """Say on stderr what begins or is done now, if a person is watching."""
+    """Say on stderr what begins or is done now, if a person is watching; else the next line of the log says it."""
+    lines.part = text
     if console.is_terminal or console.is_jupyter:
         console.print(text, highlight=False, markup=False)
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from safecircuits.base.settings_file import read_settings
+from safecircuits.cli.folded import FOLDED
 
-_NOT_FROM_FILES = {"config", "help"}
+_NOT_FROM_FILES = {"config", "help", "help_all"}
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -31,7 +32,7 @@ ConfigOption = Annotated[
         help="YAML or TOML file with these options by name; the command line wins.",
         is_eager=True,
         callback=_read_config,
-        rich_help_panel="Run",
+        rich_help_panel=FOLDED[0],
     ),
 ]
 

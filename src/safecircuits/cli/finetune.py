@@ -14,7 +14,7 @@ from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of, method_of
-from safecircuits.cli.options import DetectorOption, TokensOption, named
+from safecircuits.cli.options import DetectorOption, TokensOption, named, prompt_option
 from safecircuits.cli.signature import Fields
 from safecircuits.training.settings import TrainingSettings
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from safecircuits.training.run import FinetuneRun
 
 CURVES = "What is refused and answered right, by step of fine-tuning"
+WATCHING = "Watching"
 _RATE = ("lr", "weight_decay", "warmup_steps", "schedule", "optimizer", "max_grad_norm", "mixed_precision")
 _BATCH = ("batch_size", "grad_accumulation", "batches", "max_length", "gradient_checkpointing")
 SETTINGS = Fields(
@@ -40,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 def finetune(
     run: Run,
-    data: Annotated[str, typer.Option("--data", help="Prompts with responses: a file or a hub data set.")],
+    data: Annotated[str, prompt_option("--data", "Prompts with responses, to train on.")],
     measured: Measured,
     settings: Annotated[TrainingSettings, SETTINGS],
     method: Annotated[
@@ -57,23 +58,33 @@ def finetune(
     ] = None,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(help="tensorboard, wandb, trackio or another tracker of Accelerate; none; may be repeated."),
+        typer.Option(
+            help="tensorboard, wandb, trackio or another tracker of Accelerate; none; may be repeated.",
+            rich_help_panel=WATCHING,
+        ),
     ] = None,
     tolerate: Annotated[
         list[str] | None,
         typer.Option(
             help="RATE=SHARE, as malicious-refused=0.05: how much worse a rate may get before training ends; may be "
-            "repeated. Measured with --eval-every and at the end."
+            "repeated. Measured with --eval-every and at the end.",
+            rich_help_panel=WATCHING,
         ),
     ] = None,
     then: Annotated[
-        Any, Of("training.guard:Then", "What ends it: the weights stay, or go back to the last good ones.")
+        Any,
+        Of("training.guard:Then", "What then: the weights stay, or go back to the last good ones.", panel=WATCHING),
     ] = "rewind",
-    eval_every: Annotated[int | None, typer.Option(help="Steps between points of the curves.", min=1)] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between points of the curves.", min=1, rich_help_panel=WATCHING)
+    ] = None,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
     checkpoint_every: Annotated[
-        int, typer.Option(help="Steps between checkpoints, to go on from after an interruption.", min=1)
+        int,
+        typer.Option(
+            help="Steps between checkpoints, to go on from after an interruption.", min=1, rich_help_panel=WATCHING
+        ),
     ] = 100,
     save_model: Annotated[bool, typer.Option(help="Write the model to OUT/model, for transformers.")] = True,
 ) -> None:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from safecircuits.cli.folded import FoldedCommand, HelpAllOption
 from safecircuits.cli.manners import one_line_errors, quiet
 from safecircuits.cli.options import (
     BY_SET,
@@ -232,6 +233,7 @@ def run_command(
             from safecircuits.prompts.templates import Template
             from safecircuits.results.run import AlreadyComplete
 
+            given.pop("help_all")
             chosen = {key: given.pop(key) for key in (*shared, *beside)}
             arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
             arguments |= {key: as_recorded(key, arguments[key]) for key in BY_SET if key in arguments}
@@ -259,7 +261,8 @@ def run_command(
                 _end({} if run.directory is None else run.directory.record)
 
         common = [option(key, *kind) for key, kind in {**shared, **beside}.items()]
-        app.command(name)(_framed(function, body, [*own.listed, *common]))
+        folding = option("help_all", HelpAllOption, False)
+        app.command(name, cls=FoldedCommand)(_framed(function, body, [*own.listed, *common, folding]))
         return function
 
     return register

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.declared import Of
+from safecircuits.cli.folded import FOLDED
 
 if TYPE_CHECKING:
     from safecircuits.base.vocabulary import LayerRange
 
-RUN_PANEL, PROMPT_PANEL = "Run", "Prompts"
+RUN_PANEL, SETS_PANEL, ANSWERS_PANEL = "Model and output", "Sets of prompts", "Answers and template"
+EVERY_PANEL, PROMPT_PANEL = FOLDED
 
 
 class Dtype(StrEnum):
@@ -34,41 +36,46 @@ ModelOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", help="Folder of the run; made if missing.", rich_help_panel=RUN_PANEL)
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Decides every random choice.", rich_help_panel=RUN_PANEL)]
+SeedOption = Annotated[int, typer.Option("--seed", help="Decides every random choice.", rich_help_panel=EVERY_PANEL)]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1, …; a GPU if there is one.", rich_help_panel=RUN_PANEL),
+    typer.Option("--device", help="cpu, cuda, cuda:1, …; a GPU if there is one.", rich_help_panel=EVERY_PANEL),
 ]
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="float32 on a CPU, else the checkpoint's own.", rich_help_panel=RUN_PANEL),
+    typer.Option("--dtype", help="float32 on a CPU, else the checkpoint's own.", rich_help_panel=EVERY_PANEL),
 ]
 BackendOption = Annotated[
-    Any, Of("model.load:load_model.backend", "TransformerBridge or HookedTransformer.", panel=RUN_PANEL)
+    Any, Of("model.load:load_model.backend", "TransformerBridge or HookedTransformer.", panel=EVERY_PANEL)
 ]
 JsonOption = Annotated[
     bool,
     typer.Option(
         "--json",
         help="Print what was found as JSON on stdout: answer, findings, main table.",
-        rich_help_panel=RUN_PANEL,
+        rich_help_panel=EVERY_PANEL,
     ),
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Replace an earlier run in --out.", rich_help_panel=RUN_PANEL)
+    bool, typer.Option("--force", help="Replace an earlier run in --out.", rich_help_panel=EVERY_PANEL)
 ]
 
-NormalOption = Annotated[str, typer.Option("--normal", help=f"Harmless prompts. {_SOURCE}")]
-MaliciousOption = Annotated[str, typer.Option("--malicious", help=f"Harmful prompts. {_SOURCE}")]
-OverRejectionOption = Annotated[
-    str, typer.Option("--over-rejection", help=f"Harmless prompts that sound dangerous. {_SOURCE}")
-]
-MaybeNormal = Annotated[str | None, typer.Option("--normal", help=f"Harmless prompts. {_SOURCE}")]
-MaybeMalicious = Annotated[str | None, typer.Option("--malicious", help=f"Harmful prompts. {_SOURCE}")]
-MaybeOverRejection = Annotated[
-    str | None, typer.Option("--over-rejection", help=f"Harmless prompts that sound dangerous. {_SOURCE}")
-]
-MaybeUtility = Annotated[str | None, typer.Option("--utility", help=f"Prompts with known answers. {_SOURCE}")]
+
+def prompt_option(name: str, holds: str) -> Any:
+    """A set of prompts."""
+    return typer.Option(name, help=f"{holds} {_SOURCE}", rich_help_panel=SETS_PANEL)
+
+
+_NORMAL = prompt_option("--normal", "Harmless prompts.")
+_MALICIOUS = prompt_option("--malicious", "Harmful prompts.")
+_OVER_REJECTION = prompt_option("--over-rejection", "Harmless prompts that sound dangerous.")
+NormalOption = Annotated[str, _NORMAL]
+MaliciousOption = Annotated[str, _MALICIOUS]
+OverRejectionOption = Annotated[str, _OVER_REJECTION]
+MaybeNormal = Annotated[str | None, _NORMAL]
+MaybeMalicious = Annotated[str | None, _MALICIOUS]
+MaybeOverRejection = Annotated[str | None, _OVER_REJECTION]
+MaybeUtility = Annotated[str | None, prompt_option("--utility", "Prompts with known answers.")]
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -91,7 +98,7 @@ CountOption = Annotated[
     typer.Option(
         "--n",
         help="Take the first N prompts of each set; SET=N, as malicious=100, of one set alone. May be repeated.",
-        rich_help_panel=PROMPT_PANEL,
+        rich_help_panel=RUN_PANEL,
     ),
 ]
 WhereOption = Annotated[
@@ -105,7 +112,11 @@ WhereOption = Annotated[
 ]
 TemplateOption = Annotated[
     str,
-    typer.Option("--template", help="auto, chat, alpaca, alpaca-short, none, or a text with {instruction}."),
+    typer.Option(
+        "--template",
+        help="auto, chat, alpaca, alpaca-short, none, or a text with {instruction}.",
+        rich_help_panel=ANSWERS_PANEL,
+    ),
 ]
 SystemOption = Annotated[
     str | None,
@@ -136,15 +147,19 @@ DetectorOption = Annotated[
     typer.Option(
         "--detector",
         help="What counts as a refusal: opening, qi2023, wei2024, jailbreakbench, xstest, larf, paper-llama2, …",
+        rich_help_panel=ANSWERS_PANEL,
     ),
 ]
-TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Length of a completion.", min=1)]
+TokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", help="Length of a completion.", min=1, rich_help_panel=ANSWERS_PANEL)
+]
 TokensOrNeededOption = Annotated[
     int | None,
     typer.Option(
         "--max-new-tokens",
         help="Length of a completion: as many as the detector needs unless given (24 where it looks at the start, 256 "
         "where it reads whole answers), and 16 for utility.",
+        rich_help_panel=ANSWERS_PANEL,
         min=1,
     ),
 ]

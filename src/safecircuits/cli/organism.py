@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from safecircuits.cli.options import JsonOption, SeedOption
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from safecircuits.base.log_lines import Work
     from safecircuits.organism.places import Planted
 
 app = typer.Typer(help="Models whose answer is known: the embedded ones and a real one's family.", no_args_is_help=True)
@@ -130,14 +131,21 @@ def _build_real(members: list[str], out: Path, step: Callable[[str, int, int], N
 @contextmanager
 def _steps() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that is being done, and a function to be called with it, the steps done and in all."""
+    from safecircuits.base.log_lines import lines
     from safecircuits.base.progress import progress_bar
 
-    with progress_bar() as bar:
+    with progress_bar() as bar, ExitStack() as going:
         tasks: dict[str, TaskID] = {}
+        works: dict[str, Work] = {}
 
         def step(what: str, done: int, total: int) -> None:
             if what not in tasks:
+                going.close()
                 tasks[what] = bar.add_task(what, total=total)
+                works[what] = going.enter_context(lines.work(what, total))
             bar.update(tasks[what], completed=done)
+            works[what].done = done
+            if bar.disable:
+                lines.tell()
 
         yield step

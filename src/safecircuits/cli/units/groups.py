@@ -9,8 +9,8 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.options import prompt_option
 from safecircuits.cli.units.options import (
-    ANSWERED,
     AnsweredOption,
     ReferenceOption,
     SafetyOption,
@@ -29,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 def score(
     run: Run,
-    data: Annotated[str, typer.Option("--data", help=f"Prompts with responses. {ANSWERED}")],
+    data: Annotated[str, prompt_option("--data", "Prompts with responses.")],
     scoring: Scoring,
     reference: ReferenceOption = None,
     top: Annotated[int, typer.Option(help="Units to list, from the highest score down.", min=1)] = 64,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.declared import Of
-from safecircuits.cli.options import TemplateOption
+from safecircuits.cli.options import TemplateOption, prompt_option
 
 if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from safecircuits.units.scores import UnitScores
 
 
-ANSWERED = "A file (csv, json, jsonl, parquet, …), organism:KIND, or a hub data set."
-SafetyOption = Annotated[str, typer.Option("--safety", help=f"Harmful prompts with refusals. {ANSWERED}")]
-AnsweredOption = Annotated[str, typer.Option("--utility", help=f"Harmless prompts with answers. {ANSWERED}")]
+SafetyOption = Annotated[str, prompt_option("--safety", "Harmful prompts with refusals.")]
+AnsweredOption = Annotated[str, prompt_option("--utility", "Harmless prompts with answers.")]
 ReferenceOption = Annotated[
-    str | None, typer.Option("--reference", help="Normal prompts that an attribution compares with.")
+    str | None, prompt_option("--reference", "Normal prompts that an attribution compares with.")
 ]
 GroupsOption = Annotated[Path, typer.Option("--groups", help="The run directory of units classify.")]
 
