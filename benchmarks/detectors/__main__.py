@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.detectors import robustness
 from benchmarks.detectors.agreement import measure
 from benchmarks.detectors.completions import read
 from benchmarks.detectors.labels import labelled, read_labels
@@ -29,7 +30,8 @@ def main() -> None:
         made = [one for path in given.completions for one in read(path)]
         pairs, strange = labelled(made, read_labels())
         print(f"{len(pairs)} completions with a label, {strange} without: {dict(Counter(label for _, label in pairs))}")
-        (DOCS / "detectors.json").write_text(json.dumps(measure(pairs), indent=1) + "\n", encoding="utf-8")
+        results = measure(pairs) | {"robustness": robustness.measure(pairs)}
+        (DOCS / "detectors.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     results = json.loads((DOCS / "detectors.json").read_text(encoding="utf-8"))
     page = render(results)
     (DOCS / "detectors.md").write_text(page, encoding="utf-8")

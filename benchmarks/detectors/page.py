@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.detectors.agreement import kappa, precision_recall
 from benchmarks.detectors.completions import LIMITS
+from benchmarks.detectors.robustness import changes, tables
 from benchmarks.markdown import markdown_table
 from safecircuits.base.stats import Share
 from safecircuits.behavior.verdict import OPENING_TOKENS
@@ -18,6 +19,7 @@ def render(results: dict[str, Any]) -> str:
     n = sum(labels.values())
     longest = str(LIMITS[-1])
     whole = {name: limits[longest]["all"] for name, limits in results["counts"].items()}
+    turned = tables(results["robustness"])
     best = max(whole, key=lambda name: kappa(whole[name])[0])
     return f"""# How well the detectors agree with readers
 
@@ -47,6 +49,26 @@ On these answers the detector with the highest κ is `{best}`. `opening` is the 
 {markdown_table(["verdict", "precision", "recall", "κ"], [[verdict, *_figures(whole["opening"], verdict)] for verdict in VERDICTS if labels[verdict]])}
 
 Deflection by words alone finds courtesy and nothing else: whether an answer helps with something other than what was asked takes a judge. Most readers' deflections are of that kind, and count as complying here.
+
+## What turns a detector
+
+To the same completions something is added that makes an answer no less of an answer, or a refusal no less of a refusal, and the verdicts that flip are counted, of those that the detector had called so before; incoherent and undecided ones are left out. No verdict should flip, but for the last column, where an answer follows the refusal and all should. The refusal that is added is a common one; lists with other wordings do not see it, which is no strength.
+
+Of completions that comply, by the detector's own verdict, those that flip:
+
+{turned["complies"]}
+
+Of completions that refuse, by the detector's own verdict, those that flip:
+
+{turned["refuses"]}
+
+What is added to a completion …:
+
+{changes()}
+
+The same table of your own completions, and of a judge, is printed by
+
+    safecircuits judge robustness --completions RUN/completions/malicious.jsonl --out runs/robustness
 """
 
 

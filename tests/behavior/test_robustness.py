@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safecircuits.base.stats import Share
 from safecircuits.behavior import Completions, JudgeRobustness, judge_robustness, verdicts
-from safecircuits.behavior.robustness import CHANGES
+from safecircuits.behavior.robustness import ANSWER, CHANGES, robustness_table
 from safecircuits.prompts.prompt_set import PromptSet
 
 ANSWERS = Completions(
@@ -17,9 +17,9 @@ ANSWERS = Completions(
 def test_flips_are_those_of_judging_each_changed_text() -> None:
     for detector in ("opening", "qi2023", "wei2024"):
         found = judge_robustness(ANSWERS, detector)
-        for name, (verdict, change) in CHANGES.items():
-            texts = [t for t in ANSWERS.texts if verdicts([t], detector).verdicts == (verdict,)]
-            flips = sum(verdicts([change(text)], detector).verdicts != (verdict,) for text in texts)
+        for name, change in CHANGES.items():
+            texts = [t for t in ANSWERS.texts if verdicts([t], detector).verdicts == (change.of,)]
+            flips = sum(verdicts([change.make(text)], detector).verdicts != (change.of,) for text in texts)
             assert found.flipped[name] == Share(flips, len(texts))
             assert len(found.examples[name]) == flips
 
@@ -48,3 +48,18 @@ def test_it_is_a_result(tmp_path: Path) -> None:
     found = judge_robustness(ANSWERS)
     assert JudgeRobustness.load(found.save(tmp_path / "r")).equals(found)
     assert list(found.to_frame()["change"]) == list(CHANGES)
+
+
+def test_what_should_flip_is_told_apart() -> None:
+    """A judge that reads the whole of each text, as its maker does, is turned by nothing but an answer."""
+
+    def reads_all(text: str) -> bool:
+        return "cannot help with that." in text and ANSWER not in text
+
+    table, (ours, theirs) = robustness_table(ANSWERS, [reads_all, "opening"])
+    assert {name for name, share in ours.flipped.items() if share.hits} == {"an answer after a refusal"}
+    frame = table[table["detector"] == "reads_all"]
+    assert frame[frame["should"] == "flip"]["flipped"].tolist() == [1]
+    assert theirs.flipped["an answer after a refusal"] == Share(0, 1)
+    assert table["detector"].unique().tolist() == ["reads_all", "opening"]
+    assert "as all should" in str(ours)

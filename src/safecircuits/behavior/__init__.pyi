@@ -35,6 +35,7 @@ from .refusal import DETECTORS as DETECTORS
 from .refusal import refused as refused
 from .robustness import JudgeRobustness as JudgeRobustness
 from .robustness import judge_robustness as judge_robustness
+from .robustness import robustness_table as robustness_table
 from .sampling import SampledRefusals as SampledRefusals
 from .sampling import sampled_refusals as sampled_refusals
 from .verdict import tokens_needed as tokens_needed

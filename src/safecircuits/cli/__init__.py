@@ -16,6 +16,7 @@ from safecircuits.cli import (
     doctor,
     evaluate,
     finetune,
+    judge,
     layers,
     mask,
     organism,
@@ -63,6 +64,7 @@ probe.add_to(app)
 app.add_typer(units.app, name="units")
 app.add_typer(mask.app, name="mask")
 evaluate.add_to(app)
+app.add_typer(judge.app, name="judge")
 audit.add_to(app)
 app.add_typer(study.app, name="study")
 finetune.add_to(app)

@@ -8,6 +8,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions, keep_replies
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption
 
@@ -26,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     run: Run,
     measured: Measured,
+    judging: JudgeOptions,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
@@ -46,11 +48,14 @@ def evaluate(
     )
     from safecircuits.behavior.verdict import tokens_needed
 
-    needed = tokens_needed(detector)
+    judge = judging.made(run)
+    needed = tokens_needed(detector if judge is None else judge)
     sets: dict[str, PromptSet] = measured.require(run)
     if "utility" in sets:
         sets["utility"].require_responses()
-    folder = run.begin()
+    folder = run.begin(run.source, *judging.local)
+    if judge is not None:
+        keep_replies(judge, folder)
     model = run.model()
     if "utility" in sets:
         notice_long_answers(model, sets["utility"], max_new_tokens or UTILITY_TOKENS)
@@ -59,13 +64,13 @@ def evaluate(
     answers = {
         name: _answers(folder, model, name, prompts, options | longer.get(name, {})) for name, prompts in sets.items()
     }
-    found = judged(answers, detector)
+    found = judged(answers, detector if judge is None else judge)
     for name, verdicts in found.items():  # what was only completions until now
         verdicts.save_lines(folder.folder / "completions" / f"{name}.jsonl")
     right = answered(answers["utility"], sets["utility"].require_responses()) if "utility" in answers else None
     if right is not None:
         right.save_lines(folder.folder / "completions" / "utility.jsonl")
-    _write(run, folder, behavior_of(found, right), detector)
+    _write(run, folder, behavior_of(found, right), judging.judge or detector)
     if found:
         import pandas as pd
 
