@@ -9,8 +9,8 @@ from benchmarks.detectors.agreement import Labelled
 from benchmarks.detectors.completions import LIMITS
 from benchmarks.markdown import markdown_table
 from safecircuits.base.stats import Share
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
-from safecircuits.behavior.generate import Completions
 from safecircuits.behavior.robustness import CHANGES, judge_robustness
 from safecircuits.prompts.prompt_set import PromptSet
 

@@ -12,8 +12,8 @@ from safecircuits.cli.judging import JudgeOptions, keep_replies
 from safecircuits.cli.options import DetectorOption
 
 if TYPE_CHECKING:
-    from safecircuits.behavior.generate import Completions
-    from safecircuits.behavior.verdict import Verdicts
+    from safecircuits.behavior.completions import Completions
+    from safecircuits.behavior.verdict_table import Verdicts
     from safecircuits.results.run import RunDirectory
 
 app = typer.Typer(help="Judge saved completions, and judge the judges.", no_args_is_help=True)
@@ -96,7 +96,7 @@ def _read(run: Run, path: Path) -> Completions:
     """Saved completions, as an input of the run."""
     from hashlib import sha256
 
-    from safecircuits.behavior.generate import Completions
+    from safecircuits.behavior.completions import Completions
 
     found = Completions.load(path)
     sha = sha256(path.read_bytes()).hexdigest()
