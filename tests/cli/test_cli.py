@@ -34,6 +34,7 @@ COMMANDS = (
     ["doctor"],
     ["report"],
     ["probe"],
+    *(["direction", name] for name in ("find", "evaluate", "export")),
     *(["units", name] for name in ("score", "classify", "ablate", "stability", "transfer", "enrichment")),
     *(["organism", name] for name in ("build", "get", "list")),
     *(["layers", name] for name in ("similarity", "localize", "decide", "grid", "heatmap", "transplant")),

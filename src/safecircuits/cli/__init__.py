@@ -13,6 +13,7 @@ import typer
 from safecircuits.cli import (
     audit,
     demo,
+    direction,
     doctor,
     evaluate,
     finetune,
@@ -60,6 +61,7 @@ def _app(
 
 demo.add_to(app)
 app.add_typer(layers.app, name="layers")
+app.add_typer(direction.app, name="direction")
 probe.add_to(app)
 app.add_typer(units.app, name="units")
 app.add_typer(mask.app, name="mask")

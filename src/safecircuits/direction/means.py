@@ -11,7 +11,7 @@ are drawn at random differ by less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +78,21 @@ class MeanDirections(Result):
             raise ValueError(f"after layer {layer} at token {position} harmful and harmless prompts do not differ")
         levels = self.places[:, column].double() @ unit_of(vector)
         return Direction(vector, row, position, levels, self.shape, dict(self.provenance))
+
+    def random(self, like: Direction, seed: int = 0) -> Direction:
+        """A direction that knows nothing, as long as ``like`` and at its place: the control of what is done to it.
+
+        Examples:
+            >>> directions = sc.direction.mean_directions(model, malicious, normal)
+            >>> control = directions.random(directions.at(layer=5), seed=1)
+            >>> control.layer, bool(torch.isclose(control.vector.norm(), directions.at(layer=5).vector.norm()))
+            (5, True)
+        """
+        generator = torch.Generator().manual_seed(seed)
+        unit = unit_of(torch.randn(len(like.vector), generator=generator, dtype=torch.float64))
+        levels = self.places[:, self.column(like.position)].double() @ unit
+        vector = (unit * float(like.vector.norm())).float()
+        return replace(like, vector=vector, levels=levels, provenance={**like.provenance, "random": seed})
 
     @property
     def t_inst(self) -> int:

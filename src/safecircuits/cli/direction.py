@@ -1,0 +1,202 @@
+"""``safecircuits direction``: the refusal direction, found, taken out of a running model, and out of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safecircuits.cli.canvas import axis
+from safecircuits.cli.declared import Of
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.measured import Measured
+from safecircuits.cli.options import DetectorOption, MaliciousOption, NormalOption, TemplateOption, TokensOption
+
+if TYPE_CHECKING:
+    from safecircuits.behavior.measured import Behavior
+    from safecircuits.direction.refusal import RefusalDirection
+    from safecircuits.direction.vector import Direction
+
+app = typer.Typer(help="The refusal direction: found, taken out or added, and out of the weights as a checkpoint.")
+
+RULE = "direction.refusal:refusal_direction.rule"
+FoundOption = Annotated[Path, typer.Option("--direction", help="The run directory of direction find.")]
+RuleOption = Annotated[Any, Of(RULE, "Another rule than the one it was found by.", optional=True)]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How answers are written and judged."""
+
+    detector: DetectorOption = "opening"
+    max_new_tokens: TokensOption = 16
+    template: TemplateOption = "auto"
+
+
+@run_command(app)
+def find(
+    run: Run,
+    malicious: MaliciousOption,
+    normal: NormalOption,
+    rule: Annotated[Any, Of(RULE, "How one of the candidates is chosen on held-out prompts.")],
+    ablation: Annotated[
+        Any,
+        Of(
+            "direction.refusal:refusal_direction.ablation",
+            "Candidates are taken out everywhere, or put to the harmless mean after their layer.",
+        ),
+    ],
+    controls: Annotated[int, typer.Option(help="Draws of random directions, and of shuffled labels.", min=0)] = 3,
+    detector: DetectorOption = "opening",
+    template: TemplateOption = "auto",
+) -> None:
+    """Find the direction in which harmful prompts differ from harmless ones, and choose it on held-out prompts.
+
+    Where the rule keeps no candidate, the run says which filter took how many, and which rule is next.
+
+    Example: safecircuits direction find --model organism:aligned --malicious organism:malicious
+    --normal organism:normal --rule bypass --ablation affine --n 60 --out runs/direction
+    """
+    from safecircuits.direction.refusal import refusal_direction
+
+    harmful, harmless = run.prompts("malicious", malicious), run.prompts("normal", normal)
+    folder = run.begin()
+    options: dict[str, Any] = {"rule": rule, "ablation": ablation, "controls": controls, "seed": run.seed}
+    found = refusal_direction(
+        run.model(), harmful, harmless, detector=detector, template=template, progress=True, **options
+    )
+    folder.result("direction", found)
+    folder.table("candidates", found.to_frame(), main=True)
+    folder.figure("direction", found.plot(axis()), of=found)
+    run.say(found.verdict)
+    for kind, draws in found.controls.items():
+        means = ", ".join(
+            f"{name} {value:.2f}"
+            for name, value in zip(("bypass", "induce", "kl"), draws.mean(0).tolist(), strict=True)
+        )
+        run.say(f"{kind} directions of equal length ({len(draws)} draws): {means}")
+    run.answer(layer=found.layer, position=found.position, rule=rule, ablation=ablation)
+
+
+@run_command(app)
+def evaluate(
+    run: Run,
+    direction: FoundOption,
+    measured: Measured,
+    answers: Answers,
+    rule: RuleOption = None,
+    to: Annotated[
+        Any,
+        Of(
+            "direction.interventions:direction_ablated.to",
+            "Take all of it out everywhere, or put it to the harmless mean after its layer; as it was found if not "
+            "given.",
+            optional=True,
+        ),
+    ] = None,
+    added: Annotated[bool, typer.Option("--added", help="Add it after its layer, too.")] = False,
+    controls: Annotated[int, typer.Option(help="Random directions of equal length beside it.", min=0)] = 3,
+) -> None:
+    """What a model does without the direction, and without random ones in its place: rates, and KL to the intact model.
+
+    Example: safecircuits direction evaluate --model organism:aligned --direction runs/direction
+    --malicious organism:malicious --utility organism:utility --n 60 --out runs/without
+    """
+    from safecircuits.behavior.evaluate import evaluate as behavior_of
+    from safecircuits.direction.interventions import direction_ablated, direction_added
+    from safecircuits.units.ablation import measure_in
+
+    sets = measured.require(run) | vars(answers)
+    found = found_in(run, direction)
+    chosen = _chosen(found, rule)
+    run.begin()
+    model = run.model()
+    how: Any = to or ("zero" if found.ablation == "zero" else "harmless")
+
+    def without(one: Direction) -> AbstractContextManager[None]:
+        return direction_ablated(model, one, to=how, layers=None if how == "zero" else [one.layer])
+
+    contexts: dict[str, AbstractContextManager[None]] = {"without it": without(chosen)}
+    contexts |= {
+        f"without a random one, draw {draw + 1}": without(found.directions.random(chosen, seed=run.seed + draw))
+        for draw in range(controls)
+    }
+    if added:
+        contexts["added"] = direction_added(model, chosen)
+    rows = {"intact": behavior_of(model, **sets), **measure_in(model, contexts, progress=True, **sets)}
+    _write(run, rows, f"What the model does without the {chosen}")
+
+
+@run_command(app)
+def export(run: Run, direction: FoundOption, measured: Measured, answers: Answers, rule: RuleOption = None) -> None:
+    """Take the direction out of every matrix that writes to the residual stream, and write the checkpoint to OUT/model.
+
+    With prompts, what the model does before and after is measured, too.
+
+    Example: safecircuits direction export --model organism:aligned --direction runs/direction
+    --malicious organism:malicious --utility organism:utility --n 60 --out runs/orthogonalised
+    """
+    import pandas as pd
+
+    from safecircuits.behavior.divergence import divergences, references_of
+    from safecircuits.behavior.evaluate import evaluate as behavior_of
+    from safecircuits.direction.orthogonal_weights import orthogonalised
+    from safecircuits.model.load import save_pretrained
+
+    sets = measured.read(run)
+    chosen = _chosen(found_in(run, direction), rule)
+    folder = run.begin()
+    model = run.model()
+    edited = orthogonalised(model, chosen)
+    save_pretrained(edited, folder.folder / "model")
+    for path in sorted((folder.folder / "model").iterdir()):
+        folder.file(f"model/{path.name}")
+    run.say(f"model: {run.source} that can no longer write the {chosen}")
+    if not sets:
+        row = {"layer": chosen.layer, "position": chosen.position, "length": float(chosen.vector.norm())}
+        folder.table("direction", pd.DataFrame([row]), main=True)
+        return
+    from dataclasses import replace
+
+    sets |= vars(answers)
+    references = references_of(model, sets)
+    after = replace(behavior_of(edited, **sets), kl=divergences(references, edited))
+    _write(run, {"intact": behavior_of(model, **sets), "orthogonalised": after}, "Rates before and after")
+
+
+def found_in(run: Run, path: Path) -> RefusalDirection:
+    """The direction in a run directory, or in the folder of a result; its contents are an input of the run."""
+    from safecircuits.direction.refusal import RefusalDirection
+
+    inside = path / "results" / "direction"
+    folder = inside if inside.is_dir() else path
+    if not (folder / "result.json").is_file():
+        raise ValueError(f"--direction {str(path)!r} holds none: give the --out of safecircuits direction find")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()))
+    run.inputs["direction"] = {"source": str(path), "sha": digest.hexdigest()[:16]}
+    return RefusalDirection.load(folder)
+
+
+def _chosen(found: RefusalDirection, rule: str | None) -> Direction:
+    return found.chosen if rule is None else found.choose(rule)  # type: ignore[arg-type]
+
+
+def _write(run: Run, rows: dict[str, Behavior], shows: str) -> None:
+    import pandas as pd
+
+    from safecircuits.plots.rates import plot_behavior
+
+    folder = run.directory
+    assert folder is not None
+    for name, behavior in rows.items():
+        folder.result(name.replace(" ", "_").replace(",", ""), behavior)
+        run.say(f"{name}: {behavior}")
+    table = [{"model": name, **behavior.figures, **behavior.kl_means} for name, behavior in rows.items()]
+    folder.table("rates", pd.DataFrame(table), main=True)
+    folder.figure(
+        "rates", plot_behavior(dict(rows), ax=axis((4.2, 0.85 + 0.42 * len(rows)))), of=rows.values(), shows=shows
+    )
