@@ -156,18 +156,17 @@ def _read_all(
     rows = [row for row, found in enumerate(read) if found is None]
     scores = torch.full((len(judged),), float("nan"), dtype=torch.float64)
     replies, labels = dict.fromkeys(rows, ""), dict[int, str]()
+    refusing: list[bool] = []
     try:
-        if not rows:
-            refusing = []  # nothing that a judge could be asked about
-        elif isinstance(detect, JudgeDetector):
+        if not isinstance(detect, JudgeDetector):
+            said_of_all = _one_by_one(detect, judged)
+            refusing = [said_of_all[row] for row in rows]
+        elif rows:  # otherwise there is nothing that a judge could be asked about
             said = detect.verdicts(_those(whole, judged, rows))
             refusing = said.refused.tolist()
             replies = dict(zip(rows, said.replies, strict=True))
             labels = dict(zip(rows, said.labels, strict=False))
             scores[rows] = said.margins.double()
-        else:
-            said_of_all = _one_by_one(detect, judged)
-            refusing = [said_of_all[row] for row in rows]
     except JudgingError as error:
         error.completions = whole if whole is not None else texts_of(completions)
         if isinstance(detect, JudgeDetector):
