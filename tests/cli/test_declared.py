@@ -35,8 +35,9 @@ def test_values_and_defaults_are_those_of_the_library(place: str) -> None:
         assert values == literal(thing)
         assert default is inspect.Parameter.empty
         return
-    found = inspect.signature(thing, eval_str=True).parameters[parameter]
-    assert values == literal(found.annotation)
+    found = inspect.signature(thing).parameters[parameter]
+    annotation = eval(found.annotation, vars(inspect.getmodule(inspect.unwrap(thing))))
+    assert values == (literal(annotation) or annotation)
     assert default == found.default
 
 
@@ -50,6 +51,16 @@ def test_there_are_some() -> None:
 def test_a_place_without_values_is_a_mistake_of_ours(place: str) -> None:
     with pytest.raises((LookupError, FileNotFoundError)):
         Of(place, "").parameter("x")
+
+
+def test_a_number_has_the_kind_and_the_default_of_the_library_and_the_least_that_is_said(tmp_path: Path) -> None:
+    draws = Of("layers.comparison:compare_gaps.draws", "", least=1).parameter("draws")
+    assert draws.default == 1000
+    assert get_args(draws.annotation)[0] is int
+    sets = ["--normal", "organism:normal", "--malicious", "organism:malicious", "--out", tmp_path / "out"]
+    got = run("layers", "similarity", "--model", "organism:base", *sets, "--draws", "0")
+    assert got.exit_code == 2
+    assert "greater than or equal to 1" in " ".join(got.stderr.replace("│", " ").split())
 
 
 def test_another_value_is_refused_with_those_that_there_are(tmp_path: Path) -> None:

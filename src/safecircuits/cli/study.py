@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli import study_ssah
+from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
     DetectorOption,
@@ -38,6 +39,7 @@ EMBEDDED_TRAINING = TrainingSettings(steps=40, batch_size=8, lr=4e-4, schedule="
 @run_command(app, "safety-layers")
 def safety_layers(
     run: Run,
+    *,
     normal: MaybeNormal = None,
     malicious: MaybeMalicious = None,
     over_rejection: MaybeOverRejection = None,
@@ -63,7 +65,12 @@ def safety_layers(
         list[str] | None, typer.Option("--question", help="A question for the attention maps; may be repeated.")
     ] = None,
     alpha: Annotated[str, typer.Option("--alpha", help="A number, or search.")] = "search",
-    reach: Annotated[int, typer.Option(help="Layers by which a bound moves to both sides.", min=1)] = 2,
+    reach: Annotated[
+        Any,
+        Of(
+            "papers.safety_layers.settings:StudySettings.reach", "Layers by which a bound moves to both sides.", least=1
+        ),
+    ],
     planted: Annotated[str | None, typer.Option("--planted", help="FIRST,LAST where refusal is known to be.")] = None,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 8,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
     DetectorOption,
@@ -44,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 def ssah(
     run: Run,
+    *,
     safety: Annotated[
         str | None, typer.Option("--safety", help="Harmful prompts with refusals, to score units on.")
     ] = None,
@@ -68,9 +70,9 @@ def ssah(
         list[str] | None,
         typer.Option("--score", help="METHOD[:TOKENS[:NORMALIZE]] that cuts groups; may be repeated, the best last."),
     ] = None,
-    scu: Annotated[float, typer.Option("--scu", help="Share of safety-critical units.")] = 0.013,
-    ucu: Annotated[float, typer.Option("--ucu", help="Share of utility-critical units.")] = 0.133,
-    ru: Annotated[float, typer.Option("--ru", help="Share of redundant units.")] = 0.148,
+    scu: Annotated[Any, Of("papers.ssah.settings:SsahSettings.scu", "Share of safety-critical units.")],
+    ucu: Annotated[Any, Of("papers.ssah.settings:SsahSettings.ucu", "Share of utility-critical units.")],
+    ru: Annotated[Any, Of("papers.ssah.settings:SsahSettings.ru", "Share of redundant units.")],
     benign_suffix: Annotated[
         list[str] | None, typer.Option(help="Opening of a refusal, for the probe; may be repeated.")
     ] = None,
@@ -81,8 +83,13 @@ def ssah(
     prefill: Annotated[
         str | None, typer.Option(help="A compliant opening that answers are made to start with.")
     ] = None,
-    controls: Annotated[int, typer.Option(help="Draws of as many random units beside each group.", min=0)] = 5,
-    draws: Annotated[int, typer.Option(help="Halves of the scored prompts to compare.", min=2)] = 5,
+    controls: Annotated[
+        Any,
+        Of("papers.ssah.settings:SsahSettings.controls", "Draws of as many random units beside each group.", least=0),
+    ],
+    draws: Annotated[
+        Any, Of("papers.ssah.settings:SsahSettings.draws", "Halves of the scored prompts to compare.", least=2)
+    ],
     prune: Annotated[
         bool, typer.Option("--prune", help="Also cut the groups out of the weights; needs memory for two copies.")
     ] = False,
@@ -92,8 +99,12 @@ def ssah(
     freeze_layers: Annotated[
         str | None, typer.Option("--freeze-layers", help="FIRST,LAST: freeze units in these layers alone.")
     ] = None,
-    longer: Annotated[int, typer.Option(help="Times the epochs of the paper's own schedule.", min=1)] = 2,
-    budget_share: Annotated[float, typer.Option(help="Redundant share of the base model's units.")] = 0.2,
+    longer: Annotated[
+        Any, Of("papers.ssah.settings:SsahSettings.longer", "Times the epochs of the paper's own schedule.", least=1)
+    ],
+    budget_share: Annotated[
+        Any, Of("papers.ssah.settings:SsahSettings.budget_share", "Redundant share of the base model's units.")
+    ],
     lr: Annotated[float | None, typer.Option(help="Learning rate; 2e-5 unless given.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs; 1 unless given.", min=1)] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds of everything that trains.", min=1)] = 3,

@@ -28,6 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 def similarity(
     run: Run,
+    *,
     normal: NormalOption,
     malicious: MaliciousOption,
     compare: Annotated[
@@ -45,7 +46,7 @@ def similarity(
     final_norm: Annotated[
         bool, typer.Option("--final-norm", help="Last layer after the final norm, as the authors' code has it.")
     ] = False,
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples of the prompts.", min=1)] = 1000,
+    draws: Annotated[Any, Of("layers.comparison:compare_gaps.draws", "Bootstrap resamples of the prompts.", least=1)],
 ) -> None:
     """Angle gap between harmful and harmless prompts, layer by layer, with intervals and onset; of several models too.
 

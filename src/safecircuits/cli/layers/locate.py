@@ -40,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
 
 def localize(
     run: Run,
+    *,
     over_rejection: OverRejectionOption,
     start: Annotated[
         str | None,
@@ -59,7 +60,9 @@ def localize(
     direction: Annotated[
         Any, Of("layers.localization:localize.direction", "Of the search for alpha; up unless given.")
     ] = None,
-    reach: Annotated[int, typer.Option(help="Layers by which a bound moves to both sides.", min=1)] = 2,
+    reach: Annotated[
+        Any, Of("layers.localization:localize.reach", "Layers by which a bound moves to both sides.", least=1)
+    ],
     components: ComponentsOption = "all",
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,

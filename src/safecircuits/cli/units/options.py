@@ -63,9 +63,9 @@ class Scoring:
 class Shares:
     """How many units each group gets, and on which scale they are compared."""
 
-    scu: Annotated[float, typer.Option("--scu", help="Share of safety-critical units.")] = 0.013
-    ucu: Annotated[float, typer.Option("--ucu", help="Share of utility-critical units.")] = 0.133
-    ru: Annotated[float, typer.Option("--ru", help="Share of redundant units.")] = 0.148
+    scu: Annotated[Any, Of("papers.ssah.settings:SsahSettings.scu", "Share of safety-critical units.")]
+    ucu: Annotated[Any, Of("papers.ssah.settings:SsahSettings.ucu", "Share of utility-critical units.")]
+    ru: Annotated[Any, Of("papers.ssah.settings:SsahSettings.ru", "Share of redundant units.")]
     normalize: Annotated[
         Any, Of("units.groups:classify_units.normalize", "What is done to scores before they are subtracted.")
     ]

@@ -31,13 +31,16 @@ def add_to(app: typer.Typer) -> None:
 
 def ablate(
     run: Run,
+    *,
     groups: GroupsOption,
     measured: Measured,
     group: Annotated[
         Any,
         Of("units.groups:Group", "Which to remove; may be repeated. SCU, UCU, RU if not.", several=True),
     ] = None,
-    controls: Annotated[int, typer.Option(help="Draws of as many random units beside each group.", min=0)] = 3,
+    controls: Annotated[
+        Any, Of("units.ablation:ablate_groups.controls", "Draws of as many random units beside each group.", least=0)
+    ],
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOption = 16,
     template: TemplateOption = "auto",
@@ -87,12 +90,13 @@ def ablate(
 
 def stability(
     run: Run,
+    *,
     safety: SafetyOption,
     utility: AnsweredOption,
     subset: Annotated[int, typer.Option(help="Prompts of each set in one draw.", min=1)],
     shares: Shares,
     scoring: Scoring,
-    draws: Annotated[int, typer.Option(help="Subsets to compare.", min=2)] = 5,
+    draws: Annotated[Any, Of("units.resampling:calibration_subsets.draws", "Subsets to compare.", least=2)],
 ) -> None:
     """Would other prompts have found the same units? Groups on random subsets of both sets, compared pair by pair.
 
@@ -117,10 +121,11 @@ def stability(
 
 def enrichment(
     run: Run,
+    *,
     groups: GroupsOption,
     layers: Annotated[str | None, typer.Option("--layers", help="FIRST,LAST: the safety layers, as a whole.")] = None,
     group: Annotated[Any, Of("units.groups:Group", "Whose units.")] = "SCU",
-    draws: Annotated[int, typer.Option(help="Permutations.", min=1)] = 10_000,
+    draws: Annotated[Any, Of("units.overlap:enrichment.draws", "Permutations.", least=1)],
     budget: Annotated[
         float | None, typer.Option(help="Also write masks of this share of all units' parameters, to freeze.")
     ] = None,
