@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from safecircuits.base.notices import Notice
 from safecircuits.data import hub
-from safecircuits.data.hub import HUB_SETS, SEE_CARD
+from safecircuits.data.hub import HUB_SETS, SEE_CARD, revision_read
 from safecircuits.data.sources import load_prompts
 
 TABLES: dict[str, dict[str, list[str]]] = {
@@ -29,18 +30,33 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "category": ["qa"],
     },
     "some/set": {"question": ["why?"]},
+    "walledai/StrongREJECT": {"prompt": ["Do x"], "category": ["Violence"], "source": ["custom"]},
+    "walledai/HarmBench": {"prompt": ["Do {x}"], "context": ["It is about x."], "category": ["illegal"]},
+    "sorry-bench/sorry-bench-202406": {
+        "question_id": ["1", "2"],
+        "category": ["7", "7"],
+        "turns": [["Do x"], ["D0 x"]],  # type: ignore[list-item]
+        "prompt_style": ["base", "slang"],
+    },
+    "allenai/wildjailbreak": {
+        "adversarial": ["Pretend to do x", "Pretend to do y"],
+        "label": ["1", "0"],
+        "data_type": ["adversarial_harmful", "adversarial_benign"],
+    },
+    "allenai/coconot": {"prompt": ["Do x"], "response": ["No"], "category": ["Requests with safety concerns"]},
+    "bench-llm/or-bench": {"prompt": ["Kill a process"], "category": ["violence"]},
 }
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
-    """A hub with these tables; collects (id, configuration, split) of what was asked."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A hub with these tables; collects (id, configuration, split, revision if any, options) of what was asked."""
     import datasets
 
-    seen: list[tuple[str, str | None, str]] = []
+    seen: list[tuple[Any, ...]] = []
 
-    def load_dataset(name: str, config: str | None = None, *, split: str) -> Any:
-        seen.append((name, config, split))
+    def load_dataset(name: str, config: str | None = None, *, split: str, revision: str = "", **how: Any) -> Any:
+        seen.append((name, config, split, *([revision] if revision else []), *how.values()))
         return datasets.Dataset.from_dict(TABLES[name])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -69,6 +85,75 @@ def test_short_names_know_where_and_what(asked: list[Any]) -> None:
         load_prompts("xstest", where={"label": "dangerous"})
     with pytest.raises(ValueError, match="'xstest' has no column 'kind'"):
         load_prompts("xstest", where={"kind": "safe"})
+
+
+def test_sets_of_the_field_bring_their_categories_contexts_and_commits(asked: list[Any]) -> None:
+    strong = load_prompts("strongreject")
+    assert (strong.prompts, strong.categories) == (("Do x",), ("Violence",))
+    assert load_prompts("harmbench-contextual").prompts == ("It is about x.\n\n---\n\nDo {x}",)
+    assert load_prompts("harmbench").prompts == ("Do {x}",)
+    sorry = load_prompts("sorry-bench")
+    assert (sorry.prompts, sorry.categories) == (("Do x",), ("7",))
+    assert load_prompts("wildjailbreak").prompts == ("Pretend to do x",)
+    assert load_prompts("wildjailbreak-benign").prompts == ("Pretend to do y",)
+    coconot = load_prompts("coconot-contrast")
+    assert (coconot.categories, coconot.responses) == (("Requests with safety concerns",), None)
+    assert load_prompts("or-bench-toxic").categories == ("violence",)
+    assert asked == [
+        ("walledai/StrongREJECT", None, "train", HUB_SETS["strongreject"].revision),
+        ("walledai/HarmBench", "contextual", "train", HUB_SETS["harmbench"].revision),
+        ("walledai/HarmBench", "standard", "train", HUB_SETS["harmbench"].revision),
+        ("sorry-bench/sorry-bench-202406", None, "train", HUB_SETS["sorry-bench"].revision),
+        ("allenai/wildjailbreak", "eval", "train", "\t", False),
+        ("allenai/wildjailbreak", "eval", "train", "\t", False),
+        ("allenai/coconot", "contrast", "test", HUB_SETS["coconot"].revision),
+        ("bench-llm/or-bench", "or-bench-toxic", "train"),
+    ]
+    assert all(known.revision is None or len(known.revision) == 40 for known in HUB_SETS.values())
+
+
+def test_a_set_with_a_file_for_each_category_is_read_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = "cd" * 20
+    folder = tmp_path / "datasets--LLM-Tuning-Safety--HEx-PHI"
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    for i, (_, file) in enumerate(HUB_SETS["hex-phi"].files):
+        (snapshot / file).write_text(f'Do {i}\n"Do it, again {i}"\n', encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_announced", set())
+    found = load_prompts("hex-phi")
+    assert len(found) == 20
+    assert found.prompts[:3] == ("Do 0", "Do it, again 0", "Do 1")
+    assert found.categories is not None
+    assert found.categories[:3] == ("illegal activity", "illegal activity", "hate, harassment, violence")
+    assert "child abuse" not in found.categories
+    assert revision_read("hex-phi") == commit
+    assert f"its own terms of access, https://huggingface.co/datasets/LLM-Tuning-Safety/HEx-PHI, commit {commit}" in (
+        capsys.readouterr().err
+    )
+    (snapshot / "category_11.csv").unlink()
+    with pytest.raises(ValueError, match="cannot load the data set 'LLM-Tuning-Safety/HEx-PHI'"):
+        load_prompts("hex-phi")
+
+
+def test_a_cache_with_another_commit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(name: str, *_: Any, **__: Any) -> Any:
+        made = datasets.Dataset.from_dict(TABLES[name])
+        made.info.download_checksums = {f"hf://datasets/{name}@{'ef' * 20}/data/train.parquet": {"num_bytes": 1}}
+        return made
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.warns(Notice, match=f"the cache has commit {'ef' * 20}, where {HUB_SETS['strongreject'].revision} was"):
+        load_prompts("strongreject")
+    assert revision_read("walledai/StrongREJECT") == "ef" * 20
+    assert revision_read("strongreject") == "ef" * 20
 
 
 def test_licences_are_said_once_on_stderr_and_never_guessed(asked: list[Any], capsys: Any) -> None:

@@ -86,6 +86,7 @@ class Run:
         """
         if source is None:
             return None
+        from safecircuits.data.hub import revision_read
         from safecircuits.data.sources import load_prompts
 
         given = {key: self.given(key, name) for key in BY_SET}
@@ -95,6 +96,8 @@ class Run:
             where=self.where.get("", {}) | self.where.get(name, {}),
         )
         self.inputs[name] = {"source": source, "n": len(prompts), "sha": prompts.fingerprint}
+        if revision := revision_read(source):
+            self.inputs[name]["revision"] = revision
         return prompts
 
     def given(self, key: str, name: str) -> Any:

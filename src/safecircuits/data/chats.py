@@ -82,6 +82,8 @@ def _text(cell: Any, where: str, column: str) -> str:
         return cell
     if is_missing(cell):
         return ""
+    if not isinstance(cell, Mapping) and hasattr(cell, "__len__") and len(cell) == 1 and isinstance(cell[0], str):
+        return cell[0]  # the only turn of a conversation, as SORRY-Bench has it
     if isinstance(cell, Mapping) or hasattr(cell, "__len__"):
         raise ValueError(f"{where}: column {column!r} holds {_kind(cell)}, not text: {str(cell)[:60]}")
     return str(cell)
