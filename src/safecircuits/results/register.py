@@ -62,6 +62,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.papers.ssah.settings": ("Cut",),
     "safecircuits.papers.ssah.study": ("SsahSubject",),
     "safecircuits.prompts.prompt_set": ("PromptSet",),
+    "safecircuits.studies.attack.cells": ("AttackCell",),
+    "safecircuits.studies.attack.outcome": ("AttackStudy",),
     "safecircuits.studies.budget": ("AlignmentBudget",),
     "safecircuits.studies.comparison": ("Comparison",),
     "safecircuits.studies.grid": ("FreezingGrid", "GridCell"),

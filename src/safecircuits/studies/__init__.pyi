@@ -1,5 +1,12 @@
 from .arms import Arm as Arm
 from .arms import paper_arms as paper_arms
+from .attack.attackers import DataAttack as DataAttack
+from .attack.attackers import DirectionAttack as DirectionAttack
+from .attack.attackers import PruningAttack as PruningAttack
+from .attack.cells import AttackCell as AttackCell
+from .attack.grid import attackers as attackers
+from .attack.outcome import AttackStudy as AttackStudy
+from .attack.study import attack_study as attack_study
 from .budget import AlignmentBudget as AlignmentBudget
 from .budget import alignment_budget as alignment_budget
 from .comparison import Comparison as Comparison
@@ -9,6 +16,7 @@ from .grid import GridCell as GridCell
 from .grid import freezing_grid as freezing_grid
 from .outcome import FinetuningStudy as FinetuningStudy
 from .outcome import StudyRun as StudyRun
+from .preparation import Preparation as Preparation
 from .scenarios import Scenario as Scenario
 from .scenarios import paper_scenarios as paper_scenarios
 from .ssah import ssah_arms as ssah_arms

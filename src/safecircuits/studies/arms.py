@@ -15,6 +15,7 @@ from safecircuits.baselines.lisa import Lisa
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.studies.preparation import Preparation
 from safecircuits.training.method import Method
 from safecircuits.training.plain import Plain
 from safecircuits.units.selection import top
@@ -35,6 +36,7 @@ class Arm:
             other ``"layers"`` one by one, or ``"units"`` (as many of each site, over all layers).
         method: the way to fine-tune, such as ``Lora(r=16)`` or ``Lisa(refused)``; all weights unless given.
         longer: how many times the epochs of the other arms; above 1, steps are no longer matched.
+        prepare: how the model is aligned anew before anybody trains it further, once a seed (``attack_study`` alone).
 
     Examples:
         >>> arm = sc.studies.Arm("mine", "layers 3 to 5", sc.FreezeMask.layers((3, 5)))
@@ -48,6 +50,7 @@ class Arm:
     draw: Literal["block", "layers", "units"] | None = None
     method: Method = field(default_factory=Plain)
     longer: int = 1
+    prepare: Preparation | None = None
 
     def mask_for(self, shape: ModelShape, seed: int) -> FreezeMask | None:
         """The mask of a run."""

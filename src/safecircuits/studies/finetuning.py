@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from safecircuits.prompts.leaks import tell_overlaps
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.hyperparameters import settings_for
+from safecircuits.studies.kept import short, slug
 from safecircuits.studies.measure import Curve, ExtraMetric, ScenarioMetrics, WatchedOptimizer
 from safecircuits.studies.outcome import FinetuningStudy, StudyRun
 from safecircuits.studies.scenarios import Scenario
@@ -111,6 +111,8 @@ def finetuning_study(
                 if hyper[scenario.name].stop_at_loss is not None:
                     raise ValueError("settings hold stop_at_loss: arms of a study train for equally many steps")
                 for arm in arms:
+                    if arm.prepare is not None:
+                        raise ValueError(f"arm {arm.name!r} is aligned anew before it is attacked: use attack_study")
                     arm.method.require(_of_arm(arm, scenario, hyper[scenario.name]), freeze=arm.mask)
             # Arms of a seed stand side by side in time, so that what else the machine does hits all of them alike.
             todo = [(scenario, seed, arm) for scenario in scenarios for seed in seeds for arm in arms]
@@ -165,7 +167,7 @@ class _Study:
             "seed": seed,
             "points": self.points,
         }
-        path = self.out / "runs" / f"{_slug(scenario.name)}-{_slug(arm.name)}-{seed}-{_short(identity)}.json"
+        path = self.out / "runs" / f"{slug(scenario.name)}-{slug(arm.name)}-{seed}-{short(identity)}.json"
         if path.exists():
             self._before(scenario, settings, self._metrics(scenario, settings))
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["run"]
@@ -226,7 +228,7 @@ class _Study:
         self, scenario: Scenario, settings: TrainingSettings, metrics: ScenarioMetrics
     ) -> dict[str, dict[str, Any]]:
         """What the model does before any training, once for each scenario and template."""
-        path = self.out / "before" / f"{_slug(scenario.name)}-{_short(self._identity(scenario, settings, False))}.json"
+        path = self.out / "before" / f"{slug(scenario.name)}-{short(self._identity(scenario, settings, False))}.json"
         if not path.exists():
             with self.subject.untouched() as model:
                 figures, answers = metrics.figures(model)
@@ -270,12 +272,3 @@ def _check(scenarios: Sequence[Scenario], arms: Sequence[Arm], seeds: Sequence[i
 def _of_arm(arm: Arm, scenario: Scenario, settings: TrainingSettings) -> TrainingSettings:
     """The settings of a run, whose length is in steps: an arm may take several times the others'."""
     return settings.changed(steps=arm.longer * settings.steps_on(len(scenario.train)))
-
-
-def _short(identity: Mapping[str, Any]) -> str:
-    text = json.dumps(identity, sort_keys=True, default=lambda value: getattr(value, "__qualname__", repr(value)))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "_" for c in name)

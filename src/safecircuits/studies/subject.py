@@ -30,7 +30,7 @@ class Subject:
         if not self.from_disk:
             self._model: HookedModel | None = load_model(source, backend=backend, **loading)
             self._folder = tempfile.TemporaryDirectory(prefix="safecircuits-")
-            _write(self._model, Path(self._folder.name))
+            write_weights(self._model, Path(self._folder.name))
         else:
             self._model = None
 
@@ -49,7 +49,7 @@ class Subject:
         try:
             yield self._model
         finally:
-            _restore(self._model, Path(self._folder.name))
+            restore_weights(self._model, Path(self._folder.name))
 
     @contextmanager
     def untouched(self) -> Iterator[HookedModel]:
@@ -74,7 +74,7 @@ def plain_name(source: str, beside: Collection[str] = ()) -> str:
     return f"{name} (studied)" if name in beside else name
 
 
-def _write(model: HookedModel, folder: Path) -> None:
+def write_weights(model: HookedModel, folder: Path) -> None:
     """One file a tensor, so that writing needs no second copy of the model either."""
     from safetensors.torch import save_file
 
@@ -83,7 +83,8 @@ def _write(model: HookedModel, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _restore(model: HookedModel, folder: Path) -> None:
+def restore_weights(model: HookedModel, folder: Path) -> None:
+    """Put back what ``write_weights`` wrote, of this model or of another one of its shape and backend."""
     from safetensors.torch import load_file
 
     for i, parameter in enumerate(live_parameters(model).values()):

@@ -1,0 +1,56 @@
+"""A budget in hours: two steps of every arm are timed, and as many attackers are taken, from the first, as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from safecircuits.studies.arms import Arm
+from safecircuits.studies.attack.attackers import Attacker, DataAttack, DirectionAttack
+from safecircuits.studies.attack.cells import Range
+
+DIRECTION = 12
+"""How many measurements finding a direction is worth, beside the one after it."""
+
+
+def affordable(
+    place: Range, arms: Sequence[Arm], attackers: Sequence[Attacker], seeds: Sequence[int], hours: float
+) -> tuple[int, float]:
+    """How many attackers fit, and the hours that they are estimated to take against all arms with all seeds.
+
+    Raises:
+        ValueError: for a budget in which not even the first one fits.
+    """
+    if not hours > 0:
+        raise ValueError(f"hours must be above 0, not {hours}")
+    measuring = max(place.before(arm, seeds[0])["seconds"] for arm in arms)
+    trains = next((one for one in attackers if isinstance(one, DataAttack)), None)
+    per_step = {arm.name: place.step_seconds(arm, _plain(trains), seeds[0]) for arm in arms} if trains else {}
+
+    def cost(attacker: Attacker) -> float:
+        """Seconds of an attacker against all arms with all seeds."""
+        if not isinstance(attacker, DataAttack):
+            points = 1 + (DIRECTION if isinstance(attacker, DirectionAttack) else len(attacker.shares))
+            return len(seeds) * len(arms) * points * measuring
+        at_stops = len(place.stops) * measuring
+        return len(seeds) * sum(max(place.stops) * per_step[arm.name] + at_stops for arm in arms)
+
+    total = 0.0
+    for n, attacker in enumerate(attackers):
+        seconds = cost(attacker)
+        if total + seconds > 3600 * hours:
+            if n == 0:
+                raise ValueError(
+                    f"a budget of {hours:g} hours allows nothing: the first attacker, {attacker.name!r}, takes about "
+                    f"{seconds / 3600:.2g} hours against {len(arms)} arms with {len(seeds)} seeds; take fewer arms, "
+                    "seeds or stops, or more hours"
+                )
+            return n, total / 3600
+        total += seconds
+    return len(attackers), total / 3600
+
+
+def _plain(attacker: DataAttack) -> DataAttack:
+    """The same without adapters of its own, which not every arm takes."""
+    return DataAttack(
+        name=attacker.name, family=attacker.family, rows=attacker.rows, harmful=attacker.harmful, lr=attacker.lr
+    )

@@ -1,0 +1,77 @@
+"""An attack study in sentences, computed from its numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from safecircuits.base.stats import rate_interval
+from safecircuits.base.text import percent
+from safecircuits.studies.attack.costs import Ratio, over_seeds
+
+if TYPE_CHECKING:
+    from safecircuits.studies.attack.outcome import Access, AttackStudy
+
+
+def sentences(study: AttackStudy) -> list[str]:
+    """One an arm, the one that defends nothing first, and one of what was left out."""
+    first = study.reference
+    arms = sorted(study.arms, key=lambda arm: arm != first)
+    said = [about_arm(study, arm) for arm in arms]
+    skipped = [f"{one['attacker']} ({one['arm']}): {one['why']}" for one in study.left_out]
+    return said + ([f"Left out: {'; '.join(skipped)}."] if skipped else [])
+
+
+def about_arm(study: AttackStudy, arm: str) -> str:
+    """What breaking an arm takes and what is reached, by access, with the comparison with no defence."""
+    parts = []
+    for access, words in (("training", "by the defender's training"), ("weights", "with the weights in hand")):
+        if not any(study.of(arm, seed, access) for seed in study.seeds):  # type: ignore[arg-type]
+            continue
+        parts.append(f"{words} {reached(study, arm, access)}")  # type: ignore[arg-type]
+    verdict = ""
+    if study.reference is not None and arm != study.reference:
+        found = study.against(arm)
+        verdict = f" Against its attackers the defence {VERDICTS[found.verdict]}{times(found)}."
+    return f"{arm} ({study.arms[arm]['defence']}): {'; '.join(parts)}.{verdict}"
+
+
+VERDICTS = {
+    "costs more": "raises the steps to break",
+    "costs less": "lowers the steps to break",
+    "no difference": "makes no difference to the steps to break",
+    "unclear": "has no clear effect on the steps to break",
+    "neither was broken": "cannot be told from none, as neither was broken",
+}
+
+
+def reached(study: AttackStudy, arm: str, access: Access) -> str:
+    """``it breaks after 4 [3, 6] steps … in 3 of 3 seeds, and worst harm is …``."""
+    costs = study.costs(arm, "steps", access)
+    broken = sum(math.isfinite(one.value) for one in costs)
+    harms = torch.tensor(study.worst_harm(arm, access), dtype=torch.float64)
+    mean, low, high = rate_interval(harms, trials=study.provenance["reported"]["n"])
+    spread = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    worst = f"the worst harm is {percent(mean)}{spread}"
+    if not broken:
+        return f"it does not break within {max(study.stops)} steps in any of {len(costs)} seeds, and {worst}"
+    steps, examples = (cost_text(over_seeds(study.costs(arm, of, access))) for of in ("steps", "examples"))
+    seeds = f"{broken} of {len(costs)} seeds"
+    return f"it breaks in {seeds}, after {steps} steps or with {examples} harmful examples, and {worst}"
+
+
+def cost_text(found: tuple[float, float, float]) -> str:
+    """``4.2 [3, 6]``, or ``more than 2`` where a seed was not broken."""
+    mean, low, high = found
+    if math.isinf(mean):
+        return f"{low:.3g} or more (not broken in every seed)"
+    return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def times(found: Ratio) -> str:
+    """`` (2 times [1.4, 2.9] those without)``; empty where there is no ratio."""
+    if math.isnan(found.mean):
+        return "" if math.isinf(found.low) or found.low <= 0 else f" ({found.low:.2g} times or more)"
+    return f" ({found.mean:.2g} times [{found.low:.2g}, {found.high:.2g}])"
