@@ -15,7 +15,7 @@ from typing import Any
 from safecircuits.base.files import write_text
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import evaluate
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.sites import ModelShape

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 
 from safecircuits.base.stats import mean_interval, rate_interval
-from safecircuits.behavior.verdict import Verdicts
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.results.result import Result
 from safecircuits.studies.attack.attackers import Family
 from safecircuits.studies.attack.cells import AttackCell
