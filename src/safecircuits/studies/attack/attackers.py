@@ -27,6 +27,8 @@ from safecircuits.units.importance import score_units
 
 Family = Literal["harmful data", "mixed data", "harmless data", "edit"]
 """What an attacker brings: harmful rows alone, harmful rows among ordinary ones, no harmful row, or no data at all."""
+Access = Literal["training", "weights"]
+"""What the attacker is let do: fine-tune by the defender's own training, or anything at all with the weights."""
 SHARES = (0.005, 0.013, 0.03, 0.06, 0.12)
 """Shares of all units that are pruned; the second is SSAH's of Llama-2's safety-critical ones."""
 

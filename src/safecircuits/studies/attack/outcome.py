@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from safecircuits.base.stats import mean_interval, rate_interval
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.results.result import Result
-from safecircuits.studies.attack.attackers import Family
+from safecircuits.studies.attack.attackers import Access, Family
 from safecircuits.studies.attack.cells import AttackCell
 from safecircuits.studies.attack.costs import MEASURES, Cost, Limits, Measure, Ratio, cost, harm, over_seeds, ratio
+from safecircuits.studies.attack.words import sentences
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Access = Literal["training", "weights"]
-"""What the attacker is let do: fine-tune by the defender's own training, or anything at all with the weights."""
 ACCESSES: tuple[Access, ...] = get_args(Access)
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -237,8 +236,6 @@ class AttackStudy(Result):
         return plot_within(self, ax=ax)
 
     def __str__(self) -> str:
-        from safecircuits.studies.attack.words import sentences
-
         return "\n".join([THREAT_MODEL, *sentences(self)])
 
     def _within(self, arm: str) -> list[list[dict[str, float]]]:

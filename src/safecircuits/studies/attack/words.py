@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from safecircuits.base.stats import rate_interval
 from safecircuits.base.text import percent
-from safecircuits.studies.attack.costs import Ratio, over_seeds
+from safecircuits.studies.attack.attackers import Access
+from safecircuits.studies.attack.costs import Cost, Measure, Ratio, over_seeds
 
-if TYPE_CHECKING:
-    from safecircuits.studies.attack.outcome import Access, AttackStudy
+ACCESSES: tuple[tuple[Access, str], ...] = (
+    ("training", "by the defender's training"),
+    ("weights", "with the weights in hand"),
+)
 
 
-def sentences(study: AttackStudy) -> list[str]:
+SHOWN: tuple[Measure, Measure] = ("steps", "examples")
+
+
+class Study(Protocol):
+    """What is told of a study: that of ``AttackStudy``."""
+
+    @property
+    def arms(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def left_out(self) -> Sequence[Mapping[str, str]]: ...
+    @property
+    def stops(self) -> Sequence[int]: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def seeds(self) -> Sequence[int]: ...
+    @property
+    def reference(self) -> str | None: ...
+    def of(self, arm: str, seed: int, access: Access, /) -> Sequence[Any]: ...
+    def worst_harm(self, arm: str, access: Access, /) -> list[float]: ...
+    def costs(self, arm: str, measure: Measure, access: Access, /) -> list[Cost]: ...
+    def against(self, arm: str, /) -> Ratio: ...
+
+
+def sentences(study: Study) -> list[str]:
     """One an arm, the one that defends nothing first, and one of what was left out."""
     first = study.reference
     arms = sorted(study.arms, key=lambda arm: arm != first)
@@ -24,13 +52,12 @@ def sentences(study: AttackStudy) -> list[str]:
     return said + ([f"Left out: {'; '.join(skipped)}."] if skipped else [])
 
 
-def about_arm(study: AttackStudy, arm: str) -> str:
+def about_arm(study: Study, arm: str) -> str:
     """What breaking an arm takes and what is reached, by access, with the comparison with no defence."""
     parts = []
-    for access, words in (("training", "by the defender's training"), ("weights", "with the weights in hand")):
-        if not any(study.of(arm, seed, access) for seed in study.seeds):  # type: ignore[arg-type]
-            continue
-        parts.append(f"{words} {reached(study, arm, access)}")  # type: ignore[arg-type]
+    for access, words in ACCESSES:
+        if any(study.of(arm, seed, access) for seed in study.seeds):
+            parts.append(f"{words} {reached(study, arm, access)}")
     verdict = ""
     if study.reference is not None and arm != study.reference:
         found = study.against(arm)
@@ -47,7 +74,7 @@ VERDICTS = {
 }
 
 
-def reached(study: AttackStudy, arm: str, access: Access) -> str:
+def reached(study: Study, arm: str, access: Access) -> str:
     """``it breaks after 4 [3, 6] steps … in 3 of 3 seeds, and worst harm is …``."""
     costs = study.costs(arm, "steps", access)
     broken = sum(math.isfinite(one.value) for one in costs)
@@ -57,7 +84,7 @@ def reached(study: AttackStudy, arm: str, access: Access) -> str:
     worst = f"the worst harm is {percent(mean)}{spread}"
     if not broken:
         return f"it does not break within {max(study.stops)} steps in any of {len(costs)} seeds, and {worst}"
-    steps, examples = (cost_text(over_seeds(study.costs(arm, of, access))) for of in ("steps", "examples"))
+    steps, examples = (cost_text(over_seeds(study.costs(arm, of, access))) for of in SHOWN)
     seeds = f"{broken} of {len(costs)} seeds"
     return f"it breaks in {seeds}, after {steps} steps or with {examples} harmful examples, and {worst}"
 
