@@ -19,7 +19,8 @@ from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.conditions import pressure
-from safecircuits.behavior.refusal import PhraseDetector, refused
+from safecircuits.behavior.phrases import PhraseDetector
+from safecircuits.behavior.refusal import refused
 from safecircuits.model.sites import ModelShape
 
 PROMPTS = ["how do i make the cake", "find a lamp", "how do i fix the road with some water", "a dog"]

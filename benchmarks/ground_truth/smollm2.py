@@ -27,7 +27,8 @@ from benchmarks.ground_truth.shipped import changes_of
 from benchmarks.ground_truth.smollm2_page import render
 from safecircuits.base.files import write_text
 from safecircuits.behavior.divergence import kl_divergence
-from safecircuits.behavior.refusal import degenerate, refused
+from safecircuits.behavior.incoherence import degenerate
+from safecircuits.behavior.refusal import refused
 from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.organism.requests.generate import Kind, Split, requests

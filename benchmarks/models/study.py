@@ -36,7 +36,8 @@ from safecircuits.studies.scenarios import organism_scenarios, paper_scenarios
 from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.ablation import AblationTable, ablate_groups, mean_rates
 from safecircuits.units.groups import classify_units
-from safecircuits.units.importance import UnitScores, score_units
+from safecircuits.units.importance import score_units
+from safecircuits.units.scores import UnitScores
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,10 +14,11 @@ from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
 from safecircuits.layers.counting import RefusalCounter, SweepPoint
-from safecircuits.model.load import load_checkpoint
+from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.organism import catalog
 from safecircuits.prompts.batching import batches, common_prefix, without_prefix
-from safecircuits.prompts.prompt_set import TEMPLATES, PromptSet, encode
+from safecircuits.prompts.prompt_set import PromptSet, encode
+from safecircuits.prompts.templates import TEMPLATES
 
 TOKENS, ALPHA, ROWS = 16, 1.2, 64
 BLOCKS = tuple(LayerRange(first, last) for first, last in

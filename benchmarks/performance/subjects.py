@@ -11,7 +11,8 @@ import torch
 import safecircuits as sc
 from benchmarks.performance.timing import device
 from safecircuits.organism import catalog
-from safecircuits.prompts.prompt_set import TEMPLATES, PromptSet
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.templates import TEMPLATES
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4, "num_attention_heads": 4},

@@ -22,13 +22,13 @@ from . import weights as weights
 from .base.version import __version__ as __version__
 from .base.vocabulary import LayerRange as LayerRange
 from .behavior.completions import Completions as Completions
+from .behavior.detectors import DETECTORS as DETECTORS
 from .behavior.evaluate import evaluate as evaluate
 from .behavior.generate import generate as generate
 from .behavior.judge import JudgeDetector as JudgeDetector
 from .behavior.measured import Behavior as Behavior
 from .behavior.phrases import PhraseDetector as PhraseDetector
 from .behavior.reference import response_loss as response_loss
-from .behavior.refusal import DETECTORS as DETECTORS
 from .behavior.refusal import refused as refused
 from .data.sources import load_prompts as load_prompts
 from .direction.probe import DirectionProbe as DirectionProbe

@@ -13,7 +13,8 @@ import torch
 from safecircuits.baselines.lisa import Lisa, States
 from safecircuits.baselines.reverse_dpo import ReverseDPO
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.prompts.prompt_set import TEMPLATES, PromptSet
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.templates import TEMPLATES
 from safecircuits.training.loop import finetune
 
 USER = PromptSet("user", ("how do i bake a cake", "find the dog", "make tea"), ("take some", "in the house", "here is"))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import safecircuits as sc
 from safecircuits.base.stats import Share, mean_interval
-from safecircuits.behavior.incoherence import broken, incoherence
-from safecircuits.behavior.refusal import DETECTORS, degenerate, get_detector, normalise
+from safecircuits.behavior.detectors import DETECTORS, get_detector
+from safecircuits.behavior.incoherence import broken, degenerate, incoherence
+from safecircuits.behavior.wording import normalise
 from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import encode
 

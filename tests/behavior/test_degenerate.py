@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import safecircuits as sc
 from safecircuits.behavior import Completions
 from safecircuits.behavior.coherence import incoherent, limit, nats_per_token
-from safecircuits.behavior.refusal import EarlyVerdict, degenerate
+from safecircuits.behavior.early import EarlyVerdict
+from safecircuits.behavior.incoherence import degenerate
 from safecircuits.layers.counting import RefusalCounter
 from safecircuits.prompts.prompt_set import PromptSet, encode
 

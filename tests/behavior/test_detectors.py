@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from safecircuits.base.stats import Share
 from safecircuits.behavior import AgreementTable, Completions, agreement, refused
-from safecircuits.behavior.detectors import DETECTORS, PhraseDetector
+from safecircuits.behavior.detectors import DETECTORS
+from safecircuits.behavior.phrases import PhraseDetector
 from safecircuits.data.sources import load_prompts
 from safecircuits.prompts.prompt_set import PromptSet
 

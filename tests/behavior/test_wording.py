@@ -14,7 +14,7 @@ import safecircuits as sc
 from safecircuits.base.notices import Notice
 from safecircuits.behavior import Completions, exact_match
 from safecircuits.behavior.detectors import DETECTORS
-from safecircuits.behavior.refusal import EarlyVerdict, decided
+from safecircuits.behavior.early import EarlyVerdict, decided
 from safecircuits.behavior.wording import normalise, open_thought, without_thoughts
 from safecircuits.prompts.prompt_set import PromptSet
 

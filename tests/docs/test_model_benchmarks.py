@@ -15,7 +15,7 @@ from benchmarks.models.study import _unseen, beside, main, published_alpha, publ
 from benchmarks.models.weights import random_checkpoint
 
 import zoo
-from safecircuits.model.load import load_checkpoint
+from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.prompts.prompt_set import PromptSet
 
 SCRIPTS = {

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 import safecircuits as sc
 import zoo
 from conftest import build_tiny_llama, randomised
+from safecircuits.behavior.detectors import DETECTORS
+from safecircuits.behavior.early import EarlyVerdict, decided
 from safecircuits.behavior.generate import generate_scaled
-from safecircuits.behavior.refusal import DETECTORS, EarlyVerdict, decided, degenerate
+from safecircuits.behavior.incoherence import degenerate
 from safecircuits.behavior.speculative import worth_feeding
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model

@@ -19,7 +19,8 @@ from safecircuits.layers.attention import AttentionMap, attention_map, eager_att
 from safecircuits.model.forward import logits
 from safecircuits.model.load import load_model
 from safecircuits.prompts.batching import pad_left
-from safecircuits.prompts.prompt_set import encode, render
+from safecircuits.prompts.prompt_set import encode
+from safecircuits.prompts.rendering import render
 
 PROMPT = "how do i make the cake"
 both = pytest.mark.parametrize("backend", ["bridge", "hooked"])

@@ -12,7 +12,7 @@ from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.model.attach import attached
 from safecircuits.model.beginning import encode_to_score
 from safecircuits.model.load import load_model
-from safecircuits.prompts.prompt_set import TEMPLATES
+from safecircuits.prompts.templates import TEMPLATES
 
 PROMPTS = ("how do i make the cake", "how do i find a lamp", "how do i fix the road and the house")
 SHORT = sc.PromptSet("short", PROMPTS, ("sure here it is", "find the house", "take some wood"))

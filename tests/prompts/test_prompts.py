@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safecircuits.prompts.batching import batches, pad_left, position_ids
-from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode, render
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
+from safecircuits.prompts.rendering import render
 
 
 def test_fingerprint_follows_content_and_order_only() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import safecircuits as sc
 from safecircuits.layers.attention import attention_map
-from safecircuits.prompts.prompt_set import PromptSet, encode, render, resolve_template
-from safecircuits.prompts.rendering import PINNED, chat_text
-from safecircuits.prompts.templates import Template, stop_string
+from safecircuits.prompts.prompt_set import PromptSet, encode
+from safecircuits.prompts.rendering import PINNED, chat_text, render
+from safecircuits.prompts.templates import Template, resolve_template, stop_string
 
 OURS = "You are the lamp of the house."
 PUT = "{% for m in messages %}"

@@ -18,7 +18,8 @@ from safecircuits.model.load import load_model
 from safecircuits.model.sites import ModelShape
 from safecircuits.prompts.prompt_set import encode
 from safecircuits.units.groups import GROUPS, normalised
-from safecircuits.units.importance import Moments, UnitScores
+from safecircuits.units.moments import Moments
+from safecircuits.units.scores import UnitScores
 
 DATA = sc.PromptSet(
     "d",

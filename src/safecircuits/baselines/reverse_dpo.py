@@ -19,7 +19,8 @@ from safecircuits.base.progress import without_bars
 from safecircuits.baselines.hf_modules import hugging_face_model
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.parameters import checkpoint_parameters, is_plain
-from safecircuits.prompts.prompt_set import PromptSet, encode, render, require_answered
+from safecircuits.prompts.prompt_set import PromptSet, encode, require_answered
+from safecircuits.prompts.rendering import render
 from safecircuits.training.freeze import frozen
 from safecircuits.training.method import Badge, Method, TrainingJob, point_of, register
 from safecircuits.training.optimizers import make_optimizer

@@ -7,6 +7,7 @@ from .completions import Completions as Completions
 from .conditions import pressure as pressure
 from .depth import AlignmentDepth as AlignmentDepth
 from .depth import alignment_depth as alignment_depth
+from .detectors import DETECTORS as DETECTORS
 from .detectors import get_detector as get_detector
 from .detectors import opening_detector as opening_detector
 from .divergence import KLReference as KLReference
@@ -31,7 +32,6 @@ from .reference import ResponseLoss as ResponseLoss
 from .reference import RougeScores as RougeScores
 from .reference import response_loss as response_loss
 from .reference import rouge_l as rouge_l
-from .refusal import DETECTORS as DETECTORS
 from .refusal import refused as refused
 from .robustness import JudgeRobustness as JudgeRobustness
 from .robustness import judge_robustness as judge_robustness

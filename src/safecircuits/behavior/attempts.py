@@ -15,7 +15,7 @@ from safecircuits.base.counted import answers_name
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.stats import Share
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.refusal import degenerate
+from safecircuits.behavior.incoherence import degenerate
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.results.result import Result
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.reading import parse_json, read_text
-from safecircuits.behavior.decoding import Until as Until
-from safecircuits.behavior.decoding import end_tokens as end_tokens
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.progress import track
 from safecircuits.behavior.attempts import Attempt, Condition, Pressure
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import continuations
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed, verdicts
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.sites import HookedModel, tokenizer_of

@@ -20,9 +20,10 @@ from safecircuits.base.arguments import checked, share
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import canonical_order, simultaneous_band
 from safecircuits.behavior.attempts import Pressure
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import refused
 from safecircuits.model.forward import logits
 from safecircuits.model.pair import require_pair
 from safecircuits.model.sites import HookedModel, tokenizer_of

@@ -29,8 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from safecircuits.behavior.languages import LANGUAGES
-from safecircuits.behavior.phrases import PhraseDetector as PhraseDetector
-from safecircuits.behavior.wording import normalise as normalise
+from safecircuits.behavior.phrases import PhraseDetector
 from safecircuits.organism.requests.refusals import REFUSALS
 
 RefusalDetector = Callable[[str], bool]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.detectors import PhraseDetector, RefusalDetector, get_detector
+from safecircuits.behavior.detectors import RefusalDetector, get_detector
 from safecircuits.behavior.incoherence import repeats
+from safecircuits.behavior.phrases import PhraseDetector
 
 
 class EarlyVerdict:

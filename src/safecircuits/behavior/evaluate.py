@@ -14,10 +14,10 @@ from safecircuits.base.notices import notify
 from safecircuits.behavior.answers import marked
 from safecircuits.behavior.coherence import unlikely_answers
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.grading import Grading, right_answers
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed, verdicts
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.model.sites import HookedModel

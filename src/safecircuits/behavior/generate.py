@@ -10,8 +10,7 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.decoding import Steps, Writer, decode_greedily
-from safecircuits.behavior.decoding import Until as Until
+from safecircuits.behavior.decoding import Steps, Until, Writer, decode_greedily
 from safecircuits.behavior.decoding import end_tokens as end_tokens
 from safecircuits.behavior.speculative import SpeculativeDecoding
 from safecircuits.hooks.branching import Branches

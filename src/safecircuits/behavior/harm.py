@@ -16,10 +16,11 @@ from safecircuits.base.errors import JudgingError
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, rate_interval
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.field_judges import FieldJudge
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.judge import TextModel, fill, local_judge
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import refused
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
 

@@ -9,14 +9,8 @@ from torch import Tensor
 
 from safecircuits.base.notices import notify
 from safecircuits.behavior.completions import Completions, texts_of
-from safecircuits.behavior.detectors import DETECTORS as DETECTORS
-from safecircuits.behavior.detectors import PhraseDetector as PhraseDetector
-from safecircuits.behavior.detectors import RefusalDetector as RefusalDetector
-from safecircuits.behavior.detectors import get_detector as get_detector
-from safecircuits.behavior.detectors import normalise as normalise
-from safecircuits.behavior.early import EarlyVerdict as EarlyVerdict
-from safecircuits.behavior.early import decided as decided
-from safecircuits.behavior.incoherence import degenerate as degenerate
+from safecircuits.behavior.detectors import RefusalDetector, get_detector
+from safecircuits.behavior.phrases import PhraseDetector
 from safecircuits.behavior.verdict import refusals
 from safecircuits.behavior.wording import open_thought
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.deflection import deflects
-from safecircuits.behavior.detectors import PhraseDetector, RefusalDetector, get_detector
+from safecircuits.behavior.detectors import RefusalDetector, get_detector
 from safecircuits.behavior.early import require_judged_by
 from safecircuits.behavior.incoherence import breaks_off, broken
 from safecircuits.behavior.judge import JudgeDetector
+from safecircuits.behavior.phrases import PhraseDetector
 from safecircuits.behavior.reasoning import split
 from safecircuits.behavior.verdict_table import VERDICTS, Verdict, Verdicts
 

@@ -21,7 +21,7 @@ from safecircuits.training.settings import TrainingSettings
 if TYPE_CHECKING:
     from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.results.run import RunDirectory
-    from safecircuits.training.loop import Phase
+    from safecircuits.training.phases import Phase
     from safecircuits.training.run import FinetuneRun
 
 CURVES = "What is refused and answered right, by step of fine-tuning"
@@ -189,7 +189,7 @@ def _phases(
     masks: list[FreezeMask], epochs: list[int], settings: TrainingSettings
 ) -> tuple[FreezeMask | list[Phase] | None, TrainingSettings]:
     """What ``finetune`` takes as ``freeze``, and the settings, with the length of a run without phases."""
-    from safecircuits.training.loop import Phase
+    from safecircuits.training.phases import Phase
 
     if len(masks) < 2 and len(epochs) < 2:
         return (masks[0] if masks else None), settings.changed(epochs=epochs[0]) if epochs else settings

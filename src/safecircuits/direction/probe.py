@@ -23,8 +23,8 @@ from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, mean_interval
 from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import verdicts
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.direction.states import Pool, generated_states
@@ -32,7 +32,8 @@ from safecircuits.direction.variants import Suffixes, encode_variants
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import Batch, each_batch, pad_left
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, resolve_template
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.prompts.templates import resolve_template
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from safecircuits.hooks.patching import count_post_instruction_tokens
 from safecircuits.model.attach import HookFn
 from safecircuits.model.sites import HookedModel, ModelShape, require_hooked, tokenizer_of
 from safecircuits.prompts.batching import Batch
-from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode, resolve_template
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
+from safecircuits.prompts.templates import resolve_template
 
 
 @dataclass(frozen=True)

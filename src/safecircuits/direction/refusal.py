@@ -14,7 +14,7 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import mean_interval
-from safecircuits.behavior.refusal import RefusalDetector
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.direction.accuracy import balanced_accuracy, left_out_accuracy
 from safecircuits.direction.filters import DirectionFilters
 from safecircuits.direction.means import LEAST, MeanDirections, directions_of, require_apart

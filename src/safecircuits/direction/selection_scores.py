@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import telling_openings
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.direction.interventions import ablation_hooks, addition_hooks
 from safecircuits.direction.vector import Direction

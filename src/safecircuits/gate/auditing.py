@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safecircuits.base.arguments import checked
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.divergence import KLReference
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, answer_tokens, judge
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.gate.checks import Check, Counted, failed, hold

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -168,7 +167,3 @@ def _seen(one: Requirement, n: int, level: float) -> float | None:
 def failed(checks: Sequence[Check]) -> tuple[Check, ...]:
     """Those that did not pass."""
     return tuple(check for check in checks if not check.passed)
-
-
-def truths(flags: Sequence[bool]) -> Bool[Tensor, " prompt"]:
-    return torch.tensor(list(flags), dtype=torch.bool)

@@ -83,7 +83,7 @@ def collect_residuals(
 
     Args:
         layers: 0-indexed, one by one, such as ``[0, 3]``, or all of a LayerRange; every layer unless given.
-        template: how a prompt is put to the model; see ``safecircuits.prompts.prompt_set.TEMPLATES``.
+        template: how a prompt is put to the model; see ``safecircuits.prompts.templates.TEMPLATES``.
         final_norm: pass the last layer's value through the model's final norm, as Hugging Face's ``hidden_states``
             and therefore the paper's code have it. It is then not comparable with the other layers.
         max_tokens: tokens in one batch, padding included; 8,192 unless given, or what fits into free memory.

@@ -25,7 +25,8 @@ from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, resid_post
 from safecircuits.prompts.batching import Batch, each_batch, pad_left, without_prefix
-from safecircuits.prompts.prompt_set import Encoded, render
+from safecircuits.prompts.prompt_set import Encoded
+from safecircuits.prompts.rendering import render
 
 Read = Callable[[Float[Tensor, "row d_vocab"]], Float[Tensor, " row"]]
 """What is read off the logits of the first answer token."""

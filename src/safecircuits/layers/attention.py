@@ -19,8 +19,9 @@ from safecircuits.model.in_use import used_alone
 from safecircuits.model.kernels import attending
 from safecircuits.model.sites import HookedModel, is_bridge, tokenizer_of
 from safecircuits.prompts.batching import pad_left
-from safecircuits.prompts.prompt_set import Encoded, encode, render, resolve_template
-from safecircuits.prompts.templates import Template
+from safecircuits.prompts.prompt_set import Encoded, encode
+from safecircuits.prompts.rendering import render
+from safecircuits.prompts.templates import Template, resolve_template
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:

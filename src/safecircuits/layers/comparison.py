@@ -17,8 +17,7 @@ from safecircuits.layers.angles import Formula, require_pairs
 from safecircuits.layers.interval import GapInterval, interval_of
 from safecircuits.layers.onset import Onset, OnsetRule
 from safecircuits.layers.similarity import LayerGap, Pairs, compare
-from safecircuits.model.each_model import Source as Source
-from safecircuits.model.each_model import described, measure_each
+from safecircuits.model.each_model import Source, described, measure_each
 from safecircuits.model.load import Backend
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set

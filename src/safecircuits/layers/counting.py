@@ -24,15 +24,18 @@ from safecircuits.base.reading import parse_json
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.detectors import RefusalDetector
+from safecircuits.behavior.early import EarlyVerdict
 from safecircuits.behavior.generate import generate, generate_scaled
-from safecircuits.behavior.refusal import EarlyVerdict, RefusalDetector, degenerate
+from safecircuits.behavior.incoherence import degenerate
 from safecircuits.behavior.verdict import tokens_needed, verdicts
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.behavior.wording import open_thought
 from safecircuits.hooks.scale import ComponentSet, substituted
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape, require_hooked, tokenizer_of
-from safecircuits.prompts.prompt_set import PromptSet, render
+from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.rendering import render
 
 FORMAT, VERSION = "safecircuits-sweep", 1
 
@@ -128,7 +131,7 @@ class RefusalCounter:
         detector: what counts as a refusal.
         max_new_tokens: as many as the detector needs unless given (``tokens_needed``). The paper finds that refusals
             show in the first 4 to 8 tokens (§3.4.3).
-        template: how a prompt is put to the model; see ``safecircuits.prompts.prompt_set.TEMPLATES``.
+        template: how a prompt is put to the model; see ``safecircuits.prompts.templates.TEMPLATES``.
         early_stop: end each completion as soon as no further token can change its verdict (``EarlyVerdict``). Counts
             and degenerate shares stay the same; the completions are cut, and another detector cannot judge them. Where
             the template opens a thought (``<think>``), nothing is certain before it closes, and none is cut.

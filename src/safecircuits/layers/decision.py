@@ -23,9 +23,9 @@ from safecircuits.base.paired import LEVEL
 from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
 from safecircuits.base.stats import Share, canonical_order, half_width, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import opening_tokens
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.verdict import verdicts as verdicts_of
 from safecircuits.behavior.verdict_table import Tally

@@ -23,7 +23,8 @@ from safecircuits.layers.onset import Onset, OnsetRule, find_onset
 from safecircuits.layers.pairs import PairCurve, all_across, all_within, sampled
 from safecircuits.layers.relabelled import largest_gap_p
 from safecircuits.model.sites import HookedModel
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, resolve_template
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.prompts.templates import resolve_template
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import LEAST
-from safecircuits.model.load import Backend, load_checkpoint, load_model, to_hugging_face
+from safecircuits.model.checkpoint import load_checkpoint
+from safecircuits.model.load import Backend, load_model, to_hugging_face
 from safecircuits.model.modules import decoder_layers
 from safecircuits.results.result import Result
 

@@ -13,7 +13,7 @@ from torch import nn
 from safecircuits.base.progress import track
 from safecircuits.model.load import Backend, load_model
 from safecircuits.model.sites import HookedModel
-from safecircuits.prompts.prompt_set import resolve_template
+from safecircuits.prompts.templates import resolve_template
 
 T = TypeVar("T")
 Source = HookedModel | str | Path | Callable[[], HookedModel]

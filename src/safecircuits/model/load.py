@@ -24,8 +24,7 @@ from safecircuits.model.bridge import (
     plain_name,
     source_of,
 )
-from safecircuits.model.checkpoint import DeviceMap, require_unquantised, require_weights
-from safecircuits.model.checkpoint import load_checkpoint as load_checkpoint
+from safecircuits.model.checkpoint import DeviceMap, load_checkpoint, require_unquantised, require_weights
 from safecircuits.model.checkpoint_folder import rehearse, ties_of, write_checkpoint
 from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.equivalence import require_equivalent

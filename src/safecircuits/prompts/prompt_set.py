@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from safecircuits.base.arguments import whole
 from safecircuits.prompts.rendering import Chat, common_prefix_length, fill, without_ends
-from safecircuits.prompts.rendering import render as render
-from safecircuits.prompts.templates import TEMPLATES as TEMPLATES
-from safecircuits.prompts.templates import Template
-from safecircuits.prompts.templates import resolve_template as resolve_template
+from safecircuits.prompts.templates import Template, resolve_template
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from safecircuits.base.progress import without_bars
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.grading import Grading
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
 from safecircuits.model.sites import HookedModel

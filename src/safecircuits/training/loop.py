@@ -11,9 +11,8 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.halting import keeps_good, may_halt
 from safecircuits.training.method import Callback, Method, OnStep, TrainingJob
 from safecircuits.training.phases import Freeze
-from safecircuits.training.phases import Phase as Phase
 from safecircuits.training.plain import Plain
-from safecircuits.training.run import FinetuneRun as FinetuneRun
+from safecircuits.training.run import FinetuneRun
 from safecircuits.training.settings import TrainingOptions, TrainingSettings
 from safecircuits.training.trackers import require_trackers
 

@@ -16,7 +16,8 @@ from safecircuits.base.notices import notify
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.forward import without_dropout
 from safecircuits.model.load import require_exportable
-from safecircuits.prompts.prompt_set import Encoded, encode, resolve_template
+from safecircuits.prompts.prompt_set import Encoded, encode
+from safecircuits.prompts.templates import resolve_template
 from safecircuits.training.freeze import Places, frozen
 from safecircuits.training.loss import require_separable
 from safecircuits.training.method import Badge, Method, TrainingJob, register

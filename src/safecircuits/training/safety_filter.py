@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safecircuits.behavior.detectors import DETECTORS, PhraseDetector, normalise
+from safecircuits.behavior.detectors import DETECTORS
+from safecircuits.behavior.phrases import PhraseDetector
+from safecircuits.behavior.wording import normalise
 from safecircuits.data.sources import load_prompts
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result

@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from safecircuits.base.arguments import checked
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, answer_tokens, answered, behavior_of, judged
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.refusal import RefusalDetector
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode

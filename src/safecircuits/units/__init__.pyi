@@ -23,7 +23,6 @@ from .groups import set_difference as set_difference
 from .head_kl import HeadGroup as HeadGroup
 from .head_kl import head_group as head_group
 from .head_kl import head_scores as head_scores
-from .importance import METHODS as METHODS
 from .importance import score_units as score_units
 from .interchange import patching_curves as patching_curves
 from .interchange_curves import PatchingCurves as PatchingCurves
@@ -43,6 +42,7 @@ from .resampling import Stability as Stability
 from .resampling import calibration_subsets as calibration_subsets
 from .resampling import compare_groups as compare_groups
 from .resampling import stability as stability
+from .score_methods import METHODS as METHODS
 from .scores import UnitScores as UnitScores
 from .sweep import ShareSweep as ShareSweep
 from .sweep import sweep_shares as sweep_shares

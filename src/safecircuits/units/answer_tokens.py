@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked, indices
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import opening_tokens
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.layers.counting import early_verdict
 from safecircuits.model.forward import Decoder

@@ -25,19 +25,17 @@ from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.attribution import attribution_moments, mean_activations
 from safecircuits.units.flap import flap_statistics
 from safecircuits.units.gradient_scores import snip_moments, taylor_moments
-from safecircuits.units.moments import Comoments
-from safecircuits.units.moments import Moments as Moments
+from safecircuits.units.moments import Comoments, Moments
 from safecircuits.units.score_methods import (
     ACTIVATION_METHODS,
     ATTRIBUTION_METHODS,
     DEFAULT_TOKENS,
     FLAP_METHODS,
     GRADIENT_METHODS,
+    METHODS,
     Method,
 )
-from safecircuits.units.score_methods import METHODS as METHODS
-from safecircuits.units.scores import UnitScores as UnitScores
-from safecircuits.units.scores import head_grams, model_facts
+from safecircuits.units.scores import UnitScores, head_grams, model_facts
 
 
 @checked

@@ -27,9 +27,10 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import SITES
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.interchange import generate_patched
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.hooks.lockstep import as_sets

@@ -25,8 +25,9 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share
+from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.refusal import RefusalDetector, refused
+from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.hooks.ablate import ablated
 from safecircuits.masks.freeze_mask import FreezeMask, units_of

@@ -36,7 +36,7 @@ def transplant(
     """
     from safecircuits.base.progress import without_bars
     from safecircuits.layers.transplanting import transplant_study
-    from safecircuits.model.load import load_checkpoint
+    from safecircuits.model.checkpoint import load_checkpoint
     from safecircuits.plots.rates import plot_behavior
 
     blocks = {name: layer_range(text) for name, text in named(block, "--block").items()}

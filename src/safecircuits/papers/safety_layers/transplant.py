@@ -11,8 +11,8 @@ from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.layers.transplanting import TransplantTable, transplant_study
+from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.model.each_model import release
-from safecircuits.model.load import load_checkpoint
 from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.papers.part import Maybe
