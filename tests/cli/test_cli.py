@@ -29,6 +29,7 @@ from zoo import backends
 
 COMMANDS = (
     ["demo"],
+    ["generate"],
     ["evaluate"],
     ["finetune"],
     ["doctor"],
@@ -36,6 +37,7 @@ COMMANDS = (
     ["probe"],
     *(["direction", name] for name in ("find", "evaluate", "export")),
     *(["units", name] for name in ("score", "classify", "ablate", "stability", "transfer", "enrichment")),
+    *(["units", name] for name in ("sweep", "compare", "prune")),
     *(["organism", name] for name in ("build", "get", "list")),
     *(["layers", name] for name in ("similarity", "localize", "decide", "grid", "heatmap", "transplant")),
     *(["mask", name] for name in ("show", "combine", "convert")),

@@ -17,6 +17,7 @@ from safecircuits.cli import (
     doctor,
     evaluate,
     finetune,
+    generate,
     judge,
     layers,
     mask,
@@ -65,6 +66,7 @@ app.add_typer(direction.app, name="direction")
 probe.add_to(app)
 app.add_typer(units.app, name="units")
 app.add_typer(mask.app, name="mask")
+generate.add_to(app)
 evaluate.add_to(app)
 app.add_typer(judge.app, name="judge")
 audit.add_to(app)

@@ -178,20 +178,26 @@ class Run:
 
     def show(self, record: dict[str, Any]) -> None:
         """What was found, on stdout; the run may be one that somebody else made."""
-        from safecircuits.base.reading import inside, printable
+        from safecircuits.base.reading import inside, parse_json, printable, read_text
 
+        kept = record.get("answers")  # a file of prompts and answers, which findings must not hold: they are published
+        answers = [parse_json(one) for one in read_text(inside(self.out, kept)).split("\n") if one] if kept else []
         if self.json:
             import json
 
             import pandas as pd
 
             table = record.get("main_table")
-            rows = [] if table is None else json.loads(pd.read_csv(inside(self.out, table)).to_json(orient="records"))
+            rows = (
+                answers if table is None else json.loads(pd.read_csv(inside(self.out, table)).to_json(orient="records"))
+            )
             found = {key: record.get(key, kind()) for key, kind in (("answer", dict), ("findings", list))}
             typer.echo(json.dumps({"command": record["command"], **found, "table": rows}, indent=1))
         else:
             for line in record.get("findings", []):
                 typer.echo(printable(line))
+            for row in answers:
+                typer.echo(f"\n> {printable(row['prompt'])}\n{printable(row['completion'])}")
 
 
 def write_page(folder: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from safecircuits.cli.units import groups, proof, training
+from safecircuits.cli.units import groups, proof, sizes, training
 
 app = typer.Typer(help="Safety-critical units: scores, groups, and what shows that a group is what its name says.")
 groups.add_to(app)
 proof.add_to(app)
+sizes.add_to(app)
 training.add_to(app)

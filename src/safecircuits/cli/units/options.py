@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
     from safecircuits.model.sites import HookedModel
     from safecircuits.prompts.prompt_set import PromptSet
+    from safecircuits.units.candidates import Candidate
     from safecircuits.units.groups import UnitGroups
     from safecircuits.units.scores import UnitScores
 
@@ -110,9 +111,53 @@ def groups_of(run: Run, path: Path) -> UnitGroups:
     if not (folder / "result.json").is_file():
         raise ValueError(f"{str(path)!r} holds no classification: give the --out of safecircuits units classify")
     found = UnitGroups.load(folder)
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()))
-    run.inputs["groups"] = {"source": str(path), "sha": digest.hexdigest()[:16]}
+    run.inputs["groups"] = {"source": str(path), "sha": _digest(folder)}
     return found
+
+
+def scores_in(run: Run, path: Path) -> tuple[UnitScores, UnitScores]:
+    """The safety and utility scores in the run directory of ``units classify``."""
+    from safecircuits.units.scores import UnitScores
+
+    folders = [path / "results" / f"{name}_scores" for name in ("safety", "utility")]
+    if not all((folder / "result.json").is_file() for folder in folders):
+        raise ValueError(f"{str(path)!r} holds no scores: give the --out of safecircuits units classify")
+    safety, utility = (UnitScores.load(folder) for folder in folders)
+    run.inputs["scores"] = {"source": str(path), "sha": _digest(*folders)}
+    return safety, utility
+
+
+def _digest(*folders: Path) -> str:
+    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def candidates_of(texts: list[str]) -> tuple[Candidate, ...]:
+    """``METHOD[:TOKENS[:NORMALIZE[:CONTRAST]]]`` as ways to rank units."""
+    from safecircuits.units.candidates import Candidate
+    from safecircuits.units.score_methods import ATTRIBUTION_METHODS, DEFAULT_TOKENS, METHODS
+
+    found = []
+    for text in texts:
+        method, *rest = text.split(":")
+        if method not in METHODS or len(rest) > 3:
+            raise ValueError(
+                f"--score is METHOD[:TOKENS[:NORMALIZE[:CONTRAST]]] with METHOD of {', '.join(METHODS)}, not {text!r}"
+            )
+        usual = ("", "none", "safety" if method in ATTRIBUTION_METHODS else "difference")
+        tokens, normalize, contrast = (given or usual[i] for i, given in enumerate([*rest, "", "", ""][:3]))
+        found.append(Candidate(method, tokens or DEFAULT_TOKENS[method], normalize, contrast))  # type: ignore[arg-type]
+    if len(set(found)) < len(found):
+        raise ValueError(f"--score names one way to rank units twice: {', '.join(texts)}")
+    return tuple(found)
+
+
+def counts_of(text: str) -> tuple[int, ...]:
+    """``1,2,4`` as numbers of units."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--counts is numbers of units with commas between them, as 1,2,4, not {text!r}")
+    return tuple(map(int, parts))
 
 
 def require_own(groups: UnitGroups, model: HookedModel) -> None:
