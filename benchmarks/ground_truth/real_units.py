@@ -48,7 +48,7 @@ from safecircuits.organism.smollm2.catalog import SMOLLM2, built, member, plante
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.results.provenance import provenance
-from safecircuits.units.score_methods import METHODS
+from safecircuits.units.scores import METHODS
 from safecircuits.units.selection import top
 
 FORMAT, VERSION = "safecircuits-real-units", 1
@@ -151,7 +151,7 @@ class Scorer:
         model = load_model(f"{SMOLLM2}:{name}")
         data = {kind: _answered(model, self.scored[kind]) for kind in self.scored}
         statistics = Statistics(model, data["malicious"], data["ordinary"], record["site"])
-        known = _planted(name, model)
+        known = known_units(name, model)
         without = None
         for late in (False, True):
             some = [way for way in asked if dear(way) == late]
@@ -227,7 +227,7 @@ def _facts(name: str) -> dict[str, Any]:
     }
 
 
-def _planted(name: str, model: HookedModel) -> Tensor:
+def known_units(name: str, model: HookedModel | ModelShape) -> Tensor:
     """Which units are planted; where whole layers are, all of theirs."""
     found, one = planted(name), member(name)
     if one.kind == "layers":

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.ground_truth.real_units import compact, smallest
+from benchmarks.ground_truth.real_units import compact, known_units, smallest
 from benchmarks.ground_truth.real_units_page import render
 from benchmarks.ground_truth.real_units_scores import halves, layers_of_top, overlap_row, ways
 
+from safecircuits.model.sites import ModelShape
 from safecircuits.organism.smollm2.catalog import planted
 from safecircuits.organism.smollm2.members import MEMBERS
 
@@ -50,6 +51,19 @@ def test_the_smallest_set_is_found_wherever_it_is() -> None:
 
         assert smallest(sizes, refused, 0.5) == next((n for n in sizes if n >= needed), None)
         assert len(asked) <= 3
+
+
+@pytest.mark.parametrize("name", [name for name, one in MEMBERS.items() if one.kind != "aligned"])
+def test_known_units_are_those_that_were_planted(name: str) -> None:
+    """Of members of every kind, blocks of three to nine layers among them."""
+    one, shape = MEMBERS[name], ModelShape("LlamaForCausalLM", 30, 576, 1536, 9, 3)
+    known = known_units(name, shape).numpy()
+    assert known.shape == ((30, 9) if one.kind == "heads" else (30, 1536))
+    expected = np.zeros(known.shape, dtype=bool)
+    for layer in one.layers:
+        those = {"neurons": one.neurons(), "heads": one.heads()}.get(one.kind)
+        expected[layer, slice(None) if those is None else list(those[layer])] = True
+    assert np.array_equal(known, expected)
 
 
 @pytest.fixture(scope="module")
