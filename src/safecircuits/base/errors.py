@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -35,3 +36,13 @@ class JudgingError(ValueError):
         """Name the completion by its place among all, where only some of them were judged."""
         self.args = (str(self).replace(f"completion {self.index}", f"completion {index}", 1),)
         self.index = index
+
+
+@contextmanager
+def keeping(finished: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """When a detector or a judge fails inside, its error takes along, as ``kept``, what was finished until then."""
+    try:
+        yield
+    except JudgingError as error:
+        error.kept.update(finished())
+        raise

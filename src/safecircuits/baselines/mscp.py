@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from safecircuits.baselines.earlier import earlier_model, matrices_of, read
-from safecircuits.baselines.repair import Edit, Repair
+from safecircuits.baselines.earlier import matrices_of, read
+from safecircuits.baselines.repair import Edit
 from safecircuits.baselines.safe_lora import WHY, Projection, alignment_directions, project_update, require_projection
-from safecircuits.baselines.unit_entries import entries_in_matrices, require_units_of
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.baselines.unit_entries import entries_in_matrices
+from safecircuits.baselines.unit_repair import UnitRepair
 from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.plain import Plain
 
 
 @register("mscp")
 @dataclass(frozen=True)
-class ProjectedUnits(Repair):
+class ProjectedUnits(UnitRepair):
     """Of the units' entries alone the update is projected onto what alignment changed (after Han et al. 2025).
 
     ΔW ← M ⊙ C ΔW + (1 − M) ⊙ ΔW, where M is 1 at the units' entries of a matrix and C is SafeLoRA's.
@@ -37,19 +37,16 @@ class ProjectedUnits(Repair):
         'mscp'
     """
 
-    units: FreezeMask
-    unaligned: Any
     projection: Projection = "approximate"
     training: Method = field(default_factory=Plain)
 
+    why: ClassVar[str] = WHY
     badge: ClassVar[Badge] = "variant"
     paper: ClassVar[str] = "Han et al. 2025 (arXiv 2508.09190), projection of safety neurons"
     differs: ClassVar[str] = "units are given and not found by their search; one projection, not one a safety dimension"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_units_of(self.units, "units")
-        object.__setattr__(self, "unaligned", earlier_model(self.unaligned, "unaligned", WHY))
         require_projection(self.projection)
 
     def edit(self, job: TrainingJob) -> Edit:

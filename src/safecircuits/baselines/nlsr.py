@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from safecircuits.baselines.earlier import earlier_model, matrices_of, read
-from safecircuits.baselines.repair import Edit, Repair
+from safecircuits.baselines.earlier import matrices_of, read
+from safecircuits.baselines.repair import Edit
 from safecircuits.baselines.safe_lora import cosine
-from safecircuits.baselines.unit_entries import entries_in_matrices, require_units_of
-from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.baselines.unit_entries import entries_in_matrices
+from safecircuits.baselines.unit_repair import UnitRepair
 from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.plain import Plain
 
 
 @register("nlsr")
 @dataclass(frozen=True)
-class Nlsr(Repair):
+class Nlsr(UnitRepair):
     """Units whose way from the unaligned model has turned are taken from an amplified reference (after Yi et al. 2025).
 
     The reference is extrapolated, R = A + β (A − U) of aligned and unaligned weights. In each matrix the units' entries
@@ -39,21 +39,17 @@ class Nlsr(Repair):
         0.5
     """
 
-    units: FreezeMask
-    unaligned: Any
     beta: float = 0.3
     threshold: float = 0.9
     training: Method = field(default_factory=Plain)
 
+    why: ClassVar[str] = "the reference lies beyond the aligned model, away from the unaligned one"
     badge: ClassVar[Badge] = "variant"
     paper: ClassVar[str] = "Yi et al. 2025 (NLSR, AAAI), extrapolated reference and transplantation"
     differs: ClassVar[str] = "units are given and not found by their ranks; a cosine a matrix in the place of a layer's"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_units_of(self.units, "units")
-        why = "the reference lies beyond the aligned model, away from the unaligned one"
-        object.__setattr__(self, "unaligned", earlier_model(self.unaligned, "unaligned", why))
         if not -1 <= self.threshold <= 1:
             raise ValueError(f"threshold is a cosine between -1 and 1, not {self.threshold}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safecircuits.base.arguments import checked, indices, whole
-from safecircuits.base.errors import JudgingError
+from safecircuits.base.errors import keeping
 from safecircuits.base.progress import track
 from safecircuits.behavior.attempts import Attempt, Condition, Pressure
 from safecircuits.behavior.completions import Completions
@@ -118,12 +118,9 @@ def pressure(
             ended=tuple(ended),
             tokens=tuple(lengths_written),
         )
-        try:
+        with keeping(lambda: {"attempts": tuple(attempts)}):
             found = verdicts(answers, detector)
-            attempts.append(Attempt(condition, found.refused, answers, found.tally))
-        except JudgingError as error:
-            error.kept["attempts"] = tuple(attempts)
-            raise
+        attempts.append(Attempt(condition, found.refused, answers, found.tally))
     made_by = {
         "malicious": prompts.identity,
         "prefill_sha": None if openings is None else PromptSet("openings", openings).fingerprint,

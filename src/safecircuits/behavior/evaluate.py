@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.errors import JudgingError
+from safecircuits.base.errors import keeping
 from safecircuits.base.notices import notify
 from safecircuits.behavior.answers import marked
 from safecircuits.behavior.coherence import unlikely_answers
@@ -201,7 +201,7 @@ def judged(
     Raises:
         JudgingError: a ValueError, if the detector raises; its ``kept`` has the completions of every set by name.
     """
-    try:
+    with keeping(lambda: answers):
         return {
             name: verdicts(
                 found,
@@ -211,9 +211,6 @@ def judged(
             for name, found in answers.items()
             if name != "utility"
         }
-    except JudgingError as error:
-        error.kept.update(answers)
-        raise
 
 
 def behavior_of(found: Mapping[str, Verdicts], right: Verdicts | None = None) -> Behavior:

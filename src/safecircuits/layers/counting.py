@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safecircuits.base.arguments import number, whole
 from safecircuits.base.counted import answers_name
-from safecircuits.base.errors import JudgingError
+from safecircuits.base.errors import keeping
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
 from safecircuits.base.reading import parse_json
@@ -262,11 +262,8 @@ class RefusalCounter:
 
     def _judge(self, layers: LayerRange | None, alpha: float, answers: Completions) -> None:
         broken = sum(map(degenerate, answers.texts)) / len(answers)
-        try:
+        with keeping(lambda: {"points": tuple(self.known.values())}):
             found = verdicts(answers, self.detector)
-        except JudgingError as error:
-            error.kept["points"] = tuple(self.known.values())
-            raise
         tally = found.tally if answers.cut is None else None
         self.known[layers, alpha] = SweepPoint(layers, alpha, found.refused, broken, answers, tally)
 

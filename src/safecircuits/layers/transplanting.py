@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
-from safecircuits.base.errors import JudgingError
+from safecircuits.base.errors import keeping
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import LayerRange
@@ -155,11 +155,8 @@ def transplant_study(
     finished: dict[str, Behavior] = {}
 
     def measure(name: str, hf_model: nn.Module) -> Behavior:
-        try:
+        with keeping(lambda: {"finished": dict(finished)}):
             finished[name] = evaluate(load_model(hf_model, backend=backend, tokenizer=tokenizer), **sets)
-        except JudgingError as error:
-            error.kept["finished"] = dict(finished)
-            raise
         return finished[name]
 
     before = measure("source", source), measure("target", target)

@@ -37,6 +37,8 @@ class ScenarioMetrics:
     held_out: PromptSet
     curve_prompts: int
     extra: Mapping[str, ExtraMetric] = field(default_factory=dict)
+    _shortest: tuple[Any, int] = field(default=(None, 0), init=False, repr=False, compare=False)
+    """A tokenizer, and the tokens of the shortest held-out answer by it: all models of a scenario have the same."""
 
     def point(self, model: Any) -> dict[str, float]:
         """A point of the curve: refusal of malicious prompts, and the task loss."""
@@ -55,7 +57,7 @@ class ScenarioMetrics:
         """
         found = evaluate(model, **self.options)
         figures, answers = found.figures, dict(found.answers)
-        if self._can_be_right(model, self.held_out):
+        if self._can_be_right(model):
             options: EvaluationOptions = {**self.options, "malicious": None, "over_rejection": None}
             options["utility"] = self.held_out
             task = evaluate(model, **options)
@@ -72,12 +74,16 @@ class ScenarioMetrics:
     def _loss(self, model: Any, data: PromptSet) -> float:
         return response_loss(model, data, template=self.options.get("template", "auto")).loss
 
-    def _can_be_right(self, model: Any, data: PromptSet) -> bool:
-        """Whether any answer can be: all that are graded by their numbers, else those that fit into a completion."""
+    def _can_be_right(self, model: Any) -> bool:
+        """Whether any held-out answer can be: all graded by their numbers, else those that fit into a completion."""
         if self.options.get("grading", "exact") != "exact":
             return True
-        limit = self.options.get("max_new_tokens") or UTILITY_TOKENS
-        return any(length <= limit for length in answer_lengths(model, data))
+        tokenizer = getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            return False
+        if self._shortest[0] is not tokenizer:
+            self._shortest = tokenizer, min(answer_lengths(model, self.held_out))
+        return self._shortest[1] <= (self.options.get("max_new_tokens") or UTILITY_TOKENS)
 
 
 class Curve:

@@ -124,12 +124,16 @@ class AblationTable(Result):
 
 def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:
     """Mean of each rate over several measurements."""
-    return {key: sum(b.rates[key] for b in behaviors) / len(behaviors) for key in behaviors[0].rates}
+    return _means([one.rates for one in behaviors])
 
 
 def mean_kl(behaviors: Sequence[Behavior]) -> dict[str, float]:
     """Mean of each KL to the intact model over several measurements."""
-    return {key: sum(b.kl_means[key] for b in behaviors) / len(behaviors) for key in behaviors[0].kl_means}
+    return _means([one.kl_means for one in behaviors])
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 def mean_figures(behaviors: Sequence[Behavior]) -> dict[str, float]:

@@ -31,11 +31,11 @@ from safecircuits.model.attach import HookFn
 from safecircuits.model.beginning import beginning_facts, chosen_positions, encode_to_score, require_tokens
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.pair import require_pair
-from safecircuits.model.sites import HookedModel, ModelShape, output_weight, require_hooked, require_units, unit_hook
+from safecircuits.model.sites import HookedModel, ModelShape, output_weight, require_hooked, unit_hook
 from safecircuits.prompts.batching import Batch, each_batch
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set
 from safecircuits.units.moments import RunningMoments
-from safecircuits.units.scores import UnitScores, model_facts
+from safecircuits.units.scores import UnitScores, model_facts, require_sites
 
 ChangeMethod = Literal["change", "wchange"]
 
@@ -97,11 +97,8 @@ def change_scores(
     require_tokens(tokens)
     if method not in get_args(ChangeMethod):
         raise ValueError(f"method is 'change' or 'wchange', not {method!r}")
-    if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
-        raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
+    require_sites(aligned, sites)
     n_layers = int(aligned.cfg.n_layers)
-    for site in sites:
-        require_units(aligned, site, range(n_layers))
     prompts = as_prompt_set(prompts)
     if len(prompts) < 2:
         raise ValueError(

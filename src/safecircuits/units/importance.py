@@ -18,7 +18,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import SITES, Site, TokenChoice
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.model.beginning import beginning_facts, require_tokens
-from safecircuits.model.sites import HookedModel, require_hooked, require_units, tokenizer_of
+from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
@@ -35,7 +35,7 @@ from safecircuits.units.score_methods import (
     METHODS,
     Method,
 )
-from safecircuits.units.scores import UnitScores, head_grams, model_facts
+from safecircuits.units.scores import UnitScores, head_grams, model_facts, require_sites
 
 
 @checked
@@ -96,10 +96,7 @@ def score_units(
         raise ValueError(f"no unit score {method!r}; there are {', '.join(METHODS)}")
     tokens = tokens or DEFAULT_TOKENS[method]
     require_tokens(tokens)
-    if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
-        raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
-    for site in sites:
-        require_units(model, site, range(int(model.cfg.n_layers)))
+    require_sites(model, sites)
     only = {"snip": "all", **dict.fromkeys(ATTRIBUTION_METHODS, "prompt")}.get(method, tokens)
     if tokens != only:
         raise ValueError(f"{method} scores are over {only} tokens; tokens={tokens!r} has no meaning for them")

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.files import plain
-from safecircuits.base.vocabulary import Site, TokenChoice
+from safecircuits.base.vocabulary import SITES, Site, TokenChoice
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.in_use import used_alone
-from safecircuits.model.sites import HookedModel, ModelShape, output_weight
+from safecircuits.model.sites import HookedModel, ModelShape, output_weight, require_units
 from safecircuits.results.result import Result
 from safecircuits.units.moments import Comoments, Moments
 from safecircuits.units.score_methods import ACTIVATION_METHODS, CHANGE_METHODS, FLAP_METHODS, REMOVAL_METHODS, Method
@@ -236,6 +236,14 @@ class UnitScores(Result):
             "magnitude": lambda: norms,
         }
         return scores[method]()
+
+
+def require_sites(model: HookedModel, sites: Sequence[Site]) -> None:
+    """A ValueError unless these are sites, and the model has units at them in every layer."""
+    if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
+        raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
+    for site in sites:
+        require_units(model, site, range(int(model.cfg.n_layers)))
 
 
 def require_same_origin(mine: UnitScores, other: UnitScores, what: str) -> None:

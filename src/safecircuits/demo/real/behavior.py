@@ -37,28 +37,17 @@ def _names(study: RealDemo) -> dict[tuple[str, str], str]:
 
 
 def rates(study: RealDemo) -> dict[str, dict[str, Any]]:
-    """By model: the share of each set that is refused, with its interval."""
+    """By model: the share of each set that is refused, with its interval and what stands beside it."""
     rows: dict[str, dict[str, Any]] = {}
     for (name, asked), found in study[ANSWERS].items():
         share = found.tally.share("refuses")
         row = rows.setdefault(name, {})
         row[ASKED[asked]], row[f"{ASKED[asked]}_interval"] = share.rate, list(share.interval)
+        row |= {**found.tally.record(asked), f"{asked}_answers": found.digest}
     return rows
 
 
 def _section(study: RealDemo, made: StudyPage) -> None:
-    counted = [
-        [
-            name,
-            asked.replace("_", "-"),
-            str(found.tally.share("refuses")),
-            *map(str, (found.tally.incoherent, found.tally.undecided)),
-            "–" if found.tally.cut is None else str(found.tally.cut),
-            str(found.tally.n),
-        ]
-        for (name, asked), found in study[ANSWERS].items()
-    ]
-    columns = ["model", "requests", "refused [95 %]", "incoherent", "undecided", "cut", "n"]
     read = [[asked.replace("_", "-"), *row] for asked in ASKED for row in _read(study, asked)]
     made.add(
         "behavior",
@@ -68,7 +57,6 @@ def _section(study: RealDemo, made: StudyPage) -> None:
         "usual openings or a wording that the model was taught.",
         [
             behavior_exhibit(made, "behavior", "Requests refused by each model", rates(study)),
-            Exhibit(None, "Counts", "What stands beside each count.", [Table("Verdicts", columns, counted)]),
             Exhibit(
                 None,
                 "Answers, to be read",
