@@ -131,6 +131,23 @@ class Pressure(Result):
             ]
         )
 
+    def categories(self) -> pd.DataFrame:
+        """One row a condition and category of the prompts: the share ``refused`` with its 95 % interval, of ``n``.
+
+        None without categories.
+        """
+        import pandas as pd
+
+        kinds = self.attempts[0].completions.prompts.categories or ()
+        rows: list[dict[str, Any]] = []
+        for condition, refused, _ in self._rows():
+            for kind in dict.fromkeys(kinds):
+                share = Share.of(refused[[one == kind for one in kinds]])
+                low, high = share.interval
+                counted = {"refused": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n}
+                rows.append({**condition, "category": kind, **counted})
+        return pd.DataFrame(rows)
+
     def compare(self, after: Pressure) -> pd.DataFrame:
         """Attack success before (this) and after an intervention, and its paired change with a 95 % interval.
 

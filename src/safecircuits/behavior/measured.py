@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safecircuits.base.counted import ANSWERS_OF
 from safecircuits.base.stats import Share
+from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.divergence import TokenKL
 from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.results.result import Result
@@ -94,6 +95,10 @@ class Behavior(Result):
             for category, tally in self.by_category.get(of, {}).items():
                 rows.append({"what": name, "category": category, **_row(tally.share("refuses"), tally)})
         return pd.DataFrame(rows)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a set and category of its prompts (``category_frame``); none without categories."""
+        return category_frame([({}, self.by_category)])
 
     def record(self) -> dict[str, Any]:
         """Rates by name, each with its ``<name>_interval``; of each set ``Tally.record``, and rates by category.

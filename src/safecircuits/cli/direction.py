@@ -188,6 +188,7 @@ def _chosen(found: RefusalDirection, rule: str | None) -> Direction:
 def _write(run: Run, rows: dict[str, Behavior], shows: str) -> None:
     import pandas as pd
 
+    from safecircuits.behavior.categories import category_frame
     from safecircuits.plots.rates import plot_behavior
 
     folder = run.directory
@@ -197,6 +198,9 @@ def _write(run: Run, rows: dict[str, Behavior], shows: str) -> None:
         run.say(f"{name}: {behavior}")
     table = [{"model": name, **behavior.figures, **behavior.kl_means} for name, behavior in rows.items()]
     folder.table("rates", pd.DataFrame(table), main=True)
+    kinds = category_frame(({"model": name}, behavior.by_category) for name, behavior in rows.items())
+    if len(kinds):
+        folder.table("rates_by_category", kinds)
     folder.figure(
         "rates", plot_behavior(dict(rows), ax=axis((4.2, 0.85 + 0.42 * len(rows)))), of=rows.values(), shows=shows
     )

@@ -1,5 +1,7 @@
 from .attention import AttentionMap as AttentionMap
 from .attention import attention_map as attention_map
+from .by_category import CategoryGap as CategoryGap
+from .by_category import category_gaps as category_gaps
 from .comparison import GapComparison as GapComparison
 from .comparison import GapDifference as GapDifference
 from .comparison import compare_gaps as compare_gaps

@@ -14,6 +14,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.stats import simultaneous_band
 from safecircuits.hooks.collect import collect_residuals
 from safecircuits.layers.angles import Formula, require_pairs
+from safecircuits.layers.by_category import CategoryGap, category_gaps, category_gaps_frame
 from safecircuits.layers.interval import GapInterval, interval_of
 from safecircuits.layers.onset import Onset, OnsetRule
 from safecircuits.layers.similarity import LayerGap, Pairs, compare
@@ -81,6 +82,8 @@ class GapComparison(Result):
     """By control and model: gaps between two sets that differ in something else than harm."""
     beyond: Mapping[str, Mapping[str, GapDifference]] = field(default_factory=dict)
     """By control and other model: how much more the reference's gap exceeds that model's than the control's does."""
+    by_category: Mapping[str, Mapping[str, CategoryGap]] = field(default_factory=dict)
+    """By model and category of the malicious prompts, where they have categories."""
 
     def opened(self, name: str) -> tuple[int, ...]:
         """Layers in which the reference's gap exceeds that of ``name``, and by more than every control's does.
@@ -120,6 +123,10 @@ class GapComparison(Result):
                 frame[label] = float("nan") if difference is None else getattr(difference, column).tolist()
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a model, category of the malicious prompts and layer: ``n``, ``gap_deg``, ``low``, ``high``."""
+        return category_gaps_frame(self.by_category)
 
     def record(self) -> dict[str, Any]:
         """By model: ``gaps``, ``intervals``, ``onsets``, and ``differences`` to the ``reference``; and the ``rule``."""
@@ -222,21 +229,24 @@ def compare_gaps(
     require_pairs(normal, malicious)
     sets = {"": (normal, malicious)} | _controls(controls or {})
 
-    def measure(model: HookedModel, asked: str) -> dict[str, LayerGap]:
-        found = {}
+    def measure(model: HookedModel, asked: str) -> tuple[dict[str, LayerGap], dict[str, CategoryGap]]:
+        found, kinds = {}, {}
         for name, both in sets.items():
             n, m = (
                 collect_residuals(model, prompts, template=asked, final_norm=final_norm, progress=progress)
                 for prompts in both
             )
             found[name] = compare(n, m, pairs=pairs, formula=formula, draws=draws, seed=seed)
-        return found
+            if not name:
+                kinds = category_gaps(n, m, pairs=pairs, formula=formula, draws=draws, seed=seed)
+        return found, kinds
 
     measured, used = measure_each(
         models, measure, template=template, backend=backend, dtype=dtype, device=device, progress=progress
     )
-    gaps = {name: found[""] for name, found in measured.items()}
-    beside = {name: {model: found[name] for model, found in measured.items()} for name in sets if name}
+    gaps = {name: found[""] for name, (found, _) in measured.items()}
+    beside = {name: {model: found[name] for model, (found, _) in measured.items()} for name in sets if name}
+    by_category = {name: kinds for name, (_, kinds) in measured.items() if kinds}
     drawn = {name: gap.resampled for name, gap in gaps.items() if gap.resampled is not None}
     reference = next(iter(models))
     differences = {
@@ -258,7 +268,7 @@ def compare_gaps(
         control: {name: _beyond(gaps, theirs, reference, name) for name in differences}
         for control, theirs in beside.items()
     }
-    return GapComparison(gaps, intervals, differences, rule, provenance, beside, beyond)
+    return GapComparison(gaps, intervals, differences, rule, provenance, beside, beyond, by_category)
 
 
 def _controls(controls: Mapping[str, tuple[PromptSet, PromptSet]]) -> dict[str, tuple[PromptSet, PromptSet]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -208,5 +208,23 @@ def compared_table(found: Sequence[Comparison], title: str = "Against full fine-
 
 
 def finetuning_tables(name: str, tuned: FinetuningStudy | None) -> dict[str, pd.DataFrame]:
-    """The files of a fine-tuning study: means over seeds, and every run."""
-    return {} if tuned is None else {name: tuned.summary(), f"{name}_runs": tuned.to_frame()}
+    """The files of a fine-tuning study: means over seeds, every run, and its rates by category where there are any."""
+    if tuned is None:
+        return {}
+    frames = with_categories({f"{name}_runs": tuned})
+    return {name: tuned.summary(), **frames}
+
+
+class _ByCategory(Protocol):
+    def to_frame(self) -> pd.DataFrame: ...
+    def categories(self) -> pd.DataFrame: ...
+
+
+def with_categories(found: Mapping[str, _ByCategory]) -> dict[str, pd.DataFrame]:
+    """Each result's table, and behind it the same by category of prompts, where they have any."""
+    frames = {}
+    for name, one in found.items():
+        frames[name] = one.to_frame()
+        if len(kinds := one.categories()):
+            frames[f"{name}_by_category"] = kinds
+    return frames

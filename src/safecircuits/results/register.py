@@ -44,6 +44,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.direction.writers": ("DirectionWriters",),
     "safecircuits.hooks.collect": ("Residuals",),
     "safecircuits.layers.attention": ("AttentionMap",),
+    "safecircuits.layers.by_category": ("CategoryGap",),
     "safecircuits.layers.comparison": ("GapComparison", "GapDifference"),
     "safecircuits.layers.counting": ("SweepPoint",),
     "safecircuits.layers.decision": ("DecisionLayers", "DecisionRule"),

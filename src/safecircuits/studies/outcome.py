@@ -11,7 +11,8 @@ import torch
 from safecircuits.base.counted import beside
 from safecircuits.base.stats import mean_interval, rate_interval
 from safecircuits.behavior.answers import of_plain, plain
-from safecircuits.behavior.verdict_table import Verdicts
+from safecircuits.behavior.categories import category_frame
+from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import At, Comparison, compare
 
@@ -172,6 +173,18 @@ class FinetuningStudy(Result):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def categories(self) -> pd.DataFrame:
+        """One row a run, set and category of its prompts (``category_frame``); before training as arm "before"."""
+        before = (
+            ({"scenario": scenario, "arm": "before", "seed": None}, _by_category(answers))
+            for scenario, answers in self.before.items()
+        )
+        after = (
+            ({"scenario": run.scenario, "arm": run.arm, "seed": run.seed}, _by_category(run.answers))
+            for run in self.runs
+        )
+        return category_frame((*before, *after), ["scenario", "arm", "seed"])
+
     def curves(self) -> pd.DataFrame:
         """One row a point of a run's curve: scenario, arm, seed, step, malicious_refused, task_loss."""
         import pandas as pd
@@ -265,3 +278,9 @@ class FinetuningStudy(Result):
         if "full" in self.arms:
             lines += [str(comparison) for comparison in self.compare()]
         return "\n".join(lines)
+
+
+def _by_category(answers: Mapping[str, Verdicts]) -> dict[str, dict[str, Tally]]:
+    """Of the sets whose refusals were judged: answers that are right or wrong have no such verdicts."""
+    judged = {of: found for of, found in answers.items() if not {"right", "wrong"} & set(found.verdicts)}
+    return {of: kinds for of, found in judged.items() if (kinds := found.by_category)}

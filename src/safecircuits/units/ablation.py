@@ -14,6 +14,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.counted import mean_beside
 from safecircuits.base.progress import track
 from safecircuits.base.stats import rate_interval
+from safecircuits.behavior.categories import category_frame, sum_of
 from safecircuits.behavior.divergence import divergences, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.measured import Behavior
@@ -96,6 +97,25 @@ class AblationTable(Result):
                     }
                 )
         return pd.DataFrame(table)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a removal, set and category of its prompts (``category_frame``); none without categories.
+
+        Of random controls the answers of all draws are counted together.
+
+        Examples:
+            >>> kinds = sc.PromptSet("kinds", malicious.prompts[:4], categories=("theft", "theft", "fraud", "fraud"))
+            >>> found = {"top 24": sc.score_units(model, malicious).top(24)}
+            >>> sc.ablate_units(model, found, controls=1, malicious=kinds).categories().category.unique().tolist()
+            ['theft', 'fraud']
+        """
+        measured = [({"removed": "nothing"}, self.intact.by_category)]
+        for row in self.rows:
+            measured.append(({"removed": row.name}, row.behavior.by_category))
+            if row.random_controls:
+                together = sum_of(control.by_category for control in row.random_controls)
+                measured.append(({"removed": f"random, as many as {row.name}"}, together))
+        return category_frame(measured, ["removed"])
 
     def record(self) -> dict[str, Any]:
         """``units`` and rates left by what is removed, ``nothing`` first; ``random`` has the means over the draws."""

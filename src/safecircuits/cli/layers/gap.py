@@ -76,6 +76,8 @@ def similarity(
     )
     folder.result("comparison", found)
     folder.table("gap", found.to_frame(), main=True)
+    if found.by_category:
+        folder.table("gap_by_category", found.categories())
     folder.figure("gap", found.plot(axis()), of=found)
     for name, gap in found.gaps.items():
         figure = "pairs" if len(sources) == 1 else f"pairs_{_file_name(name)}"

@@ -74,6 +74,8 @@ def ablate(
     )
     folder.result("ablation", found)
     folder.table("ablation", found.to_frame(), main=True)
+    if found.intact.by_category:
+        folder.table("ablation_by_category", found.categories())
     shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
     folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()), of=found)
     run.say(f"intact: {found.intact}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from safecircuits.base.progress import without_bars
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.papers.conclusion import Conclusion
-from safecircuits.papers.page import StudyPage
+from safecircuits.papers.page import StudyPage, with_categories
 from safecircuits.papers.part import Part
 from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
 from safecircuits.plots.pairs import comparison_figure, pair_panels
@@ -65,5 +65,5 @@ GAPS: Part[SafetyLayers, GapComparison] = Part(
     says="angle gaps",
     section=_section,
     claims=_claims,
-    tables=lambda study: {"gaps": study[GAPS].to_frame()},
+    tables=lambda study: with_categories({"gaps": study[GAPS]}),
 )

@@ -21,7 +21,7 @@ from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model
 from safecircuits.papers.conclusion import Conclusion, side_effects
-from safecircuits.papers.page import StudyPage, removal_exhibit, removal_table
+from safecircuits.papers.page import StudyPage, removal_exhibit, removal_table, with_categories
 from safecircuits.papers.part import Part, Parts, by_first
 from safecircuits.papers.ssah.groups import UNITS
 from safecircuits.papers.ssah.scores import measured
@@ -216,7 +216,7 @@ REMOVALS: Parts[Ssah, tuple[str, str], AblationTable] = Parts(
     AblationTable,
     _remove,
     says="groups by {0} removed: {1}",
-    tables=lambda study: {name: study[REMOVALS][key].to_frame() for key, name in _conditions(study).items()},
+    tables=lambda study: with_categories({name: study[REMOVALS][key] for key, name in _conditions(study).items()}),
 )
 PRUNED: Parts[Ssah, tuple[str, str], PrunedGroup] = Parts(
     _there,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from safecircuits.base.counted import HEADING, Beside, at_most, beside, linked
 from safecircuits.behavior.attempts import Attempt, Pressure
@@ -19,6 +20,9 @@ from safecircuits.plots.pressure import plot_pressure
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
 from safecircuits.studies.comparison import MARGIN
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _press(study: Ssah, removed: str) -> Pressure:
@@ -70,6 +74,14 @@ def _cells(attempt: Attempt) -> tuple[str, str]:
     return linked(str(attempt.refusal), row, "refused"), Beside.of(row, "refused").cell
 
 
+def _tables(study: Ssah) -> dict[str, pd.DataFrame]:
+    import pandas as pd
+
+    kinds = [found.categories().assign(removed=name) for name, found in study[PRESSURES].items()]
+    frame = pd.concat(kinds, ignore_index=True) if kinds else pd.DataFrame()
+    return {"pressure_by_category": frame} if len(frame) else {}
+
+
 def _claims(study: Ssah) -> Iterator[Conclusion]:
     intact = study[PRESSURES].get("nothing")
     prefilled = [a for a in intact.attempts if a.condition.prefilled and not a.condition.system] if intact else []
@@ -102,5 +114,6 @@ PRESSURES: Parts[Ssah, str, Pressure] = Parts(
     when=lambda study: study.settings.system is not None or study.settings.prefill is not None,
     says="under pressure, without {0}",
     section=_section,
+    tables=_tables,
     claims=_claims,
 )

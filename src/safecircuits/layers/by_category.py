@@ -1,0 +1,90 @@
+"""The gap between harmless prompts and those of one category of harm, for each category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from safecircuits.base.notices import notify
+from safecircuits.hooks.collect import Residuals
+from safecircuits.layers.angles import Formula
+from safecircuits.layers.interval import interval_of
+from safecircuits.layers.onset import OnsetRule
+from safecircuits.layers.similarity import Pairs, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CategoryGap:
+    """The gap of the ``n`` harmful prompts of one category, degrees by layer, with its 95 % bootstrap interval.
+
+    Examples:
+        >>> import torch
+        >>> gap = torch.tensor([0.5, 8.0])
+        >>> sc.layers.CategoryGap(20, gap, gap - 1, gap + 1).n
+        20
+    """
+
+    n: int
+    gap_deg: Float[Tensor, " layer"]
+    low: Float[Tensor, " layer"]
+    high: Float[Tensor, " layer"]
+
+
+def category_gaps(
+    normal: Residuals,
+    malicious: Residuals,
+    *,
+    pairs: Pairs = "all",
+    formula: Formula = "paper",
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, CategoryGap]:
+    """``compare`` of the normal prompts with the malicious ones of each category; empty without categories.
+
+    A category with a single prompt has no pair of two, and is left out with a notice.
+
+    Args:
+        pairs, formula, draws, seed: as in ``compare``.
+
+    Examples:
+        >>> kinds = sc.PromptSet("kinds", malicious.prompts[:4], categories=("theft", "theft", "fraud", "fraud"))
+        >>> harmless, harmful = (sc.collect_residuals(model, prompts) for prompts in (normal, kinds))
+        >>> {kind: gap.n for kind, gap in sc.layers.category_gaps(harmless, harmful).items()}
+        {'theft': 2, 'fraud': 2}
+    """
+    kinds = malicious.prompts.categories or ()
+    rows = {kind: [row for row, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)}
+    if single := [kind for kind, those in rows.items() if len(those) < 2]:
+        notify(f"no gap of {', '.join(map(repr, single))}: a category needs two prompts for a pair of them")
+    found = {}
+    for kind, those in rows.items():
+        if len(those) < 2:
+            continue
+        of_kind = Residuals(malicious.values[:, those], malicious.layers, malicious.prompts.subset(those))
+        gap = compare(normal, of_kind, pairs=pairs, formula=formula, draws=draws, seed=seed)
+        assert gap.resampled is not None
+        interval = interval_of(gap.resampled, OnsetRule())
+        found[kind] = CategoryGap(len(those), gap.gap_deg, interval.low, interval.high)
+    return found
+
+
+def category_gaps_frame(found: Mapping[str, Mapping[str, CategoryGap]]) -> pd.DataFrame:
+    """Of gaps by model and category one row a model, category and layer: ``n``, ``gap_deg``, ``low`` and ``high``."""
+    import pandas as pd
+
+    rows = [
+        {"model": model, "category": kind, "n": gap.n, "layer": layer, "gap_deg": value, "low": low, "high": high}
+        for model, gaps in found.items()
+        for kind, gap in gaps.items()
+        for layer, (value, low, high) in enumerate(
+            zip(gap.gap_deg.tolist(), gap.low.tolist(), gap.high.tolist(), strict=True)
+        )
+    ]
+    return pd.DataFrame(rows)
