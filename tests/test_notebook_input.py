@@ -343,12 +343,6 @@ def test_responses_are_texts() -> None:
         sc.PromptSet("p", ("a", "b"), ("c", None))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("table", [TABLE, TABLE.to_dict("list"), HubTable()], ids=["pandas", "columns", "hub"])
-def test_a_tables_columns_are_not_taken_for_prompts(table: Any, tiny_bridge: Any) -> None:
-    with pytest.raises(ValueError, match=r"is a table: load_prompts\(table, column=...\)"):
-        sc.generate(tiny_bridge, table)
-
-
 def test_what_holds_no_prompts_is_named() -> None:
     with pytest.raises(ValueError, match="cannot read prompts from a int"):
         sc.load_prompts(3)  # type: ignore[arg-type]
@@ -574,13 +568,11 @@ def test_what_is_frozen_is_a_mask(freeze: Any, tiny_bridge: Any) -> None:
         pass
 
 
-def test_units_are_scored_on_lists_and_not_on_tables(tiny_bridge: Any) -> None:
+def test_units_are_scored_on_lists(tiny_bridge: Any) -> None:
     listed = sc.score_units(tiny_bridge, PROMPTS, tokens="prompt")  # type: ignore[arg-type]
     assert torch.equal(listed.scores["mlp"], sc.score_units(tiny_bridge, DATA, tokens="prompt").scores["mlp"])
     with pytest.raises(ValueError, match="'data' has no responses"):
         sc.score_units(tiny_bridge, PROMPTS)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="is a table"):
-        sc.score_units(tiny_bridge, TABLE)  # type: ignore[arg-type]
 
 
 def test_draws_by_a_seed_of_numpys_are_those_of_pythons(tiny_bridge: Any) -> None:

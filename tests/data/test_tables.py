@@ -14,8 +14,8 @@ import pytest
 
 from safecircuits.base.notices import Notice
 from safecircuits.cli.options import by_set, conditions
-from safecircuits.data.chats import read_cells
 from safecircuits.data.sources import load_prompts
+from safecircuits.prompts.chats import read_cells
 from safecircuits.prompts.prompt_set import PromptSet
 
 DATA = Path(os.environ.get("SAFECIRCUITS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

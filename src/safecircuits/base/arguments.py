@@ -27,6 +27,9 @@ LEAST = {
 """The smallest value of whole numbers by their parameter's name, where it is not 1."""
 
 
+READ_AS: dict[str, Callable[[Any, str], Any]] = {}
+"""How an argument is read that a signature says is of a class, by the class's name; rooms above add theirs."""
+
 SHARES = {"scu", "ucu", "ru", "fall", "kept", "trained", "free_share", "max_utility_loss"}
 """Parameters that are parts of a whole; of other numbers a function says itself where they lie."""
 
@@ -108,10 +111,11 @@ def numbers(values: Any, name: str) -> list[float]:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Read the numbers among the arguments before ``function`` starts, as its signature and ``LEAST`` say they are.
 
-    Parameters of type ``bool``, ``int``, ``float`` and sequences of these are read; None stays where it is allowed.
+    Parameters of type ``bool``, ``int``, ``float`` and sequences of these are read, and those of a class by
+    ``READ_AS``; None stays where it is allowed.
     """
     signature = inspect.signature(function)
-    readers = readers_of(signature)
+    readers, classes = readers_of(signature), _classes_of(signature)
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -122,6 +126,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, read in readers.items():
             if name in bound.arguments:
                 bound.arguments[name] = read(bound.arguments[name])
+        for name, kind in classes.items():
+            if (given := bound.arguments.get(name)) is not None and kind in READ_AS:
+                bound.arguments[name] = READ_AS[kind](given, name)
         return function(*bound.args, **bound.kwargs)
 
     return inside
@@ -144,6 +151,12 @@ def readers_of(signature: inspect.Signature) -> dict[str, Callable[[Any], Any]]:
             read = kinds[plain](name, LEAST.get(f"each of {name}", least) if plain == "Sequence[int]" else least)
             found[name] = _or_none(read) if kind != plain else read
     return found
+
+
+def _classes_of(signature: inspect.Signature) -> dict[str, str]:
+    """The parameters that are of one class alone, or None, with its name."""
+    kinds = {name: str(one.annotation).removesuffix(" | None") for name, one in signature.parameters.items()}
+    return {name: kind for name, kind in kinds.items() if kind.isidentifier()}
 
 
 def read_fields(settings: Any) -> None:

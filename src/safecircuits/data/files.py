@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safecircuits.base.reading import parse_json
-from safecircuits.data.tables import KNOWN_COLUMNS, column_key, columns_of, require_different
+from safecircuits.prompts.tables import KNOWN_COLUMNS, column_key, columns_of, require_different
 
 
 def read_file(path: Path) -> dict[str, list[Any]]:

@@ -10,10 +10,10 @@ from safecircuits import organism
 from safecircuits.base.arguments import checked
 from safecircuits.data.files import READERS, read_file
 from safecircuits.data.hub import HUB_SETS, known_set, read_hub
-from safecircuits.data.tables import from_table, rows_where, split_of, table_of
 from safecircuits.organism.grammar import KINDS, Kind, Split
 from safecircuits.organism.requests import generate
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.prompts.tables import from_table, rows_where, split_of, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,8 @@ def load_prompts(
         return as_prompt_set(prompts, name or "prompts").take(n, seed=seed)
     else:
         label = name or "table"
-    return from_table(rows_where(table, where or {}, label), column, responses, label, categories).take(n, seed=seed)
+    rows = from_table(rows_where(table, where or {}, label), column, responses, label, categories)
+    return PromptSet(label, *rows).take(n, seed=seed)
 
 
 def _require_hub_id(path: Path) -> None:

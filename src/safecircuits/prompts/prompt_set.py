@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
-from safecircuits.base.arguments import whole
+from safecircuits.base.arguments import READ_AS, whole
 from safecircuits.prompts.rendering import Chat, common_prefix_length, fill, without_ends
+from safecircuits.prompts.tables import NO_CATEGORY, from_table, split_of, table_of
 from safecircuits.prompts.templates import Template, resolve_template
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NO_CATEGORY = "none"
-"""The category of prompts without one, beside others that have one."""
 
 
 @dataclass(frozen=True)
@@ -200,16 +198,22 @@ def require_answered(data: Any, what: str) -> PromptSet:
     return data
 
 
-def as_prompt_set(prompts: PromptSet | Sequence[str], name: str = "prompts") -> PromptSet:
-    """A PromptSet as it is, or one made of a list of instructions."""
+def as_prompt_set(prompts: Any, name: str = "prompts") -> PromptSet:
+    """A PromptSet as it is, or one made of a list of instructions, or of a table with columns of usual names.
+
+    A table is what ``load_prompts`` takes for one: of pandas or ``datasets``, a mapping of columns, or rows.
+    """
+    if isinstance(prompts, PromptSet):
+        return prompts
     if isinstance(prompts, str):
         raise ValueError(f"expected a PromptSet or a list of prompts, not the single string {prompts!r}")
-    if isinstance(prompts, Mapping) or hasattr(prompts, "columns") or hasattr(prompts, "column_names"):
-        # Going through a table gives the names of its columns.
-        raise ValueError(f"a {type(prompts).__name__} is a table: load_prompts(table, column=...) makes prompts of it")
-    if isinstance(prompts, set | frozenset):
-        raise ValueError("a set has no order, so that prompts would change from run to run: pass sorted(prompts)")
-    return prompts if isinstance(prompts, PromptSet) else PromptSet(name, tuple(prompts))
+    if isinstance(prompts, Iterator):
+        prompts = list(prompts)
+    table = table_of(split_of(prompts, None))
+    return PromptSet(name, tuple(prompts)) if table is None else PromptSet(name, *from_table(table, None, None, name))
+
+
+READ_AS["PromptSet"] = as_prompt_set  # so that every function that checks its arguments takes what this does
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safecircuits.base.notices import notify
-from safecircuits.data.chats import CHAT_COLUMNS, is_missing, read_cells
-from safecircuits.prompts.prompt_set import NO_CATEGORY, PromptSet
+from safecircuits.prompts.chats import CHAT_COLUMNS, is_missing, read_cells
 
 PROMPT_COLUMNS = (
     "instruction", "prompt", "question", "goal", "query", "text", "input", "behavior", "behaviour", *CHAT_COLUMNS,
@@ -22,6 +21,18 @@ CONTEXT_COLUMNS = {
 }
 """What stands beside a prompt and belongs to it, and how the two are joined, by the prompt's column: a context behind
 the instruction (Alpaca, Dolly), or before the behaviour, in the form that HarmBench's own code gives both."""
+
+
+NO_CATEGORY = "none"
+"""The category of prompts without one, beside others that have one."""
+
+
+class Rows(NamedTuple):
+    """What a table holds, as a ``PromptSet`` takes it."""
+
+    prompts: tuple[str, ...]
+    responses: tuple[str, ...] | None
+    categories: tuple[str, ...] | None
 
 
 def table_of(source: Any) -> dict[str, list[Any]] | None:
@@ -56,7 +67,7 @@ def split_of(source: Any, split: str | None) -> Any:
     if not all(hasattr(part, "column_names") or hasattr(part, "columns") for part in source.values()):
         return source
     if split not in source:
-        given = "give split=" if split is None else f"there is no split {split!r}"
+        given = "give split=, or one of them" if split is None else f"there is no split {split!r}"
         raise ValueError(f"a {type(source).__name__} holds several splits, {', '.join(map(repr, source))}: {given}")
     return source[split]
 
@@ -103,7 +114,7 @@ def rows_where(table: dict[str, list[Any]], where: Mapping[str, Any], label: str
 
 def from_table(
     table: dict[str, list[Any]], column: str | None, responses: str | None, label: str, categories: str | None = None
-) -> PromptSet:
+) -> Rows:
     """The prompts of a table, with the responses and categories that stand beside them."""
     has = ", ".join(map(repr, table)) or "none"
     if column is None:
@@ -124,7 +135,7 @@ def from_table(
     prompts = _with_context(prompts, table, column, label)
     kinds = _categories(table, column, categories, label)
     if answers is None:
-        return PromptSet(label, tuple(prompts), categories=kinds)
+        return Rows(tuple(prompts), None, kinds)
     return _answered(prompts, answers, label, kinds)
 
 
@@ -194,7 +205,7 @@ def _filled(table: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: [cell for cell, kept in zip(cells, keep, strict=True) if kept] for name, cells in table.items()}
 
 
-def _answered(prompts: list[str], answers: list[str], label: str, kinds: tuple[str, ...] | None = None) -> PromptSet:
+def _answered(prompts: list[str], answers: list[str], label: str, kinds: tuple[str, ...] | None) -> Rows:
     """The rows that have a response; a notice about the others."""
     rows = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
     if kinds is not None:
@@ -205,7 +216,7 @@ def _answered(prompts: list[str], answers: list[str], label: str, kinds: tuple[s
             f"{lacking} of the {len(prompts)} rows of {label!r} {'has' if lacking == 1 else 'have'} no response and "
             f"{'is' if lacking == 1 else 'are'} left out: {first[:60]!r}{', …' if lacking > 1 else ''}"
         )
-    return PromptSet(label, tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows), kinds)
+    return Rows(tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows), kinds)
 
 
 def columns_of(rows: list[Any], path: Path | str) -> dict[str, list[Any]]:
