@@ -12,6 +12,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.found_on import keep_found_on, say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.options import DetectorOption, MaliciousOption, NormalOption, TemplateOption, TokensOption
@@ -65,6 +66,7 @@ def find(
 
     harmful, harmless = run.prompts("malicious", malicious), run.prompts("normal", normal)
     folder = run.begin()
+    keep_found_on(folder, malicious=harmful, normal=harmless)
     options: dict[str, Any] = {"rule": rule, "ablation": ablation, "controls": controls, "seed": run.seed}
     found = refusal_direction(
         run.model(), harmful, harmless, detector=detector, template=template, progress=True, **options
@@ -114,6 +116,7 @@ def evaluate(
     found = found_in(run, direction)
     chosen = _chosen(found, rule)
     run.begin()
+    say_overlaps_with(run, direction, sets)
     model = run.model()
     how: Any = to or ("zero" if found.ablation == "zero" else "harmless")
 
@@ -150,6 +153,7 @@ def export(run: Run, direction: FoundOption, measured: Measured, answers: Answer
     sets = measured.read(run)
     chosen = _chosen(found_in(run, direction), rule)
     folder = run.begin()
+    say_overlaps_with(run, direction, sets)
     model = run.model()
     edited = orthogonalised(model, chosen)
     save_pretrained(edited, folder.folder / "model")

@@ -11,6 +11,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.found_on import say_overlaps
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of, method_of
@@ -120,6 +121,7 @@ def finetune(
     limits = _limits(tolerate or [], sets, then)
     require_trackers(report_to)
     folder = run.begin()
+    say_overlaps(run, {"the rows that are trained on": prompts}, sets)
     model = run.model()
     options = {"detector": detector, "max_new_tokens": max_new_tokens, "template": settings.template}
     for mask in masks:

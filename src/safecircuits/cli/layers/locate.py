@@ -8,6 +8,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.found_on import keep_found_on, say_overlaps
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
     ComponentsOption,
@@ -93,6 +94,9 @@ def localize(
         raise ValueError("there is no range to start from: give --start FIRST,LAST, or --normal and --malicious")
     checked = run.prompts("check", check)
     folder = run.begin()
+    found_on = {"normal": n_set, "malicious": m_set, "over_rejection": borderline}
+    keep_found_on(folder, **found_on)
+    say_overlaps(run, found_on, {"check": checked})
     model = run.model()
     begin: Any = given
     if n_set is not None and m_set is not None:

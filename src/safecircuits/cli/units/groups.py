@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.found_on import keep_found_on
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import prompt_option
 from safecircuits.cli.units.options import (
@@ -46,6 +47,7 @@ def score(
     sets = {"data": run.prompts("data", data, responses=True)}
     other = run.prompts("reference", reference)
     folder = run.begin()
+    keep_found_on(folder, **sets)
     found = scores_of(run, run.model(), sets, other, scoring)["data"]
     n = min(top, sum(values.numel() for values in found.scores.values()))
     top_units = found.top(n)
@@ -93,6 +95,7 @@ def classify(
     sets["utility"] = run.prompts("utility", utility, responses=True)
     other = run.prompts("reference", reference)
     folder = run.begin()
+    keep_found_on(folder, **sets)
     model = run.model()
     causal = None
     if scu_by is not None:

@@ -8,6 +8,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.found_on import say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range
@@ -56,6 +57,7 @@ def ablate(
     sets: Any = measured.require(run)
     chosen = groups_of(run, groups)
     folder = run.begin()
+    say_overlaps_with(run, groups, sets)
     model = run.model()
     require_own(chosen, model)
     names = tuple(group) if group else ("SCU", "UCU", "RU")

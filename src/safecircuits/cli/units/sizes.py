@@ -9,6 +9,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.found_on import say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of
@@ -74,6 +75,7 @@ def sweep(
     safety, utility = scores_in(run, groups)
     tried = SHARES if shares is None else tuple(_number(text, "--shares") for text in shares.split(","))
     folder = run.begin()
+    say_overlaps_with(run, groups, sets)
     model = run.model()
     safety.shape.require_same(_shape(model), "the scores in --groups")
     found = sweep_shares(
@@ -224,6 +226,8 @@ def prune(
         raise ValueError("there is no unit to remove: the mask or group is empty")
     sets = measured.read(run)
     folder = run.begin()
+    if groups is not None:
+        say_overlaps_with(run, groups, sets)
     model = run.model()
     options: Any = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template, **sets}
     smaller = prune_units(model, units, compensate=means)

@@ -21,6 +21,8 @@ from safecircuits.papers.safety_layers.published import add_published
 from safecircuits.papers.safety_layers.settings import SafetyLayers, StudyPrompts, StudySettings
 from safecircuits.papers.safety_layers.training import FINETUNING
 from safecircuits.papers.safety_layers.transplant import TRANSPLANT
+from safecircuits.prompts.leaks import Overlap, tell_overlaps
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.run import RunDirectory
 from safecircuits.studies.hyperparameters import settings_for
 from safecircuits.studies.subject import plain_name
@@ -104,6 +106,8 @@ def safety_layers_study(
     """
     s = settings or StudySettings()
     check_inputs(source, prompts, s)
+    for shared in shared_prompts(prompts):
+        run.say(f"found and judged on the same: {shared}")
     model = s.load(source)
     shape = ModelShape.of(model)
     if planted is not None:
@@ -123,6 +127,16 @@ def safety_layers_study(
     )
     del model  # the study lets go of it before anything is trained
     return study.go(run)
+
+
+def shared_prompts(prompts: StudyPrompts) -> list[Overlap]:
+    """What layers are found on that arms and transplants are judged on, too, each with a notice."""
+    found_on: dict[str, PromptSet | None] = {
+        "the malicious prompts of the gap": prompts.malicious,
+        "the over-rejection prompts that layers are located on": prompts.over_rejection,
+        "the refused prompts that NFFT and Lisa take": prompts.refused,
+    }
+    return tell_overlaps(found_on, {"evaluation": prompts.measured, "utility": prompts.utility})
 
 
 def check_inputs(source: str, prompts: StudyPrompts, settings: StudySettings) -> None:

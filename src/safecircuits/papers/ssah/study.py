@@ -28,7 +28,7 @@ from safecircuits.papers.ssah.settings import Cut, Ssah, SsahPrompts, SsahSettin
 from safecircuits.papers.ssah.stability import AGREEMENT, STABILITY
 from safecircuits.papers.ssah.transfer import TRANSFERS, transfers
 from safecircuits.papers.ssah.under_pressure import PRESSURES
-from safecircuits.prompts.leaks import tell_overlaps
+from safecircuits.prompts.leaks import Overlap, tell_overlaps
 from safecircuits.results.run import RunDirectory
 from safecircuits.studies.subject import plain_name
 from safecircuits.units.ablation import AblationTable
@@ -142,6 +142,8 @@ def ssah_study(
     """
     s = settings or SsahSettings()
     check_inputs(prompts, s)
+    for shared in shared_prompts(prompts):
+        run.say(f"found and judged on the same: {shared}")
     others = {name: other for name, other in (("unaligned", unaligned), ("base", base)) if other is not None}
     model = s.load(source)
     study = SsahStudy(
@@ -179,13 +181,18 @@ def _subject(study: Ssah) -> SsahSubject:
     )
 
 
+def shared_prompts(prompts: SsahPrompts) -> list[Overlap]:
+    """What units are scored on that removals are measured on, too, each with a notice."""
+    found_on = {"the safety data that units are scored on": prompts.safety, "the utility data": prompts.utility}
+    judged_on = {"malicious": prompts.malicious, "over_rejection": prompts.over_rejection}
+    return tell_overlaps(found_on, judged_on | {"utility": prompts.measured_utility})
+
+
 def check_inputs(prompts: SsahPrompts, settings: SsahSettings) -> None:
     """A ValueError for what would fail an hour into the study: prompts, shares and scores that do not go together."""
     for data in (prompts.safety, prompts.utility, prompts.known, prompts.answered, prompts.answered_held_out):
         if data is not None:
             data.require_responses()
-    found_on = {"the safety data that units are scored on": prompts.safety, "the utility data": prompts.utility}
-    tell_overlaps(found_on, {"malicious": prompts.malicious})
     for name, share in settings.shares.items() | {("budget_share", settings.budget_share)}:
         if not 0 < share < 1:
             raise ValueError(f"{name} is a share of all units between 0 and 1, not {share}")
