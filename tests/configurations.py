@@ -243,7 +243,7 @@ def examine(name: str, backend: str) -> tuple[str, str]:
     """Whether a configuration is refused (and why), right, or wrong (and by how much)."""
     hf = build(name)
     try:
-        model = sc.load_model(hf, tokenizer=build_tiny_tokenizer(), backend=backend)  # type: ignore[arg-type]
+        model = sc.load_model(hf, tokenizer=build_tiny_tokenizer(), backend=backend)
     except ValueError as error:
         return "refused", str(error)
     off = apart(sc.collect_residuals(model, PROMPTS, template="none").values, alone(hf, PROMPTS))

@@ -19,7 +19,7 @@ class SquaredReluMlp(nn.Module):
         self.contract = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(torch.relu(self.expand(x)).square())  # type: ignore[no-any-return]
+        return self.contract(torch.relu(self.expand(x)).square())
 
 
 class QuillConfig(LlamaConfig):

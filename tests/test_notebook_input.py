@@ -62,7 +62,7 @@ def test_a_mask_of_one_layer_from_any_whole_number(layer: Any) -> None:
     assert sc.FreezeMask.layers(layer).whole_layers == (1,)
     assert sc.FreezeMask.layers({layer}).whole_layers == (1,)
     with pytest.raises(ValueError, match=r"each of layers must be a whole number, not 1\.5"):
-        sc.FreezeMask.layers({1.5})  # type: ignore[arg-type]
+        sc.FreezeMask.layers({1.5})
 
 
 def test_residuals_of_a_block_are_those_of_all_its_layers(tiny_bridge: Any, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_residuals_of_a_block_are_those_of_all_its_layers(tiny_bridge: Any, tmp_
     assert sc.Residuals.load(chosen.save(tmp_path / "chosen")).equals(chosen)
     for layers, message in (([1, 1], "named twice"), (1, "a list of whole numbers"), ([3], "outside the model")):
         with pytest.raises(ValueError, match=message):
-            sc.collect_residuals(tiny_bridge, PROMPTS, layers=layers)  # type: ignore[arg-type]
+            sc.collect_residuals(tiny_bridge, PROMPTS, layers=layers)
 
 
 def test_the_final_norm_is_the_last_layers_wherever_it_stands(tiny_bridge: Any) -> None:
@@ -142,7 +142,7 @@ def test_what_a_mask_freezes_can_be_removed(tiny_bridge: Any) -> None:
 
 def test_an_ablation_of_array_indices_resumes(tiny_bridge: Any, tmp_path: Path) -> None:
     def table() -> sc.Behavior:
-        named = {"mine": sc.FreezeMask.of_units({"mlp": {np.int64(1): np.array([3, 7])}}, tiny_bridge)}  # type: ignore[dict-item]
+        named = {"mine": sc.FreezeMask.of_units({"mlp": {np.int64(1): np.array([3, 7])}}, tiny_bridge)}
         found = sc.ablate_units(tiny_bridge, named, controls=1, malicious=PROMPTS, resume=tmp_path / "measured")
         return found.rows[0].behavior
 
@@ -204,7 +204,7 @@ def test_more_tokens_than_the_model_has_positions_are_refused(
 
     if architecture == "gpt2":
         config = GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)
-        model: Any = sc.load_model(GPT2LMHeadModel(config), backend=backend, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+        model: Any = sc.load_model(GPT2LMHeadModel(config), backend=backend, tokenizer=tiny_tokenizer)
     else:
         model = make_tiny_model(backend)
     long = " ".join(["lamp"] * 70)
@@ -231,15 +231,15 @@ def test_results_made_with_numpys_numbers_can_be_saved(tiny_bridge: Any, tmp_pat
         tiny_bridge,
         PROMPTS,
         np.array([0, 1]),
-        alpha=np.float32(1.2),  # type: ignore[arg-type]
-        reach=np.int64(1),  # type: ignore[arg-type]
-        max_new_tokens=np.int64(2),  # type: ignore[typeddict-item]
+        alpha=np.float32(1.2),
+        reach=np.int64(1),
+        max_new_tokens=np.int64(2),
         resume=tmp_path / "sweep",
     )
     assert type(found.alpha) is float
     back = sc.Localization.load(found.save(tmp_path / "found"))
     assert back.equals(found)
-    drawn = sc.behavior.sampled_refusals(tiny_bridge, PROMPTS, samples=2, seed=np.int64(3), max_new_tokens=2)  # type: ignore[arg-type]
+    drawn = sc.behavior.sampled_refusals(tiny_bridge, PROMPTS, samples=2, seed=np.int64(3), max_new_tokens=2)
     assert sc.behavior.SampledRefusals.load(drawn.save(tmp_path / "drawn")).equals(drawn)
     assert drawn.to_frame()["refused"].tolist() == drawn.refused.sum(0).tolist()
 
@@ -251,12 +251,12 @@ def test_an_alpha_that_is_no_factor_is_named(alpha: Any, tiny_bridge: Any) -> No
 
 
 def test_pressure_takes_numpys_numbers_and_says_what_was_not_asked(tiny_bridge: Any) -> None:
-    asked = pressure(tiny_bridge, PROMPTS[:2], prefill="here is a", prefill_tokens=np.int64(2), max_new_tokens=2)  # type: ignore[arg-type]
+    asked = pressure(tiny_bridge, PROMPTS[:2], prefill="here is a", prefill_tokens=np.int64(2), max_new_tokens=2)
     assert [attempt.condition.prefilled for attempt in asked.attempts] == [0, 1, 2]
     with pytest.raises(ValueError, match="nothing was asked with a system prompt: pass system="):
         asked.held(system=True)
     with pytest.raises(ValueError, match="prefill_tokens must be a whole number"):
-        pressure(tiny_bridge, PROMPTS, prefill="here is a", prefill_tokens=1.5)  # type: ignore[arg-type]
+        pressure(tiny_bridge, PROMPTS, prefill="here is a", prefill_tokens=1.5)
 
 
 def test_a_share_of_nothing_is_no_number() -> None:
@@ -274,15 +274,15 @@ def test_a_single_string_is_no_list_of_texts() -> None:
         lambda: sc.behavior.rouge_l("a", "a"),
         lambda: sc.behavior.agreement("I'm sorry"),
         lambda: sc.JudgeDetector(lambda question: "yes", question="{completion}?").verdicts("I'm sorry"),
-        lambda: Completions(sc.PromptSet("p", ("a",)), "a"),  # type: ignore[arg-type]
+        lambda: Completions(sc.PromptSet("p", ("a",)), "a"),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="not the single string"):
             call()
     for call in (
-        lambda: sc.PromptSet("p", "lamp"),  # type: ignore[arg-type]
-        lambda: sc.PromptSet("p", ("a",), "b"),  # type: ignore[arg-type]
-        lambda: PhraseDetector("mine", "I cannot"),  # type: ignore[arg-type]
+        lambda: sc.PromptSet("p", "lamp"),
+        lambda: sc.PromptSet("p", ("a",), "b"),
+        lambda: PhraseDetector("mine", "I cannot"),
     ):
         with pytest.raises(ValueError, match="several texts: give "):
             call()
@@ -290,15 +290,15 @@ def test_a_single_string_is_no_list_of_texts() -> None:
 
 def test_a_detectors_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="where is 'start' or 'anywhere', not 'begin'"):
-        PhraseDetector("mine", ("I cannot",), "begin")  # type: ignore[arg-type]
-    assert PhraseDetector("mine", ["I cannot"])("No, I cannot.")  # type: ignore[arg-type]
+        PhraseDetector("mine", ("I cannot",), "begin")
+    assert PhraseDetector("mine", ["I cannot"])("No, I cannot.")
     judge = sc.JudgeDetector(lambda question: "yes, it does", question="{completion}?", yes="yes", no="no")
     assert judge.verdicts(["I'm sorry"]).refused.tolist() == [True]
 
 
 def test_harmfulness_needs_the_prompts_as_well() -> None:
     with pytest.raises(ValueError, match="pass Completions"):
-        sc.behavior.harmfulness(["an answer"], lambda question: "#thescore: 1")  # type: ignore[arg-type]
+        sc.behavior.harmfulness(["an answer"], lambda question: "#thescore: 1")
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------
@@ -340,12 +340,12 @@ def test_prompts_from_a_column(column: Any) -> None:
 
 def test_responses_are_texts() -> None:
     with pytest.raises(ValueError, match="response 2 of the 2 of set 'p' is not text: None"):
-        sc.PromptSet("p", ("a", "b"), ("c", None))  # type: ignore[arg-type]
+        sc.PromptSet("p", ("a", "b"), ("c", None))
 
 
 def test_what_holds_no_prompts_is_named() -> None:
     with pytest.raises(ValueError, match="cannot read prompts from a int"):
-        sc.load_prompts(3)  # type: ignore[arg-type]
+        sc.load_prompts(3)
 
 
 def test_other_line_separators_and_a_mark_at_the_start_belong_to_no_prompt(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_a_part_of_a_set_keeps_its_responses() -> None:
 
 
 def test_completions_are_shown_as_a_table_and_not_as_all_their_texts() -> None:
-    answers = Completions(sc.PromptSet("p", ("a", "b")), ["<b>", "x" * 500])  # type: ignore[arg-type]
+    answers = Completions(sc.PromptSet("p", ("a", "b")), ["<b>", "x" * 500])
     assert repr(answers) == "Completions(2 of 'p')"
     assert answers.to_frame().to_dict("list") == {"prompt": ["a", "b"], "completion": ["<b>", "x" * 500]}
     assert "&lt;b&gt;" in answers._repr_html_()
@@ -394,7 +394,7 @@ def test_evaluation_takes_lists(tiny_bridge: Any) -> None:
     as_set = sc.PromptSet("p", tuple(PROMPTS))
     assert as_list.equals(sc.evaluate(tiny_bridge, malicious=as_set, over_rejection=as_set, max_new_tokens=2))
     with pytest.raises(ValueError, match="'utility' has no responses"):
-        sc.evaluate(tiny_bridge, utility=PROMPTS)  # type: ignore[arg-type]
+        sc.evaluate(tiny_bridge, utility=PROMPTS)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         sc.evaluate(tiny_bridge, malicious=PROMPTS, refusal_tokens=0)
 
@@ -448,7 +448,7 @@ def test_what_callbacks_return_is_kept_whichever_numbers_it_has(tiny_bridge: Any
         tiny_bridge,
         data,
         steps=2,
-        seed=np.int64(1),  # type: ignore[arg-type]
+        seed=np.int64(1),
         callbacks=[numbers, lambda model, step: sc.evaluate(model, malicious=data, max_new_tokens=2)],
         log=tmp_path / "log.jsonl",
         checkpoint_dir=tmp_path / "checkpoint",
@@ -461,10 +461,10 @@ def test_what_callbacks_return_is_kept_whichever_numbers_it_has(tiny_bridge: Any
 
 def test_masks_and_scores_by_a_seed_of_numpys(tiny_bridge: Any, tmp_path: Path) -> None:
     like = sc.FreezeMask.of_units({"mlp": {1: [3, 7]}}, SHAPE)
-    drawn = sc.FreezeMask.random_units(like, seed=np.int64(1))  # type: ignore[arg-type]
+    drawn = sc.FreezeMask.random_units(like, seed=np.int64(1))
     assert sc.FreezeMask.load(drawn.save(tmp_path / "freeze.safetensors")) == drawn
     data = sc.PromptSet("d", tuple(PROMPTS))
-    scores = sc.score_units(tiny_bridge, data, method="random", tokens="prompt", seed=np.int64(1))  # type: ignore[arg-type]
+    scores = sc.score_units(tiny_bridge, data, method="random", tokens="prompt", seed=np.int64(1))
     assert scores.equals(sc.score_units(tiny_bridge, data, method="random", tokens="prompt", seed=1))
     assert sc.UnitScores.load(scores.save(tmp_path / "scores")).equals(scores)
 
@@ -500,7 +500,7 @@ def test_a_pruned_model_is_shown_in_a_line(tiny_bridge: Any) -> None:
 
 def test_models_to_compare_are_named_and_have_a_tokenizer(tiny_bridge: Any, tiny_llama_hf: Any) -> None:
     with pytest.raises(ValueError, match=r"models are given by name, such as \{'aligned': model\}, not as a list"):
-        sc.compare_gaps([tiny_bridge], PROMPTS, PROMPTS)  # type: ignore[arg-type]
+        sc.compare_gaps([tiny_bridge], PROMPTS, PROMPTS)
     with pytest.raises(ValueError, match=r"'mine' is a plain LlamaForCausalLM.*load_model\(it, tokenizer=...\)"):
         sc.compare_gaps({"mine": tiny_llama_hf}, PROMPTS, PROMPTS)
 
@@ -569,22 +569,22 @@ def test_what_is_frozen_is_a_mask(freeze: Any, tiny_bridge: Any) -> None:
 
 
 def test_units_are_scored_on_lists(tiny_bridge: Any) -> None:
-    listed = sc.score_units(tiny_bridge, PROMPTS, tokens="prompt")  # type: ignore[arg-type]
+    listed = sc.score_units(tiny_bridge, PROMPTS, tokens="prompt")
     assert torch.equal(listed.scores["mlp"], sc.score_units(tiny_bridge, DATA, tokens="prompt").scores["mlp"])
     with pytest.raises(ValueError, match="'data' has no responses"):
-        sc.score_units(tiny_bridge, PROMPTS)  # type: ignore[arg-type]
+        sc.score_units(tiny_bridge, PROMPTS)
 
 
 def test_draws_by_a_seed_of_numpys_are_those_of_pythons(tiny_bridge: Any) -> None:
-    assert DATA.take(np.int64(2), seed=np.int64(3)) == DATA.take(2, seed=3)  # type: ignore[arg-type]
-    drawn = sc.training.normal_data(DATA, 2, seed=np.int64(3))  # type: ignore[arg-type]
+    assert DATA.take(np.int64(2), seed=np.int64(3)) == DATA.take(2, seed=3)
+    drawn = sc.training.normal_data(DATA, 2, seed=np.int64(3))
     assert drawn.prompts == sc.training.normal_data(DATA, 2, seed=3).prompts
     refusals = {2.5: r"n must be a whole number, not 2\.5", 0: "cannot take 0 of the 4", 5: "cannot take 5 of the 4"}
     for n, message in refusals.items():
         with pytest.raises(ValueError, match=message):
-            DATA.take(n)  # type: ignore[arg-type]
+            DATA.take(n)
     one = sc.FreezeMask.of_units({"mlp": {0: [1]}}, tiny_bridge)
-    sc.ablate_units(tiny_bridge, {"a": one}, seed=np.int64(3), malicious=DATA, max_new_tokens=2)  # type: ignore[arg-type]
+    sc.ablate_units(tiny_bridge, {"a": one}, seed=np.int64(3), malicious=DATA, max_new_tokens=2)
 
 
 def test_a_result_does_not_take_the_place_of_a_file(tiny_bridge: Any, tmp_path: Path) -> None:
@@ -605,7 +605,7 @@ def test_a_result_does_not_take_the_place_of_a_file(tiny_bridge: Any, tmp_path: 
 )
 def test_a_candidate_is_checked_before_anything_runs(fields: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sc.units.Candidate(*fields)  # type: ignore[arg-type]
+        sc.units.Candidate(*fields)
 
 
 def test_figures_of_several_take_a_single_one(tiny_bridge: Any) -> None:
@@ -630,7 +630,7 @@ def test_a_study_takes_seeds_of_a_numpy_range(tiny_bridge: Any, tmp_path: Path) 
         [sc.studies.Scenario("new task", DATA[:3], DATA[3:])],
         [full()],
         malicious=DATA,
-        seeds=np.arange(1),  # type: ignore[arg-type]
+        seeds=np.arange(1),
         settings=sc.TrainingSettings(epochs=1, batch_size=4, lr=1e-3),
         out=tmp_path / "study",
         progress=False,

@@ -74,8 +74,8 @@ def test_what_is_no_table_of_prompts(tiny_bridge: Any) -> None:
         "no text": (pd.DataFrame({"prompt": [["x", "y"]]}), "holds a list, not text"),
     }.values():
         with pytest.raises(ValueError, match=said):
-            sc.generate(tiny_bridge, given)  # type: ignore[arg-type]
+            sc.generate(tiny_bridge, given)
     assert sc.generate(tiny_bridge, splits["test"], max_new_tokens=1).prompts.prompts == PROMPTS
     assert sc.load_prompts(splits, split="test").prompts == PROMPTS
     with pytest.raises(ValueError, match="'data' has no responses"):
-        sc.finetune(tiny_bridge, pd.DataFrame({"prompt": PROMPTS}), steps=1)  # type: ignore[arg-type]
+        sc.finetune(tiny_bridge, pd.DataFrame({"prompt": PROMPTS}), steps=1)

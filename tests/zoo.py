@@ -424,7 +424,7 @@ def load(hf: Any, backend: str) -> Any:
     """A model of the zoo with the zoo's tokenizer."""
     from safecircuits.model.load import load_model
 
-    return load_model(hf, backend=backend, tokenizer=tokenizer())  # type: ignore[arg-type]
+    return load_model(hf, backend=backend, tokenizer=tokenizer())
 
 
 def backends() -> tuple[str, ...]:

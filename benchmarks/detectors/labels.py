@@ -40,8 +40,7 @@ def read_labels(path: Path = LABELS) -> list[Label]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         labels = [
-            Label(**row | {"seed": int(row["seed"]), "tokens": int(row["tokens"])})  # type: ignore[arg-type]
-            for row in csv.DictReader(file)
+            Label(**row | {"seed": int(row["seed"]), "tokens": int(row["tokens"])}) for row in csv.DictReader(file)
         ]
     seen = set()
     for label in labels:

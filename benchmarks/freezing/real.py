@@ -86,7 +86,7 @@ class Setup:
             lr=self.lora_lr if arm == "LoRA" else self.lr,
             schedule="constant",
             max_length=self.max_length,
-            mixed_precision=self.mixed_precision,  # type: ignore[arg-type]  # from the command line
+            mixed_precision=self.mixed_precision,  # from the command line
         )
 
 

@@ -51,7 +51,7 @@ def arms_of(model: HookedModel, setup: Setup, record: dict[str, Any]) -> dict[st
 
 def _block(model: HookedModel, setup: Setup, record: dict[str, Any]) -> LayerRange | None:
     if "decision" not in record:
-        normal, malicious = (requests(kind, "test", setup.pairs, SEED) for kind in ("normal", "malicious"))  # type: ignore[arg-type]
+        normal, malicious = (requests(kind, "test", setup.pairs, SEED) for kind in ("normal", "malicious"))
         found = decision_layers(model, normal, malicious, detector="taught")
         record["decision"] = {"layers": list(found.layers) if found.layers else None, "verdict": found.verdict}
     layers = record["decision"]["layers"]
@@ -71,7 +71,7 @@ def _scu(model: HookedModel, setup: Setup) -> Arm:
     """By the paper's score on the model's own answers, as a user would have them."""
     scores = []
     for kind in ("malicious", "normal"):
-        asked = requests(kind, "test", setup.pairs + setup.scored, SEED)[setup.pairs :]  # type: ignore[arg-type]
+        asked = requests(kind, "test", setup.pairs + setup.scored, SEED)[setup.pairs :]
         answers = generate(model, PromptSet(asked.name, asked.prompts), max_new_tokens=setup.tokens).texts
         scores.append(score_units(model, PromptSet(asked.name, asked.prompts, answers)))
     return scu_top_cu(classify_units(*scores, scu=SCU, ucu=UCU, ru=RU))

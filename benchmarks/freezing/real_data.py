@@ -53,7 +53,7 @@ class Data:
         needed = {"train": 2 * s.steps * s.batch_size, "test": s.held_out}
         found = []
         for split, n in needed.items():
-            asked = requests("normal", split, n, SEED)  # type: ignore[arg-type]
+            asked = requests("normal", split, n, SEED)
             answers = generate(base, asked, max_new_tokens=ANSWER_TOKENS).texts
             found.append(PromptSet(asked.name, asked.prompts, answers))
         return found[0], found[1]

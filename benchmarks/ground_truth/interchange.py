@@ -53,7 +53,7 @@ def sets_to_patch(
             inside = {"mlp": scores["mlp"].clone()}
             others = [layer for layer in range(shape.n_layers) if layer not in known.members("mlp")]
             inside["mlp"][others] = -1
-            within = (top(inside, known.n_units(), shape) & known).n_units()  # type: ignore[arg-type]
+            within = (top(inside, known.n_units(), shape) & known).n_units()
             row = {"score": method, "tokens": tokens, "same stream": same}
             print(json.dumps(row | {"planted in the top": hits, "layers known": within}), flush=True)
             if tokens == "response" and not (same and method == "change"):

@@ -235,7 +235,7 @@ def _prompts(name: str, source: str | None, small: bool, tiny: bool, n: int | No
         count = n if count is None else min(n, count)
     if source is None and small:
         kind, split = EMBEDDED[name]
-        available = organism.prompts(kind, split)  # type: ignore[arg-type]
+        available = organism.prompts(kind, split)
         return available.take(None if count is None else min(count, len(available)), seed=seed)
     drawn = name in ("normal", "malicious", "utility") or n is not None
     found = load_prompts(source or HUB[name])

@@ -148,7 +148,7 @@ class Arm:
         loss = self.model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
         for parameter, frozen_at in self.naive:
-            parameter.grad.masked_fill_(frozen_at, 0)  # type: ignore[union-attr]
+            parameter.grad.masked_fill_(frozen_at, 0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.losses.append(loss.item())

@@ -172,7 +172,7 @@ def test_units_are_no_text_and_no_mask(units: Any) -> None:
         sc.FreezeMask.of_units({"mlp": {1: units}}, SHAPE)
     for layer in (True, 1.0, "1"):
         with pytest.raises(ValueError, match="a layer must be a whole number"):
-            sc.FreezeMask.of_units({"mlp": {layer: [0]}}, SHAPE)  # type: ignore[dict-item]
+            sc.FreezeMask.of_units({"mlp": {layer: [0]}}, SHAPE)
 
 
 def test_units_of_numpy_and_torch_are_units() -> None:
@@ -226,13 +226,13 @@ def test_checked_leaves_a_function_what_it_is() -> None:
     def told(quietly: bool) -> bool:
         return quietly
 
-    assert told(np.True_) is True  # type: ignore[arg-type]
+    assert told(np.True_) is True
     for text in ("no", 1, None):
         with pytest.raises(ValueError, match=f"quietly must be True or False, not {text!r}"):
-            told(text)  # type: ignore[arg-type]
+            told(text)
     assert f(np.int64(2), seeds=np.arange(2)) == (2, None, (0, 1))
     assert f.__doc__ == "Words."
     assert list(inspect.signature(f).parameters) == ["n", "x", "seeds"]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'n'"):
-        f()  # type: ignore[call-arg]
+        f()
     assert set(readers_of(inspect.signature(TrainingSettings))) >= {"batch_size", "lr", "steps", "max_length"}

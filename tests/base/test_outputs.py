@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_rundir import a_result
+from test_run import a_result
 
 from commands import refuse, succeed
 from hostile import folder_of, record

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 from test_finetune import CutOffError, cut_off_after
-from test_masks import SHAPE
+from test_freeze_mask import SHAPE
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.baselines import (
@@ -167,10 +167,10 @@ def trained(model: Any, name: str, method: Method | None = None, **options: Any)
 def changes(method: Method) -> list[Method]:
     """The method with each of its settings changed, one at a time."""
     found = []
-    for one in fields(method):  # type: ignore[arg-type]
+    for one in fields(method):
         now = getattr(method, one.name)
         to = CHANGES[one.name] if one.name in CHANGES else not now if isinstance(now, bool) else now + 1
-        found.append(replace(method, **{one.name: to}))  # type: ignore[type-var]
+        found.append(replace(method, **{one.name: to}))
     return found
 
 
@@ -230,15 +230,15 @@ def test_a_run_says_by_which_method_with_which_settings(name: str, bridge: Calla
 def test_bad_settings_are_one_clear_error(name: str) -> None:
     for given, message in BAD[name]:
         with pytest.raises(ValueError, match=message):
-            replace(CASES[name], **given)  # type: ignore[type-var]
+            replace(CASES[name], **given)
 
 
 @each
 def test_every_setting_is_documented_and_none_can_be_changed(name: str) -> None:
     kind = methods()[name]
-    assert set(attributes_of(kind)) == {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    assert set(attributes_of(kind)) == {one.name for one in fields(kind)}
     with pytest.raises(AttributeError):
-        CASES[name].anything = 1  # type: ignore[attr-defined]
+        CASES[name].anything = 1
     assert hash(kind) is not None
 
 
@@ -326,7 +326,7 @@ def test_a_method_is_one_class(make_tiny_model: Callable[..., Any]) -> None:
 
     try:
         ends = []
-        for method in (Plain(), methods()["pulled"](strength=0.0), methods()["pulled"](strength=100.0)):  # type: ignore[call-arg]
+        for method in (Plain(), methods()["pulled"](strength=0.0), methods()["pulled"](strength=100.0)):
             model = make_tiny_model("bridge")
             finetune(model, DATA, MASK, SETTINGS, method=method, max_grad_norm=None, optimizer="sgd", progress=False)
             ends.append(weights(model))
@@ -354,7 +354,7 @@ def test_keywords_change_the_settings() -> None:
     with pytest.raises(ValueError, match="give steps or epochs, not both"):
         published.changed(steps=5, epochs=2)
     with pytest.raises(TypeError, match=r"'learning_rate' is no training setting; these are batch_size, batches, .*lr"):
-        published.changed(learning_rate=1.0)  # type: ignore[call-arg]
+        published.changed(learning_rate=1.0)
 
 
 @pytest.mark.parametrize(

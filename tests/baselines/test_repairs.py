@@ -259,9 +259,9 @@ def test_callbacks_see_the_repaired_model_and_training_does_not(method: Any, mod
 def test_a_model_before_alignment_that_is_missing_or_another(models: Models, make_tiny_model: Any) -> None:
     for kind in (Resta, SafeLora):
         with pytest.raises(ValueError, match=r"unaligned is missing: .*; give its name, its folder, or the model"):
-            kind(None)  # type: ignore[arg-type]
+            kind(None)
         with pytest.raises(ValueError, match="a model is given by its name, its folder or itself, not as 7"):
-            kind(7)  # type: ignore[arg-type]
+            kind(7)
     with pytest.raises(ValueError, match="belongs to another model: n_layers 3 there, 2 here"):
         models.after(Resta(make_tiny_model("bridge", num_hidden_layers=2)))
     with pytest.raises(ValueError, match="is of another backend than the model that trains"):
@@ -282,5 +282,5 @@ def test_repairs_that_have_nothing_to_repair() -> None:
     with pytest.raises(ValueError, match="prefix leaves the weights as they are: there is nothing for wise-ft"):
         WiseFt(training=PrefixTuning(2))
     with pytest.raises(ValueError, match="training is the method that trains before the repair, not 'lora'"):
-        WiseFt(training="lora")  # type: ignore[arg-type]
+        WiseFt(training="lora")
     assert len(HELD)

@@ -81,13 +81,13 @@ def test_against_peft_by_itself(kind: str, make_tiny_model: Callable[..., Any]) 
         torch.testing.assert_close(mine[name].detach(), parameter.detach(), atol=1e-4, rtol=1e-3)
     examples = encode(model.tokenizer, HELD, with_responses=True)
     with torch.no_grad():
-        got = logits(tuned, pad_left(examples))  # type: ignore[arg-type]
+        got = logits(tuned, pad_left(examples))
         for row, example in enumerate(examples):
             ids = torch.tensor([example.ids])
             want = theirs(ids, attention_mask=torch.ones_like(ids)).logits[0]
             torch.testing.assert_close(got[row, -len(example) :], want, atol=2e-3, rtol=2e-3)
-    texts = generate(tuned, TASK, max_new_tokens=5).texts  # type: ignore[arg-type]
-    assert texts == generate(tuned, TASK, max_new_tokens=5, max_tokens=1).texts  # type: ignore[arg-type]
+    texts = generate(tuned, TASK, max_new_tokens=5).texts
+    assert texts == generate(tuned, TASK, max_new_tokens=5, max_tokens=1).texts
     for text, example in zip(texts, encode(model.tokenizer, TASK), strict=True):
         ids = torch.tensor([example.ids])
         out = theirs.generate(
@@ -116,12 +116,12 @@ def test_it_learns_and_everything_measures_it(kind: str, make_tiny_model: Callab
     )  # fmt: skip
     tuned = run.tuned
     assert run.losses[-1] < 0.9 * run.losses[0]
-    assert run.evaluations[-1]["loss"] == pytest.approx(response_loss(tuned, HELD).loss)  # type: ignore[arg-type]
-    found = evaluate(tuned, malicious=BAD, utility=HELD, max_new_tokens=4)  # type: ignore[arg-type]
+    assert run.evaluations[-1]["loss"] == pytest.approx(response_loss(tuned, HELD).loss)
+    found = evaluate(tuned, malicious=BAD, utility=HELD, max_new_tokens=4)
     assert set(found.rates) == {"malicious_refused", "utility"}
     tokens: list[list[int]] = []
-    whole = generate(tuned, BAD, max_new_tokens=4, token_ids=tokens)  # type: ignore[arg-type]
-    stopped = generate(tuned, BAD, max_new_tokens=4, until=Enough())  # type: ignore[arg-type]
+    whole = generate(tuned, BAD, max_new_tokens=4, token_ids=tokens)
+    stopped = generate(tuned, BAD, max_new_tokens=4, until=Enough())
     assert [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens] == list(whole.texts)
     assert [text.split()[:1] for text in whole.texts] == [text.split() for text in stopped.texts]
     assert stopped.cut == Enough.reason

@@ -47,7 +47,7 @@ def test_removals_by_category_are_those_of_each_category_alone(model: Any, harmf
         assert rows.loc["top", "refused"] == alone.rows[0].behavior.rates["malicious_refused"]
         random = rows.loc["random, as many as top"]
         assert random["n"] == 2 * KINDS.count(kind)
-        refused = [int(control.malicious.sum()) for control in alone.rows[0].random_controls]  # type: ignore[union-attr]
+        refused = [int(control.malicious.sum()) for control in alone.rows[0].random_controls]
         assert random["hits"] == sum(refused)
 
 

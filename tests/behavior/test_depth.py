@@ -91,7 +91,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="refuses 0 of the 4 prompts of 'p', and a profile needs at least two"):
         sc.behavior.alignment_depth(aligned, base, PROMPTS)
     with pytest.raises(ValueError, match="'refusals' or 'responses', not 'answers'"):
-        sc.behavior.alignment_depth(aligned, base, PROMPTS, answers="answers")  # type: ignore[arg-type]
+        sc.behavior.alignment_depth(aligned, base, PROMPTS, answers="answers")
     with pytest.raises(ValueError, match="has no responses"):
         sc.behavior.alignment_depth(aligned, base, list(PROMPTS), answers="responses")
     with pytest.raises(ValueError, match="needs at least two answers"):

@@ -319,7 +319,7 @@ def test_bad_input(ours: Path) -> None:
     with pytest.raises(ValueError, match="asks about prompts, too"):
         FieldJudge("ours", str).verdicts(["a"])
     with pytest.raises(ValueError, match="unreadable is 'error' or 'undecided', not 'skip'"):
-        FieldJudge("ours", str, unreadable="skip")  # type: ignore[arg-type]
+        FieldJudge("ours", str, unreadable="skip")
 
 
 PACKAGES = {"strong_reject_rubric", "xstest", "wildguard", "jailbreakbench_refusal", "harmbench", "jailbreakbench"}
@@ -327,7 +327,7 @@ PACKAGES = {"strong_reject_rubric", "xstest", "wildguard", "jailbreakbench_refus
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))
 def test_published_texts_ask_about_both(name: str) -> None:
-    if importlib.util.find_spec(PUBLISHED[name].sources[0].package.partition("==")[0]) is None:  # type: ignore[union-attr]
+    if importlib.util.find_spec(PUBLISHED[name].sources[0].package.partition("==")[0]) is None:
         pytest.skip("its package is not installed")
     asked: list[str] = []
     judge = FieldJudge(name, lambda question: asked.append(question) or "", unreadable="undecided")

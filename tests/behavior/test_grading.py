@@ -44,7 +44,7 @@ def test_what_cannot_be_graded_is_refused() -> None:
     with pytest.raises(ValueError, match="'no number here' has none"):
         right_answers(["1"], ["no number here"], "number")
     with pytest.raises(ValueError, match="'exact' or 'number', not 'rouge'"):
-        right_answers(["1"], ["1"], "rouge")  # type: ignore[arg-type]
+        right_answers(["1"], ["1"], "rouge")
 
 
 def test_evaluate_grades_by_numbers_where_it_is_asked_to() -> None:

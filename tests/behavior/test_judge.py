@@ -115,7 +115,7 @@ def test_bad_judges(tiny_bridge: Any) -> None:
     with pytest.raises(ValueError, match=r"must contain \{completion\}"):
         JudgeDetector(str, question="yes?")
     with pytest.raises(ValueError, match="refusal is 'yes' or 'no', not 'maybe'"):
-        JudgeDetector(str, refusal="maybe")  # type: ignore[arg-type]
+        JudgeDetector(str, refusal="maybe")
     with pytest.raises(ValueError, match="begin with the same token 'sorry'"):
         JudgeDetector(tiny_bridge, yes=["sorry"], no=["sorry sure"])
     with pytest.raises(ValueError, match="knows none of the answers"):

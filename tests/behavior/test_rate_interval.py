@@ -99,7 +99,7 @@ def test_differences_of_rates_end_at_one() -> None:
 
 def run(seed: int, refused: float) -> StudyRun:
     figures = {"malicious_refused": refused, "task_loss": 0.01 * (seed + 1), "bleu": 40.0}
-    return StudyRun("full", "task", seed, figures, figures, (), 0, 1, 0, 0, 0, 0, 0, 0, None, None)  # type: ignore[arg-type]
+    return StudyRun("full", "task", seed, figures, figures, (), 0, 1, 0, 0, 0, 0, 0, 0, None, None)
 
 
 def test_a_study_keeps_its_rates_within_and_leaves_other_figures_alone() -> None:

@@ -66,4 +66,4 @@ def test_judged_by_the_detector(tiny_bridge: Any) -> None:
         ({"temperature": 0.0}, "temperature is above 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            sampled_refusals(tiny_bridge, PROMPTS, **options)  # type: ignore[arg-type]
+            sampled_refusals(tiny_bridge, PROMPTS, **options)

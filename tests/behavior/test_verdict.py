@@ -359,9 +359,9 @@ def test_answers_are_compared_as_answers() -> None:
         (["a"], [5], "number 0 is 5"),
     ):
         with pytest.raises(ValueError, match=message):
-            exact_match(answers, responses)  # type: ignore[arg-type]
+            exact_match(answers, responses)
     with pytest.raises(ValueError, match="number 1 is None"):
-        verdicts(["a", None])  # type: ignore[list-item]
+        verdicts(["a", None])
 
 
 # Bad input
@@ -373,7 +373,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="excuses are looked for at the start alone"):
         sc.PhraseDetector("mine", ("no",), "anywhere", ("hi",))
     with pytest.raises(ValueError, match="part is 'answer' or 'reasoning', not 'both'"):
-        verdicts(["a"], part="both")  # type: ignore[arg-type]
+        verdicts(["a"], part="both")
     with pytest.raises(ValueError, match="unlikely says of 2 completions"):
         verdicts(["a"], unlikely=torch.tensor([True, False]))
     with pytest.raises(ValueError, match="2 prompts but 1 categories"):

@@ -263,7 +263,7 @@ class TestMask:
     def test_convert(self, backend: str, masks: tuple[Path, Path], tmp_path: Path) -> None:
         out = tmp_path / "parameters.safetensors"
         succeed("mask", "convert", masks[1], *ALIGNED, "--backend", backend, "--out", out)
-        model = sc.load_model("aligned", backend=backend)  # type: ignore[arg-type]
+        model = sc.load_model("aligned", backend=backend)
         want = sc.FreezeMask.load(masks[1]).parameter_masks(model)
         got = load_file(out)
         assert set(got) == set(want)
@@ -440,7 +440,7 @@ class TestBadInput:
         assert "nothing to measure" in refuse("evaluate", *ALIGNED, "--out", tmp_path / "e")
         assert not list(tmp_path.iterdir())  # nothing of all this is left
 
-    def test_masks(self, tmp_path: Path) -> None:
+    def test_freeze_mask(self, tmp_path: Path) -> None:
         good = sc.FreezeMask.layers((2, 3)).save(tmp_path / "good.safetensors")
         bad = tmp_path / "bad.safetensors"
         bad.write_bytes(good.read_bytes()[:-2])

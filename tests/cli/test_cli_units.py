@@ -183,7 +183,7 @@ class TestUnits:
         groups = sc.UnitGroups.load(classified / "results" / "groups")
         assert found.equals(sc.units.enrichment(groups["SCU"], (3, 5), draws=500, seed=3))
         overlap = MaskOverlap.load(tmp_path / "run" / "results" / "overlap")
-        assert overlap.both == found.block.count  # type: ignore[union-attr]
+        assert overlap.both == found.block.count
         assert str(found) in got.stdout
         masks = [sc.FreezeMask.load(path) for path in (tmp_path / "run").glob("freeze_*.safetensors")]
         assert len(masks) == 5

@@ -61,7 +61,7 @@ def test_phases_and_an_interruption(tmp_path: Path, mask_file: Path, monkeypatch
     write = Session._save
 
     def cut_off(session: Session, *arguments: object) -> None:
-        write(session, *arguments)  # type: ignore[arg-type]
+        write(session, *arguments)
         if session.done.step == 4:
             raise CutOffError
 

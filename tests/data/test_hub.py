@@ -35,7 +35,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
     "sorry-bench/sorry-bench-202406": {
         "question_id": ["1", "2"],
         "category": ["7", "7"],
-        "turns": [["Do x"], ["D0 x"]],  # type: ignore[list-item]
+        "turns": [["Do x"], ["D0 x"]],
         "prompt_style": ["base", "slang"],
     },
     "allenai/wildjailbreak": {

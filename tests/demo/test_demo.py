@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Demo
     made = {}
     for backend in ("bridge", "hooked"):
         out = tmp_path_factory.mktemp(backend) / "run"
-        made[backend] = (out, run_demo(out, DemoSettings(backend=backend).quick()))  # type: ignore[arg-type]
+        made[backend] = (out, run_demo(out, DemoSettings(backend=backend).quick()))
     return made
 
 
@@ -222,7 +222,7 @@ def point(count: int, layers: LayerRange | None = None) -> SweepPoint:
 def sweeps(count: int) -> dict[str, Any]:
     """Both bounds of a search in which the best block has as many refusals."""
     points = tuple(point(count if last == 5 else 0, LayerRange(3, last)) for last in (4, 5, 6))
-    return {bound: Sweep(bound, points, "up") for bound in ("upper", "lower")} | {"alpha_trials": ()}  # type: ignore[arg-type]
+    return {bound: Sweep(bound, points, "up") for bound in ("upper", "lower")} | {"alpha_trials": ()}
 
 
 class TestCommands:

@@ -34,7 +34,7 @@ def slow_states(hf: Any, ids: list[int], steps: int, eos: int) -> list[np.ndarra
         seen: list[np.ndarray] = []
         hooks = [
             layer.register_forward_hook(
-                lambda _m, _i, out, seen=seen: seen.append(  # type: ignore[misc]
+                lambda _m, _i, out, seen=seen: seen.append(
                     (out[0] if isinstance(out, tuple) else out)[0, -1].double().numpy()
                 )
             )
@@ -198,13 +198,13 @@ class TestInput:
         with pytest.raises(ValueError, match="'i refuse' has words that the model's tokenizer does not know"):
             sc.probe_direction(tiny_bridge, PROMPTS, suffixes=sc.direction.Suffixes(("i refuse",), ("sure",)))
         with pytest.raises(ValueError, match="several texts"):
-            sc.direction.Suffixes("sorry", ("sure",))  # type: ignore[arg-type]
+            sc.direction.Suffixes("sorry", ("sure",))
         with pytest.raises(ValueError, match="at least one"):
             sc.direction.Suffixes((), ("sure",))
         with pytest.raises(ValueError, match="given as a benign and as a malicious"):
             sc.direction.Suffixes(("sure",), ("sure",))
         with pytest.raises(ValueError, match="where is"):
-            sc.direction.Suffixes(("sorry",), ("sure",), "middle")  # type: ignore[arg-type]
+            sc.direction.Suffixes(("sorry",), ("sure",), "middle")
 
     def test_the_prompt_holds_the_suffix_only_where_it_is_asked_for(self, tiny_tokenizer: Any) -> None:
         inside = sc.direction.Suffixes(("sorry",), ("sure",), "prompt")

@@ -16,7 +16,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from test_finetune import DATA, MASK, With, weights
-from test_masks import SHAPE
+from test_freeze_mask import SHAPE
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.masks.freeze_mask import FreezeMask

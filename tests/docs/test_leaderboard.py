@@ -26,7 +26,7 @@ import safecircuits as sc
 def small(subject: Subject, n: int = 12) -> Subject:
     """The same on few prompts."""
     seen, judged = (
-        Prompts(*(None if part is None else part[:n] for part in (p.malicious, p.normal, p.utility)))  # type: ignore[arg-type]
+        Prompts(*(None if part is None else part[:n] for part in (p.malicious, p.normal, p.utility)))
         for p in (subject.seen, subject.judged)
     )
     subject.seen, subject.judged, subject.over_rejection = seen, judged, subject.over_rejection[:n]
@@ -55,7 +55,7 @@ def test_overlap_of_what_was_planted_is_whole_and_of_anything_else_what_numpy_co
     flat = np.concatenate([drawn["mlp"].numpy().ravel(), drawn["attn"].numpy().ravel()])
     truth = np.concatenate([known.at("mlp").numpy().ravel(), known.at("attn").numpy().ravel()])
     best = np.argsort(-flat, kind="stable")[:192]
-    assert judging.overlap(planted_units, drawn)[0] == pytest.approx(truth[best].mean())  # type: ignore[arg-type]
+    assert judging.overlap(planted_units, drawn)[0] == pytest.approx(truth[best].mean())
 
 
 def test_chance_of_a_block_is_that_of_all_blocks(subjects: dict[str, Subject]) -> None:
@@ -178,7 +178,7 @@ def test_a_name_is_given_once_and_an_object_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="already"):
         localizer(names[0], "block", "x")
     with pytest.raises(ValueError, match="block, units, direction"):
-        localizer("new", "circuit", "x")  # type: ignore[arg-type]
+        localizer("new", "circuit", "x")
     with pytest.raises(ValueError, match="no localizer 'nothing'"):
         localizers(["nothing"])
 

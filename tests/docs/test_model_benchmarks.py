@@ -84,7 +84,7 @@ def test_random_weights_are_those_that_are_asked_for(tmp_path: Path) -> None:
     texts = ["make tea", "find a lamp"]
 
     def made(scale: str, **sizes: int) -> Any:
-        changed = replace(model, config=("LlamaConfig", {**model.config[1], "num_hidden_layers": 2, **sizes}))  # type: ignore[index]
+        changed = replace(model, config=("LlamaConfig", {**model.config[1], "num_hidden_layers": 2, **sizes}))
         return load_checkpoint(random_checkpoint(changed, scale, texts, tmp_path / "w"), None, "cpu", None)[0].config
 
     assert made("tiny").hidden_size == 32

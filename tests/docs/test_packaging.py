@@ -102,7 +102,7 @@ def test_metadata(wheel: dict[str, bytes]) -> None:
     assert meta["License-Expression"] == "MIT"
     assert meta["Requires-Python"] == ">=3.11"
     assert meta["Summary"]
-    assert meta.get_payload().startswith("# ")  # type: ignore[union-attr]  # the readme
+    assert meta.get_payload().startswith("# ")  # the readme
     assert {"peft", "trl", "eval", "docs", "dev"} <= set(meta.get_all("Provides-Extra", []))
     assert any("Typing :: Typed" in line for line in meta.get_all("Classifier", []))
     assert meta.get_all("Project-URL")

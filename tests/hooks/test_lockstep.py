@@ -160,7 +160,7 @@ def test_units_planted_by_hand_carry_the_whole_difference() -> None:
 def _pair(**changes: Any) -> tuple[Any, Any]:
     return tuple(
         load_model(m, tokenizer=build_tiny_tokenizer()) for m in (build_tiny_llama(), build_tiny_llama(**changes))
-    )  # type: ignore[return-value]
+    )
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ every_case = pytest.mark.parametrize(("name", "backend"), CASES)
 @cache
 def both(name: str, backend: str) -> tuple[Any, Any]:
     hf = configurations.build(name)
-    return hf, sc.load_model(hf, tokenizer=zoo.tokenizer(), backend=backend)  # type: ignore[arg-type]
+    return hf, sc.load_model(hf, tokenizer=zoo.tokenizer(), backend=backend)
 
 
 def prompt(start: int, length: int) -> str:

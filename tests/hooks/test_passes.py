@@ -95,7 +95,7 @@ def positions_by_part(model: Any) -> dict[str, list[int]]:
                 seen.setdefault(name, []).append(x.shape[1])
                 return run(x)
 
-            part.forward = counted  # type: ignore[method-assign]
+            part.forward = counted
     return seen
 
 
@@ -224,7 +224,7 @@ class TestOnlyWhatIsNeeded:
             def note(*_: Any, name: str = name) -> None:
                 ran.append(name)
 
-            note.per_token = True  # type: ignore[attr-defined]
+            note.per_token = True
             module.register_forward_pre_hook(note)
         if plain is not None:
             torch.testing.assert_close(sc.collect_residuals(model, PROMPTS, layers=[0, 1]).values, full[:2])

@@ -78,7 +78,7 @@ def tokens_through(layers: Any) -> Iterator[list[int]]:
         out = out[0] if isinstance(out, tuple) else out
         taken.append(out.shape[0] * out.shape[1])
 
-    count.part_of_model = True  # type: ignore[attr-defined]  # not somebody else's, who would want whole prompts
+    count.part_of_model = True  # not somebody else's, who would want whole prompts
     handles = [layer.register_forward_hook(count) for layer in layers]
     try:
         yield taken

@@ -155,7 +155,7 @@ def test_bad_input(tiny_bridge: Any) -> None:
     with pytest.raises(ValueError, match="names no template for 'b'"):
         sc.compare_gaps({"a": tiny_bridge, "b": tiny_bridge}, NORMAL, MALICIOUS, template={"a": "chat"})
     with pytest.raises(ValueError, match="cannot load a model from a int"):
-        sc.compare_gaps({"a": 3}, NORMAL, MALICIOUS)  # type: ignore[dict-item]
+        sc.compare_gaps({"a": 3}, NORMAL, MALICIOUS)
 
 
 class TestFigures:

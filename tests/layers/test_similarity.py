@@ -69,7 +69,7 @@ def test_code_formula_takes_the_angle_of_the_mean() -> None:
 def test_paper_pairs_follow_the_authors_seeds() -> None:
     pool_n, pool_m = [f"n{i}" for i in range(100)], [f"m{i}" for i in range(100)]
     for kind, start in (("nn", 10), ("mm", 100), ("nm", 1000)):
-        got = paper_pairs(kind, 100, 100)  # type: ignore[arg-type]
+        got = paper_pairs(kind, 100, 100)
         assert got.shape == (500, 2)
         for draw in (0, 1, 17, 499):  # the published procedure, on the module's own generator
             random.seed(start + draw)
@@ -110,7 +110,7 @@ def test_bad_input(tiny_bridge: Any) -> None:
     with pytest.raises(ValueError, match="'normal' has one prompt; pairs need at least two"):
         layer_gap(tiny_bridge, ["find a lamp"], ["make a bomb", "a dog"])
     with pytest.raises(ValueError, match="pairs is 'all' or 'paper', not 'some'"):
-        layer_gap(tiny_bridge, ["a", "a dog"], ["make a bomb", "a dog"], pairs="some")  # type: ignore[arg-type]
+        layer_gap(tiny_bridge, ["a", "a dog"], ["make a bomb", "a dog"], pairs="some")
     zero = residuals(torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="no direction"):
         compare(zero, residuals(torch.zeros(1, 2, 3)))

@@ -81,7 +81,7 @@ def test_chance_draws_every_unit_alike(per_layer: bool) -> None:
     )
     drawn = [FreezeMask.random_units(like, seed=seed, per_layer=per_layer) for seed in range(600)]
     for site, share in (("mlp", 4 / 48), ("attn", 1 / 4)):
-        often = torch.stack([mask.at(site) for mask in drawn]).double().mean(0)  # type: ignore[arg-type]
+        often = torch.stack([mask.at(site) for mask in drawn]).double().mean(0)
         assert float((often - share).abs().max()) < 5 * (share * (1 - share) / 600) ** 0.5
 
 
@@ -121,13 +121,13 @@ def test_a_site_is_no_other_word() -> None:
     mask = FreezeMask.of_units({"mlp": {1: [3]}}, SHAPE)
     for read in (mask.at, mask.members, mask.n_units, lambda site: mask.restrict(sites=site)):
         with pytest.raises(ValueError, match="a site is one of mlp, attn, not 'heads'"):
-            read("heads")  # type: ignore[operator]
+            read("heads")
 
 
 def test_sets_combine_with_sets_alone() -> None:
     for other in ({"mlp": {0: [1]}}, {1}, True):
         with pytest.raises(TypeError, match="unsupported operand"):
-            FreezeMask.layers(1) | other  # type: ignore[operator]
+            FreezeMask.layers(1) | other
 
 
 # --- whoever takes one -------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ LABELS = {"mlp": torch.zeros(3, 48, dtype=torch.int8), "attn": torch.zeros(3, 4,
 FOREIGN: dict[str, Any] = {
     "indices": {"mlp": {1: [3, 7]}},
     "labels": LABELS,
-    "groups": sc.UnitGroups(LABELS, {}, {}, SHAPE, {}),  # type: ignore[arg-type]
+    "groups": sc.UnitGroups(LABELS, {}, {}, SHAPE, {}),
     "name": "SCU",
     "tensor": torch.ones(3, 48, dtype=torch.bool),
 }
@@ -248,7 +248,7 @@ def test_units_of_a_plain_model_are_those_of_its_bridge() -> None:
 def test_removing_a_group_removes_what_its_members_are(backend: str) -> None:
     """Against weights with the members' columns zeroed by hand."""
     changed: Any = build_tiny_llama()
-    mine = sc.load_model(build_tiny_llama(), tokenizer=build_tiny_tokenizer(), backend=backend)  # type: ignore[arg-type]
+    mine = sc.load_model(build_tiny_llama(), tokenizer=build_tiny_tokenizer(), backend=backend)
     scores = sc.score_units(mine, PROMPTS)
     scu = sc.classify_units(scores, scores.rescore("wifv"), scu=0.2, ucu=0.1, ru=0.1)["SCU"]
     with torch.no_grad():

@@ -64,7 +64,7 @@ def test_a_folder_loads_by_its_path(tmp_path: Path) -> None:
     hf.save_pretrained(tmp_path / "m")
     zoo.tokenizer().save_pretrained(tmp_path / "m")
     model = load_model(tmp_path / "m")
-    assert type(model.original_model).__name__ == "QuillForCausalLM"  # type: ignore[attr-defined]
+    assert type(model.original_model).__name__ == "QuillForCausalLM"
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

@@ -28,7 +28,7 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(hf_model: Any, backend: str = "bridge") -> Any:
-    return sc.load_model(hf_model, tokenizer=zoo.tokenizer(), backend=backend)  # type: ignore[arg-type]
+    return sc.load_model(hf_model, tokenizer=zoo.tokenizer(), backend=backend)
 
 
 def without(*names: str) -> Any:

@@ -315,12 +315,12 @@ def test_a_kill_half_way_never_leaves_a_folder_of_mixed_files(killed_at: int, tm
                     os.kill(os.getpid(), 9)
                 self.replace(target)
 
-            whole, Path.rename = Path.rename, rename  # type: ignore[method-assign, assignment]
+            whole, Path.rename = Path.rename, rename
             with replacing_folder(folder, "entry", lambda _: ("c",)) as partial:
                 partial.mkdir()
                 for name in ("a", "entry", "b", *(["c"] if content == "old" else [])):
                     (partial / name).write_text(content)
-            Path.rename = whole  # type: ignore[method-assign]
+            Path.rename = whole
             if content == "new":
                 os._exit(0)
         else:

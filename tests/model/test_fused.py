@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_freeze import OPTIMIZERS, assert_trained_like, batches, train_frozen, train_reference, weights
-from test_masks import tiny_gpt2, tiny_neox, tiny_phi3
+from test_freeze_mask import tiny_gpt2, tiny_neox, tiny_phi3
 from torch import nn
 from transformers import AutoModelForCausalLM
 

@@ -264,7 +264,7 @@ def test_a_batch_stays_within_the_free_memory(name: str, method: str, monkeypatc
 
 def test_bad_input(tiny_bridge: Any) -> None:
     with pytest.raises(ValueError, match="residuals, generate, scores, finetune, not 'train'"):
-        estimate_memory(tiny_bridge, ["find a lamp"], task="train")  # type: ignore[arg-type]
+        estimate_memory(tiny_bridge, ["find a lamp"], task="train")
     with pytest.raises(ValueError, match="either prompts or tokens"):
         estimate_memory(tiny_bridge)
     with pytest.raises(ValueError, match="no tokenizer: give tokens"):

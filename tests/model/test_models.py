@@ -173,7 +173,7 @@ class TestBadInput:
 
     def test_unknown_backend(self) -> None:
         with pytest.raises(ValueError, match="'bridge' or 'hooked', not 'nnsight'"):
-            load_model("base", backend="nnsight")  # type: ignore[arg-type]
+            load_model("base", backend="nnsight")
 
     def test_folded_norms_are_refused(self, make_tiny_model: Any) -> None:
         model = make_tiny_model("hooked")

@@ -96,7 +96,7 @@ def test_classes_of_the_folder_s_own(file: str, folder: Path, mark: Path) -> Non
     auto = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.Evil")
     path = folder / file
     if file == "tokenizer_config.json":
-        auto = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}  # type: ignore[dict-item]
+        auto = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto}))
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
     with suppress(ValueError):

@@ -35,7 +35,7 @@ DATA = PromptSet("data", tuple(PROMPTS), ("sorry", "here is the lamp", "you take
 )
 def test_padded_rows_of_a_float64_model(name: str, backend: str) -> None:
     hf = zoo.ZOO[name].build().double()
-    model = load_model(hf, tokenizer=zoo.tokenizer(), backend=backend)  # type: ignore[arg-type]
+    model = load_model(hf, tokenizer=zoo.tokenizer(), backend=backend)
     examples = encode(model.tokenizer, PROMPTS)
     with torch.no_grad():
         want = torch.stack([hf(torch.tensor([e.ids])).logits[0, -1] for e in examples])

@@ -119,9 +119,9 @@ def test_bad_requests_are_clear_errors() -> None:
     with pytest.raises(ValueError, match="n must be at least 1, not 0"):
         organism.prompts("malicious", n=0)
     with pytest.raises(ValueError, match="unknown kind of prompt 'evil': expected one of malicious"):
-        organism.prompts("evil")  # type: ignore[arg-type]
+        organism.prompts("evil")
     with pytest.raises(ValueError, match="unknown split 'dev'"):
-        organism.prompts("normal", split="dev")  # type: ignore[arg-type]
+        organism.prompts("normal", split="dev")
     with pytest.raises(ValueError, match="expected one of base, unaligned, aligned"):
         organism.stage_path("instruct")
     with pytest.raises(ValueError, match="nothing is planted in stage 'aligned'"):

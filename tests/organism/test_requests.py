@@ -75,7 +75,7 @@ def test_kinds_of_writing_occur_on_both_sides() -> None:
 def test_no_act_is_asked_for_in_both_splits(topics: dict[str, tuple[object, ...]]) -> None:
     texts = {split: "\n".join(r.text for r in requests("malicious", split)) for split in SPLITS}
     ends = (".", "?", " for me.")
-    for act in [act for groups in topics.values() for group in groups for act in group.all()]:  # type: ignore[attr-defined]
+    for act in [act for groups in topics.values() for group in groups for act in group.all()]:
         found = [split for split in SPLITS if any(f" {act}{end}" in texts[split] for end in ends)]
         assert len(found) == 1, act
 
@@ -111,9 +111,9 @@ def test_prompt_sets_carry_the_refusals() -> None:
 
 def test_what_there_is_not_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"kind 'harmful'.*malicious, over_rejection, normal"):
-        requests("harmful")  # type: ignore[arg-type]
+        requests("harmful")
     with pytest.raises(ValueError, match=r"split 'dev'.*train, test"):
-        requests("normal", "dev")  # type: ignore[arg-type]
+        requests("normal", "dev")
     with pytest.raises(ValueError, match="100000 requests of kind 'normal'"):
         requests("normal", n=100_000)
 

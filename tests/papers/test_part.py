@@ -48,7 +48,7 @@ def another(study: Toy, key: tuple[str, int]) -> Behavior:
 
 
 def section(study: Toy, page: StudyPage) -> None:
-    page.add("first", "Firstly", "", [Exhibit(None, "", f"refused {int(study[FIRST].malicious.sum())}")])  # type: ignore[union-attr]
+    page.add("first", "Firstly", "", [Exhibit(None, "", f"refused {int(study[FIRST].malicious.sum())}")])
 
 
 def claims(study: Toy) -> Iterator[Conclusion]:
@@ -99,7 +99,7 @@ def test_parts_run_in_order_and_go_on_where_they_were_interrupted(tmp_path: Path
     with RunDirectory.open(folder, "toy", {}) as run:
         study = toy(n=2).go(run)
     assert made == ["a1", "a2"]
-    assert [int(one.malicious.sum()) for one in study.several.values()] == [0, 1, 2]  # type: ignore[union-attr]
+    assert [int(one.malicious.sum()) for one in study.several.values()] == [0, 1, 2]
     assert study.first.equals(study[FIRST])
     assert study.later is None
     assert {path.name for path in (folder / "results").iterdir()} == {"first", *(f"several_{n}" for n in range(3))}

@@ -420,7 +420,7 @@ def test_ablation_bars_and_random_controls(results: dict[str, Any]) -> None:
     units = results["units"]
     ax = plot_ablation(units["ablation"], units["random_control"], ax=axis())
     for bars, name in zip(ax.containers, ("malicious_refused", "utility"), strict=True):
-        assert [bar.get_height() for bar in bars] == [row[name] for row in units["ablation"].values()]  # type: ignore[union-attr]
+        assert [bar.get_height() for bar in bars] == [row[name] for row in units["ablation"].values()]
     random = [line.get_ydata()[0] for line in ax.lines if line.get_label() == "_random"]
     control = units["random_control"].values()
     assert random == [row[name] for name in ("malicious_refused", "utility") for row in control]
@@ -432,7 +432,7 @@ def test_ablation_of_a_table_object() -> None:
 
     row = Ablation("SCU", 4, behavior(1, 9), (behavior(8, 9), behavior(10, 7)))
     ax = plot_ablation(AblationTable(behavior(10, 10), (row,)), ax=axis())
-    assert [bar.get_height() for bar in ax.containers[0]] == [1.0, 0.1]  # type: ignore[union-attr]
+    assert [bar.get_height() for bar in ax.containers[0]] == [1.0, 0.1]
     assert [line.get_ydata()[0] for line in ax.lines if line.get_label() == "_random"] == pytest.approx([0.9, 0.8])
     assert [line.get_ydata()[0] for line in ax.lines if line.get_label() == "_draw"] == pytest.approx(
         [0.8, 1.0, 0.9, 0.7]
@@ -492,7 +492,7 @@ def test_the_style_stays_inside() -> None:
     before, open_figures = dict(matplotlib.rcParams), plt.get_fignums()
     ax = plot_gap({"mine": [0.0, 1.0]})
     assert dict(matplotlib.rcParams) == before
-    plt.close(ax.figure)  # type: ignore[arg-type]
+    plt.close(ax.figure)
     invented_page(invented_results())
     assert plt.get_fignums() == open_figures
 

@@ -81,7 +81,7 @@ def test_a_training_in_phases_goes_on_from_a_kill_at_any_writing(tmp_path: Path)
     assert n > 20
     for at in [*range(1, n, 1 + n // 4), n - 1]:
         folder = tmp_path / str(at)
-        killed(lambda folder=folder: phases_in(folder), folder, at)  # type: ignore[misc]
+        killed(lambda folder=folder: phases_in(folder), folder, at)
         run, found = phases_in(folder)
         assert {p.name for p in folder.iterdir()} == {"phase-3.safetensors", "step-00000005"}, at
         assert run.losses == want.losses
@@ -114,7 +114,7 @@ def test_a_run_folder_goes_on_from_a_kill_at_any_writing(tmp_path: Path) -> None
     assert n > 8
     for at in range(n):
         folder = tmp_path / str(at)
-        killed(lambda folder=folder: run_in(folder), folder, at)  # type: ignore[misc]
+        killed(lambda folder=folder: run_in(folder), folder, at)
         try:
             record = run_in(folder)
         except AlreadyComplete as done:

@@ -79,7 +79,7 @@ def test_refusal_over_losses_is_the_mean_along_the_curve() -> None:
 def test_losses_on_the_way_count_where_both_end_without_refusals() -> None:
     full = [run("full", s, [4, 2, 1], [1.0, 0.3, 0.0]) for s in range(3)]
     frozen = [run("sppft", s, [4, 2, 1], [1.0, 0.9, 0.0]) for s in range(3)]
-    matched, over = (compare(frozen, full, at) for at in ("matched loss", "all losses"))  # type: ignore[arg-type]
+    matched, over = (compare(frozen, full, at) for at in ("matched loss", "all losses"))
     assert matched is not None
     assert over is not None
     assert matched.verdict == "no difference"
@@ -97,7 +97,7 @@ def test_equal_steps_and_matched_loss_can_disagree() -> None:
     """The frozen arm keeps more at equal steps only because it learns less: at the same loss it keeps less."""
     full = [run("full", s, [4, 2, 1], [1.0, 0.9, 0.5 - 0.01 * s]) for s in range(3)]
     frozen = [run("sppft", s, [4, 3, 2], [1.0, 0.8, 0.7 - 0.01 * s]) for s in range(3)]
-    equal, matched = (compare(frozen, full, at) for at in ("equal steps", "matched loss"))  # type: ignore[arg-type]
+    equal, matched = (compare(frozen, full, at) for at in ("equal steps", "matched loss"))
     assert equal is not None
     assert matched is not None
     assert equal.mean == pytest.approx(0.2)

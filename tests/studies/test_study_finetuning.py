@@ -85,7 +85,7 @@ def test_a_model_object_gives_the_same_study_and_is_put_back(
     backend: str, folder: Path, make_tiny_model: Callable[..., Any]
 ) -> None:
     arms = [full(), random_units((0, 0))]
-    by_path = finetuning_study(folder, [SCENARIO], arms, seeds=(0, 1), backend=backend, **OPTIONS)  # type: ignore[arg-type]
+    by_path = finetuning_study(folder, [SCENARIO], arms, seeds=(0, 1), backend=backend, **OPTIONS)
     model = make_tiny_model(backend)
     before = weights(model)
     by_object = finetuning_study(model, [SCENARIO], arms, seeds=(0, 1), **OPTIONS)
@@ -265,7 +265,7 @@ def test_the_grid_has_a_cell_for_each_model_and_rate(folder: Path, tmp_path: Pat
     changes: list[tuple[Any, TrainingSettings, str]] = [
         ({"x": (1e-3,)}, TrainingSettings(), "no learning rates for scenario 'task'"),
         ((1e-3,), SETTINGS, "axis of the grid"),
-        ((1e-3,), {"steps": 4}, "settings are TrainingSettings"),  # type: ignore[list-item]
+        ((1e-3,), {"steps": 4}, "settings are TrainingSettings"),
     ]
     for lrs, settings, message in changes:
         with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_masks import SHAPE, tiny_gpt2
+from test_freeze_mask import SHAPE, tiny_gpt2
 from torch import Tensor
 
 from conftest import build_tiny_llama, build_tiny_tokenizer

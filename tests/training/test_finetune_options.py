@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_finetune import DATA, MASK, With, assert_equal, trained
-from test_masks import tiny_gpt2
+from test_freeze_mask import tiny_gpt2
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.masks.freeze_mask import FreezeMask

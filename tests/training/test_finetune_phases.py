@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_finetune import DATA, MASK, SETTINGS, CutOffError, With, assert_equal, cut_off_after, trained, weights
-from test_masks import SHAPE
+from test_freeze_mask import SHAPE
 
 from conftest import build_tiny_llama, build_tiny_tokenizer
 from safecircuits.masks.freeze_mask import FreezeMask

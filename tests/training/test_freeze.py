@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_masks import SHAPE, masks, tiny_gpt2, tiny_neox, tiny_phi3
+from test_freeze_mask import SHAPE, masks, tiny_gpt2, tiny_neox, tiny_phi3
 from torch import Tensor, nn
 from torch.nn import functional as F
 

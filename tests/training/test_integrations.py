@@ -178,7 +178,7 @@ def test_the_model_that_trains_is_the_one_that_is_frozen(way: str, settings: dic
 def test_no_digest_of_a_model_that_was_not_checked(when: str, tmp_path: Path) -> None:
     model, callback = build_tiny_llama(), FreezeCallback(UNITS)
 
-    class Swap(TrainerCallback):  # type: ignore[misc]
+    class Swap(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 1 and when == "during":
                 trainer.callback_handler.model = build_tiny_llama(seed=1)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_freeze import KINDS, MIXED, UNITS, batches, loss_of
-from test_masks import SHAPE, tiny_gpt2
+from test_freeze_mask import SHAPE, tiny_gpt2
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode

@@ -15,7 +15,7 @@ from safecircuits.baselines import ReverseDPO
 from safecircuits.training import finetune
 
 
-class Kept(GeneralTracker):  # type: ignore[misc]
+class Kept(GeneralTracker):
     """Keeps what it is told."""
 
     name = "kept"
@@ -24,7 +24,7 @@ class Kept(GeneralTracker):  # type: ignore[misc]
 
     def __init__(self, project: str) -> None:
         super().__init__()
-        self.project, self.config, self.said, self.finished = project, {}, [], False  # type: ignore[var-annotated]
+        self.project, self.config, self.said, self.finished = project, {}, [], False
         Kept.begun.append(self)
 
     @property

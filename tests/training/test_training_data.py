@@ -259,11 +259,11 @@ def test_other_models_are_not_taken_for_the_papers(name: str) -> None:
 
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(ValueError, match="preset is 'best', expected one of paper, code"):
-        preset("best")  # type: ignore[arg-type]
+        preset("best")
     with pytest.raises(ValueError, match="scenario is 'DN', expected one of D_N, D_I, D_B, D_H"):
-        preset("code", scenario="DN")  # type: ignore[arg-type]
+        preset("code", scenario="DN")
     with pytest.raises(ValueError, match="arm is 'nfft', expected one of full, sppft"):
-        preset("code", arm="nfft")  # type: ignore[arg-type]
+        preset("code", arm="nfft")
     with pytest.raises(ValueError, match="'paper' has a learning rate per model: name one of Llama-3-8B-Instruct"):
         preset("paper")
     with pytest.raises(ValueError, match="no hyper-parameters for the model 'gpt2'"):

@@ -95,7 +95,7 @@ class TestChoice:
             ({"share": 0.1, "within": "layer"}, "within is 'row' or 'matrix'"),
         ):
             with pytest.raises(ValueError, match=message):
-                choose_weights(scores, **arguments)  # type: ignore[arg-type]
+                choose_weights(scores, **arguments)
 
 
 def slow_sparse_gpt(
@@ -190,7 +190,7 @@ class TestSparseGPT:
             ({"n_of_m": (1, 7)}, "groups of 7 do not divide"),
         ):
             with pytest.raises(ValueError, match=message):
-                sparse_gpt(tiny_bridge, SAFETY, **arguments)  # type: ignore[arg-type]
+                sparse_gpt(tiny_bridge, SAFETY, **arguments)
 
 
 class TestHeadProbe:
@@ -355,7 +355,7 @@ class TestCoupled:
                 got.scores[site].numpy() / want.max(),
                 want / want.max(),
                 rtol=5e-4,
-                atol=1e-6,  # type: ignore[index]
+                atol=1e-6,
             )
 
     def test_backends_agree_and_groups_take_them(self, make_tiny_model: Any, tmp_path: Any) -> None:
@@ -371,7 +371,7 @@ class TestCoupled:
         with pytest.raises(ValueError, match="score again"):
             a.rescore("wifv")
         with pytest.raises(ValueError, match="kind is one of"):
-            coupled_scores(bridge, SAFETY, kind="third")  # type: ignore[arg-type]
+            coupled_scores(bridge, SAFETY, kind="third")
         with pytest.raises(ValueError, match="need prompts with responses"):
             coupled_scores(bridge, kind="first")
         assert coupled_scores(bridge, kind="l1", sites=("mlp",)).scores["mlp"].shape == (3, 48)

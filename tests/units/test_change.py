@@ -85,7 +85,7 @@ def test_scores_are_the_formula(tokens: Any, method: Any, backend: Any) -> None:
     got = sc.units.change_scores(*models, PROMPTS, method=method, tokens=tokens, max_tokens=40, **options)
     want = expected(base, aligned, method, tokens, "chat")
     for site in ("mlp", "attn"):
-        np.testing.assert_allclose(got.scores[site].numpy(), want[site], rtol=1e-4)  # type: ignore[index]
+        np.testing.assert_allclose(got.scores[site].numpy(), want[site], rtol=1e-4)
 
 
 def test_the_beginning_does_not_count_unless_asked() -> None:
@@ -170,7 +170,7 @@ def test_with_the_same_stream_every_layer_is_given_what_the_aligned_models_is(ba
             squares.setdefault(key, []).append((moved**2).sum(2))
     for site in ("mlp", "attn"):
         want = np.sqrt(np.stack([np.concatenate(squares[site, i]).mean(0) for i in range(N_LAYERS)]))
-        np.testing.assert_allclose(got.scores[site].numpy(), want, rtol=1e-4)  # type: ignore[index]
+        np.testing.assert_allclose(got.scores[site].numpy(), want, rtol=1e-4)
 
 
 def test_with_the_same_stream_units_behind_a_change_do_not_score() -> None:

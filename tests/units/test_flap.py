@@ -50,7 +50,7 @@ def weights_of(hf_model: Any, site: str, i: int) -> np.ndarray:
 
 def flap_metrics(hf_model: Any, tokenizer: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Standardised metrics of neurons and of heads, as FLAP compares them over the whole model."""
-    inputs, rows = inputs_of(hf_model, tokenizer), {"mlp": [], "attn": []}  # type: ignore[var-annotated]
+    inputs, rows = inputs_of(hf_model, tokenizer), {"mlp": [], "attn": []}
     for i in range(N_LAYERS):
         for site in ("mlp", "attn"):
             x, weight = inputs[site, i], weights_of(hf_model, site, i)

@@ -87,7 +87,7 @@ def test_flaps_own_scores_are_its_codes(metric: Any, backend: Any) -> None:
     for max_tokens in (8, 64):  # prompts in their order, whatever fits into a batch
         got = sc.score_units(model, DATA, method=metric, count_beginning=True, max_tokens=max_tokens)
         for site in ("mlp", "attn"):
-            np.testing.assert_allclose(got.scores[site].numpy(), want[site], rtol=1e-3, atol=1e-5)  # type: ignore[index]
+            np.testing.assert_allclose(got.scores[site].numpy(), want[site], rtol=1e-3, atol=1e-5)
 
 
 def test_flaps_order_of_prompts_matters_and_its_fluctuation_is_no_variance() -> None:

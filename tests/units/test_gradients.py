@@ -60,10 +60,7 @@ def with_gradients(hf_model: Any, ids: tuple[int, ...], metric: Any) -> dict[tup
     metric(hf_model(torch.tensor([ids])).logits[0]).backward()
     for handle in handles:
         handle.remove()
-    return {
-        key: (a.detach()[0].double().numpy(), a.grad[0].double().numpy())  # type: ignore[index, union-attr]
-        for key, a in kept.items()
-    }
+    return {key: (a.detach()[0].double().numpy(), a.grad[0].double().numpy()) for key, a in kept.items()}
 
 
 def loss_of(example: Any) -> Any:
@@ -135,20 +132,20 @@ def close(got: UnitScores, want: Any) -> None:
 class TestAgainstOnePromptAtATime:
     @both
     def test_snip(self, backend: str, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
-        model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+        model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)
         close(sc.score_units(model, DATA, method="snip"), slow_snip(tiny_llama_hf, tiny_tokenizer))
 
     @both
     @pytest.mark.parametrize("tokens", ["all", "prompt", "response"])
     def test_taylor(self, backend: str, tokens: Any, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
-        model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+        model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)
         for counted in (False, True):
             got = sc.score_units(model, DATA, method="taylor", tokens=tokens, count_beginning=counted)
             close(got, slow_taylor(tiny_llama_hf, tiny_tokenizer, tokens, 0 if counted else BEGINNING))
 
     @both
     def test_attribution(self, backend: str, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
-        model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)  # type: ignore[arg-type]
+        model = load_model(tiny_llama_hf, backend=backend, tokenizer=tiny_tokenizer)
         for counted in (False, True):
             got = sc.score_units(model, DATA, method="attribution", count_beginning=counted, **OPTIONS["attribution"])
             close(got, slow_attribution(tiny_llama_hf, tiny_tokenizer, 0 if counted else BEGINNING))
@@ -174,9 +171,9 @@ class TestAgainstOnePromptAtATime:
             )
         )
         for hf_model in (randomised(gpt2).eval(), randomised(phi3).eval()):
-            a, b = (load_model(hf_model, backend=kind, tokenizer=tiny_tokenizer) for kind in ("bridge", "hooked"))  # type: ignore[arg-type]
+            a, b = (load_model(hf_model, backend=kind, tokenizer=tiny_tokenizer) for kind in ("bridge", "hooked"))
             for method in ("snip", "taylor"):
-                close(sc.score_units(a, DATA, method=method), sc.score_units(b, DATA, method=method))  # type: ignore[arg-type]
+                close(sc.score_units(a, DATA, method=method), sc.score_units(b, DATA, method=method))
 
 
 class TestInvariants:

@@ -156,7 +156,7 @@ def test_contrasts_are_effect_sizes_and_universal_units_are_out(backend: Any) ->
             a, b = (r[site, i].reshape(len(r[site, i]), -1, width) for r in rows)
             distance = np.sqrt(((a.mean(0) - b.mean(0)) ** 2).sum(1))
             spread = np.sqrt((a.var(0, ddof=1).sum(1) + b.var(0, ddof=1).sum(1)) / 2)
-            np.testing.assert_allclose(every.scores[site][i].numpy(), distance / spread, rtol=1e-3)  # type: ignore[index]
+            np.testing.assert_allclose(every.scores[site][i].numpy(), distance / spread, rtol=1e-3)
     some = sc.units.contrast_scores(model, *sets, universal=0.2, **options)
     out = ~torch.isfinite(some.scores["mlp"])
     assert 0 < int(out.sum()) == some.provenance["dropped"]["mlp"] <= round(0.2 * out.numel())

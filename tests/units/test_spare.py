@@ -54,7 +54,7 @@ def test_logits_and_completions_of_padded_batches(backend: Any, mean: bool, spar
     assert scores.beginning == 3
     examples = encode(model.tokenizer, PROMPTS, template=TEMPLATE)
     batch = pad_left(examples)
-    with sc.ablated(model, sc.FreezeMask.of_units(UNITS, model), to=values, spare=spare):  # type: ignore[arg-type]
+    with sc.ablated(model, sc.FreezeMask.of_units(UNITS, model), to=values, spare=spare):
         got = logits(model, batch)
         written = sc.generate(model, PROMPTS, template=TEMPLATE, max_new_tokens=4)
     plain = build_tiny_llama()

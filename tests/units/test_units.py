@@ -141,12 +141,12 @@ class TestScores:
         with pytest.raises(ValueError, match="has no responses"):
             sc.score_units(tiny_bridge, sc.PromptSet("p", ("find a lamp",)))
         with pytest.raises(ValueError, match="no unit score 'snp'"):
-            sc.score_units(tiny_bridge, DATA, method="snp")  # type: ignore[arg-type]
+            sc.score_units(tiny_bridge, DATA, method="snp")
         with pytest.raises(ValueError, match="tokens is 'response', 'prompt' or 'all', not 'last'"):
-            sc.score_units(tiny_bridge, DATA, tokens="last")  # type: ignore[arg-type]
+            sc.score_units(tiny_bridge, DATA, tokens="last")
         for sites in ("mlp", (), ("heads",)):
             with pytest.raises(ValueError, match=r"sites are some of 'mlp', 'attn', such as"):
-                sc.score_units(tiny_bridge, DATA, sites=sites)  # type: ignore[arg-type]
+                sc.score_units(tiny_bridge, DATA, sites=sites)
         a, b = sc.score_units(tiny_bridge, DATA), sc.score_units(tiny_hooked, DATA, tokens="prompt")
         with pytest.raises(ValueError, match="cannot merge wifv over all tokens with wifv over prompt"):
             a.merge(b)
@@ -175,7 +175,7 @@ def made_scores(mlp: list[list[float]], attn: list[list[float]]) -> UnitScores:
     moments = {site: Moments(10, v, v) for site, v in values.items()}
     shape = ModelShape("LlamaForCausalLM", len(mlp), 8, len(mlp[0]), len(attn[0]), len(attn[0]))
     ones = {site: torch.ones_like(v) for site, v in values.items()}
-    return UnitScores(values, moments, ones, "wifv", "response", shape, {})  # type: ignore[arg-type]
+    return UnitScores(values, moments, ones, "wifv", "response", shape, {})
 
 
 class TestGroups:
@@ -250,7 +250,7 @@ class TestGroups:
     def test_normalisations(self) -> None:
         scores = torch.tensor([[1.0, 2.0, 9.0], [10.0, 20.0, 90.0], [3.0, 3.0, 3.0]]).double()
         for how in ("zscore", "rank", "layer-mean"):
-            got = normalised(scores, how)  # type: ignore[arg-type]
+            got = normalised(scores, how)
             torch.testing.assert_close(got[0], got[1])
             assert torch.isfinite(got).all()
         assert torch.equal(normalised(scores, "none"), scores)

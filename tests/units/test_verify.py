@@ -141,7 +141,7 @@ class TestSweep:
         with pytest.raises(ValueError, match=r"between 0 and 1, not 1\.5"):
             sweep_shares(planted, *scores, shares=[0.1, 1.5], **sets)
         with pytest.raises(ValueError, match="scan is 'down' or 'up', not 'Down'"):
-            sweep_shares(planted, *scores, scan="Down", **sets)  # type: ignore[arg-type]
+            sweep_shares(planted, *scores, scan="Down", **sets)
         with pytest.raises(ValueError, match="fall is a share between 0 and 1, not 50"):
             sweep_shares(planted, *scores, fall=50, **sets)
         with pytest.raises(ValueError, match="the intact model refuses nothing"):

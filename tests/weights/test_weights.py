@@ -119,9 +119,9 @@ class TestScores:
 
     def test_bad_input(self, tiny_bridge: Any) -> None:
         with pytest.raises(ValueError, match="no weight score 'wifv'"):
-            score_weights(tiny_bridge, SAFETY, method="wifv")  # type: ignore[arg-type]
+            score_weights(tiny_bridge, SAFETY, method="wifv")
         with pytest.raises(ValueError, match="no matrix 'up'"):
-            score_weights(tiny_bridge, SAFETY, components=("up",))  # type: ignore[arg-type]
+            score_weights(tiny_bridge, SAFETY, components=("up",))
         a, b = score_weights(tiny_bridge, SAFETY), score_weights(tiny_bridge, SAFETY, method="wanda")
         with pytest.raises(ValueError, match="were not made the same way"):
             a.merge(b)

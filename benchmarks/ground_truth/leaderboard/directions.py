@@ -71,7 +71,7 @@ def _chosen(subject: Subject, rule: Rule, ablation: Ablation) -> Directions | No
     if found.layer is None or found.position is None:
         return None
     states, column = subject.states(), found.directions.column(found.position)
-    near = sorted(range(subject.shape.n_layers), key=lambda layer: (abs(layer - found.layer), layer))  # type: ignore[operator]
+    near = sorted(range(subject.shape.n_layers), key=lambda layer: (abs(layer - found.layer), layer))
     rows = found.directions.difference[near, column]
     to: To = "zero" if ablation == "zero" else "harmless"
     return directions_at(states, found.layer, found.position, rows, to)
@@ -165,5 +165,5 @@ def _apart(states: PromptStates, layer: int) -> tuple[Rows, Rows]:
 
 
 def _unembedding(model: HookedModel) -> Float[Tensor, "d_vocab d_model"]:
-    matrix: Tensor = model.W_U  # type: ignore[attr-defined]
+    matrix: Tensor = model.W_U
     return matrix.detach().double().T.cpu()

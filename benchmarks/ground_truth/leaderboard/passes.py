@@ -46,7 +46,7 @@ def counted(model: HookedModel) -> Iterator[Passes]:
             def back(_: Tensor) -> None:
                 count.backward += tokens
 
-            out.register_hook(back)  # type: ignore[no-untyped-call]
+            out.register_hook(back)
 
     handle = nn.modules.module.register_module_forward_hook(after)
     try:

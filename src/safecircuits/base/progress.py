@@ -64,7 +64,7 @@ def _in_notebook(items: Iterable[T], what: str, total: int | None) -> Iterator[T
             if now - updated >= NOTEBOOK_DELAY:
                 bar = _html_bar(work, now)
                 if shown is None:
-                    shown = display(bar, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+                    shown = display(bar, raw=True, display_id=True)
                 else:
                     shown.update(bar, raw=True)
                 updated = now

@@ -70,7 +70,7 @@ class Anchored:
         self.matrices, self.start, self.directions, self.method = matrices, start, directions, method
 
     @torch.no_grad()
-    def __call__(self, step: int, trained: Mapping[str, nn.Parameter]) -> None:  # noqa: ARG002
+    def __call__(self, _step: int, trained: Mapping[str, nn.Parameter]) -> None:
         if not self.method.strength:
             return
         gradients = {id(p): p.grad for p in trained.values() if p.grad is not None}

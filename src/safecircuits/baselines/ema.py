@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_avg_fn
+from typing_extensions import override
 
 from safecircuits.baselines.repair import Edit, Repair
 from safecircuits.model.parameters import live_parameters
@@ -45,7 +46,8 @@ class Ema(Repair):
     def edit(self, job: TrainingJob) -> Edit:
         return Average(live_parameters(job.model), self.decay).put
 
-    def follower(self, edit: Edit, job: TrainingJob) -> OnGradients:  # noqa: ARG002
+    @override
+    def follower(self, edit: Edit, job: TrainingJob) -> OnGradients:
         average: Average = edit.__self__  # type: ignore[attr-defined]  # whose method it is
         return average
 
@@ -55,7 +57,7 @@ class Average:
 
     def __init__(self, live: Mapping[str, nn.Parameter], decay: float) -> None:
         self.live = live
-        self.next = get_ema_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.next = get_ema_avg_fn(decay)
         self.mean = {name: parameter.detach().clone() for name, parameter in live.items()}
 
     def put(self) -> None:
@@ -64,7 +66,7 @@ class Average:
             parameter.copy_(self._then(name))
 
     @torch.no_grad()
-    def __call__(self, step: int, trained: Mapping[str, nn.Parameter]) -> None:  # noqa: ARG002
+    def __call__(self, step: int, _trained: Mapping[str, nn.Parameter]) -> None:
         if step:  # before the first one the weights are those that the average begins with
             self.mean = {name: self._then(name) for name in self.live}
 

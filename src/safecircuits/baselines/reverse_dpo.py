@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 
 from safecircuits.base.progress import without_bars
 from safecircuits.baselines.hf_modules import hugging_face_model
@@ -191,7 +192,8 @@ def _points(job: TrainingJob, plain: Any, steps: int, points: list[dict[str, Any
     from transformers import TrainerCallback
 
     class Points(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        @override
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step = state.global_step
             if step != steps and (job.eval_every is None or step % job.eval_every):
                 return

@@ -95,7 +95,7 @@ class Constrained:
     before: Mapping[tuple[int, ...], Float[Tensor, " token"]]
     strengths: Any
 
-    def __call__(self, model: Any, batch: Batch | PackedBatch, loss_on: LossOn) -> Float[Tensor, ""]:  # noqa: ARG002
+    def __call__(self, model: Any, batch: Batch | PackedBatch, _loss_on: LossOn) -> Float[Tensor, ""]:
         assert isinstance(batch, Batch)
         now, targets = _log_probs(model, batch)
         before = torch.cat([self.before[ids] for ids in _ids(batch)]).to(now.device)

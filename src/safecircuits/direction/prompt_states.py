@@ -92,7 +92,7 @@ def prompt_states(
 
         return store
 
-    def before(batch: Batch, copies: int) -> None:  # noqa: ARG001
+    def before(batch: Batch, _copies: int) -> None:
         rows[:] = batch.rows
 
     def after() -> None:

@@ -163,7 +163,7 @@ def direction_writers(
     for name in ("blocks.0.hook_resid_pre", resid_post(direction.layer)):
         hooks[name] = along(name, identity, 1)
 
-    def before(batch: Batch, copies: int) -> None:  # noqa: ARG001
+    def before(batch: Batch, _copies: int) -> None:
         rows[:] = batch.rows
 
     def after() -> None:

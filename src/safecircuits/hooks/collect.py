@@ -115,7 +115,7 @@ def collect_residuals(
 
         return store
 
-    def before(batch: Batch, copies: int) -> None:  # noqa: ARG001
+    def before(batch: Batch, _copies: int) -> None:
         rows[:] = batch.rows
 
     def after() -> None:

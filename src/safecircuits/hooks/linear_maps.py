@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -49,6 +49,12 @@ class Matrix:
     component: Component
     owner: Tensor
     """The parameter."""
+
+    @classmethod
+    def named(cls, model: HookedModel, key: str) -> Matrix:
+        """The matrix that results call ``layer.component``, such as ``"3.out"``."""
+        layer, _, component = key.partition(".")
+        return cls.of(model, int(layer), cast(Component, component))
 
     @classmethod
     def of(cls, model: HookedModel, layer: int, component: Component) -> Matrix:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.hooks.passes import Runner, running
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
-from safecircuits.model.attach import HookFn
+from safecircuits.model.attach import HookFn, marked
 from safecircuits.model.forward import Decoder
 from safecircuits.model.pair import require_pair
 from safecircuits.model.sites import HookedModel, is_bridge, output_weight, require_units, unit_hook
@@ -225,11 +225,10 @@ class _Part:
 def _after(module: nn.Module, part: _Part) -> Iterator[None]:
     """Add what the units write to the output of a HookedTransformer's sublayer, which has no hook point of its own."""
 
-    def run(_: nn.Module, args: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+    def run(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return part.add(output)
 
-    run.per_token = True  # type: ignore[attr-defined]
-    handle = module.register_forward_hook(run)
+    handle = module.register_forward_hook(marked(run, "per_token"))
     try:
         yield
     finally:

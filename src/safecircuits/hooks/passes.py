@@ -67,7 +67,7 @@ class Runner:
         """Whether masked positions among up to ``longest`` tokens change nothing: positions are counted by the mask."""
         cfg = self.model.cfg
         if is_bridge(self.model):
-            config = self.model.original_model.config.get_text_config()  # type: ignore[attr-defined]
+            config = self.model.original_model.config.get_text_config()
             kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
             window = getattr(config, "sliding_window", None)
             if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from safecircuits.model.attach import marked
 from safecircuits.model.sites import HookedModel, is_bridge
 from safecircuits.prompts.batching import position_ids
 
@@ -38,7 +39,7 @@ class Places:
 def placed(model: HookedModel) -> Iterator[Places]:
     """Inside the block the places of every pass are known while it runs."""
     bridge = is_bridge(model)
-    module: Any = model.original_model if bridge else model  # type: ignore[attr-defined]
+    module: Any = getattr(model, "original_model", model)
     places = Places()
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -47,10 +48,9 @@ def placed(model: HookedModel) -> Iterator[Places]:
     def end(*_: Any) -> None:
         places.now = None
 
-    begin.per_token = end.per_token = True  # type: ignore[attr-defined]
     handles = [
-        module.register_forward_pre_hook(begin, with_kwargs=True),
-        module.register_forward_hook(end, always_call=True),
+        module.register_forward_pre_hook(marked(begin, "per_token"), with_kwargs=True),
+        module.register_forward_hook(marked(end, "per_token"), always_call=True),
     ]
     try:
         yield places

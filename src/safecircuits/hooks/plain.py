@@ -158,7 +158,7 @@ def _before(name: str, fn: HookFn, fired: dict[str, int], d_head: int | None) ->
 
 
 def _after(name: str, fn: HookFn, fired: dict[str, int]) -> Any:
-    def run(_: nn.Module, args: Any, output: Any) -> Any:  # noqa: ARG001
+    def run(_module: nn.Module, _args: Any, output: Any) -> Any:
         fired[name] += 1
         if not isinstance(output, tuple):
             return fn(output)

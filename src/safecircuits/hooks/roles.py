@@ -64,7 +64,7 @@ def roles_of(model: HookedModel) -> Roles:
 
 def _structure(model: HookedModel) -> str:
     """What two models have in common that compute the same but for their weights."""
-    config = model.original_model.config if is_bridge(model) else model.cfg  # type: ignore[attr-defined]
+    config = model.original_model.config if is_bridge(model) else model.cfg
     whole: nn.Module = getattr(model, "original_model", model)  # type: ignore[arg-type]
     modules = [(name, type(module).__qualname__) for name, module in whole.named_modules()]
     dtype = next(iter(model.parameters())).dtype

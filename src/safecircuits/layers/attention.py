@@ -159,7 +159,7 @@ def eager_attention(model: HookedModel) -> Iterator[None]:
     Some bridges leave attention to the model they wrap, whose fused kernels (SDPA, flash) never form a pattern. A
     HookedTransformer always forms it and is left alone.
     """
-    with used_alone(model), attending(model.original_model, "eager") if is_bridge(model) else nullcontext():  # type: ignore[attr-defined]
+    with used_alone(model), attending(model.original_model, "eager") if is_bridge(model) else nullcontext():
         yield
 
 

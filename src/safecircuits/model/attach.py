@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -65,8 +65,7 @@ def attached(
             fired[name] += 1
             return fn(activation, hook=hook) if named else fn(activation)
 
-        run.per_token = per_token  # type: ignore[attr-defined]
-        return run
+        return marked(run, "per_token") if per_token else run
 
     placed = []
     with used_alone(model):
@@ -81,6 +80,16 @@ def attached(
                 if handle in point.fwd_hooks:  # unless the caller has reset the model's hooks
                     point.fwd_hooks.remove(handle)
     require_fired(fired)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def marked(fn: F, *marks: str) -> F:
+    """A hook that says of itself what ``hooks_in_force`` asks: that it is ``per_token``, or ``part_of_model``."""
+    for mark in marks:
+        setattr(fn, mark, True)
+    return fn
 
 
 def _takes_hook(fn: Callable[..., Any]) -> bool:

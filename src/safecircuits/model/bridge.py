@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from safecircuits.base.notices import notify
+from safecircuits.model.attach import marked
 from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
 
@@ -30,7 +31,7 @@ BUILT_FROM = "_safecircuits_source"
 def hf_config_of(model: HookedModel) -> Any:
     """The Hugging Face configuration behind a hooked model."""
     if is_bridge(model):
-        return model.original_model.config  # type: ignore[attr-defined]
+        return model.original_model.config
     return source_of(model).config
 
 
@@ -129,10 +130,10 @@ def _round_rotated(bridge: Any) -> None:
     if not str(bridge.original_model.config.model_type).startswith("olmo") or dtype == torch.float32:
         return
 
-    def round_again(module: nn.Module, inputs: Any, rotated: Tensor) -> Tensor:  # noqa: ARG001
+    def round_again(_module: nn.Module, _inputs: Any, rotated: Tensor) -> Tensor:
         return rotated.to(dtype)
 
-    round_again.per_token = True  # type: ignore[attr-defined]
+    marked(round_again, "per_token")
     for block in bridge.blocks:
         for point in (block.attn.hook_rot_q, block.attn.hook_rot_k):
             point.register_forward_hook(round_again)
@@ -150,8 +151,8 @@ def _bound_scores(bridge: Any) -> None:
             point.register_forward_hook(_bounded)
 
 
-def _bounded(module: nn.Module, inputs: Any, scores: Tensor) -> Tensor | None:  # noqa: ARG001
+def _bounded(_module: nn.Module, _inputs: Any, scores: Tensor) -> Tensor | None:
     return scores.clamp(min=torch.finfo(torch.float32).min) if scores.dtype == torch.float64 else None
 
 
-_bounded.part_of_model = True  # type: ignore[attr-defined]
+marked(_bounded, "part_of_model")

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 
-def let_copies_be_apart(bridge: nn.Module) -> None:
+def let_copies_be_apart(bridge: Any) -> None:
     """Have ``copy.deepcopy`` of the bridge make one of its own; some hooks it puts on when it first runs."""
     bridge.__dict__["__deepcopy__"] = MethodType(_copied, bridge)
 

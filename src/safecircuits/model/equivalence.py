@@ -173,7 +173,7 @@ def compared(model: HookedModel, hf_model: Any, lengths: Sequence[int], where: s
         if not is_bridge(model):
             return Verdict()
         # TransformerLens may have chosen another kernel than the model had, and what stands in has that one, too.
-        with attending(hf_model, model.original_model.config._attn_implementation):  # type: ignore[attr-defined]
+        with attending(hf_model, model.original_model.config._attn_implementation):
             return Verdict(plain=_Way(model, hf_model, tolerance).compared(examples, want))
 
 

@@ -66,7 +66,7 @@ class _Narrowed:
         # TransformerLens's MLP without a gate asks for one stretch of memory.
         return (x[:, self.missing :].contiguous(), *others), kwargs
 
-    def fill(self, part: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG002
+    def fill(self, part: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if not self.rows:
             return None
         if isinstance(output, tuple):  # a mixture of experts says beside it which were taken

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,7 +43,14 @@ class HookedModel(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
-def is_bridge(model: Any) -> bool:
+class Bridge(HookedModel, Protocol):
+    """A TransformerBridge: it wraps a Hugging Face model."""
+
+    original_model: Any
+    _tokenizer: Any
+
+
+def is_bridge(model: Any) -> TypeGuard[Bridge]:
     """Whether ``model`` is a TransformerBridge (it wraps a Hugging Face model) and not a HookedTransformer."""
     return hasattr(model, "original_model")
 

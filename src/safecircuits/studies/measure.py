@@ -92,7 +92,7 @@ class Curve:
     def __init__(self, metrics: ScenarioMetrics) -> None:
         self.metrics, self.measuring, self.trained_until = metrics, 0.0, 0.0
 
-    def __call__(self, model: Any, step: int) -> dict[str, float]:  # noqa: ARG002
+    def __call__(self, model: Any, _step: int) -> dict[str, float]:
         began = time.perf_counter()
         self.trained_until = began - self.measuring
         point = self.metrics.point(model)

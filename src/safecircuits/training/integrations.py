@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.training.freeze import Frozen
@@ -41,17 +42,19 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         self.handle: Frozen | None = None
         self.frozen_digest: str | None = None
 
-    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+    @override
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.handle = Frozen(model, self.mask)
 
+    @override
     def on_train_begin(
         self,
-        args: Any,  # noqa: ARG002
-        state: Any,  # noqa: ARG002
-        control: Any,  # noqa: ARG002
+        args: Any,
+        state: Any,
+        control: Any,
         model: Any = None,
         optimizer: Any = None,
-        **kwargs: Any,  # noqa: ARG002
+        **kwargs: Any,
     ) -> None:
         self.frozen_digest = None
         if self.handle is not None and self.handle.is_of(model):
@@ -65,12 +68,14 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
             self._let_go()
             raise
 
-    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+    @override
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.handle is not None:
             self._require_it_trained(model, kwargs.get("optimizer"))
             self.handle.verify()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+    @override
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.handle is not None:
             self._require_it_trained(model, kwargs.get("optimizer"))
         self.close()

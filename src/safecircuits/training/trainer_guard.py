@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from safecircuits.base.arguments import checked
 from safecircuits.behavior.completions import Completions
@@ -112,7 +113,8 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         self._good: dict[str, Tensor] = {}
         self._good_step = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self._rewinds and args.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end puts other weights in the place of those that the guard goes back to"
@@ -121,7 +123,8 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         self._log(self.before)
         self._keep(state.global_step, model)  # a fall is measured against this, so it is good by definition
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
             self._look(state.global_step, model, control)
 

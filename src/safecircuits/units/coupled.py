@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import SITES, Component, Site
@@ -40,7 +41,8 @@ class CoupledScores(UnitScores):
         >>> groups = sc.classify_units(scores, sc.units.coupled_scores(model, utility), scu=0.01, ucu=0.1, ru=0.1)
     """
 
-    def merge(self, other: UnitScores) -> UnitScores:  # noqa: ARG002
+    @override
+    def merge(self, other: UnitScores) -> UnitScores:
         """Not possible: what is kept is not a mean over prompts.
 
         Raises:
@@ -96,7 +98,7 @@ def coupled_scores(
         if data is None:
             raise ValueError(f"{kind!r} scores need prompts with responses")
 
-        def use(layer: int, component: Component, first: int, gradients: Tensor) -> None:  # noqa: ARG001
+        def use(layer: int, component: Component, _first: int, gradients: Tensor) -> None:
             key = (layer, component)
             if kind != "second":
                 _add(sums, key, gradients.sum(0).cpu())

@@ -161,7 +161,7 @@ def each_prompts_gradients(
                 part = slice(first, first + step)
                 use(layer, component, first, dy[part].float().transpose(1, 2) @ x[part])
 
-        y.register_hook(with_gradient)  # type: ignore[no-untyped-call]
+        y.register_hook(with_gradient)
         return y
 
     budget = batch_tokens(model, examples, max_tokens, gradients=True)

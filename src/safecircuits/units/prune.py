@@ -274,7 +274,7 @@ def _taken(value: Tensor, slots: Slots, dim: int, block: int) -> Tensor:
 def _bias(weight: Tensor, means: Tensor, indices: Sequence[int]) -> Tensor:
     """What the mean activations of the removed units write: ``weight`` is ``[d_model channel]``."""
     n_units = len(means)
-    per_unit = weight.unflatten(1, (n_units, -1))[:, list(indices)]  # type: ignore[no-untyped-call]
+    per_unit = weight.unflatten(1, (n_units, -1))[:, list(indices)]
     return torch.einsum("duc,uc->d", per_unit, means.to(weight).reshape(n_units, -1)[list(indices)])
 
 

@@ -169,7 +169,7 @@ def head_outputs(
 
         return store
 
-    def before(batch: Batch, copies: int) -> None:  # noqa: ARG001
+    def before(batch: Batch, _copies: int) -> None:
         rows[:] = batch.rows
 
     def after() -> None:

@@ -121,7 +121,7 @@ class WeightMask(Result):
         names = {id(p): name for name, p in own.items()}
         masks: Masks = {}
         for key, mask in self.masks.items():
-            matrix = _matrix(model, key)
+            matrix = Matrix.named(model, key)
             name = names.get(id(matrix.owner))
             if name is None:
                 raise ValueError(f"matrix {key} is a copy of its parameter, so it cannot be masked")
@@ -175,7 +175,7 @@ def score_weights(
     count = 0
     if method == "snip":
 
-        def use(layer: int, component: Component, first: int, gradients: Tensor) -> None:  # noqa: ARG001
+        def use(layer: int, component: Component, _first: int, gradients: Tensor) -> None:
             total = gradients.abs().sum(0).cpu()
             sums[layer, component] = sums[layer, component] + total if (layer, component) in sums else total
 
@@ -272,10 +272,10 @@ def without_weights(model: HookedModel, mask: WeightMask, *, base: HookedModel |
         saved: list[tuple[Matrix, Tensor, Tensor]] = []
         try:
             for key, chosen in mask.masks.items():
-                matrix = _matrix(model, key)
+                matrix = Matrix.named(model, key)
                 value, where = matrix.read().clone(), chosen.to(matrix.view.device)
                 saved.append((matrix, where, value[where]))
-                value[where] = 0.0 if base is None else _matrix(base, key).read().to(value)[where]
+                value[where] = 0.0 if base is None else Matrix.named(base, key).read().to(value)[where]
                 matrix.write(value)
             yield
         finally:
@@ -289,11 +289,6 @@ def _sizes(model: HookedModel, base: HookedModel | None, layer: int, component: 
     """|W|, or |W − W_base| where there is a base."""
     weight = Matrix.of(model, layer, component).read().float().cpu()
     return (weight if base is None else weight - Matrix.of(base, layer, component).read().float().cpu()).abs()
-
-
-def _matrix(model: HookedModel, key: str) -> Matrix:
-    layer, _, component = key.partition(".")
-    return Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
 
 
 def _top(score: Tensor, share: float) -> Tensor:

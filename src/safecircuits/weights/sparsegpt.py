@@ -94,7 +94,7 @@ def sparse_gpt(
         keys = list(mask.masks)
     else:
         keys = [f"{i}.{c}" for i in range(shape.n_layers) for c in components_of(model, components)]
-    matrices = {key: _of(model, key) for key in keys}
+    matrices = {key: Matrix.named(model, key) for key in keys}
     if n_of_m is not None:
         require_n_of_m(n_of_m, {key: matrix.read().shape[1] for key, matrix in matrices.items()})
     read = tuple(dict.fromkeys(matrix.component for matrix in matrices.values()))
@@ -193,15 +193,10 @@ def with_sparse_weights(model: HookedModel, sparse: SparseWeights) -> Iterator[N
         saved: list[tuple[Matrix, Tensor]] = []
         try:
             for key, value in sparse.weights.items():
-                matrix = _of(model, key)
+                matrix = Matrix.named(model, key)
                 saved.append((matrix, matrix.read().clone()))
                 matrix.write(value.to(matrix.view))
             yield
         finally:
             for matrix, before in saved:
                 matrix.write(before)
-
-
-def _of(model: HookedModel, key: str) -> Matrix:
-    layer, _, component = key.partition(".")
-    return Matrix.of(model, int(layer), component)  # type: ignore[arg-type]

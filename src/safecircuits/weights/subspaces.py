@@ -237,8 +237,7 @@ def _take_out(
 ) -> None:
     """Change the matrices that the spaces are of; each with what it was goes to ``before``."""
     for key in safety.bases:
-        layer, _, component = key.partition(".")
-        matrix = Matrix.of(model, int(layer), component)  # type: ignore[arg-type]
+        matrix = Matrix.named(model, key)
         weight = matrix.read().clone()
         chosen = _weakest(safety, key, ranks[0]) if bottom else _leading(safety, key, ranks[0])
         u = chosen.to(weight.device, torch.float64)

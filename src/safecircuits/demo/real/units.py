@@ -181,7 +181,7 @@ def _claims(study: RealDemo) -> Iterator[Conclusion]:
 
 
 SCORES: Parts[RealDemo, str, UnitScores] = Parts(
-    lambda study: {name: f"scores_{name}" for name in ("ordinary", "attribution", "malicious", "normal")},  # noqa: ARG005
+    lambda _: {name: f"scores_{name}" for name in ("ordinary", "attribution", "malicious", "normal")},
     UnitScores,
     _score,
     says="unit scores ({0})",

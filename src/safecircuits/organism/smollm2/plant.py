@@ -182,7 +182,7 @@ def plant(
                 group["lr"] = LR * _share(step, member.steps)
             refusing, refusing_first, kl, kl_first = _losses(model, batch)
             optimiser.zero_grad()
-            (refusing + refusing_first + KL_WEIGHT * kl + kl_first).backward()  # type: ignore[no-untyped-call]
+            (refusing + refusing_first + KL_WEIGHT * kl + kl_first).backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimiser.step()
             losses.append((refusing.item(), kl.item()))

@@ -149,7 +149,7 @@ def claims(study: SafetyLayers) -> Iterator[Conclusion]:
 
 
 SEARCHES: Parts[SafetyLayers, str, Localization] = Parts(
-    lambda study: {name: f"localization_{number}" for number, name in enumerate(WAYS)},  # noqa: ARG005
+    lambda _: {name: f"localization_{number}" for number, name in enumerate(WAYS)},
     Localization,
     _search,
     says="scaling sweeps: {0}",

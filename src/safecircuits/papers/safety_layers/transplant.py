@@ -76,7 +76,7 @@ TRANSPLANT: Maybe[SafetyLayers, TransplantTable] = Maybe(
     _measure,
     when=lambda study: "base" in study.others,
     says="transplants into the base model",
-    then=lambda study: release(),  # noqa: ARG005
+    then=lambda _: release(),
     section=_section,
     claims=claims,
     tables=lambda study: {} if (found := study[TRANSPLANT]) is None else {"transplant": found.to_frame()},

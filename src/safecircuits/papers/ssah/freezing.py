@@ -87,14 +87,14 @@ def _under_pressure(study: Ssah) -> dict[str, ExtraMetric]:
     extra: dict[str, ExtraMetric] = {}
     if s.system is not None:
 
-        def with_system(model: Any, held_out: PromptSet) -> float:  # noqa: ARG001
+        def with_system(model: Any, _held_out: PromptSet) -> float:
             sets: EvaluationOptions = {"malicious": asked, "system": s.system, **s.judging}
             return evaluate(model, **sets).rates["malicious_refused"]
 
         extra["refused_with_system"] = with_system
     if s.prefill is not None and _holds_prefilled(study):
 
-        def prefilled(model: Any, held_out: PromptSet) -> float:  # noqa: ARG001
+        def prefilled(model: Any, _held_out: PromptSet) -> float:
             found = pressure(
                 model,
                 asked,

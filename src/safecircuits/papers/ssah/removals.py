@@ -224,7 +224,7 @@ PRUNED: Parts[Ssah, tuple[str, str], PrunedGroup] = Parts(
     _prune,
     when=lambda study: study.settings.prune,
     says="{1} by {0} cut out of the weights",
-    then=lambda study: release(),  # noqa: ARG005
+    then=lambda _: release(),
     section=_section,
     claims=_claims,
 )

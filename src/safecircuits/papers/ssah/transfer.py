@@ -135,7 +135,7 @@ TRANSFERS: Parts[Ssah, tuple[str, str], AttributeTransfer] = Parts(
     _kinds,
     AttributeTransfer,
     _transfer,
-    when=lambda study: True,  # noqa: ARG005  a run from before may have fewer
+    when=lambda _: True,  # a run from before may have fewer
     says="attribute transfer, {1}: groups by {0}",
     then=_let_go,
     section=_section,

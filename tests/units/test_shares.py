@@ -34,7 +34,7 @@ def scores(seed: int, head_factor: float = 1.0) -> UnitScores:
     values["attn"] *= head_factor
     moments = {site: Moments(2, x, torch.ones_like(x)) for site, x in values.items()}
     norms = {site: torch.ones_like(x) for site, x in values.items()}
-    return UnitScores(values, moments, norms, "taylor", "all", SHAPE, {}, unit_parameters=PARAMETERS)  # type: ignore[arg-type]
+    return UnitScores(values, moments, norms, "taylor", "all", SHAPE, {}, unit_parameters=PARAMETERS)
 
 
 def by_site(groups: UnitGroups, *names: str) -> dict[str, int]:
@@ -55,7 +55,7 @@ class TestNeuronsAndHeads:
             assert abs(found["attn"] - share * 40) < 1
         # Within a site the cut is the highest by S − U.
         for site in ("mlp", "attn"):
-            label, difference = groups.labels[site].flatten(), groups.difference[site].flatten()  # type: ignore[index]
+            label, difference = groups.labels[site].flatten(), groups.difference[site].flatten()
             inside, outside = difference[label == 0], difference[label != 0]
             assert not len(inside) or not len(outside) or inside.min() >= outside.max()
 
@@ -66,7 +66,7 @@ class TestNeuronsAndHeads:
         assert by_site(pooled, "SCU") == {"mlp": 0, "attn": 14}
         assert by_site(sc.classify_units(safety, utility, scu=0.013, ucu=0, ru=0), "SCU") == {"mlp": 13, "attn": 1}
         with pytest.raises(ValueError, match="share_of is 'units', 'parameters' or 'pooled', not 'heads'"):
-            sc.classify_units(safety, utility, scu=0.1, ucu=0, ru=0, share_of="heads")  # type: ignore[arg-type]
+            sc.classify_units(safety, utility, scu=0.1, ucu=0, ru=0, share_of="heads")
 
     def test_in_set_differences(self) -> None:
         groups = set_difference(scores(0, 100), scores(1, 100), p=0.1, q=0.2)
@@ -93,7 +93,7 @@ class TestNeuronsAndHeads:
 class TestControls:
     def test_of_equal_budgets_have_as_many_of_each_site(self) -> None:
         groups = sc.classify_units(scores(0, 100), scores(1, 100), scu=0.1, ucu=0, ru=0)
-        masks = equal_budget_masks(groups, (1, 2), PARAMETERS)  # type: ignore[arg-type]
+        masks = equal_budget_masks(groups, (1, 2), PARAMETERS)
         units, random = masks["units"], masks["random"]
         for site in ("mlp", "attn"):
             assert random.n_units(site) == units.n_units(site)

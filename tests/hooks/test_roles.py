@@ -111,7 +111,7 @@ def test_a_scale_is_that_of_the_weights_or_behind_the_norm_that_cancels_it(name:
         with_weights = plain(edited(hf, module))
         cancels = component in norms
         want = plain(behind(hf, norms[component])) if cancels else with_weights
-        with scaled(model, (0, 1), ALPHA, components=[component]):  # type: ignore[list-item]
+        with scaled(model, (0, 1), ALPHA, components=[component]):
             torch.testing.assert_close(hooked(model), want, **CLOSE)
         assert (want - before).norm() > 1e-3 * before.norm(), component
         if cancels and "biases" not in name:  # the table itself: what is left is the norm's epsilon
@@ -128,12 +128,12 @@ def test_the_matrices_of_experts_are_refused_and_never_the_router(name: str) -> 
     for components in (["gate"], ["in"], ["out"], "mlp", "all", "qkv+mlp"):
         with (
             pytest.raises(ValueError, match=r"of layer 0 .*mixture of experts .*components=\['q', 'k', 'v', 'o'\]"),
-            scaled(model, (0, 1), ALPHA, components=components),  # type: ignore[arg-type]
+            scaled(model, (0, 1), ALPHA, components=components),
         ):
             pass
         assert torch.equal(hooked(model), intact)
     for component in "vo":
-        with scaled(model, (0, 1), ALPHA, components=[component]):  # type: ignore[list-item]
+        with scaled(model, (0, 1), ALPHA, components=[component]):
             torch.testing.assert_close(hooked(model), plain(edited(hf, f"self_attn.{component}_proj")), **CLOSE)
 
 
@@ -190,6 +190,6 @@ def test_a_norm_of_the_whole_stream_cancels_nothing_however_large_the_mlp(factor
         changed = copy.deepcopy(hf)
         for layer in changed.model.decoder.layers:
             layer.get_submodule(module).weight.data.mul_(ALPHA)
-        with scaled(model, (0, 1), ALPHA, components=[component]):  # type: ignore[list-item]
+        with scaled(model, (0, 1), ALPHA, components=[component]):
             torch.testing.assert_close(hooked(model), plain(changed), **CLOSE)
     assert substituted(model) == {}

@@ -72,7 +72,7 @@ def test_layers_refuses_what_is_no_range(layers: Any) -> None:
 
 def test_layers_refuses_the_ends_of_a_range_apart() -> None:
     with pytest.raises(ValueError, match=r"a pair, FreezeMask.layers\(\(2, 4\)\)"):
-        FreezeMask.layers(2, 4)  # type: ignore[arg-type]
+        FreezeMask.layers(2, 4)
 
 
 @pytest.mark.parametrize(

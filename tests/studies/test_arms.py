@@ -84,7 +84,7 @@ def test_nfft_freezes_the_highest_units_in_the_proportion_of_the_block(
         "mlp": torch.rand(shape.n_layers, shape.d_mlp, generator=generator),
         "attn": torch.rand(shape.n_layers, shape.n_heads, generator=generator),
     }
-    mask = nfft(scores, (1, 1), shape).mask  # type: ignore[arg-type]
+    mask = nfft(scores, (1, 1), shape).mask
     assert mask is not None
     assert (mask.n_units("mlp"), mask.n_units("attn")) == (shape.d_mlp, shape.n_heads)
     assert scores["mlp"][mask.mlp].min() > scores["mlp"][~mask.mlp].max()
@@ -97,7 +97,7 @@ def test_nfft_freezes_the_highest_units_in_the_proportion_of_the_block(
 def test_paper_arms_are_those_that_the_block_allows() -> None:
     alignment = PromptSet("refusals", ("a",), ("no",))
     scores = {"mlp": torch.rand(12, 16), "attn": torch.rand(12, 4)}
-    names = [arm.name for arm in paper_arms((3, 5), SHAPE, scores=scores, alignment=alignment)]  # type: ignore[arg-type]
+    names = [arm.name for arm in paper_arms((3, 5), SHAPE, scores=scores, alignment=alignment)]
     assert names == [
         "full",
         "sppft",

@@ -67,7 +67,7 @@ class TestArms:
         scu, cu = groups["SCU"], groups["CU"]
         n_units = sum(labels.numel() for labels in groups.labels.values())
         for by, order in (("difference", groups.difference), ("total", groups.total)):
-            mask = scu_top_cu(groups, 0.1, by=by).mask  # type: ignore[arg-type]
+            mask = scu_top_cu(groups, 0.1, by=by).mask
             assert mask is not None
             assert not scu - mask
             added = mask - scu
@@ -75,12 +75,12 @@ class TestArms:
             assert added.n_units("mlp") + added.n_units("attn") == round(0.1 * n_units)
             left = cu - mask
             for site in ("mlp", "attn"):  # shares are of neurons and of heads, and so is the ranking
-                assert abs(added.n_units(site) - 0.1 * groups.labels[site].numel()) < 1  # type: ignore[arg-type,index]
-                assert order[site][getattr(added, site)].min() > order[site][getattr(left, site)].max()  # type: ignore[index]
+                assert abs(added.n_units(site) - 0.1 * groups.labels[site].numel()) < 1
+                assert order[site][getattr(added, site)].min() > order[site][getattr(left, site)].max()
         pooled = dataclasses.replace(groups, provenance={"share_of": "pooled"})
-        added = scu_top_cu(pooled, 0.1).mask - scu  # type: ignore[operator]
+        added = scu_top_cu(pooled, 0.1).mask - scu
         values = [
-            torch.cat([groups.difference[site][getattr(part, site)] for site in ("mlp", "attn")])  # type: ignore[index]
+            torch.cat([groups.difference[site][getattr(part, site)] for site in ("mlp", "attn")])
             for part in (added, cu - added)
         ]
         assert values[0].min() > values[1].max()
