@@ -38,9 +38,6 @@ TAKES: dict[str, Any] = {
     "utility": lambda model, given: sc.evaluate(model, utility=given, max_new_tokens=3).rates,
     "scores": lambda model, given: sc.score_units(model, given).scores["mlp"],
     "loss": lambda model, given: sc.response_loss(model, given).nats,
-    "direction": lambda model, given: (
-        sc.direction.mean_directions(model, given, [f"{one} ." for one in PROMPTS]).difference
-    ),
     "data": lambda _, given: sc.training.normal_data(given, 3, seed=1).prompts,
     "finetune": lambda model, given: sc.finetune(model, given, steps=1, batch_size=2, progress=False).losses,
 }

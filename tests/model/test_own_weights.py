@@ -73,13 +73,6 @@ def test_a_merged_adapter_is_read() -> None:
     torch.testing.assert_close(got, weight.square().sum(0), rtol=1e-6, atol=0)
 
 
-def test_peft_models_are_told_what_to_type() -> None:
-    wrapped = peft.get_peft_model(build_tiny_llama(), peft.LoraConfig(r=4, target_modules=["down_proj"]))
-    with pytest.raises(ValueError, match=r"PeftModel.* pass model\.merge_and_unload\(\)"):
-        sc.load_model(wrapped, tokenizer=build_tiny_tokenizer())
-    sc.load_model(wrapped.merge_and_unload(), tokenizer=build_tiny_tokenizer())
-
-
 def test_a_parametrized_weight_is_what_runs_or_refused() -> None:
     hf = build_tiny_llama()
     linear = hf.model.layers[0].mlp.down_proj

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from safecircuits.base.dtypes import torch_dtype
 from safecircuits.base.notices import notify
 from safecircuits.base.outputs import require_replaceable
+from safecircuits.model.adapters import is_adapter_folder, is_peft, load_adapter, merged_view
 from safecircuits.model.attach import hooks_in_force
 from safecircuits.model.bridge import (
     BUILT_FROM,
@@ -30,7 +31,7 @@ from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.equivalence import require_equivalent
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.modules import with_buffers
-from safecircuits.model.own_weights import MERGE, require_no_wrapper
+from safecircuits.model.own_weights import MERGE
 from safecircuits.model.sites import HookedModel, is_bridge, require_unprocessed
 
 Backend = Literal["bridge", "hooked"]
@@ -52,7 +53,8 @@ def load_model(
         source: an embedded model's name (``safecircuits.organism.STAGES``, or ``organism:STAGE``), ``smollm2`` or a
             member of its family (``smollm2:layers-12-16``; ``safecircuits.organism.smollm2``), a local Hugging Face
             folder, a GGUF file or a folder that holds one (its weights are unpacked; extra ``gguf``), a hub id, a
-            Hugging Face model object (which stays as it is and shares its parameters with the result), or a ready
+            Hugging Face model object (which stays as it is and shares its parameters with the result), a ``PeftModel``
+            or a folder with its adapter (a merged copy is loaded, with a notice; extra ``peft``), or a ready
             ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.
 
             What transformer-lens makes of a model is compared with Hugging Face, once for each configuration in a
@@ -100,16 +102,21 @@ def load_model(
         if tokenizer is None:
             raise ValueError(f"a {type(source).__name__} object comes without a tokenizer: pass tokenizer=")
     elif isinstance(source, str | Path):
-        hf_model, tokenizer = load_checkpoint(
-            source, wanted, device, revision, device_map=device_map, tokenizer=tokenizer
-        )
+
+        def read(name: str | Path) -> tuple[nn.Module, Any]:
+            return load_checkpoint(name, wanted, device, revision, device_map=device_map, tokenizer=tokenizer)
+
+        given = tokenizer
+        hf_model, tokenizer = load_adapter(Path(source), read) if is_adapter_folder(source) else read(source)
+        tokenizer = given or tokenizer
     else:
         raise ValueError(
             f"cannot load a model from a {type(source).__name__}: pass a name, a folder, a Hugging Face model, "
             "a HookedTransformer or a TransformerBridge"
         )
-    require_no_wrapper(hf_model)
     require_unquantised(hf_model, f"this {type(hf_model).__name__}")
+    if is_peft(hf_model):
+        hf_model = merged_view(hf_model)
     require_weights(hf_model)
     make = bridge_of if backend == "bridge" else _hooked
     model: HookedModel = make(hf_model)

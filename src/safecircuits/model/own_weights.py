@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MERGE = (
     "merge an adapter first: peft_model.merge_and_unload(), or for one that add_adapter or load_adapter has put into "
@@ -13,15 +13,6 @@ MERGE = (
 )
 
 _COMPONENT = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_gate": "gate", "W_out": "out"}
-
-
-def require_no_wrapper(model: nn.Module) -> None:
-    """A ValueError for PEFT's own wrapper around a model, whose adapters are not yet part of the weights."""
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        raise ValueError(
-            f"a {type(model).__name__} is a model with its adapter beside it, and analyses read and write weights: "
-            "pass model.merge_and_unload() (for virtual tokens, which no weights can take in, see virtual_tokens)"
-        )
 
 
 @torch.no_grad()
