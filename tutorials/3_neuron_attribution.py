@@ -159,6 +159,41 @@ plt.show()
 print((mask | planted).summary(model))
 
 # %% [markdown]
+# ## Three objects that should be one
+#
+# Others look for a block of *layers*, or for one *direction* of the residual stream, and report that refusal is there.
+# The three meet in sets of units: a block is all units of its layers, and a direction is written by some units more
+# than by others. `direction_writers` splits what harmful prompts have more of the direction into the shares that each
+# neuron and each head has written.
+
+# %%
+harmful, harmless = refusals[:64], normal[:64]
+direction = sc.direction.mean_directions(model, harmful, harmless).refusal(layer=5)
+writers = sc.direction.direction_writers(model, direction, harmful, harmless)
+writers.to_frame()[["layer", "attention", "mlp"]].round(2)
+
+# %% [markdown]
+# SCU, the top writers (as many as there are SCU), the layers in which refusing is decided, and, since we know it, what
+# was planted. Sets of this size share units by chance, so each pair stands beside what chance has.
+
+# %%
+layers = sc.decision_layers(model, harmless, harmful).layers
+objects = {
+    "SCU": groups["SCU"],
+    "top writers": writers.top(groups["SCU"].n_units()),
+    "safety layers": sc.FreezeMask.layers(layers, model),
+    "planted": planted,
+}
+overlap = sc.units.object_overlap(objects, model)
+overlap.plot()
+plt.show()
+table = overlap.to_frame()[["a", "b", "n_a", "n_b", "both", "expected", "low", "high", "over_chance"]]
+table.round(1)
+
+# %% [markdown]
+# Every pair shares more than chance has (the grey bars hold 95 % of it), and none is the other. The same table for all
+# planted models, and which method finds which object at what cost, is in `docs/leaderboard.md`.
+#
 # `docs/concepts/units.md` has all the scores, `docs/ground_truth_units.md` how they do on six models;
 # `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` asks whether other prompts
 # would have found the same units. Tutorial 4 trains under a mask.

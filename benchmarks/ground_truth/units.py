@@ -68,7 +68,7 @@ def measure(model: str, resume: Path, *, n: int, quick: bool) -> tuple[ScoreComp
         progress=True,
         **sets,
     )
-    groups = removed_groups(loaded, safety, utility, Removals(loaded, resume=resume, **sets), name)
+    groups = removed_groups(loaded, safety, utility, Removals(loaded, kl_tokens=1, resume=resume, **sets), name)
     record = {
         "role": role_of(name),
         "planted": planted and {str(layer): len(units) for layer, units in planted.members("mlp").items()},

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from safecircuits.baselines.lisa import Lisa
+from safecircuits.behavior.divergence import KLReference
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.reference import response_loss
 from safecircuits.model.load import load_model, save_pretrained
@@ -66,6 +67,10 @@ def test_a_run_is_plain_finetuning_with_its_cost(folder: Path) -> None:
         figures = evaluate(model, malicious=BAD, utility=HELD, max_new_tokens=3, detector=detector).rates
         assert {key: run.figures[key] for key in figures} == figures
         assert run.figures["task_loss"] == pytest.approx(response_loss(model, HELD).loss)
+        moved = KLReference.of(load_model(folder), BAD).divergence(model)
+        assert run.figures["malicious_first_token_kl"] == pytest.approx(float(moved.first.mean()))
+        assert run.figures["malicious_per_token_kl"] == pytest.approx(float(moved.per_token.mean()))
+        assert run.figures["harmless_first_token_kl"] > 0 == run.before["harmless_first_token_kl"]
         assert [point["step"] for point in run.curve] == [0, 2, 4]
         assert run.curve[-1]["task_loss"] == pytest.approx(run.figures["task_loss"])
         # Adam keeps two moments of every trained entry, and a count for each tensor.

@@ -212,6 +212,15 @@ class TestComparison:
         row = found.to_frame().iloc[0]
         assert (row["at"], row["precision"], row["recall"]) == (2, 1, 1)
         assert found.best("random").smallest is None
+        told = {"malicious": sets["malicious"], "harmless": sets["utility"]}
+        references = {of: sc.behavior.KLReference.of(planted, prompts, n_tokens=1) for of, prompts in told.items()}
+        with sc.ablated(planted, BAD):
+            kl = {of: float(one.divergence(planted).first.mean()) for of, one in references.items()}
+        assert found.planted_removed.kl == pytest.approx(kl)
+        assert row["harmless_first_token_kl"] == best.kl_at_smallest
+        bound = kl["harmless"] / 2
+        bounded = score_comparison(planted, MALICIOUS, NORMAL, NORMAL, max_kl=bound, **options, **sets)
+        assert all(curve.smallest is None or curve.kl_at_smallest <= bound for curve in bounded.curves)
         again = score_comparison(planted, MALICIOUS, NORMAL, NORMAL, resume=tmp_path / "r", **options, **sets)
         assert again.equals(found)
         assert ScoreComparison.load(found.save(tmp_path / "c")).equals(found)

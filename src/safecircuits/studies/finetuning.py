@@ -15,6 +15,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
 from safecircuits.behavior.answers import of_plain, plain
+from safecircuits.behavior.divergence import TOKENS, KLReference, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -153,6 +154,7 @@ class _Study:
     ) -> None:
         self.subject, self.out, self.points = subject, out, points
         self.curve_prompts, self.extra, self.before = curve_prompts, extra, {}
+        self.references: dict[str, dict[str, KLReference]] = {}
         with subject.untouched() as model:
             self.fingerprint, self.shape = weights_fingerprint(model), ModelShape.of(model)
             self.device = str(next(iter(model.parameters())).device)
@@ -166,6 +168,7 @@ class _Study:
             "mask": None if mask is None else mask.fingerprint,
             "seed": seed,
             "points": self.points,
+            "kl": TOKENS,
         }
         path = self.out / "runs" / f"{slug(scenario.name)}-{slug(arm.name)}-{seed}-{short(identity)}.json"
         if path.exists():
@@ -182,6 +185,7 @@ class _Study:
     ) -> StudyRun:
         metrics = self._metrics(scenario, settings)
         before = self._before(scenario, settings, metrics)
+        metrics.references = self._references(settings)
         curve, optimizer = Curve(metrics), WatchedOptimizer(settings)
         settings = replace(_of_arm(arm, scenario, settings), optimizer=optimizer)
         every = max(1, settings.steps_on(len(scenario.train)) // self.points)
@@ -208,7 +212,7 @@ class _Study:
             arm=arm.name,
             scenario=scenario.name,
             seed=seed,
-            before=before["figures"],
+            before={name: 0.0 for name in figures if name.endswith("_kl")} | before["figures"],
             figures=figures,
             curve=(start, *(dict(point) for point in run.evaluations)),
             train_loss=run.final_loss(),
@@ -237,6 +241,17 @@ class _Study:
         found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         self.before[scenario.name] = of_plain(found.get("answers") or {})  # files of earlier versions have none
         return found
+
+    def _references(self, settings: TrainingSettings) -> dict[str, KLReference]:
+        """What the untrained model says next, on as many prompts as the curve looks at; kept for all runs."""
+        if settings.template not in self.references:
+            sets: dict[str, Any] = {"template": settings.template}
+            for of, prompts in self.options.items():
+                if isinstance(prompts, PromptSet):
+                    sets[of] = prompts.at_most(self.curve_prompts)
+            with self.subject.untouched() as model:
+                self.references[settings.template] = references_of(model, sets)
+        return self.references[settings.template]
 
     def _metrics(self, scenario: Scenario, settings: TrainingSettings) -> ScenarioMetrics:
         template: EvaluationOptions = {"template": settings.template}

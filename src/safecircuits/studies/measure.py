@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from safecircuits.behavior.divergence import KLReference, divergences
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, EvaluationOptions, answer_lengths, evaluate
 from safecircuits.behavior.reference import response_loss
 from safecircuits.behavior.verdict_table import Verdicts
@@ -31,12 +32,14 @@ class ScenarioMetrics:
         held_out: the scenario's task.
         curve_prompts: how many of the malicious prompts the curve looks at.
         extra: more figures of the finished model by name.
+        references: what the model says before training, to which the KL is measured afterwards; see ``references_of``.
     """
 
     options: EvaluationOptions
     held_out: PromptSet
     curve_prompts: int
     extra: Mapping[str, ExtraMetric] = field(default_factory=dict)
+    references: Mapping[str, KLReference] = field(default_factory=dict)
     _shortest: tuple[Any, int] = field(default=(None, 0), init=False, repr=False, compare=False)
     """A tokenizer, and the tokens of the shortest held-out answer by it: all models of a scenario have the same."""
 
@@ -52,11 +55,12 @@ class ScenarioMetrics:
         """All figures of a model, and the answers that they count, by set; those of the task are ``task``.
 
         The figures: ``malicious_refused``, ``over_rejected``, ``utility``, ``task_score``, …, and beside each rate of
-        refusals of how many answers it is (``Behavior.figures``). Where every held-out answer is too long to be
-        matched, there is a loss and no score, which could only be 0.
+        refusals of how many answers it is (``Behavior.figures``); with references ``harmless_first_token_kl``,
+        ``malicious_per_token_kl`` and so on, in nats (``Behavior.kl_means``). Where every held-out answer is too
+        long to be matched, there is a loss and no score, which could only be 0.
         """
-        found = evaluate(model, **self.options)
-        figures, answers = found.figures, dict(found.answers)
+        found = replace(evaluate(model, **self.options), kl=divergences(self.references, model))
+        figures, answers = found.figures | found.kl_means, dict(found.answers)
         if self._can_be_right(model):
             options: EvaluationOptions = {**self.options, "malicious": None, "over_rejection": None}
             options["utility"] = self.held_out

@@ -28,7 +28,8 @@ class StudyRun(Result):
     Attributes:
         arm, scenario, seed: which run.
         before, figures: the model before and after: shares ``malicious_refused``, ``over_rejected``, ``utility`` (where
-            measured), ``task_score`` (exact matches), ``task_loss`` (nats per response token), and your own metrics.
+            measured), ``task_score`` (exact matches), ``task_loss`` (nats per response token), your own metrics, and
+            the KL to the model before (``harmless_first_token_kl``, ``malicious_per_token_kl``, …, in nats).
         curve: ``step``, ``malicious_refused`` and ``task_loss`` on the way, step 0 included.
         train_loss: mean training loss of the last 20 steps, in nats per target token.
         steps: optimizer steps.

@@ -49,6 +49,8 @@ class CurvePoint:
     """How many of them were planted, where that is known."""
     beside: Mapping[str, float] = field(default_factory=dict)
     """Of the answers whose refusals are counted, ``malicious_n``, ``_incoherent`` and ``_cut``."""
+    kl: Mapping[str, float] = field(default_factory=dict)
+    """Mean first-token KL to the intact model in nats, on ``malicious`` and on ``harmless`` prompts."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class ScoreCurve:
     """Mean over log₂ of the removed units of (share of refusal lost − share of utility lost); at most 1."""
     smallest: int | None
     """Fewest removed units that halve refusal at no more than the allowed loss of utility; None if no set did."""
+
+    @property
+    def kl_at_smallest(self) -> float:
+        """First-token KL on harmless prompts without the smallest set, in nats; NaN where there is none."""
+        there = [p.kl["harmless"] for p in self.points if p.removed == self.smallest and "harmless" in p.kl]
+        return there[0] if there else float("nan")
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class ScoreComparison(Result):
         ...     utility=utility,
         ... )
         >>> found.to_frame().shape
-        (1, 6)
+        (1, 7)
     """
 
     intact: Behavior
@@ -106,7 +114,7 @@ class ScoreComparison(Result):
         return found[0]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a candidate, best first: smallest set, area, and precision and recall of planted units.
+        """One row a candidate, best first: smallest set, area, KL at that set, precision and recall of planted units.
 
         Precision and recall are of as many units as were planted, or of the nearest number that was measured.
         """
@@ -122,6 +130,7 @@ class ScoreComparison(Result):
                 "contrast": c.contrast,
                 "smallest_set": curve.smallest,
                 "area": curve.area,
+                "harmless_first_token_kl": curve.kl_at_smallest,
             }
             if self.n_planted:
                 near = min(curve.points, key=lambda p: abs(p.removed - self.n_planted))  # type: ignore[operator]
@@ -142,6 +151,7 @@ class ScoreComparison(Result):
                 "removed": [point.removed for point in curve.points],
                 "refusal": [point.refusal for point in curve.points],
                 "utility": [point.utility for point in curve.points],
+                **{f"{of}_first_token_kl": [p.kl[of] for p in curve.points] for of in curve.points[0].kl},
             }
             for curve in self.ranked()
         ]
@@ -166,6 +176,7 @@ def score_comparison(
     sites: Sequence[Site] = SITES,
     planted: FreezeMask | None = None,
     max_utility_loss: float = 0.02,
+    max_kl: float | None = None,
     proportionate: bool = False,
     resume: str | Path | None = None,
     progress: bool = False,
@@ -180,6 +191,7 @@ def score_comparison(
         counts: how many units are removed, ascending; ``COUNTS`` as far as there are units unless given.
         planted: the units that carry refusal by construction, where they are known.
         max_utility_loss: how much utility (of 1) a sufficient set may cost.
+        max_kl: how far from the intact model its first tokens on harmless prompts may be, in nats; any unless given.
         proportionate: remove as large a part of the neurons as of the heads, each ranked apart, as ``classify_units``
             cuts groups; otherwise both are in one ranking.
         resume: a file for the measurements, so that an interrupted comparison goes on where it was.
@@ -208,7 +220,7 @@ def score_comparison(
     if counts[-1] > n_units:
         raise ValueError(f"cannot remove {counts[-1]} of {n_units} units")
     planted = None if planted is None else units_of(shape, planted, "the planted units")
-    removals = Removals(model, kl=False, resume=resume, **sets)
+    removals = Removals(model, kl_tokens=1, resume=resume, **sets)
     intact = removals.intact
     if not intact.rates["malicious_refused"]:
         raise ValueError("the intact model refuses nothing, so no unit can carry refusal")
@@ -218,7 +230,7 @@ def score_comparison(
         order = scores.order(candidate)
         removed = (top(order, count, shape, proportionate=proportionate) for count in counts)
         points = tuple(_point(removals, units, planted) for units in removed)
-        curves.append(_curve(candidate, points, intact, max_utility_loss))
+        curves.append(_curve(candidate, points, intact, max_utility_loss, max_kl))
     return ScoreComparison(
         intact,
         tuple(curves),
@@ -233,6 +245,7 @@ def score_comparison(
             "sites": list(sites),
             "counts": list(counts),
             "max_utility_loss": max_utility_loss,
+            "max_kl": max_kl,
             "proportionate": proportionate,
         },
     )
@@ -242,11 +255,17 @@ def _point(removals: Removals, units: FreezeMask, planted: FreezeMask | None) ->
     behavior = removals.without(units)
     found = None if planted is None else (units & planted).n_units()
     beside = {key: behavior.figures[key] for key in keys("malicious_refused").values() if key in behavior.figures}
-    return CurvePoint(units.n_units(), behavior.rates["malicious_refused"], behavior.rates["utility"], found, beside)
+    kl = {of: float(one.first.mean()) for of, one in behavior.kl.items()} or dict.fromkeys(removals.references, 0.0)
+    rates = behavior.rates
+    return CurvePoint(units.n_units(), rates["malicious_refused"], rates["utility"], found, beside, kl)
 
 
 def _curve(
-    candidate: Candidate, points: tuple[CurvePoint, ...], intact: Behavior, max_utility_loss: float
+    candidate: Candidate,
+    points: tuple[CurvePoint, ...],
+    intact: Behavior,
+    max_utility_loss: float,
+    max_kl: float | None,
 ) -> ScoreCurve:
     refusal, utility = intact.rates["malicious_refused"], intact.rates["utility"]
     x = torch.tensor([float(p.removed) for p in points], dtype=torch.float64).log2()
@@ -254,5 +273,9 @@ def _curve(
     gain = torch.tensor(gains, dtype=torch.float64)
     spread = float(x[-1] - x[0])
     area = float(torch.trapezoid(gain, x)) / spread if spread else float(gain.mean())
-    enough = (p.removed for p in points if p.refusal <= refusal / 2 and p.utility >= utility - max_utility_loss - 1e-9)
-    return ScoreCurve(candidate, points, area, next(enough, None))
+
+    def enough(p: CurvePoint) -> bool:
+        near = max_kl is None or p.kl.get("harmless", 0.0) <= max_kl
+        return p.refusal <= refusal / 2 and p.utility >= utility - max_utility_loss - 1e-9 and near
+
+    return ScoreCurve(candidate, points, area, next((p.removed for p in points if enough(p)), None))

@@ -14,7 +14,7 @@ from torch import Tensor
 from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
 from safecircuits.behavior.answers import of_plain, plain
-from safecircuits.behavior.divergence import TokenKL, divergences, references_of
+from safecircuits.behavior.divergence import TOKENS, TokenKL, divergences, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.verdict_table import Tally
@@ -24,7 +24,7 @@ from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 
-FORMAT, VERSION = "safecircuits-removals", 4
+FORMAT, VERSION = "safecircuits-removals", 5
 _SETS = ("malicious", "over_rejection", "utility")
 
 
@@ -33,7 +33,8 @@ class Removals:
 
     Args:
         to, spare: replacement values instead of zero, and how many first positions are left; see ``ablated``.
-        kl: whether the KL to the intact model is measured too (``Behavior.kl``).
+        kl_tokens: of how many tokens of each answer the KL to the intact model is measured too (``Behavior.kl``); none
+            with 0, and 1 takes a single pass.
         resume: a file of JSON lines to which every finished measurement is added, and from which those of an
             interrupted run are read. The intact model runs in any case, and must behave as it did then.
         sets: passed to ``evaluate``.
@@ -48,14 +49,14 @@ class Removals:
         *,
         to: UnitValues | None = None,
         spare: int = 0,
-        kl: bool = True,
+        kl_tokens: int = TOKENS,
         resume: str | Path | None = None,
         **sets: Unpack[EvaluationOptions],
     ) -> None:
         self.model, self.to, self.spare, self.sets = model, to, spare, sets
         self.path = None if resume is None else Path(resume)
         self.intact = evaluate(model, **sets)
-        self.references = references_of(model, sets) if kl else {}
+        self.references = references_of(model, sets, n_tokens=kl_tokens) if kl_tokens else {}
         self.known: dict[str, Behavior] = {}
         if self.path is None:
             return
@@ -93,7 +94,7 @@ class Removals:
             "replacement": ("zero" if self.to is None else _digest_of_values(self.to))
             + (f", sparing {self.spare}" if self.spare else ""),
             "intact": _bits(self.intact),
-            "kl": sorted(self.references),
+            "kl": {name: reference.n_tokens for name, reference in sorted(self.references.items())},
             "weights": weights_fingerprint(self.model),
         }
 
