@@ -12,8 +12,9 @@ from test_study_ssah import BAD, HELD, OPTIONS, TASK, weights
 
 from safecircuits.baselines.virtual_tokens import LlamaAdapter, PrefixTuning
 from safecircuits.behavior.evaluate import evaluate
-from safecircuits.behavior.generate import generate, generate_scaled
+from safecircuits.behavior.generate import generate
 from safecircuits.behavior.reference import response_loss
+from safecircuits.behavior.scaled_completions import generate_scaled
 from safecircuits.layers.counting import RefusalCounter
 from safecircuits.layers.grid import scaling_grid
 from safecircuits.layers.localization import localize

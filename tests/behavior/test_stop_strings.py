@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import safecircuits as sc
 from safecircuits.behavior.conditions import pressure
 from safecircuits.behavior.decoding import Writer
-from safecircuits.behavior.generate import generate_scaled
 from safecircuits.behavior.sampling import sample
+from safecircuits.behavior.scaled_completions import generate_scaled
 
 PIECES = ("sure", " take", "\n", "###", " Instruction", ":", " ", "")
 STOP = "### Instruction:"

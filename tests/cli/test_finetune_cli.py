@@ -102,5 +102,6 @@ def test_bad_input_is_one_line(tmp_path: Path, mask_file: Path, monkeypatch: pyt
     assert "reaches layer 40" in refuse(*base, "--freeze", other)
     assert "reaches layer 40" in refuse(*base, "--freeze", other, "--malicious", "organism:malicious")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "trains in one process" in refuse(*base)
+    monkeypatch.setenv("RANK", "0")
+    assert "trains, which it does in one process" in refuse(*base)
     assert not (tmp_path / "x").exists()

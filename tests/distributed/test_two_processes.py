@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from launching import launch
 from scenarios import SCENARIOS, run
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
@@ -26,20 +24,6 @@ TOLERANCE = {"float64": (1e-9, 1e-7), "float32": (1e-5, 1e-5), "bf16": (3e-2, 5e
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = TOLERANCE["float64"]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent.parent / "src"), *filter(None, sys.path)]),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    command = [*launcher, f"--master-port={port}", str(HERE / "scenarios.py"), str(folder), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-
-
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder and the facts of process 0 after both processes have run all scenarios."""
@@ -47,7 +31,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     for name in ("resumed", "resumed sharded"):
         with pytest.raises(KeyboardInterrupt):
             run(checkpoint_dir=folder / f"{name} from one", checkpoint_every=2, callbacks=[interrupt], eval_every=5)
-    done = start(folder)
+    done = launch(2, HERE / "scenarios.py", folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads((folder / "facts 0.json").read_text(encoding="utf-8"))
 

@@ -20,8 +20,8 @@ import zoo
 from conftest import build_tiny_llama, randomised
 from safecircuits.behavior.detectors import DETECTORS
 from safecircuits.behavior.early import EarlyVerdict, decided
-from safecircuits.behavior.generate import generate_scaled
 from safecircuits.behavior.incoherence import degenerate
+from safecircuits.behavior.scaled_completions import generate_scaled
 from safecircuits.behavior.speculative import worth_feeding
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model

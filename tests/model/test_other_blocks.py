@@ -14,7 +14,7 @@ import torch
 import configurations
 import safecircuits as sc
 import zoo
-from safecircuits.behavior.generate import generate_scaled
+from safecircuits.behavior.scaled_completions import generate_scaled
 from safecircuits.layers.attention import attention_map
 
 pytestmark = pytest.mark.usefixtures("narrow_last_layer")  # in every architecture, for the few tokens of a test

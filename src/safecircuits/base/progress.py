@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from safecircuits.base.log_lines import Work, lines
+from safecircuits.base.processes import is_main
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ NOTEBOOK_DELAY = 0.5
 
 def track(items: Iterable[T], what: str, *, total: int | None = None, enabled: bool = True) -> Iterator[T]:
     """Iterate with a progress bar, on stderr or below a notebook's cell, or lines of a log; nothing if disabled."""
-    if not enabled:
+    if not enabled or not is_main():
         yield from items
         return
     total = len(items) if total is None and isinstance(items, Sized) else total
@@ -84,7 +85,7 @@ def _html_bar(work: Work, now: float) -> dict[str, str]:
 def say(text: str) -> None:
     """Say on stderr what begins or is done now, if a person is watching; else the next line of the log says it."""
     lines.part = text
-    if console.is_terminal or console.is_jupyter:
+    if is_main() and (console.is_terminal or console.is_jupyter):
         console.print(text, highlight=False, markup=False)
 
 

@@ -20,6 +20,7 @@ from safecircuits.base.stats import mean_interval
 from safecircuits.behavior.generate import generate
 from safecircuits.hooks.first_logits import first_logits
 from safecircuits.model.forward import logits
+from safecircuits.model.shares import in_order, spread
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
@@ -224,11 +225,19 @@ def divergences(references: Mapping[str, KLReference], model: HookedModel) -> di
     return {name: reference.divergence(model) for name, reference in references.items()}
 
 
-@torch.inference_mode()
 def _next_logits(model: HookedModel, examples: Sequence[Encoded], max_tokens: int | None) -> list[Tensor]:
     """Of each example the logits from the last token of its prompt on."""
     if all(len(example) == example.response_start for example in examples):
         return [row[None] for row in first_logits(model, examples, max_tokens=max_tokens)]
+
+    def logits_of(share: list[int]) -> list[Tensor]:
+        return _answer_logits(model, [examples[row] for row in share], max_tokens)
+
+    return in_order(spread(model, examples, logits_of, "logits of answers"))
+
+
+@torch.inference_mode()
+def _answer_logits(model: HookedModel, examples: Sequence[Encoded], max_tokens: int | None) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for batch in batches(examples, min(max_tokens or _AT_ONCE, _AT_ONCE)):
         out = logits(model, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +12,13 @@ from safecircuits.base.progress import track
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.decoding import Steps, Until, Writer, decode_greedily
 from safecircuits.behavior.decoding import end_tokens as end_tokens
-from safecircuits.behavior.speculative import SpeculativeDecoding
-from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.lockstep import LockstepDecoder, PairRunner, UnitPatching
 from safecircuits.hooks.passes import Runner, running
-from safecircuits.hooks.scale import ComponentSet, RowScaling
-from safecircuits.model.attach import hooks_in_force
+from safecircuits.hooks.scale import RowScaling
 from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
-from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
+from safecircuits.model.shares import in_order, spread
+from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import MAX_TOKENS, Batch, each_batch, without_prefix
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.prompts.templates import stop_string
@@ -89,64 +87,6 @@ def continuations(
     return writer.texts(written), list(map(len, written)), list(map(writer.ended, written))
 
 
-def generate_scaled(
-    model: HookedModel,
-    prompts: PromptSet | Sequence[str],
-    profiles: Sequence[Mapping[int, float]],
-    *,
-    components: ComponentSet = "all",
-    max_new_tokens: int = 16,
-    template: str = "auto",
-    system: str | None = None,
-    max_tokens: int | None = None,
-    until: Until | None = None,
-    drafts: Sequence[Sequence[int]] | None = None,
-    progress: bool = False,
-) -> list[Completions]:
-    """``generate`` under ``scaled(model, profile)`` for each of ``profiles``, all decoded together in shared batches.
-
-    A layer is computed once for all profiles that are alike up to it. The completions are those of one profile after
-    another, up to rounding: a matrix product may round otherwise in a batch of another size, which turns the choice
-    between two tokens of all but equal logits. With hooks of your own on the model the profiles do run one after
-    another.
-
-    Args:
-        profiles: a mapping from layer to α each; layers that it leaves out are not scaled.
-        drafts: token ids with which each prompt may be answered, such as those of the unscaled model.
-            They change nothing but the time: as far as a model says the same, it takes one pass instead of a step each.
-
-    Raises:
-        ValueError, FloatingPointError: as ``generate`` does; ValueError if there is not one draft a prompt, or the
-            model has no hook points.
-    """
-    require_room(max_new_tokens)
-    require_hooked(model, "scaling layers")
-    prompts = as_prompt_set(prompts)
-    examples = encode(tokenizer_of(model), prompts, template=template, system=system)
-    n = len(prompts)
-    if drafts is not None and len(drafts) != n:
-        raise ValueError(f"there must be one draft for each of {n} prompts, not {len(drafts)}")
-    _, per_token = hooks_in_force(model)
-    groups = [list(profiles)] if per_token else [[profile] for profile in profiles]
-    writer = Writer(model, max_new_tokens, until, stop_string(model.tokenizer, template))
-    budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
-    written: list[list[list[int]]] = []
-    for group in groups:
-        scaling = RowScaling(model, group, components=components)
-        with running(model, scaling.hooks) as runner:
-            if SpeculativeDecoding.possible(runner, examples, max_new_tokens):
-                branches = Branches(group, int(model.cfg.n_layers))
-                guesses = drafts if drafts is not None else [()] * n
-                decoding = SpeculativeDecoding(runner, tuple(examples), guesses, branches, scaling, writer, budget)
-                written += decoding.run(progress)
-            else:
-                owner = tuple(which for which in range(len(group)) for _ in range(n))
-                jobs = Jobs(tuple(examples) * len(group), owner, budget)
-                found = decode_all(runner, jobs, scaling, writer, progress)
-                written += [found[i * n : (i + 1) * n] for i in range(len(group))]
-    return [completions_of(prompts, of_profile, writer) for of_profile in written]
-
-
 def require_room(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -176,6 +116,16 @@ def _alone(
     max_tokens: int | None,
     progress: bool,
 ) -> list[list[int]]:
+    def part(share: list[int]) -> list[list[int]]:
+        return _written(model, [examples[row] for row in share], writer, max_tokens, progress)
+
+    return in_order(spread(model, examples, part, "completions"))
+
+
+def _written(
+    model: HookedModel, examples: Sequence[Encoded], writer: Writer, max_tokens: int | None, progress: bool
+) -> list[list[int]]:
+    """Token ids of each example, by this process."""
     if hasattr(model, "greedy_decoder"):  # one with virtual tokens, which has no hook points
         with torch.inference_mode():
             return _in_batches(examples, lambda _: model.greedy_decoder(), max_tokens or MAX_TOKENS, writer, progress)

@@ -18,9 +18,10 @@ from safecircuits.base.progress import track
 from safecircuits.base.stats import canonical_order, rate_interval
 from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.model.forward import logits
+from safecircuits.model.shares import columns_in_order, spread
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
-from safecircuits.prompts.prompt_set import PromptSet, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -172,8 +173,26 @@ def response_loss(
         True
     """
     examples = encode(tokenizer_of(model), heldout, template=template, system=system, with_responses=True)
-    nats = torch.zeros(len(examples), dtype=torch.float64)
     tokens = torch.tensor([len(example) - example.response_start for example in examples])
+
+    def losses_of(share: list[int]) -> Float[Tensor, " share"]:
+        return _nats(model, [examples[row] for row in share], max_tokens, progress)
+
+    nats = columns_in_order(spread(model, examples, losses_of, "response_loss"))
+    if not torch.isfinite(nats).all():
+        broken = int((~torch.isfinite(nats)).nonzero()[0])
+        raise FloatingPointError(f"the loss of response {broken} of set {heldout.name!r} is not finite")
+    made_by = {
+        "heldout": heldout.identity,
+        "template": template,
+        "system": system,
+    }
+    return ResponseLoss(nats, tokens, made_by)
+
+
+def _nats(model: HookedModel, examples: Sequence[Encoded], max_tokens: int, progress: bool) -> Float[Tensor, " prompt"]:
+    """The loss of each response, summed over its tokens, in float64."""
+    nats = torch.zeros(len(examples), dtype=torch.float64)
     with torch.inference_mode():
         for batch in track(list(batches(examples, max_tokens)), "held-out loss", enabled=progress):
             predicted = logits(model, batch)[:, :-1]
@@ -184,12 +203,4 @@ def response_loss(
                 F.cross_entropy(predicted[targets].float(), labels[targets], reduction="none").double().cpu()
             )
             nats[list(batch.rows)] = losses.sum(dim=1)
-    if not torch.isfinite(nats).all():
-        broken = int((~torch.isfinite(nats)).nonzero()[0])
-        raise FloatingPointError(f"the loss of response {broken} of set {heldout.name!r} is not finite")
-    made_by = {
-        "heldout": heldout.identity,
-        "template": template,
-        "system": system,
-    }
-    return ResponseLoss(nats, tokens, made_by)
+    return nats

@@ -12,7 +12,7 @@ from safecircuits.cli.frame import Run, run_command
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    run_command(app, prompts=False, model=False, out=Path("demo"))(demo)
+    run_command(app, prompts=False, model=False, out=Path("demo"), trains=True)(demo)
 
 
 def demo(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +36,7 @@ SETTINGS = Fields(
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    run_command(app)(finetune)
+    run_command(app, trains=True)(finetune)
 
 
 def finetune(
@@ -102,10 +101,6 @@ def finetune(
     from safecircuits.training.loop import finetune as train
     from safecircuits.training.trackers import require_trackers
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "this command trains in one process; under accelerate launch call safecircuits.finetune in a script"
-        )
     prompts = run.prompts("data", data, responses=True)
     prompts.require_responses()
     masks = [mask_of(run, path) for path in freeze or []]

@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from safecircuits.base.processes import is_main
 from safecircuits.cli.folded import FoldedCommand, HelpAllOption
-from safecircuits.cli.manners import one_line_errors, quiet
+from safecircuits.cli.manners import one_line_errors, only_one_speaks, quiet, require_one_process
 from safecircuits.cli.options import (
     BY_SET,
     OutOption,
@@ -168,6 +169,8 @@ class Run:
         if self.directory is None:
             return
         last = self.directory.finish()
+        if not is_main():
+            return
         page = self.out / REPORT
         if page not in self.directory.written:
             write_page(self.out)
@@ -217,7 +220,13 @@ def _listed(paths: list[Path]) -> list[str]:
 
 
 def run_command(
-    app: typer.Typer, name: str | None = None, *, prompts: bool = True, model: bool = True, out: Path | None = None
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    prompts: bool = True,
+    model: bool = True,
+    out: Path | None = None,
+    trains: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function that takes a ``Run`` as a command with the shared options and a run directory.
 
@@ -226,6 +235,7 @@ def run_command(
         prompts: whether it reads sets of prompts, and has ``--n``, ``--column``, … for that.
         model: whether it has ``--model``; otherwise it says itself which models it runs.
         out: the folder of the run unless given; with None it must be given.
+        trains: whether it trains, which it does in one process.
     """
     shared = {**SHARED, **(PROMPTS if prompts else {})}
     if not model:
@@ -239,6 +249,8 @@ def run_command(
         beside = {key: kind for key, kind in TEMPLATE.items() if "template" in names and key not in names}
 
         def body(ctx: typer.Context, **given: Any) -> None:
+            if trains:
+                require_one_process(_name(ctx))
             from safecircuits.prompts.templates import Template
             from safecircuits.results.run import AlreadyComplete
 
@@ -291,7 +303,8 @@ def plain_command(app: typer.Typer, name: str | None = None) -> Callable[[Callab
 
         def body(ctx: typer.Context, **given: Any) -> None:  # noqa: ARG001  typer's
             given.pop("config")
-            function(**own.gathered(given))
+            if is_main():  # of several processes one writes
+                function(**own.gathered(given))
 
         app.command(name)(_framed(function, body, [*own.listed, option("config", *SHARED["config"])]))
         return function
@@ -320,7 +333,7 @@ def _framed(
 
     @functools.wraps(function)
     def command(**given: Any) -> None:
-        with one_line_errors(), quiet():
+        with only_one_speaks(), one_line_errors(), quiet():
             body(**given)
 
     return with_options(command, options)

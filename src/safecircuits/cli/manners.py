@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import typer
 
 from safecircuits.base.notices import Notice
+from safecircuits.base.processes import is_main, size
 
 TRACEBACK = "SAFECIRCUITS_TRACEBACK"
 """Environment variable: if set, bad input shows where it was found, too."""
@@ -40,6 +43,36 @@ def _fail(error: Exception, text: str) -> None:
         traceback.print_exception(error)
     typer.echo(f"error: {' '.join(text.split()) or type(error).__name__}", err=True)
     raise typer.Exit(2) from error
+
+
+GRACE = 5.0
+"""Seconds in which the launcher ends the processes of a command that fails in all of them."""
+
+
+@contextmanager
+def only_one_speaks() -> Iterator[None]:
+    """Of several processes (``torchrun``) only the first one prints; another that fails by itself says so, later."""
+    if is_main():
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            yield
+    except BaseException as error:
+        time.sleep(GRACE)  # where process 0 has failed alike, it has said it, and the launcher ends this one
+        last = said.getvalue().strip().splitlines()[-1:] or [f"{type(error).__name__}: {error}"]
+        print(f"process {os.environ['RANK']} failed alone: {last[0]}", file=sys.stderr)
+        raise
+
+
+def require_one_process(command: str) -> None:
+    """Raise a ValueError if several processes were launched for a command that trains."""
+    if size() > 1:
+        raise ValueError(
+            f"'safecircuits {command}' trains, which it does in one process; under torchrun or accelerate launch call "
+            "safecircuits.finetune in a script, and run the analyses by their own commands"
+        )
 
 
 @contextmanager

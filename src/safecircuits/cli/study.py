@@ -36,7 +36,7 @@ PRESETS = ("paper", "code")
 EMBEDDED_TRAINING = TrainingSettings(steps=40, batch_size=8, lr=4e-4, schedule="constant")
 
 
-@run_command(app, "safety-layers")
+@run_command(app, "safety-layers", trains=True)
 def safety_layers(
     run: Run,
     *,

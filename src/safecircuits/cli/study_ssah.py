@@ -40,7 +40,7 @@ EMBEDDED_WORDS: dict[str, Any] = {
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    run_command(app, "ssah")(ssah)
+    run_command(app, "ssah", trains=True)(ssah)
 
 
 def ssah(

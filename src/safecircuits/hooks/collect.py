@@ -14,9 +14,10 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
 from safecircuits.model.forward import device_of
+from safecircuits.model.shares import columns_in_order, spread
 from safecircuits.model.sites import HookedModel, require_hooked, resid_post, tokenizer_of
 from safecircuits.prompts.batching import Batch
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.results.result import Result
 
 
@@ -104,8 +105,28 @@ def collect_residuals(
     prompts = as_prompt_set(prompts)
     n_layers = int(model.cfg.n_layers)
     wanted = tuple(range(n_layers)) if layers is None else _wanted(layers, n_layers)
-    values = torch.empty(len(wanted), len(prompts), int(model.cfg.d_model), dtype=torch.float32)
     examples = encode(tokenizer_of(model), prompts, template=template)
+
+    def collected(share: list[int]) -> Float[Tensor, "layer share d_model"]:
+        return _collected(model, [examples[row] for row in share], wanted, max_tokens, progress)
+
+    values = torch.empty(0, len(prompts), int(model.cfg.d_model))
+    if wanted:
+        values = columns_in_order(spread(model, examples, collected, "collect_residuals"), dim=1)
+    if final_norm and n_layers - 1 in wanted:
+        last = wanted.index(n_layers - 1)
+        values[last] = final_normed(model, values[last])
+    broken = [layer for slot, layer in enumerate(wanted) if not torch.isfinite(values[slot]).all()]
+    if broken:
+        raise FloatingPointError(f"the residual stream after layer {broken[0]} is not finite")
+    return Residuals(values, wanted, prompts)
+
+
+def _collected(
+    model: HookedModel, examples: Sequence[Encoded], wanted: Sequence[int], max_tokens: int | None, progress: bool
+) -> Float[Tensor, "layer prompt d_model"]:
+    """The residual stream of each example after each of the ``wanted`` layers, float32 on the CPU."""
+    values = torch.empty(len(wanted), len(examples), int(model.cfg.d_model), dtype=torch.float32)
     rows: list[int] = []
     kept: dict[int, Tensor] = {}
 
@@ -124,26 +145,19 @@ def collect_residuals(
             here = kept[0].device
             values[:, rows] = torch.stack([kept[slot].to(here) for slot in range(len(wanted))]).float().cpu()
 
-    if wanted:
-        hooks = {resid_post(layer): keep(slot) for slot, layer in enumerate(wanted)}
-        with running(model, hooks) as runner:
-            runner.watch(
-                examples,
-                before,
-                after,
-                last_layer=max(wanted),
-                last_position=True,
-                max_tokens=max_tokens,
-                what="residual streams",
-                progress=progress,
-            )
-    if final_norm and n_layers - 1 in wanted:
-        last = wanted.index(n_layers - 1)
-        values[last] = final_normed(model, values[last])
-    broken = [layer for slot, layer in enumerate(wanted) if not torch.isfinite(values[slot]).all()]
-    if broken:
-        raise FloatingPointError(f"the residual stream after layer {broken[0]} is not finite")
-    return Residuals(values, wanted, prompts)
+    hooks = {resid_post(layer): keep(slot) for slot, layer in enumerate(wanted)}
+    with running(model, hooks) as runner:
+        runner.watch(
+            examples,
+            before,
+            after,
+            last_layer=max(wanted),
+            last_position=True,
+            max_tokens=max_tokens,
+            what="residual streams",
+            progress=progress,
+        )
+    return values
 
 
 def _wanted(layers: Sequence[int] | LayerRange, n_layers: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
 from safecircuits.model.forward import Decoder
 from safecircuits.model.memory import batch_tokens
+from safecircuits.model.shares import columns_in_order, spread
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.batching import Batch, each_batch, pad_left, without_prefix
 from safecircuits.prompts.prompt_set import Encoded
@@ -29,6 +30,16 @@ def first_logits(
     Args:
         hooks: each treats every token by itself, as ``running`` asks.
     """
+
+    def logits_of(share: list[int]) -> Float[Tensor, "share d_vocab"]:
+        return _first_logits(model, [examples[row] for row in share], hooks, max_tokens)
+
+    return columns_in_order(spread(model, examples, logits_of, "first logits"), dim=0)
+
+
+def _first_logits(
+    model: HookedModel, examples: Sequence[Encoded], hooks: Mapping[str, HookFn] | None, max_tokens: int | None
+) -> Float[Tensor, "prompt d_vocab"]:
     found: dict[int, Tensor] = {}
     with running(model, hooks) as runner:
         shared = runner.prefix_length(examples)

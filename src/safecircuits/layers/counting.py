@@ -19,6 +19,7 @@ from safecircuits.base.arguments import number, whole
 from safecircuits.base.counted import answers_name
 from safecircuits.base.errors import keeping
 from safecircuits.base.files import write_text
+from safecircuits.base.processes import of_main, rank
 from safecircuits.base.progress import track
 from safecircuits.base.reading import parse_json
 from safecircuits.base.vocabulary import LayerRange
@@ -26,8 +27,9 @@ from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.early import EarlyVerdict
-from safecircuits.behavior.generate import generate, generate_scaled
+from safecircuits.behavior.generate import generate
 from safecircuits.behavior.incoherence import degenerate
+from safecircuits.behavior.scaled_completions import generate_scaled
 from safecircuits.behavior.verdict import tokens_needed, verdicts
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.behavior.wording import open_thought
@@ -177,7 +179,8 @@ class RefusalCounter:
         self.path = None if resume is None else Path(resume)
         self._drafts: list[list[int]] = []
         answers = generate(model, prompts, **self.generation, until=self.until, token_ids=self._drafts)
-        before = [] if self.path is None else self._read(self.path, answers)
+        path = self.path
+        before = [] if path is None else of_main(lambda: self._read(path, answers))
         for layers, alpha, texts, ended, lengths in before:
             self._judge(layers, alpha, Completions(prompts, texts, answers.cut, ended, lengths))
         if not before:
@@ -280,7 +283,7 @@ class RefusalCounter:
         }
 
     def _write(self, layers: LayerRange | None, alpha: float, answers: Completions) -> None:
-        if self.path is None:
+        if self.path is None or rank() > 0:  # of several processes one writes
             return
         if layers is None:
             write_text(self.path, json.dumps(self._header()) + "\n")

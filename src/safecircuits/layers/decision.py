@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked, read_fields
@@ -31,8 +31,9 @@ from safecircuits.behavior.verdict import verdicts as verdicts_of
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
 from safecircuits.layers.counting import early_verdict
+from safecircuits.model.shares import columns_in_order, spread
 from safecircuits.model.sites import HookedModel, tokenizer_of
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -236,12 +237,11 @@ def decision_layers(
         return DecisionLayers(None, nothing, nothing, nothing, effect, full, *by_pair)
     examples = [encode(tokenizer_of(model), prompts, template=template) for prompts in sets]
     positions = count_post_instruction_tokens(model.tokenizer, [*examples[0], *examples[1]], template)
-    runs = tuple(CachedRun.of(model, given, positions, max_tokens) for given in examples)
-    tells = opening_tokens(
-        runs[1].logits.argmax(-1)[verdicts[1]].tolist(), runs[0].logits.argmax(-1)[~verdicts[0]].tolist()
-    )
+    pairs = _Pairs(model, (examples[0], examples[1]), positions, max_tokens)
+    complied, refused = pairs.first_tokens()
+    tells = opening_tokens(refused[verdicts[1]].tolist(), complied[~verdicts[0]].tolist())
     openings = dict(zip(("refuse", "comply"), tells, strict=True))
-    effect, full = _effects(model, (runs[0], runs[1]), openings, progress)
+    effect, full = pairs.effects(openings, progress)
     share = effect.mean(1) / full.mean()
     low, high = simultaneous_band(share, _resampled(effect, full))
     provenance["positions"] = positions
@@ -259,20 +259,44 @@ def _refuses_more(malicious: Bool[Tensor, " prompt"], normal: Bool[Tensor, " pro
     return a.rate > b.rate and p < LEVEL
 
 
-def _effects(
-    model: HookedModel, runs: tuple[CachedRun, CachedRun], openings: dict[str, list[int]], progress: bool
-) -> tuple[Float[Tensor, "layer pair"], Float[Tensor, " pair"]]:
-    """Effect of patching after each layer, the mean of both directions, and the whole difference."""
+class _Pairs:
+    """A harmless and a malicious prompt each, run once and patched into each other; each process has its share."""
 
-    def score(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
-        refuse, comply = (logits[:, openings[name]].double().logsumexp(-1) for name in ("refuse", "comply"))
-        return refuse - comply
+    def __init__(
+        self, model: HookedModel, sets: tuple[list[Encoded], list[Encoded]], positions: int, max_tokens: int | None
+    ) -> None:
+        self.model, self.sets, self.positions, self.max_tokens = model, sets, positions, max_tokens
+        self.runs: list[CachedRun] = []
 
-    normal, malicious = runs
-    before, after = score(normal.logits), score(malicious.logits)
-    gained = normal.patched(model, malicious, score, progress=progress) - before
-    lost = after - malicious.patched(model, normal, score, progress=progress)
-    return (gained + lost) / 2, after - before
+    def first_tokens(self) -> Int[Tensor, "kind pair"]:
+        """The token that each prompt's answer begins with, of harmless ones first."""
+
+        def run(share: list[int]) -> Int[Tensor, "kind share"]:
+            for examples in self.sets:
+                mine = [examples[row] for row in share]
+                self.runs.append(CachedRun.of(self.model, mine, self.positions, self.max_tokens))
+            return torch.stack([one.logits.argmax(-1) for one in self.runs])
+
+        return columns_in_order(spread(self.model, self.sets[1], run, "runs of pairs"))
+
+    def effects(
+        self, openings: dict[str, list[int]], progress: bool
+    ) -> tuple[Float[Tensor, "layer pair"], Float[Tensor, " pair"]]:
+        """Effect of patching after each layer, the mean of both directions, and the whole difference."""
+
+        def score(logits: Float[Tensor, "pair d_vocab"]) -> Float[Tensor, " pair"]:
+            refuse, comply = (logits[:, openings[name]].double().logsumexp(-1) for name in ("refuse", "comply"))
+            return refuse - comply
+
+        def patch(_: list[int]) -> Float[Tensor, "row share"]:
+            normal, malicious = self.runs
+            before, after = score(normal.logits), score(malicious.logits)
+            gained = normal.patched(self.model, malicious, score, progress=progress) - before
+            lost = after - malicious.patched(self.model, normal, score, progress=progress)
+            return torch.cat([(gained + lost) / 2, (after - before)[None]])
+
+        both = columns_in_order(spread(self.model, self.sets[1], patch, "patching of pairs"))
+        return both[:-1], both[-1]
 
 
 def _resampled(effect: Float[Tensor, "layer pair"], full: Float[Tensor, " pair"]) -> Float[Tensor, "draw layer"]:

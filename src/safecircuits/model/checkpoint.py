@@ -18,6 +18,7 @@ from torch import nn
 
 from safecircuits.base.dtypes import torch_dtype
 from safecircuits.base.notices import notify
+from safecircuits.base.processes import own_device
 from safecircuits.base.progress import without_bars
 from safecircuits.model.bridge import forget_packing
 from safecircuits.model.fingerprint import STAGE_PREFIX
@@ -66,7 +67,7 @@ def load_checkpoint(
         not Path(name).is_dir() and "/" not in name and difflib.get_close_matches(name, STAGES, cutoff=0.75)
     ):
         raise ValueError(f"no model {name!r}. {_known()}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or own_device())
     on_cpu = device.type == "cpu" if device_map is None else not torch.cuda.is_available()
     dtype = torch_dtype(dtype) or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
     # A download deserves its progress bars; reading a local file does not.

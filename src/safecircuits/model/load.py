@@ -65,7 +65,7 @@ def load_model(
         tokenizer: required with a Hugging Face model object; otherwise replaces the checkpoint's own.
         dtype: of a checkpoint, such as ``torch.bfloat16`` or ``"bfloat16"``; float32 on a CPU and the checkpoint's own
             on a GPU unless given. A model object keeps its own.
-        device: ``"cuda"`` where there is one unless given.
+        device: ``"cuda"`` where there is one unless given; of several processes (``torchrun``) each has its own.
         device_map: instead of ``device``, spreads a bridge over several: ``"auto"``, or a device by module name, as
             Accelerate takes it. Parts on a GPU and others on the CPU or on disk are refused.
         revision: of a hub id.

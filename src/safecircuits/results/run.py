@@ -23,6 +23,8 @@ complete, whatever else it holds. Opening a folder again
 - that holds something else than a run is a ValueError; nothing is ever removed from it;
 - in which another run is still being written is a ValueError.
 
+Of several processes (``torchrun``) one writes it; the others write copies in temporary folders that nobody keeps.
+
 A name that leads out of the run (``run.table("../x", …)``) is a ValueError, and so is one that its record holds.
 
 An error before anything was written removes the folder again, so that a misspelt model leaves nothing in the way.
@@ -44,9 +46,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from safecircuits.base.files import lock, remove_partials, replacing, write_text
+from safecircuits.base.processes import gather, size
 from safecircuits.base.reading import inside
 from safecircuits.results.earlier import cannot_write, clear_away_work, differences, is_begun_record, remove_run
 from safecircuits.results.run_record import COMPLETE, FORMAT, PARTIAL, PARTS, VERSION, read_record
+from safecircuits.results.several import opened_together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +80,9 @@ class AlreadyComplete(Exception):
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         super().__init__(f"{str(folder)!r} holds this very run, complete since {run['finished']}")
         self.folder, self.run = folder, run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.run)
 
 
 @dataclass
@@ -126,9 +133,23 @@ class RunDirectory:
             AlreadyComplete: if it holds this run and nothing is left to do.
         """
         folder = Path(folder)
+
+        def here() -> RunDirectory:
+            return cls._open_here(folder, command, arguments, inputs or {}, replace)
+
+        def copied(copy: Path, record: dict[str, Any], resumed: bool, remove: Callable[[], Any]) -> RunDirectory:
+            return cls(copy, record, resumed, _unlock=remove)
+
+        return here() if size() == 1 else opened_together(folder, here, copied)
+
+    @classmethod
+    def _open_here(
+        cls, folder: Path, command: str, arguments: Mapping[str, Any], inputs: Mapping[str, Any], replace: bool
+    ) -> RunDirectory:
+        """The run as this process opens it."""
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"cannot write to {str(folder)!r}: a file of this name is in the way")
-        wanted = json.loads(json.dumps({"command": command, "arguments": arguments, "inputs": dict(inputs or {})}))
+        wanted = json.loads(json.dumps({"command": command, "arguments": arguments, "inputs": dict(inputs)}))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             unlock = lock(folder)
@@ -272,6 +293,7 @@ class RunDirectory:
         path = write_text(self.folder / COMPLETE, _as_json(self.record))
         clear_away_work(self.folder)
         self._unlock()
+        gather(None)  # whoever goes on finds it complete
         return path
 
     def abandon(self, error: BaseException | None = None) -> None:

@@ -16,10 +16,11 @@ from safecircuits.base.vocabulary import Site, TokenChoice
 from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
 from safecircuits.model.beginning import chosen_positions, encode_to_score
+from safecircuits.model.shares import spread
 from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch
-from safecircuits.prompts.prompt_set import PromptSet
-from safecircuits.units.moments import Comoments, Moments, stacked
+from safecircuits.prompts.prompt_set import Encoded, PromptSet
+from safecircuits.units.moments import Comoments, Moments, merged, stacked
 
 
 def activation_moments(
@@ -43,6 +44,47 @@ def activation_moments(
         tokenizer_of(model), data, tokens=tokens, template=template, count_beginning=count_beginning
     )
     n_layers = int(model.cfg.n_layers)
+    with_heads = covariances is not None
+
+    def part(share: list[int]) -> _Seen:
+        chosen = [examples[row] for row in share]
+        return _seen(model, chosen, sites, tokens, max_tokens, progress, with_heads=with_heads)
+
+    parts = [found for _, found in spread(model, examples, part, "moments of activations")]
+    seen, together = (merged(found[kind] for found in parts) for kind in range(2))
+    for layer in range(n_layers):
+        for site in sorted(sites):  # attention runs before the MLP
+            if (site, layer) not in seen:
+                raise ValueError(_too_few(data, tokens, 0))
+            if not torch.isfinite(seen[site, layer].m2).all():
+                raise FloatingPointError(f"the activations at {unit_hook(site, layer)} are not finite")
+    moments = {site: stacked([seen[site, layer] for layer in range(n_layers)]) for site in sites}
+    n_tokens = next(iter(moments.values())).count
+    if n_tokens < 2:
+        raise ValueError(_too_few(data, tokens, n_tokens))
+    if covariances is not None and together:
+        each = [together[layer] for layer in range(n_layers)]
+        covariances["attn"] = Comoments(
+            n_tokens, torch.stack([c.mean for c in each]), torch.stack([c.m2 for c in each])
+        )
+    return moments
+
+
+_Seen = tuple[dict[tuple[Site, int], Moments], dict[int, Comoments]]
+
+
+def _seen(
+    model: HookedModel,
+    examples: Sequence[Encoded],
+    sites: Sequence[Site],
+    tokens: TokenChoice,
+    max_tokens: int | None,
+    progress: bool,
+    *,
+    with_heads: bool,
+) -> _Seen:
+    """Moments of each site and layer, and comoments of each layer's heads where they are asked for, on the CPU."""
+    n_layers = int(model.cfg.n_layers)
     seen: dict[tuple[Site, int], Moments] = {}
     now: dict[tuple[Site, int], Moments] = {}
     together: dict[int, Comoments] = {}
@@ -56,7 +98,7 @@ def activation_moments(
                 # [batch pos d_mlp] or [batch pos head d_head], to one row a token that counts
                 rows = activation.flatten(2).flatten(0, 1).index_select(0, index.to(activation.device))
                 now[site, layer] = Moments.of(rows).times(copies)
-                if covariances is not None and site == "attn":
+                if with_heads and site == "attn":
                     together_now[layer] = Comoments.of(rows.reshape(len(rows), *activation.shape[2:])).times(copies)
 
         return update
@@ -86,22 +128,7 @@ def activation_moments(
             what="activations",
             progress=progress,
         )
-    for layer in range(n_layers):
-        for site in sorted(sites):  # attention runs before the MLP
-            if (site, layer) not in seen:
-                raise ValueError(_too_few(data, tokens, 0))
-            if not torch.isfinite(seen[site, layer].m2).all():
-                raise FloatingPointError(f"the activations at {unit_hook(site, layer)} are not finite")
-    moments = {site: stacked([seen[site, layer] for layer in range(n_layers)]) for site in sites}
-    n_tokens = next(iter(moments.values())).count
-    if n_tokens < 2:
-        raise ValueError(_too_few(data, tokens, n_tokens))
-    if covariances is not None and together:
-        each = [together[layer] for layer in range(n_layers)]
-        covariances["attn"] = Comoments(
-            n_tokens, torch.stack([c.mean for c in each]).cpu(), torch.stack([c.m2 for c in each]).cpu()
-        )
-    return moments
+    return {key: m.cpu() for key, m in seen.items()}, {layer: c.cpu() for layer, c in together.items()}
 
 
 def _too_few(data: PromptSet, tokens: TokenChoice, n_tokens: int) -> str:

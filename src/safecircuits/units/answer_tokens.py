@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,11 +14,9 @@ from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import opening_tokens
 from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.hooks.first_logits import first_logits
 from safecircuits.layers.counting import early_verdict
-from safecircuits.model.forward import Decoder
-from safecircuits.model.memory import batch_tokens
 from safecircuits.model.sites import HookedModel, tokenizer_of
-from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import PromptSet, encode
 
 
@@ -115,10 +112,4 @@ def find_answer_tokens(
 
 def _first_tokens(model: HookedModel, prompts: PromptSet, template: str, max_tokens: int | None) -> list[int]:
     examples = encode(tokenizer_of(model), prompts, template=template)
-    first = [0] * len(examples)
-    with torch.inference_mode():
-        for batch in batches(examples, batch_tokens(model, examples, max_tokens, cached=True)):
-            chosen = Decoder(model).step(batch.input_ids, batch.attention_mask).argmax(-1)
-            for row, token in zip(batch.rows, chosen.tolist(), strict=True):
-                first[row] = token
-    return first
+    return first_logits(model, examples, max_tokens=max_tokens).argmax(-1).tolist()

@@ -26,6 +26,7 @@ from safecircuits.model.attach import HookFn, attached
 from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.forward import device_of, logits, run
 from safecircuits.model.memory import batch_tokens
+from safecircuits.model.shares import spread
 from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch, batches, pad_left
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
@@ -33,7 +34,7 @@ from safecircuits.units.activation_scores import activation_moments
 from safecircuits.units.answer_tokens import AnswerTokens
 from safecircuits.units.gradient_scores import unit_products
 from safecircuits.units.gradients import only_activations, tracked
-from safecircuits.units.moments import Moments, RunningMoments
+from safecircuits.units.moments import Moments, RunningMoments, merged
 
 Key = tuple[Site, int]
 
@@ -67,19 +68,24 @@ def attribution_moments(
         pairs = _paired(model.tokenizer, data, reference, examples, template)
     alphas = [1.0] if steps is None else [(i + 0.5) / steps for i in range(steps)]
     keys: list[Key] = [(site, layer) for site in sites for layer in range(n_layers)]
-    running = RunningMoments()
-    budget = batch_tokens(model, examples, max_tokens, gradients=True)
-    for batch in track(list(batches(examples, budget)), "attribution", enabled=progress):
-        if pairs is None:
-            values = {key: _value(reference, key) for key in keys}
-        else:
-            values = _activations(model, pad_left([pairs[row] for row in batch.rows]), keys)
-        total = dict.fromkeys(keys, torch.zeros((), dtype=torch.float64))
-        for alpha in alphas:
-            for key, rows in _one_pass(model, batch, answers, values, alpha).items():
-                total[key] = total[key] + rows / len(alphas)
-        for (site, layer), rows in total.items():
-            running.add(site, layer, rows, f"activations or gradients at {unit_hook(site, layer)}")
+
+    def part(share: list[int]) -> dict[tuple[str, int], Moments]:
+        running, mine = RunningMoments(), [examples[row] for row in share]
+        budget = batch_tokens(model, mine, max_tokens, gradients=True)
+        for batch in track(list(batches(mine, budget)), "attribution", enabled=progress):
+            if pairs is None:
+                values = {key: _value(reference, key) for key in keys}
+            else:
+                values = _activations(model, pad_left([pairs[share[row]] for row in batch.rows]), keys)
+            total = dict.fromkeys(keys, torch.zeros((), dtype=torch.float64))
+            for alpha in alphas:
+                for key, rows in _one_pass(model, batch, answers, values, alpha).items():
+                    total[key] = total[key] + rows / len(alphas)
+            for (site, layer), rows in total.items():
+                running.add(site, layer, rows, f"activations or gradients at {unit_hook(site, layer)}")
+        return running.by_key
+
+    running = RunningMoments(merged(found for _, found in spread(model, examples, part, "attribution scores")))
     return {site: running.stack(site, n_layers) for site in sites}
 
 

@@ -21,8 +21,8 @@ from typing_extensions import override
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import SITES, Component, Site
 from safecircuits.hooks.linear_maps import Matrix, components_of
-from safecircuits.model.sites import HookedModel, ModelShape
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of
+from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.units.gradient_scores import SITE_COMPONENTS, each_prompts_gradients, to_units
 from safecircuits.units.moments import Moments
 from safecircuits.units.score_methods import Method
@@ -105,9 +105,9 @@ def coupled_scores(
             if kind in ("second", "mix"):
                 _add(squares, key, gradients.square().sum(0).cpu())
 
-        count = each_prompts_gradients(
-            model, data, components, use, template=template, max_tokens=max_tokens, progress=progress
-        )
+        examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
+        each_prompts_gradients(model, examples, components, use, max_tokens=max_tokens, progress=progress)
+        count = len(examples)
     shape, scores = ModelShape.of(model), dict[Site, Tensor]()
     for site in sites:
         rows = torch.zeros(shape.n_layers, shape.n_units(site), dtype=torch.float64)

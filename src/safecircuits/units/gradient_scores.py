@@ -30,11 +30,12 @@ from safecircuits.hooks.linear_maps import Matrix, components_of, watched
 from safecircuits.model.attach import attached
 from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.memory import batch_tokens
+from safecircuits.model.shares import spread
 from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import batches
-from safecircuits.prompts.prompt_set import PromptSet, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
 from safecircuits.units.gradients import keep, only_activations, response_losses, tracked
-from safecircuits.units.moments import Moments, RunningMoments
+from safecircuits.units.moments import Moments, RunningMoments, merged
 
 CHUNK = 2**20
 """Entries of per-prompt gradients that are held at once, unless one prompt has more: few enough for a cache."""
@@ -54,23 +55,40 @@ def taylor_moments(
     count_beginning: bool = False,
 ) -> dict[Site, Moments]:
     """Moments over prompts of |Σ activation × gradient|, ``[layer, unit]`` by site."""
-    running, n_layers = RunningMoments(), int(model.cfg.n_layers)
+    n_layers = int(model.cfg.n_layers)
     examples = encode_to_score(
         tokenizer_of(model), data, tokens="all", template=template, count_beginning=count_beginning
     )
-    activations: dict[tuple[str, int], Tensor] = {}
-    hooks = {unit_hook(site, i): keep(activations, (site, i)) for site in sites for i in range(n_layers)}
+
+    def part(share: list[int]) -> dict[tuple[str, int], Moments]:
+        return _taylor(model, [examples[row] for row in share], tokens, sites, max_tokens, progress)
+
+    running = RunningMoments(merged(found for _, found in spread(model, examples, part, "taylor scores")))
+    return {site: running.stack(site, n_layers) for site in sites}
+
+
+def _taylor(
+    model: HookedModel,
+    examples: Sequence[Encoded],
+    tokens: TokenChoice,
+    sites: Sequence[Site],
+    max_tokens: int | None,
+    progress: bool,
+) -> dict[tuple[str, int], Moments]:
+    running, activations = RunningMoments(), dict[tuple[str, int], Tensor]()
+    places = [(site, layer) for site in sites for layer in range(int(model.cfg.n_layers))]
+    hooks = {unit_hook(*place): keep(activations, place) for place in places}
     budget = batch_tokens(model, examples, max_tokens, gradients=True)
     with only_activations(model), attached(model, hooks):
         for batch in track(list(batches(examples, budget)), "taylor scores", enabled=progress):
             loss = response_losses(model, batch).sum()
-            gradients = torch.autograd.grad(loss, list(activations.values()))
+            gradients = torch.autograd.grad(loss, [activations[place] for place in places])
             chosen = chosen_positions(batch, tokens)
-            for (site, layer), gradient in zip(activations, gradients, strict=True):
-                rows = unit_products(activations[site, layer].detach(), gradient, chosen).abs()
-                running.add(site, layer, rows, f"activations or gradients at {unit_hook(site, layer)}")  # type: ignore[arg-type]
+            for (site, layer), gradient in zip(places, gradients, strict=True):
+                rows = unit_products(activations[site, layer].detach(), gradient, chosen).abs().cpu()
+                running.add(site, layer, rows, f"activations or gradients at {unit_hook(site, layer)}")
             activations.clear()
-    return {site: running.stack(site, n_layers) for site in sites}
+    return running.by_key
 
 
 def unit_products(
@@ -112,17 +130,15 @@ def snip_moments(
 
     # Chunks of prompts must be cut alike for all matrices of a unit, so that their parts can be added.
     components = [c for c in components_of(model) if c in site_of]
-    each_prompts_gradients(
-        model,
-        data,
-        components,
-        use,
-        end_of_batch,
-        template=template,
-        max_tokens=max_tokens,
-        progress=progress,
-    )
-    return {site: running.stack(site, n_layers) for site in sites}
+    examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
+
+    def part(share: list[int]) -> dict[tuple[str, int], Moments]:
+        mine = [examples[row] for row in share]
+        each_prompts_gradients(model, mine, components, use, end_of_batch, max_tokens=max_tokens, progress=progress)
+        return running.by_key
+
+    whole = RunningMoments(merged(found for _, found in spread(model, examples, part, "snip scores")))
+    return {site: whole.stack(site, n_layers) for site in sites}
 
 
 Use = Callable[[int, Component, int, Tensor], None]
@@ -131,20 +147,18 @@ Use = Callable[[int, Component, int, Tensor], None]
 
 def each_prompts_gradients(
     model: HookedModel,
-    data: PromptSet,
+    examples: Sequence[Encoded],
     components: Sequence[Component],
     use: Use,
     end_of_batch: Callable[[], None] = lambda: None,
     *,
-    template: str = "auto",
     max_tokens: int | None = None,
     progress: bool = False,
-) -> int:
-    """Every prompt's gradient of its response loss, for each matrix of every layer, in one pass; returns the prompts.
+) -> None:
+    """Every prompt's gradient of its response loss, for each matrix of every layer, in one pass.
 
     Gradients are made during the backward pass, handed to ``use`` in pieces, and dropped.
     """
-    examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
     entered: dict[tuple[int, Component], Tensor] = {}
     largest = max(Matrix.of(model, 0, component).view.numel() for component in components)
     step = max(1, CHUNK // largest)
@@ -169,7 +183,6 @@ def each_prompts_gradients(
         for batch in track(list(batches(examples, budget)), "gradients", enabled=progress):
             torch.autograd.backward(response_losses(model, batch).sum())
             end_of_batch()
-    return len(examples)
 
 
 def to_units(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,10 @@ class Moments:
             squares += away.square_().sum(0, dtype=None if len(part) <= _FEW else torch.float64)
         return cls(len(x), about + total / len(x), (squares - total.square() / len(x)).clamp(min=0))
 
+    def cpu(self) -> Self:
+        """The same on the CPU."""
+        return replace(self, mean=self.mean.cpu(), m2=self.m2.cpu())
+
     def times(self, copies: int) -> Moments:
         """Moments of the same rows met ``copies`` times."""
         return Moments(self.count * copies, self.mean, self.m2 * copies)
@@ -82,6 +87,10 @@ class Comoments:
         away = x - x.mean(0)
         return cls(len(x), x.mean(0), torch.einsum("rhi,rhj->hij", away, away))
 
+    def cpu(self) -> Self:
+        """The same on the CPU."""
+        return replace(self, mean=self.mean.cpu(), m2=self.m2.cpu())
+
     def times(self, copies: int) -> Comoments:
         """Of the same rows met ``copies`` times."""
         return Comoments(self.count * copies, self.mean, self.m2 * copies)
@@ -100,6 +109,19 @@ class Comoments:
         return self.m2 / max(self.count - 1, 1)
 
 
+K = TypeVar("K")
+M = TypeVar("M", Moments, Comoments)
+
+
+def merged(parts: Iterable[Mapping[K, M]]) -> dict[K, M]:
+    """Moments by key of parts of the data together, on the CPU, where those of several processes meet."""
+    found: dict[K, M] = {}
+    for part in parts:
+        for key, moments in part.items():
+            found[key] = found[key].merge(moments) if key in found else moments
+    return found
+
+
 def stacked(layers: Sequence[Moments]) -> Moments:
     """Moments of one layer after the other as those of ``[layer, channel]``, on the CPU."""
     mean = torch.stack([m.mean for m in layers]).cpu()
@@ -109,8 +131,8 @@ def stacked(layers: Sequence[Moments]) -> Moments:
 class RunningMoments:
     """Moments by key, updated as rows arrive."""
 
-    def __init__(self) -> None:
-        self.by_key: dict[tuple[str, int], Moments] = {}
+    def __init__(self, by_key: Mapping[tuple[str, int], Moments] | None = None) -> None:
+        self.by_key: dict[tuple[str, int], Moments] = dict(by_key or {})
 
     def add(self, site: str, layer: int, rows: Float[Tensor, "row channel"], where: str) -> None:
         """Merge further rows in.

@@ -26,7 +26,7 @@ from safecircuits.model.beginning import beginning_facts, require_tokens
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.parameters import Masks, checkpoint_parameters, in_checkpoint_names
 from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, tokenizer_of
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.results.result import Result
 from safecircuits.units.gradient_scores import each_prompts_gradients
 from safecircuits.units.moments import RunningMoments
@@ -179,9 +179,9 @@ def score_weights(
             total = gradients.abs().sum(0).cpu()
             sums[layer, component] = sums[layer, component] + total if (layer, component) in sums else total
 
-        count = each_prompts_gradients(
-            model, data, chosen, use, template=template, max_tokens=max_tokens, progress=progress
-        )
+        examples = encode(tokenizer_of(model), data, template=template, with_responses=True)
+        each_prompts_gradients(model, examples, chosen, use, max_tokens=max_tokens, progress=progress)
+        count = len(examples)
         factor = {key: sums[key] / count for key in keys}
     elif method == "wanda":
         means = RunningMoments()
