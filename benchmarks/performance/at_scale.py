@@ -12,7 +12,7 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,8 @@ def random_llama(scale: Scale) -> Any:
         return AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=scale.dtype).eval()
 
 
-def measure(scale: Scale) -> dict[str, dict[str, float]]:
-    """Seconds and peak memory (weights included; GB) of each operation."""
+def measure(scale: Scale) -> Iterator[tuple[str, dict[str, float]]]:
+    """Of each operation, as soon as it is done, seconds and peak memory (weights included; GB)."""
     model = subjects.hooked(random_llama(scale))
     n_layers = int(model.cfg.n_layers)
     pool = subjects.prompts(2 * scale.gap)
@@ -105,19 +105,17 @@ def measure(scale: Scale) -> dict[str, dict[str, float]]:
             model, lines, freeze=frozen, steps=scale.steps, batch_size=scale.batch, template="{instruction} "
         ),
     }
-    found = {}
     for name, way in ways.items():
         gc.collect()
-        peak = _Peak()
+        peak = Peak()
         start = time.perf_counter()
         way()
         seconds, memory = time.perf_counter() - start, peak.gigabytes()
-        found[name] = {"seconds": round(seconds, 2), "gigabytes": round(memory, 2)}
         print(f"{name}: {seconds:.1f} s, {memory:.2f} GB", flush=True)
-    return found
+        yield name, {"seconds": round(seconds, 2), "gigabytes": round(memory, 2)}
 
 
-class _Peak:
+class Peak:
     """The most memory that is held from here on: the device's, or the process's own."""
 
     def __init__(self) -> None:
@@ -154,11 +152,53 @@ def render(columns: dict[str, Any]) -> str:
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", "| operation | seconds | GB |", "|---|---|---|"]
         column = columns.get(name)
         for key, text in OPERATIONS.items():
-            cells = [f"{column['rows'][key][what]:g}" for what in ("seconds", "gigabytes")] if column else ["", ""]
+            row = column["rows"].get(key) if column else None
+            cells = [f"{row[what]:g}" for what in ("seconds", "gigabytes")] if row else ["", ""]
             lines.append(f"| {text.format(**vars(SCALES[name]))} | {cells[0]} | {cells[1]} |")
         said = ", ".join(f"{what} {value}" for what, value in column["machine"].items()) if column else "Not run."
         lines += ["", said]
+    lines += plan(columns.get("full"))
     return "\n".join(lines) + "\n"
+
+
+BILLIONS = {"8B": 8.03, "70B": 70.55}
+"""Parameters of Llama-3's two sizes."""
+CARDS, CARD_GB = 8, 80
+
+
+def plan(full: dict[str, Any] | None) -> list[str]:
+    """What 70B on eight cards would take, on paper: computed from the parameters and from the full column."""
+    larger = BILLIONS["70B"] / BILLIONS["8B"]
+    weights = 2 * BILLIONS["70B"]
+    lines = [
+        "",
+        f"## On paper: Llama-3-70B's shape on {CARDS} cards of {CARD_GB} GB",
+        "",
+        f"Not run. In bfloat16 the weights take {weights:.0f} GB: no card holds them, so that processes with a whole "
+        'model each are out, and `device_map="auto"` in one process puts',
+        f"{weights / CARDS:.1f} GB on each of {CARDS} cards. One card computes at a time, so seconds are those of 8B",
+        f"on one card times {larger:.1f} (parameters), however many cards there are.",
+        "Prompts, tokens and configurations are those above.",
+        "",
+        "| operation | seconds |",
+        "|---|---|",
+    ]
+    for key, text in OPERATIONS.items():
+        row = full["rows"].get(key) if full else None
+        expected = f"about {row['seconds'] * larger:,.0f}" if row else f"{larger:.1f} × the full column's"
+        lines.append(f"| {text.format(**vars(SCALES['full']))} | {expected} |")
+    quarter = weights / 4
+    lines += [
+        "",
+        "What breaks first is fine-tuning: gradients and two moments of the three quarters that train are "
+        f"{3 * (weights - quarter):.0f} GB in bfloat16 beside",
+        f"the weights, {(weights + 3 * (weights - quarter)) / CARDS:.0f} GB a card of {CARD_GB} before activations; "
+        "with a float32 copy of them it does not fit.",
+        "Next is the summed XXᵀ of `sparsegpt` and ActSVD: 28,672² float64 numbers for one layer's down projection, "
+        "6.6 GB.",
+        "Everything else holds statistics a unit or a prompt.",
+    ]
+    return lines
 
 
 def main() -> None:
@@ -167,9 +207,13 @@ def main() -> None:
     chosen = parser.parse_args()
     path = ROOT / ROWS
     columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    machine = describe_machine() | {"clock": "wall clock"}
-    columns[chosen.scale] = {"rows": measure(SCALES[chosen.scale]), "machine": machine}
-    print(*(write_text(path, json.dumps(columns, indent=1) + "\n"), write_text(ROOT / PAGE, render(columns))), sep="\n")
+    rows: dict[str, dict[str, float]] = {}
+    for name, row in measure(SCALES[chosen.scale]):  # a machine that is only lent may be taken back in between
+        rows[name] = row
+        columns[chosen.scale] = {"rows": rows, "machine": describe_machine() | {"clock": "wall clock"}}
+        write_text(path, json.dumps(columns, indent=1) + "\n")
+        write_text(ROOT / PAGE, render(columns))
+    print(path, ROOT / PAGE, sep="\n")
 
 
 if __name__ == "__main__":

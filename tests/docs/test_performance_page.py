@@ -111,6 +111,6 @@ def test_every_operation_at_scale_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.performance import at_scale
 
     few = replace(at_scale.SCALES["tiny"], gap=3, blocks=2, prompts=3, texts=2, text_tokens=24, steps=1, batch=2)
-    found = at_scale.measure(few)
+    found = dict(at_scale.measure(few))
     assert set(found) == set(at_scale.OPERATIONS)
     assert all(row["seconds"] > 0 and 0.05 < row["gigabytes"] < 16 for row in found.values())

@@ -10,6 +10,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from safecircuits.base.processes import of_main
+
 
 class Endpoint:
     """Asks ``<url>/chat/completions`` one question at a time, greedily; nothing is sent anywhere else.
@@ -87,6 +89,9 @@ class Endpoint:
         if self.key_from is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.key_from]}"
         request = Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
+        return of_main(lambda: self._reply_to(request))  # of several processes one asks, and one pays
+
+    def _reply_to(self, request: Request) -> Any:
         try:
             with urlopen(request, timeout=self.timeout) as reply:
                 return json.loads(reply.read())
