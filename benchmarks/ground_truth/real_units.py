@@ -48,7 +48,7 @@ from safecircuits.organism.smollm2.catalog import SMOLLM2, built, member, plante
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.results.provenance import provenance
-from safecircuits.units.scores import METHODS
+from safecircuits.units.score_methods import METHODS
 from safecircuits.units.selection import top
 
 FORMAT, VERSION = "safecircuits-real-units", 1
