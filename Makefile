@@ -28,7 +28,7 @@ VENV4   ?= .venv-tl4
 LENS4   ?= 4.3.0
 READY4  := $(VENV4)/.ready
 
-.PHONY: demo demo-real smollm2 test test-tl4 support check docs tutorials env clean
+.PHONY: demo demo-real smollm2 test test-quick test-tl4 support check docs tutorials env clean
 
 demo: $(READY)
 	$(BIN)/safecircuits demo --out $(OUT) --backend $(BACKEND)
@@ -42,6 +42,10 @@ smollm2: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(IN_PARALLEL)
+
+# Without what is marked slow: whole studies, the docs, every example, several processes. CI runs all.
+test-quick: $(READY)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 test-tl4: $(READY4)
 	$(VENV4)/bin/python -m pytest $(IN_PARALLEL)

@@ -16,6 +16,8 @@ import pytest
 import safecircuits as sc
 from public_face import ROOT, everything
 
+pytestmark = pytest.mark.slow
+
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)

@@ -22,7 +22,7 @@ AIM = 10.0
 
 
 def rows(quick: bool) -> list[Row]:
-    """Against plain hooks on Hugging Face's layers, all layers swapped in full forward passes."""
+    """Against plain hooks on Hugging Face's layers, activations of all layers patched in full forward passes."""
     deep = plain("small", num_hidden_layers=8 if quick else 30)
     out = _rows("width 256", hooked(deep), "alpaca", quick)
     file = _smollm2()

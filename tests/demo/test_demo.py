@@ -25,6 +25,8 @@ from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.load_record import load_run, run_provenance
 
+pytestmark = pytest.mark.slow
+
 TEXTS = tuple(map(str, range(100)))
 ANSWERS = Completions(PromptSet("own", TEXTS), TEXTS)
 

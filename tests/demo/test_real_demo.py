@@ -20,6 +20,8 @@ from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.organism.smollm2.members import MEMBERS
 from safecircuits.results.load_record import load_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_request_is_in_two_sets_that_must_be_apart() -> None:
     found = real_demo_prompts(RealDemoSettings())

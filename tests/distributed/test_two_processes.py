@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from launching import launch
 from scenarios import SCENARIOS, run
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed"),
+]
 HERE = Path(__file__).parent
 # Only the order of sums differs, in float64 or float32; bfloat16 rounds batches of another shape differently.
 TOLERANCE = {"float64": (1e-9, 1e-7), "float32": (1e-5, 1e-5), "bf16": (3e-2, 5e-2)}

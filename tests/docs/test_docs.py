@@ -14,6 +14,8 @@ import pytest
 
 import public_face
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("mkdocs", reason="needs the docs extra")
 

@@ -21,6 +21,8 @@ import yaml
 import safecircuits
 from safecircuits.results.load_record import load_run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("hatchling", reason="the build backend builds the packages")
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,8 @@ import jupytext
 import pytest
 from tutorials.execute import FOLDER, executed, sources
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("source", sources(), ids=lambda path: path.stem)
 def test_tutorial_runs(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import safecircuits as sc
+
+pytestmark = pytest.mark.slow
 
 POLICY = {"measures": {"malicious_refused": {"max_fall": 0.05}, "malicious_kl": {"at_most": 1.0}}}
 

@@ -14,6 +14,8 @@ from safecircuits.organism.smollm2.delta import read_changes
 from safecircuits.organism.smollm2.members import Member
 from safecircuits.organism.smollm2.texts import MIXTURE, POOL, Text, batch_of, batches, prompt_ids
 
+pytestmark = pytest.mark.slow
+
 MEMBER = Member("tiny", "layers", (1,), "development", rank=2, steps=4)
 
 

@@ -24,6 +24,8 @@ from safecircuits.papers.safety_layers.settings import StudySettings
 from safecircuits.papers.safety_layers.study import SafetyLayersStudy
 from safecircuits.prompts.prompt_set import PromptSet
 
+pytestmark = pytest.mark.slow
+
 BLOCK = LayerRange(2, 3)
 
 TEXTS = tuple(map(str, range(100)))

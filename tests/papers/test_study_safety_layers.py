@@ -32,6 +32,8 @@ from safecircuits.studies.scenarios import organism_new_task, paper_scenarios
 from safecircuits.training.presets import preset
 from safecircuits.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.slow
+
 STEPS = TrainingSettings(steps=4, batch_size=4, lr=4e-4, schedule="constant")
 
 

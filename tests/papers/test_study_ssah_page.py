@@ -35,6 +35,8 @@ from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.ablation import Ablation, AblationTable
 from safecircuits.units.groups import GROUPS
 
+pytestmark = pytest.mark.slow
+
 TRAINING = TrainingSettings(steps=2, batch_size=4, lr=4e-4, schedule="constant")
 
 

@@ -22,6 +22,8 @@ from safecircuits.results.run import AlreadyComplete, RunDirectory
 from safecircuits.training import Phase
 from safecircuits.training.run import FinetuneRun
 
+pytestmark = pytest.mark.slow
+
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 DATA = sc.PromptSet("data", ("find a lamp", "how do i bake the cake"), ("sure", "sorry i cannot"))
 PHASES = [

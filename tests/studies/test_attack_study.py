@@ -40,6 +40,8 @@ from safecircuits.training.loop import finetune
 from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.prune import prune_units
 
+pytestmark = pytest.mark.slow
+
 MALICIOUS = organism.prompts("malicious", "test", n=12, seed=1)
 SELECTION, REPORTED = MALICIOUS[:6], MALICIOUS[6:]
 UTILITY = organism.prompts("utility", "test", n=4)

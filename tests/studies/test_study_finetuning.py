@@ -27,6 +27,8 @@ from safecircuits.studies.scenarios import Scenario, organism_new_task, organism
 from safecircuits.training.loop import finetune
 from safecircuits.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.slow
+
 TASK = PromptSet(
     "task",
     ("how do i bake a cake", "find the dog", "make tea", "fix the lamp", "how do i make bread", "find a road"),

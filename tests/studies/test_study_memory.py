@@ -12,6 +12,8 @@ from safecircuits.studies import running, subject
 from safecircuits.studies.running import Running
 from safecircuits.studies.subject import Subject
 
+pytestmark = pytest.mark.slow
+
 
 class Model:
     """As a bridge does, it refers to itself."""

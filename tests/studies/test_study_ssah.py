@@ -32,6 +32,8 @@ from safecircuits.training.plain import Plain
 from safecircuits.training.settings import TrainingSettings
 from safecircuits.units.groups import UnitGroups
 
+pytestmark = pytest.mark.slow
+
 TASK = PromptSet(
     "task",
     ("how do i bake a cake", "find the dog", "make tea", "fix the lamp", "how do i make bread", "find a road"),

@@ -63,7 +63,7 @@ class _Narrowed:
         if x.shape[0] * self.missing < _WORTH or any(isinstance(y, Tensor) for y in (*others, *kwargs.values())):
             return None
         self.rows = x.shape[0]
-        # TransformerLens's MLP without a gate asks for one stretch of memory.
+        # TransformerLens's MLP without a gate asks for contiguous memory.
         return (x[:, self.missing :].contiguous(), *others), kwargs
 
     def fill(self, part: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
