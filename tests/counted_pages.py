@@ -9,8 +9,6 @@ from itertools import pairwise
 from safecircuits.base.counted import HEADING
 
 _COUNTS = re.compile(r"refused|over-rejected|answered \[|^with (nothing|full)", re.IGNORECASE)
-OF_THE_USER = ("refused, system prompt",)
-"""Figures by a function that the study is given, which returns a number and nothing beside it."""
 _TOLD = re.compile(r"refus\w*[^.;]*\d %|\d %[^.;]*refus", re.IGNORECASE)
 
 
@@ -20,7 +18,7 @@ def bare_counts(page: str) -> list[str]:
     found = []
     for head in re.findall(r"<thead>(.*?)</thead>", page, re.DOTALL):
         names = [html.unescape(re.sub(r"<[^>]+>", "", one)) for one in re.findall(r"<th[^>]*>(.*?)</th>", head)]
-        counts = [place for place, name in enumerate(names) if _COUNTS.search(name) and name not in OF_THE_USER]
+        counts = [place for place, name in enumerate(names) if _COUNTS.search(name)]
         for place, following in pairwise([*counts, len(names)]):
             if HEADING not in names[place:following]:
                 found.append(f"{names[place]} of {names}")

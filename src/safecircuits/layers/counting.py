@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.arguments import number, whole
-from safecircuits.base.counted import answers_name
+from safecircuits.base.counted import answers_name, beside
 from safecircuits.base.errors import keeping
 from safecircuits.base.files import write_text
 from safecircuits.base.processes import of_main, rank
@@ -85,6 +85,12 @@ class SweepPoint:
         name = answers_name(self.completions.prompts.ids, self.completions.texts, self.refused.tolist())
         strange = float("nan") if self.tally is None else self.tally.incoherent / self.tally.n
         return {"n": len(self.refused), "incoherent": strange, "cut": self.at_limit, "answers": name}
+
+
+def counted(best: SweepPoint, unscaled: SweepPoint) -> str:
+    """``9 of 16 refused (0 % incoherent, …), 4 unscaled (…)``: both counts with what stands beside them."""
+    ours, theirs = (beside(point.record(), "refused") for point in (best, unscaled))
+    return f"{best.count} of {len(best.refused)} refused{ours}, {unscaled.count} unscaled{theirs}"
 
 
 def checked_alpha(alpha: Any, other: str = "") -> float:

@@ -23,7 +23,7 @@ from safecircuits.layers.choice import (
     rivals_of,
     tell_if_nothing_can_move,
 )
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, counted
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.results.result import Result
@@ -98,8 +98,7 @@ class ScalingGrid(Result):
         """The result in one sentence."""
         best, up = self.best, self.alpha > 1
         block = f"layers {best.layers} at alpha {self.alpha:g} ({self.resampled.words(best.layers)}): "
-        block += f"{best.count} of {len(best.refused)} refused, "
-        block += f"{self.baseline.count} unscaled"
+        block += counted(best, self.baseline)
         if nothing := against_unscaled(self.p, len(self.points), moves(best, self.baseline, up), up):
             return f"{block}; {nothing}"
         return f"{block}; {len(self.rivals)} of {len(self.points) - 1} other blocks are within noise of it"

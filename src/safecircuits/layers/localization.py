@@ -25,7 +25,7 @@ from safecircuits.layers.choice import (
     rivals_of,
     tell_if_nothing_can_move,
 )
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, counted
 from safecircuits.layers.decision import DecisionLayers
 from safecircuits.layers.onset import Onset
 from safecircuits.model.sites import HookedModel, require_hooked
@@ -145,8 +145,7 @@ class Localization(Result):
     def verdict(self) -> str:
         """The result in one sentence."""
         block = f"layers {self.layers} at alpha {self.alpha:g} ({self.resampled.words(self.layers)}): "
-        block += f"{self.lower.best.count} of {len(self.baseline.refused)}"
-        block += f" refused, {self.baseline.count} unscaled"
+        block += counted(self.lower.best, self.baseline)
         best, up = self.lower.best, self.direction == "up"
         if nothing := against_unscaled(self.p, len(self.tried), moves(best, self.baseline, up), up):
             return f"{block}; {nothing}"

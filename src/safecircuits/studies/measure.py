@@ -18,9 +18,10 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.training.optimizers import make_optimizer
 from safecircuits.training.settings import TrainingSettings
 
-ExtraMetric = Callable[[Any, PromptSet], float]
+ExtraMetric = Callable[[Any, PromptSet], float | Mapping[str, float]]
 """A figure of your own from the fine-tuned model and the scenario's held-out rows, such as Rouge-L, a judge's score, or
-MMLU by lm-evaluation-harness (which needs no rows)."""
+MMLU by lm-evaluation-harness (which needs no rows). Or several by name: a rate of refusals with what stands
+beside it (``Tally.record``), say."""
 
 
 @dataclass
@@ -69,7 +70,11 @@ class ScenarioMetrics:
         figures["task_loss"] = self.task_loss(model)
         if (utility := self.options.get("utility")) is not None:
             figures["utility_loss"] = self._loss(model, utility)
-        return figures | {name: float(metric(model, self.held_out)) for name, metric in self.extra.items()}, answers
+        for name, metric in self.extra.items():
+            value = metric(model, self.held_out)
+            named = value if isinstance(value, Mapping) else {name: value}
+            figures |= {one: float(number) for one, number in named.items()}
+        return figures, answers
 
     def task_loss(self, model: Any) -> float:
         """Mean cross-entropy in nats per response token of the held-out rows."""

@@ -87,14 +87,16 @@ def _under_pressure(study: Ssah) -> dict[str, ExtraMetric]:
     extra: dict[str, ExtraMetric] = {}
     if s.system is not None:
 
-        def with_system(model: Any, _held_out: PromptSet) -> float:
+        def with_system(model: Any, _held_out: PromptSet) -> dict[str, float]:
             sets: EvaluationOptions = {"malicious": asked, "system": s.system, **s.judging}
-            return evaluate(model, **sets).rates["malicious_refused"]
+            found = evaluate(model, **sets)
+            rate = found.rates["malicious_refused"]
+            return {"refused_with_system": rate, **found.tallies["malicious"].record("with_system")}
 
         extra["refused_with_system"] = with_system
     if s.prefill is not None and _holds_prefilled(study):
 
-        def prefilled(model: Any, _held_out: PromptSet) -> float:
+        def prefilled(model: Any, _held_out: PromptSet) -> dict[str, float]:
             found = pressure(
                 model,
                 asked,
@@ -102,7 +104,9 @@ def _under_pressure(study: Ssah) -> dict[str, ExtraMetric]:
                 prefill_tokens=(s.prefill_tokens or (1,))[:1],
                 **s.asking,
             )
-            return 1 - found.attempts[-1].success.rate
+            last = found.attempts[-1]
+            beside = {} if last.tally is None else last.tally.record("prefilled")
+            return {"refused_prefilled": last.refusal.rate, **beside}
 
         extra["refused_prefilled"] = prefilled
     return extra
