@@ -95,6 +95,11 @@ class MeanDirections(Result):
         return replace(like, vector=vector, levels=levels, provenance={**like.provenance, "random": seed})
 
     @property
+    def clearest(self) -> int:
+        """The layer after which the difference at the last token is longest beside that of shuffled labels."""
+        return int(self.difference[:, -1].norm(dim=-1).div(self.chance[:, -1].clamp(min=1e-30)).argmax())
+
+    @property
     def t_inst(self) -> int:
         """The position of the instruction's last token, where harmfulness is."""
         return self.positions[0]
@@ -160,7 +165,7 @@ class MeanDirections(Result):
         return plot_lengths(self, ax=ax)
 
     def __str__(self) -> str:
-        layer = int(self.difference[:, -1].norm(dim=-1).div(self.chance[:, -1].clamp(min=1e-30)).argmax())
+        layer = self.clearest
         last = self.difference[layer, -1]
         return (
             f"{len(self.difference)} layers at {len(self.positions)} positions; harmful and harmless prompts differ "

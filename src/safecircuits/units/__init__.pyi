@@ -15,6 +15,9 @@ from .contrast import contrast_scores as contrast_scores
 from .coupled import CoupledScores as CoupledScores
 from .coupled import coupled_scores as coupled_scores
 from .equal_budget import equal_budget_masks as equal_budget_masks
+from .finders import find_attributed_units as find_attributed_units
+from .finders import find_decision_layers as find_decision_layers
+from .finders import find_writers as find_writers
 from .groups import GROUPS as GROUPS
 from .groups import NORMALISATIONS as NORMALISATIONS
 from .groups import UnitGroups as UnitGroups

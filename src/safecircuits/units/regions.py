@@ -34,6 +34,7 @@ from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
+from safecircuits.units.finders import FINDERS
 from safecircuits.units.random_regions import beyond_chance, block, random_blocks, random_units_like
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def region_overlap(
 def region_stability(
     model: HookedModel,
     settings: Mapping[str, Mapping[str, Any]],
-    find: Find,
+    find: Find | str,
     *,
     utility: FreezeMask | None = None,
     truth: FreezeMask | None = None,
@@ -244,12 +245,12 @@ def region_stability(
     """Find a region with each setting, compare the regions, and remove each to see what it decides on every judged set.
 
     A setting is what the finder is called with: a data set, a harm category, a seed, a template, a calibration size.
-    Any finder will do that gives units or layers: ``lambda model, data: score_units(model, data).top(64)``, or
-    ``lambda model, data, normal: FreezeMask.layers(decision_layers(model, normal, data).layers, model)``.
+    Any finder will do that gives units or layers, such as ``lambda model, data: score_units(model, data).top(64)``.
+    Ready are ``"layers"``, ``"units"`` and ``"direction"`` (``FINDERS``), called with ``malicious`` and ``normal``.
 
     Args:
         settings: keyword arguments of ``find`` by the name of the setting.
-        find: called as ``find(model, **setting)``.
+        find: called as ``find(model, **setting)``; or the name of one that is ready.
         utility: units that utility needs, such as ``utility_scores.top(n)``: overlap is measured with and without.
         truth: where the region is known.
         judged: prompts that the model refuses, by name; best others than those of the settings.
@@ -278,7 +279,7 @@ def region_stability(
     sets = dict(judged or {})
     if single := [name for name, data in sets.items() if len(data) < 2]:
         raise ValueError(f"judged set {single[0]!r} has one prompt: a refusal rate needs at least two")
-    shape = ModelShape.of(model)
+    shape, find = ModelShape.of(model), _finder(find)
     regions = {
         name: units_of(shape, find(model, **setting), f"the region found with {name!r}")
         for name, setting in track(settings.items(), "regions", total=len(settings), enabled=progress)
@@ -300,3 +301,11 @@ def region_stability(
         with ablated(model, region):
             left[i] = torch.tensor(rates(), dtype=torch.float64)
     return RegionStability(overlap, after, tuple(sets), intact, (intact - left) / intact)
+
+
+def _finder(find: Find | str) -> Find:
+    if not isinstance(find, str):
+        return find
+    if find not in FINDERS:
+        raise ValueError(f"no finder {find!r}; there are {', '.join(FINDERS)}, and any function of your own")
+    return FINDERS[find]
