@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.paired import LEVEL
 from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.divergence import KLReference
+from safecircuits.hooks.scale import scaled
 from safecircuits.layers.choice import (
     against_unscaled,
     best_against,
@@ -48,6 +50,9 @@ class ScalingGrid(Result):
     points: tuple[SweepPoint, ...]
     n_layers: int
     provenance: dict[str, Any]
+    kl: Float[Tensor, "*first last"] = field(default_factory=lambda: torch.empty(0))
+    """Mean first-token KL to the unscaled model on ordinary prompts, in nats, by first and last layer; NaN where there
+    is no block, and no entries where it was not measured."""
 
     @property
     def counts(self) -> Int[Tensor, "first last"]:
@@ -122,6 +127,7 @@ class ScalingGrid(Result):
             "resamples": self.resampled.record(best),
             **self.baseline.record(),
             "rivals": [list(point.layers or ()) for point in self.rivals],
+            **({"ordinary_first_token_kl": self.kl.numpy()} if self.kl.numel() else {}),
         }
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -138,6 +144,7 @@ def scaling_grid(
     *,
     alpha: float,
     max_length: int | None = None,
+    ordinary: PromptSet | Sequence[str] | None = None,
     progress: bool = False,
     **counting: Unpack[CountingOptions],
 ) -> ScalingGrid:
@@ -145,6 +152,10 @@ def scaling_grid(
 
     n(n+1)/2 configurations for n layers; ``max_length`` leaves out longer blocks. ``resume`` names a file that lets an
     interrupted run go on. The other arguments are those of ``localize``.
+
+    Args:
+        ordinary: prompts on which each block's first-token KL to the unscaled model is measured, a pass a block: how
+            much of what a block does to refusals it does to any answer.
 
     Examples:
         >>> grid = sc.scaling_grid(model, over_rejection, alpha=1.2, max_length=2)
@@ -167,4 +178,18 @@ def scaling_grid(
     ]
     configurations = [(block, alpha) for block in blocks]
     points = counter.count_all(configurations, what=f"grid, alpha {alpha:g}", progress=progress)
-    return ScalingGrid(alpha, counter.baseline, tuple(points), n_layers, counter.provenance)
+    kl = torch.empty(0)
+    if ordinary is not None:
+        kl = _first_token_kl(model, as_prompt_set(ordinary, "ordinary"), blocks, alpha, counter)
+    return ScalingGrid(alpha, counter.baseline, tuple(points), n_layers, counter.provenance, kl)
+
+
+def _first_token_kl(
+    model: HookedModel, ordinary: PromptSet, blocks: Sequence[LayerRange], alpha: float, counter: RefusalCounter
+) -> Float[Tensor, "first last"]:
+    reference = KLReference.of(model, ordinary, n_tokens=1, template=counter.generation["template"])
+    kl = torch.full((int(model.cfg.n_layers),) * 2, torch.nan, dtype=torch.float64)
+    for block in blocks:
+        with scaled(model, block, alpha, components=counter.components):
+            kl[block.first, block.last] = reference.divergence(model).first.mean()
+    return kl
