@@ -14,7 +14,7 @@ import pandas as pd
 
 import safecircuits as sc
 from benchmarks.markdown import markdown_table
-from safecircuits.direction.probe import Baseline
+from safecircuits.direction.probed import Baseline
 from safecircuits.direction.states import Pool
 from safecircuits.direction.variants import Where
 

@@ -31,8 +31,8 @@ from .behavior.phrases import PhraseDetector as PhraseDetector
 from .behavior.reference import response_loss as response_loss
 from .behavior.refusal import refused as refused
 from .data.sources import load_prompts as load_prompts
-from .direction.probe import DirectionProbe as DirectionProbe
 from .direction.probe import probe_direction as probe_direction
+from .direction.probed import DirectionProbe as DirectionProbe
 from .direction.refusal import refusal_direction as refusal_direction
 from .gate.auditing import Audit as Audit
 from .gate.auditing import audit as audit

@@ -6,9 +6,9 @@ from .interventions import direction_added as direction_added
 from .means import MeanDirections as MeanDirections
 from .means import mean_directions as mean_directions
 from .orthogonal_weights import orthogonalised as orthogonalised
-from .probe import DirectionGap as DirectionGap
-from .probe import DirectionProbe as DirectionProbe
 from .probe import probe_direction as probe_direction
+from .probed import DirectionGap as DirectionGap
+from .probed import DirectionProbe as DirectionProbe
 from .refusal import RefusalDirection as RefusalDirection
 from .refusal import refusal_direction as refusal_direction
 from .shift import DirectionShift as DirectionShift

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safecircuits.behavior.agreement_table import AgreementTable
-from safecircuits.direction.probe import DirectionProbe, probe_direction
+from safecircuits.direction.probe import probe_direction
+from safecircuits.direction.probed import DirectionProbe
 from safecircuits.model.each_model import Source, described, measure_each
 from safecircuits.model.load import Backend
 from safecircuits.model.sites import HookedModel

@@ -34,7 +34,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.direction.compare": ("DirectionComparison",),
     "safecircuits.direction.filters": ("DirectionFilters",),
     "safecircuits.direction.means": ("MeanDirections",),
-    "safecircuits.direction.probe": ("DirectionProbe",),
+    "safecircuits.direction.probed": ("DirectionProbe",),
     "safecircuits.direction.refusal": ("RefusalDirection",),
     "safecircuits.direction.shift": ("DirectionShift",),
     "safecircuits.direction.variants": ("Suffixes",),

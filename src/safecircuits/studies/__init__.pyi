@@ -19,4 +19,7 @@ from .outcome import StudyRun as StudyRun
 from .preparation import Preparation as Preparation
 from .scenarios import Scenario as Scenario
 from .scenarios import paper_scenarios as paper_scenarios
+from .ssah import llama_adapter_arm as llama_adapter_arm
+from .ssah import prefix_arm as prefix_arm
+from .ssah import rewound_arm as rewound_arm
 from .ssah import ssah_arms as ssah_arms

@@ -77,6 +77,11 @@ def rewound_arm(arm: Arm) -> Arm:
     """What the arm freezes is trained like all else, and put back when training is over (Wei et al. §5).
 
     The curve and the figures are of the model as it would be put back at each point.
+
+    Examples:
+        >>> block = sc.studies.Arm("block", "layers 3 to 5", sc.FreezeMask.layers((3, 5), model))
+        >>> sc.studies.rewound_arm(block).frozen
+        'nothing; afterwards put back: layers 3 to 5'
     """
     if arm.mask is None:
         raise ValueError(f"arm {arm.name!r} freezes nothing, so there is nothing to put back")
@@ -95,13 +100,22 @@ def prefix_arm(method: PrefixTuning | None = None) -> Arm:
 
     Arms of a study share their rate. Virtual tokens learn slowly at one that suits weights: a study of their own may be
     fairer to them.
+
+    Examples:
+        >>> sc.studies.prefix_arm(sc.baselines.PrefixTuning(8)).frozen
+        'all weights (prefix tuning, 8 tokens)'
     """
     method = method or PrefixTuning()
     return Arm("prefix", f"all weights (prefix tuning, {method.virtual_tokens} tokens)", method=method)
 
 
 def llama_adapter_arm(method: LlamaAdapter | None = None) -> Arm:
-    """LLaMA-Adapter on the same data in the same order for as many steps; of Llama, Mistral and GPT-2 alone."""
+    """LLaMA-Adapter on the same data in the same order for as many steps; of Llama, Mistral and GPT-2 alone.
+
+    Examples:
+        >>> sc.studies.llama_adapter_arm(sc.baselines.LlamaAdapter(8)).frozen
+        'all weights (LLaMA-Adapter, 8 tokens)'
+    """
     method = method or LlamaAdapter()
     return Arm("llama_adapter", f"all weights (LLaMA-Adapter, {method.virtual_tokens} tokens)", method=method)
 
