@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
-from safecircuits.base.reading import parse_json, read_text
+from safecircuits.base.reading import parse_json, read_text, require_size
+from safecircuits.behavior.logs_of_others import harness_rows, inspect_log, is_harness_row, is_inspect_log
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 
 if TYPE_CHECKING:
@@ -99,14 +100,16 @@ class Completions:
     def load(cls, path: str | Path) -> Completions:
         """Read what ``save`` wrote, to judge it again; the prompt set is named after the file and has no responses.
 
+        Args:
+            path: or a log of Inspect (``.eval``, or ``.json``), or what lm-evaluation-harness writes with
+                ``--log_samples`` (``samples_TASK_….jsonl``).
+
         Raises:
-            ValueError: if the file is absent, empty or not such JSON lines.
+            ValueError: if the file is absent, empty or none of these.
         """
         path = Path(path)
         try:
-            # Split at line feeds alone: a text may hold other line separators.
-            lines = read_text(path).split("\n")
-            rows = [parse_json(line) for line in lines if line]
+            rows = _rows(path)
             categories, ended, tokens = (
                 tuple(row[name] for row in rows) if all(name in row for row in rows) else None
                 for name in ("category", "ended", "tokens")
@@ -117,8 +120,30 @@ class Completions:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"cannot read completions from {str(path)!r}: expected JSON lines with 'prompt' and 'completion', "
-                f"as Completions.save writes them, but {type(error).__name__}: {error}"
+                "as Completions.save writes them, or a log of Inspect or lm-evaluation-harness, but "
+                f"{type(error).__name__}: {error}"
             ) from error
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of completions, or the answers in a log, in the same form."""
+    if path.suffix == ".eval":
+        require_size(path)
+        return inspect_log(path)
+    text = read_text(path)
+    if path.suffix == ".json" and is_inspect_log(log := _whole(text)):
+        return inspect_log(path, log)
+    # Split at line feeds alone: a text may hold other line separators.
+    rows = [parse_json(line) for line in text.split("\n") if line]
+    return harness_rows(rows) if rows and all(map(is_harness_row, rows)) else rows
+
+
+def _whole(text: str) -> Any:
+    """A file that is one JSON value; None for JSON lines."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return None
 
 
 def texts_of(completions: Completions | Sequence[str]) -> tuple[str, ...]:
