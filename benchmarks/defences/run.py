@@ -1,6 +1,6 @@
 """Defences of the embedded models attacked: ``python -m benchmarks.defences.run --out docs/reference/defences.json``.
 
-Interrupted, the same command goes on where it stopped: cells are kept in ``FILE.json.work``. ``--set hours=[1,1,1]``
+Interrupted, the same command goes on where it stopped: cells are kept in ``FILE.json.work``. ``--set NAME=JSON``
 changes a field of ``Setup``, ``--quick`` runs a corner, to see that it works. ``python -m benchmarks.defences.page``
 makes the page from the file.
 """
@@ -46,27 +46,27 @@ class Setup:
     """What is run.
 
     Attributes:
-        hours: the budget of each of the three studies: main arms on the aligned model, main arms on the planted one,
-            and other methods on the aligned one.
+        attackers: how many of the grid, from the first, in each of the three studies: main arms on the aligned model,
+            main arms on the planted one, and other methods on the aligned one.
         stops: steps after which a run is measured.
         prompts: harmful prompts of each side, and questions with known answers.
         align_steps: of the arms that align the unaligned model anew.
     """
 
-    hours: tuple[float, ...] = (0.22, 0.12, 0.12)
+    attackers: tuple[int, ...] = (24, 24, 24)
     seeds: tuple[int, ...] = (0, 1, 2)
     stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     batch_size: int = 4
-    prompts: int = 30
+    prompts: int = 25
     align_steps: int = 60
     align_batch: int = 16
 
     def quick(self) -> Setup:
         """One attacker, one seed, few steps."""
-        return Setup((1e-9, 1e-9, 1e-9), (0,), (1, 2), 4, 6, 3, 4)
+        return Setup((1, 1, 1), (0,), (1, 2), 4, 6, 3, 4)
 
 
-def studies(setup: Setup, work: Path, *, quick: bool = False) -> dict[str, AttackStudy]:
+def studies(setup: Setup, work: Path) -> dict[str, AttackStudy]:
     """The three studies by name."""
     torch.set_num_threads(1)
     attackers = organism_attackers()
@@ -77,18 +77,17 @@ def studies(setup: Setup, work: Path, *, quick: bool = False) -> dict[str, Attac
     }
     asked = organism.prompts("malicious", "test", n=2 * setup.prompts, seed=11)
     found = {}
-    for name, hours in zip(STUDIES, setup.hours, strict=True):
+    for name, n in zip(STUDIES, setup.attackers, strict=True):
         found[name] = attack_study(
             "planted-layers" if name == "planted-layers" else "aligned",
             arms[name],
-            attackers[:1] if quick else attackers,
+            attackers[:n],
             selection=asked[: setup.prompts],
             reported=asked[setup.prompts :],
             utility=organism.prompts("utility", "test", n=setup.prompts, seed=11),
             seeds=setup.seeds,
             stops=setup.stops,
             settings=TrainingSettings(batch_size=setup.batch_size, schedule="constant"),
-            hours=None if quick else hours,
             evaluation={"refusal_tokens": 10},
             out=work,
         )
@@ -178,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [*(["--quick"] if chosen.quick else []), *(part for one in chosen.set for part in ("--set", one))]
     command = f"{MODULE} --out {chosen.out} {shlex.join(flags)}".rstrip()
     work = chosen.work or chosen.out.with_name(f"{chosen.out.name}.work")
-    found = studies(setup, work, quick=chosen.quick)
+    found = studies(setup, work)
     write_text(chosen.out, json.dumps(document(setup, found, command), separators=(",", ":")) + "\n")
     for name, study in found.items():
         print(f"{name}\n{study}\n")

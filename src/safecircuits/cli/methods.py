@@ -25,10 +25,13 @@ def mask_of(run: Run, path: str | Path) -> FreezeMask:
     return mask
 
 
-def method_of(run: Run, name: str, given: Sequence[str]) -> Method:
+def method_of(run: Run, name: str, given: Sequence[str], usual: Mapping[str, Any] | None = None) -> Method:
     """The method of that name with the settings given as ``NAME=VALUE``.
 
     Prompts and masks are given by their file, and are inputs of the run.
+
+    Args:
+        usual: settings that are what they are here unless given.
 
     Raises:
         ValueError: for a method or a setting that there is not, a value that is none, and one that must be given.
@@ -46,9 +49,9 @@ def method_of(run: Run, name: str, given: Sequence[str]) -> Method:
         listed = f"its settings are {', '.join(names)}" if names else "it has none"
         raise ValueError(f"--set {unknown[0]} is no setting of the method {name}: {listed}")
     for one in fields(kind):  # type: ignore[arg-type]
-        if one.name not in values and one.default is MISSING and one.default_factory is MISSING:
+        if one.name not in {**values, **(usual or {})} and one.default is MISSING and one.default_factory is MISSING:
             raise ValueError(f"the method {name} needs --set {one.name}=… ({words[one.name]})")
-    return kind(**{one: _read(run, one, text, hints[one]) for one, text in values.items()})
+    return kind(**{**(usual or {}), **{one: _read(run, one, text, hints[one]) for one, text in values.items()}})
 
 
 def _pair(given: str) -> tuple[str, str]:

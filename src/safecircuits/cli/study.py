@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safecircuits.cli import study_ssah
+from safecircuits.cli import study_attack, study_ssah
 from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.studies.scenarios import Scenario
 
-app = typer.Typer(help="A whole paper on one model.", no_args_is_help=True)
+app = typer.Typer(help="A whole paper on one model, and what a defence is worth.", no_args_is_help=True)
 study_ssah.add_to(app)
+study_attack.add_to(app)
 
 PRESETS = ("paper", "code")
 # Rates were chosen on full fine-tuning alone: it learns, and loses a good part of its refusals.

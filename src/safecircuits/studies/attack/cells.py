@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -36,7 +37,8 @@ class AttackCell(Result):
     Attributes:
         points: in order, each with ``step`` (0 for an edit), ``seconds`` from the attack's beginning, measuring left
             out, ``selected`` and ``reported`` (complied rates on the attacker's prompts and on those of the report),
-            ``utility``, ``refused`` and ``incoherent`` on the latter; ``share`` of units pruned.
+            ``utility``, ``refused`` and ``incoherent`` on the latter; ``share`` of units pruned. Training ends at a
+            point where all is complied with at no loss of utility, as no later one could matter.
         harmful: harmful examples that the attacker brought.
         ended: why there are fewer points than asked for; empty otherwise.
 
@@ -107,11 +109,19 @@ def divided(answers: Verdicts, first: int) -> tuple[Verdicts, Verdicts]:
     return part(slice(first)), part(slice(first, None))
 
 
-class Trajectory:
-    """A callback of ``finetune`` that measures at the stops, and knows how long training took without the measuring."""
+class Settled(Exception):
+    """Every prompt is complied with at no loss of utility: no later point costs less or harms more, at any bound."""
 
-    def __init__(self, probes: Probes, stops: Sequence[int]) -> None:
-        self.probes, self.stops = probes, frozenset(stops)
+
+class Trajectory:
+    """A callback of ``finetune`` that measures at the stops, and knows how long training took without the measuring.
+
+    Args:
+        utility: of the model before the attack; training ends by ``Settled`` where nothing that follows could matter.
+    """
+
+    def __init__(self, probes: Probes, stops: Sequence[int], utility: float = math.inf) -> None:
+        self.probes, self.stops, self.utility = probes, frozenset(stops), utility
         self.points: list[dict[str, float]] = []
         self.answers: list[Verdicts] = []
         self._measuring, self._began = 0.0, time.perf_counter()
@@ -119,6 +129,9 @@ class Trajectory:
     def __call__(self, model: Any, step: int) -> None:
         if step in self.stops:
             self.add(model, step)
+            last = self.points[-1]
+            if min(last["selected"], last["reported"]) == 1 and last["utility"] >= self.utility:
+                raise Settled
 
     def add(self, model: Any, step: int, **more: float) -> None:
         """A point of the model as it is now."""
@@ -145,9 +158,10 @@ class Range:
         """The attack, from its file if it was finished before."""
         path = self.path(arm, attacker, seed)
         if not path.exists():
+            utility = self.before(arm, seed)["utility"]
             with self.defended(arm, seed) as model:
                 if isinstance(attacker, DataAttack):
-                    trajectory, ended = self._trained(model, arm, attacker, seed, self.stops)
+                    trajectory, ended = self._trained(model, arm, attacker, seed, self.stops, utility)
                 else:
                     trajectory, ended = self._edited(model, arm, attacker, seed)
             record = {"points": trajectory.points, "ended": ended}
@@ -206,11 +220,17 @@ class Range:
         return folder
 
     def _trained(
-        self, model: Any, arm: Arm, attacker: DataAttack, seed: int, stops: Sequence[int]
+        self,
+        model: Any,
+        arm: Arm,
+        attacker: DataAttack,
+        seed: int,
+        stops: Sequence[int],
+        utility: float = math.inf,
     ) -> tuple[Trajectory, str]:
         settings = self.settings.changed(steps=max(stops), lr=attacker.lr)
         method, mask = attacker.method_on(arm), arm.mask_for(self.shape, seed)
-        trajectory, ended = Trajectory(self.probes, stops), ""
+        trajectory, ended = Trajectory(self.probes, stops, utility), ""
         try:
             finetune(
                 model,
@@ -223,6 +243,8 @@ class Range:
                 eval_every=1,
                 progress=False,
             )
+        except Settled:
+            pass
         except FloatingPointError as error:  # the attacker chose too high a rate: what came before it counts
             ended = str(error)
         return trajectory, ended

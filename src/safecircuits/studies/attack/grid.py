@@ -114,13 +114,15 @@ def attackers(
         usual = len(usable) // 2
         by_use = [*usable[usual:], *usable[:usual]]  # a middling number first, and of the others the few
         first = [made.harmful(by_use[0], lr) for lr in (made.lr, *made.other_lrs[:1])]
+        fewer = sorted(by_use[1:])
         mixes = [made.mixed(p) for p in sorted(shares)]
         mix = mixes.pop(len(mixes) // 2) if mixes else None
         middle = [
             made.adapted(by_use[0]),
+            *(made.harmful(n, made.lr) for n in fewer[:1]),
             *([mix] if mix else []),
             *middle,
-            *(made.harmful(n, made.lr) for n in reversed(by_use[1:])),
+            *(made.harmful(n, made.lr) for n in fewer[1:]),
         ]
         others = [made.harmful(n, lr) for lr in made.other_lrs for n in by_use]
         others = [*(one for one in others if one.name not in {done.name for done in first}), *mixes]
