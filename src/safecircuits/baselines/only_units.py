@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.base.vocabulary import Site
+from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.baselines.earlier import matrices_of
 from safecircuits.baselines.unit_entries import require_units_of
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
@@ -83,9 +83,9 @@ def moved_most(before: Any, after: Any, like: FreezeMask) -> FreezeMask:
     change = {key: (new[key].read() - old[key].read()).double().square() for key in new}
     wanted = units_of(shape, like, "as many units")
     found = FreezeMask.of_units({}, shape)
-    for site, n in (("mlp", wanted.n_units("mlp")), ("attn", wanted.n_units("attn"))):
-        if n:
-            found |= top({site: _movement(change, site, shape)}, n, shape)  # type: ignore[dict-item,arg-type]
+    for site in SITES:
+        if n := wanted.n_units(site):
+            found |= top({site: _movement(change, site, shape)}, n, shape)
     return found
 
 

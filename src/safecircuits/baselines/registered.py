@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from pathlib import Path
 
 from safecircuits.training.method import METHODS, Method
@@ -35,7 +35,7 @@ def methods_table() -> str:
     rows = ["| name | class | badge | what it does | settings | does not take |", "|---|---|---|---|---|---|"]
     for name, kind in methods().items():
         first = str(inspect.getdoc(kind)).partition("\n\n")[0].replace("``", "`")
-        settings = ", ".join(f"`{one.name}{_default(one)}`" for one in fields(kind))  # type: ignore[arg-type]
+        settings = ", ".join(f"`{one.name}{_default(one)}`" for one in kind.settings())
         refused = ", ".join(f"`{one}`" for one in kind.refuses)
         where = f"[`{kind.__name__}`][{kind.__module__}.{kind.__name__}]"
         rows.append(f"| `{name}` | {where} | {_badge(kind)} | {first} | {settings} | {refused} |")

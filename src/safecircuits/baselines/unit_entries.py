@@ -15,9 +15,10 @@ from safecircuits.model.parameters import as_hooked
 
 def require_units_of(units: Any, name: str) -> FreezeMask:
     """A setting that is a set of units, of which there must be some."""
-    if not require_mask(units, name):
+    mask = require_mask(units, name)
+    if not mask:
         raise ValueError(f"{name} names no unit")
-    return units  # type: ignore[no-any-return]  # it has been checked
+    return mask
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -44,11 +44,11 @@ def method_of(run: Run, name: str, given: Sequence[str], usual: Mapping[str, Any
     kind = known[name]
     values = dict(_pair(one) for one in given)
     hints, words = get_type_hints(kind), attributes_of(kind)
-    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    names = [one.name for one in kind.settings()]
     if unknown := sorted(set(values) - set(names)):
         listed = f"its settings are {', '.join(names)}" if names else "it has none"
         raise ValueError(f"--set {unknown[0]} is no setting of the method {name}: {listed}")
-    for one in fields(kind):  # type: ignore[arg-type]
+    for one in kind.settings():
         if one.name not in {**values, **(usual or {})} and one.default is MISSING and one.default_factory is MISSING:
             raise ValueError(f"the method {name} needs --set {one.name}=… ({words[one.name]})")
     return kind(**{**(usual or {}), **{one: _read(run, one, text, hints[one]) for one, text in values.items()}})

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from safecircuits.base.notices import notify
+from safecircuits.base.vocabulary import Component, Site
 from safecircuits.direction.vector import Direction, direction_of, residual_places, unit_of
 from safecircuits.hooks.linear_maps import Matrix
 from safecircuits.model.attach import HookFn, attached, without_hooks
@@ -32,6 +33,9 @@ _LEFT = 1e-3  # of what a random vector would have of the direction: rounding of
 _LEFT_IN_HALF = 0.1
 
 _TOKENS = 8
+
+_WRITERS: dict[Site, Component] = {"attn": "o", "mlp": "out"}
+"""What writes to the residual stream: the matrix of each sublayer."""
 
 
 def orthogonalised(model: HookedModel, direction: Direction | Float[Tensor, " d_model"]) -> HookedModel:
@@ -63,10 +67,10 @@ def orthogonalised(model: HookedModel, direction: Direction | Float[Tensor, " d_
         for tensor in _embeddings(changed):
             _take_out(tensor, unit)
         for layer in range(int(changed.cfg.n_layers)):
-            for site, component in (("attn", "o"), ("mlp", "out")):
+            for site, component in _WRITERS.items():
                 if getattr(changed.blocks[layer], site, None) is None:
                     continue  # what writes instead shows below
-                matrix = Matrix.of(changed, layer, component)  # type: ignore[arg-type]
+                matrix = Matrix.of(changed, layer, component)
                 weight = matrix.read().T.clone()  # [in out]
                 _take_out(weight, unit)
                 matrix.write(weight.T)
@@ -118,12 +122,13 @@ def _embeddings(model: Any) -> Iterator[Tensor]:
         yield weight
 
 
-def _bias(model: Any, layer: int, site: str, component: str) -> Tensor | None:
-    part = sublayer_of(model, layer, site)  # type: ignore[arg-type]
+def _bias(model: Any, layer: int, site: Site, component: Component) -> Tensor | None:
+    part = sublayer_of(model, layer, site)
     if is_bridge(model):
         found: Tensor | None = getattr(getattr(part, component).original_component, "bias", None)
-        return found
-    return part.b_O if component == "o" else part.b_out  # type: ignore[no-any-return]
+    else:
+        found = part.b_O if component == "o" else part.b_out
+    return found
 
 
 def _require_gone(model: HookedModel, unit: Float[Tensor, " d_model"]) -> None:

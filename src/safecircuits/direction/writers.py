@@ -38,6 +38,8 @@ _OFF = 1e-2
 
 _DRAWS = 500
 
+_COLUMNS: tuple[Site, Site] = ("attn", "mlp")
+
 
 @dataclass(frozen=True)
 class DirectionWriters(Result):
@@ -194,9 +196,9 @@ def direction_writers(
     shares = {site: torch.zeros(shape.n_layers, shape.n_units(site), dtype=torch.float64) for site in SITES}
     by_layer = torch.zeros(shape.n_layers, 2, len(examples), dtype=torch.float64)
     for layer in layers:
-        for column, site in enumerate(("attn", "mlp")):
-            values = written[unit_hook(site, layer)]  # type: ignore[arg-type]
-            shares[site][layer] = gap(values) / whole  # type: ignore[index]
+        for column, site in enumerate(_COLUMNS):
+            values = written[unit_hook(site, layer)]
+            shares[site][layer] = gap(values) / whole
             by_layer[layer, column] = values.sum(1)
     total = embedding + sum(float(part.sum()) for part in shares.values())
     if abs(total - 1) > _OFF:

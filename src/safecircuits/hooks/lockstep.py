@@ -8,10 +8,10 @@ activation patching (Chen et al., NeurIPS 2025, arXiv 2406.14144, §3.2). Each r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,8 @@ from safecircuits.model.forward import Decoder
 from safecircuits.model.pair import require_pair
 from safecircuits.model.sites import HookedModel, is_bridge, output_weight, require_units, unit_hook
 from safecircuits.prompts.prompt_set import Encoded
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class UnitPatching:
@@ -235,7 +237,7 @@ def _after(module: nn.Module, part: _Part) -> Iterator[None]:
         handle.remove()
 
 
-def as_sets(model: HookedModel, sets: Mapping[str, FreezeMask]) -> dict[str, FreezeMask]:
+def as_sets(model: HookedModel, sets: Mapping[Name, FreezeMask]) -> dict[Name, FreezeMask]:
     """Named sets of units of this model; a ValueError for anything else."""
     if not isinstance(sets, Mapping) or not sets:
         raise ValueError(f"units to patch are given by name, such as {{'top': scores.top(64)}}, not as {sets!r:.60}")

@@ -46,7 +46,7 @@ def n_parameters(name: str) -> int:
     from safetensors import safe_open
 
     with safe_open(stage_path(name) / "model.safetensors", "np") as file:
-        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  no mapping
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in list(file.keys()))
 
 
 def planted(name: str) -> Planted:

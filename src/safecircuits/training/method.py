@@ -24,7 +24,7 @@ the docs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -122,7 +122,12 @@ class Method:
 
     def record(self) -> dict[str, Any]:
         """Name and settings as JSON holds them; prompts and masks by their fingerprints."""
-        return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}  # type: ignore[arg-type]
+        return {"name": self.name, **{f.name: _plain(getattr(self, f.name)) for f in self.settings()}}
+
+    @classmethod
+    def settings(cls) -> tuple[Field[Any], ...]:
+        """The fields of its dataclass."""
+        return fields(cls)  # type: ignore[arg-type]  # each method is one, this class is not
 
 
 @dataclass(frozen=True)

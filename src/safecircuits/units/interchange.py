@@ -143,7 +143,7 @@ def _found(
     if not isinstance(units, UnitScores):
         if counts is not None:
             raise ValueError("masks by their number of units have their counts: leave counts= out, or pass scores")
-        masks: dict[int, FreezeMask] = dict(sorted(as_sets(model, units).items()))  # type: ignore[arg-type]
+        masks: dict[int, FreezeMask] = dict(sorted(as_sets(model, units).items()))
         if wrong := [n for n, mask in masks.items() if mask.n_units() != n or not n]:
             raise ValueError(
                 f"the mask of {wrong[0]!r} units has {masks[wrong[0]].n_units()}: masks are by their number"

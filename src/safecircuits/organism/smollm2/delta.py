@@ -79,7 +79,7 @@ def read_changes(path: Path) -> tuple[list[Change], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             record: dict[str, Any] = json.loads((file.metadata() or {})["record"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
         names = dict.fromkeys(key.rpartition(":")[0] for key in tensors)
         changes = [
             Change(
