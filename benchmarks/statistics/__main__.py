@@ -2,7 +2,7 @@
 
     python -m benchmarks.statistics
 
-Writes ``docs/intervals.json`` and the page that shows it, ``docs/intervals.md``. A minute on one core.
+Writes ``docs/intervals.json`` and the page that shows it, ``docs/intervals.md``. Two minutes on one core.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def render(results: dict[str, Any]) -> str:
     least = min(results["coverage"], key=lambda row: row["covered"])
     return f"""# How often the intervals are right
 
-Every interval in the package says 95 %. Here experiments whose truth is known were simulated {results["draws"]} times for each row, by `python -m benchmarks.statistics`, which wrote this page. The lowest coverage is {100 * least["covered"]:.1f} % ({least["what"]}, {least["setting"]}). Where rates are near 0 or 1 or runs are few, an interval that is never too short must often be too long, so that it holds the truth in more than 95 %.
+Every interval in the package says 95 %. Here experiments whose truth is known were simulated {results["draws"]} times for each row, by `python -m benchmarks.statistics`, which wrote this page. The lowest coverage is {100 * least["covered"]:.1f} % ({least["what"]}, {least["setting"]}). Where rates are near 0 or 1 or runs are few, an interval that is never too short must often be too long, so that it holds the truth in more than 95 %. Not simulated are two bootstraps over prompts whose truth has no closed form: the area between two patching curves, and each layer's share of what writes a direction.
 
 {markdown_table(["interval", "truth", "holds it in"], covered)}
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.statistics.measured import measured
 from safecircuits.base.paired import LEVEL, chosen_p, paired_difference, paired_p
 from safecircuits.base.stats import Share, rate_interval, simultaneous_band
 from safecircuits.layers.angles import unit_vectors
@@ -24,7 +25,7 @@ def simulate(draws: int) -> dict[str, Any]:
         "draws": draws,
         "coverage": [
             {"what": what, "setting": setting, "covered": _share(draws, experiment)}
-            for what, setting, experiment in (*_shares(), *_paired(), *_seeds(), *_bands())
+            for what, setting, experiment in (*_shares(), *_paired(), *_seeds(), *_bands(), *measured())
         ],
         "false_alarms": [
             {"what": what, "setting": setting, "alarms": _share(draws // rarer, experiment), "draws": draws // rarer}
