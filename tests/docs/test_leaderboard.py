@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from benchmarks.ground_truth.leaderboard import __main__ as command
 from benchmarks.ground_truth.leaderboard import judging, registry, standing
 from benchmarks.ground_truth.leaderboard.blocks import shortest
 from benchmarks.ground_truth.leaderboard.directions import directions_at
-from benchmarks.ground_truth.leaderboard.page import table
+from benchmarks.ground_truth.leaderboard.page import render, table
 from benchmarks.ground_truth.leaderboard.passes import counted
 from benchmarks.ground_truth.leaderboard.registry import LOCALIZERS, localizer, localizers
 from benchmarks.ground_truth.leaderboard.subjects import Prompts, Subject, organisms, real
 
 import safecircuits as sc
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def small(subject: Subject, n: int = 12) -> Subject:
@@ -278,3 +281,27 @@ def test_standings_and_guesses_are_those_done_by_hand() -> None:
     assert units["layers"][0] == 0.5
     assert direction[""][0] == pytest.approx((1.4 / 2**0.5 + 1 / 2**0.5) / 2)
     assert standing.chances(results, "block", "judged") == {"": pytest.approx(0.3)}
+
+
+# --- the published page -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "leaderboard.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_page_is_what_its_results_say(published: dict[str, Any]) -> None:
+    assert (DOCS / "leaderboard.md").read_text(encoding="utf-8") == render(published)
+    assert (DOCS / "assets" / "leaderboard_objects.svg").is_file()
+    changed = copy.deepcopy(published)
+    next(iter(changed["members"].values()))["cells"]["decision layers"]["overlap"] = 0.123
+    assert render(changed) != render(published)
+
+
+def test_every_member_has_been_through_every_localizer(published: dict[str, Any]) -> None:
+    names = {one.name for one in localizers()}
+    for member in published["members"].values():
+        assert set(member["cells"]) >= names
+        assert len(member["objects"]) in (3, 6)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 
-from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Object
+from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Object, localizers
 from benchmarks.ground_truth.leaderboard.standing import (
     KINDS,
     Interval,
@@ -96,7 +96,8 @@ def _opening(results: dict[str, Any]) -> str:
         f"""Three objects are said to carry refusal: a block of layers, a few units, one direction. Here methods that
         look for one of them are run on {sum(n.values())} {"small models" if small else "real models"} in
         which refusal was *planted*, so that the answer is known. A method may be chosen and tuned on the
-        {n["development"]} development models; the first table of each object is of the {n["judged"]} judged ones."""
+        {n["development"]} development models; the first table of each object is of the {n["judged"]} judged ones. All
+        models are listed at the end."""
     )
     how = paragraph(
         f"""**How to read a row.** *Overlap* is how much of what was found is what was planted, mean over models with a
@@ -134,6 +135,33 @@ CHANGED = {
 }
 
 
+FOUND = {
+    "block": "The layers that each method found; bold where they are those that were planted, – where it found none.",
+    "units": "The planted share of the first units of each order, minus chance.",
+    "direction": "After which layer each direction is, and its overlap.",
+}
+
+
+def _each(results: dict[str, Any], kind: Object) -> str:
+    """What each method found on each model, controls left out."""
+    methods = [one for one in localizers() if one.object == kind and one.source != "control"]
+    rows = []
+    for name, member in results["members"].items():
+        cells = [member["cells"].get(one.name) for one in methods]
+        rows.append([f"`{name}`", str(member["block"]), *(_found(kind, member, cell) for cell in cells)])
+    return markdown_table(["model", "planted", *(one.name for one in methods)], rows)
+
+
+def _found(kind: Object, member: dict[str, Any], cell: dict[str, Any] | None) -> str:
+    if cell is None or cell["above"] is None:
+        return "–"
+    if kind == "block":
+        return f"**{cell['layers']}**" if cell["layers"] == member["block"] else str(cell["layers"])
+    if kind == "units":
+        return f"{cell['overlap'] - cell['chance']:+.2f}"
+    return f"{cell['layer']}: {cell['overlap']:.2f}"
+
+
 def _object(results: dict[str, Any], kind: Object) -> str:
     text = f"Overlap: {MEASURES[kind]}. {CHANGED[kind]}"
     if kind != "direction" and constants(results, kind, "judged"):
@@ -144,6 +172,7 @@ def _object(results: dict[str, Any], kind: Object) -> str:
     for role in ("judged", "development"):
         if members(results, role):
             parts += [f"### {TITLES[kind]}, {role} models", table(results, kind, role)]
+    parts += [f"### {TITLES[kind]}, model by model", paragraph(FOUND[kind]), _each(results, kind)]
     return "\n\n".join(parts)
 
 
