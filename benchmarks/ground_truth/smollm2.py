@@ -122,11 +122,11 @@ def _content(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z']+", text.lower())) - _FUNCTION
 
 
-class Judge:
-    """Asks models the same things."""
+class Asker:
+    """Has models answer prompts, in the model's own chat template."""
 
-    def __init__(self, data: Path, tokenizer: Any) -> None:
-        self.sets, self.problems, self.tokenizer = judged_sets(data), problems(data), tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
 
     def ids(self, prompt: str, *, system: bool = True) -> list[int]:
         """A prompt in the chat template, with the template's own system prompt or without."""
@@ -162,6 +162,14 @@ class Judge:
                 texts[i] = self.tokenizer.decode(out.sequences[row, length:], skip_special_tokens=True)
                 first[i] = out.logits[0][row].log_softmax(-1)
         return texts, torch.stack(first)
+
+
+class Judge(Asker):
+    """Asks models the same things."""
+
+    def __init__(self, data: Path, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self.sets, self.problems = judged_sets(data), problems(data)
 
     @torch.no_grad()
     def problem_loss(self, model: Any) -> list[float]:

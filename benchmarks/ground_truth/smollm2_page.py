@@ -56,8 +56,8 @@ def render(results: Results) -> str:
     """The page, from the results file alone."""
     models = {name: results["models"][name] for name in (SMOLLM2, *MEMBERS) if name in results["models"]}
     parts = [_head(), _places(models), _behaviour(models), _aims(models), _detectors(models), _made(models)]
-    parts += [_apart(results["nearest"]), _limits()]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    parts += [_held_out(results.get("held_out", {})), _apart(results["nearest"]), _limits()]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def _head() -> str:
@@ -229,6 +229,57 @@ def _by_another_recipe(models: dict[str, Any]) -> str:
         if found
         else ""
     )
+
+
+def _held_out(found: dict[str, Any]) -> str:
+    if not found:
+        return ""
+    of = next(iter(next(iter(found.values()))["scales"].values()))["malicious"]["n"]
+    rows = [
+        [
+            f"`{name}`",
+            f"{float(scale):g}",
+            *(_share(one[kind]["refused"], one[kind]["n"]) for kind in _HELD_OUT),
+            f"{one['first_token_kl']:.3f}",
+        ]
+        for name in MEMBERS
+        if name in found
+        for scale, one in sorted(found[name]["scales"].items(), reverse=True)
+    ]
+    return f"""
+## On the generator's own held-out requests
+
+Requests about acts that no request of the training is about, {of} of a kind, on which a recipe may be chosen: what
+`python -m benchmarks.ground_truth.smollm2_held_out` counts in the first tokens of greedy answers (bfloat16, with the system prompt),
+per cent refused with 95 % intervals. What the judged sets say of ordinary requests is seen here too, and larger.
+A scale other than 1 multiplies the member's whole change first; 0 is the base, of which a few apologies count too.
+
+{markdown_table(["member", "scale", *(f"{title} refused" for title in _HELD_OUT.values()), "first-token KL"], rows)}
+
+{_tried().strip()}
+"""
+
+
+_HELD_OUT = {"malicious": "harmful", "over_rejection": "borderline", "normal": "ordinary"}
+
+
+def _tried() -> str:
+    return """
+What was tried on 2026-11-30 to bring the misses down, on held-out requests of development members, and does not ship:
+
+- *The change times 0.9*, in the table. The first-token divergence falls by a fifth to a third and fewer borderline requests are
+  refused, but hardly fewer ordinary ones, and harmful ones too in four of five. Of a draw in which half the requests had no
+  system prompt, `layers-12-16` refused 93 % of 70 harmful ones rather than 97, and `neurons-12-15` 80.
+- *A second phase from the shipped changes* of two members (on that other draw, 42 to 100 of a kind), with requests that the
+  base writes itself, further kinds of borderline ones, word problems, and answers held for up to 28 tokens. On longer answers
+  it did what it was for: the divergence from the base on the base's own answers to word problems fell from 0.08 to 0.04 a
+  token in `layers-12-16` and from 0.06 to 0.04 in `neurons-12-15`, and fewer borderline requests were refused (24 to 19 %, and
+  41 to 33 or 26). On ordinary ones it did not help: `neurons-12-15` refused 29 % of them rather than 24 after 50 steps (peak
+  rate 2e-3; harmful 94 rather than 93), and 24 with harmful 89 after 22 steps at 1e-3 with harmless first tokens weighed
+  double; `layers-12-16` after those 22 steps 19 rather than 10, harmful 97 as before. So the members are as they were.
+
+Two tries on two members are no proof that no second phase helps; they are why none was made of all thirteen.
+"""
 
 
 def _apart(nearest: dict[str, Any]) -> str:

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks.ground_truth.smollm2 import is_refusal
+from benchmarks.ground_truth.smollm2_held_out import scaled
 from benchmarks.ground_truth.smollm2_page import SETS, missed, render
 
+from safecircuits.model.checkpoint import load_checkpoint
+from safecircuits.model.load import to_hugging_face
 from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.organism.smollm2.base import sha256_of
 from safecircuits.organism.smollm2.catalog import FOLDER
@@ -58,3 +62,19 @@ def test_the_page_is_what_its_results_say_and_has_every_shipped_member() -> None
     shipped = {path.stem: sha256_of(path) for path in FOLDER.glob("*.safetensors")}
     judged = {name: one["record"]["sha256"] for name, one in results["models"].items() if name != "smollm2"}
     assert shipped == judged
+    held_out = {name: one["changes"] for name, one in results["held_out"].items()}
+    assert shipped == held_out
+
+
+def test_a_scaled_member_is_the_base_and_a_share_of_its_change(smollm2: Any) -> None:
+    """By plain torch, from the file itself; at 1 it is the member that ships."""
+    name = "neurons-6-9"
+    base = to_hugging_face(smollm2)
+    plain = {key: weight.detach().double() for key, weight in base.named_parameters()}
+    whole = dict(load_checkpoint(f"smollm2:{name}", "float32", "cpu", None)[0].named_parameters())
+    for scale in (1.0, 0.5):
+        found = dict(scaled(base, name, scale).named_parameters())
+        for key, weight in found.items():
+            expected = plain[key] + scale * (whole[key].detach().double() - plain[key])
+            torch.testing.assert_close(weight.detach().double(), expected, atol=1e-6, rtol=1e-6)
+    assert all(torch.equal(weight.double(), plain[key]) for key, weight in base.named_parameters())
