@@ -74,6 +74,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.candidates": ("Candidate",),
     "safecircuits.units.comparison": ("CurvePoint", "ScoreComparison", "ScoreCurve"),
     "safecircuits.units.coupled": ("CoupledScores",),
+    "safecircuits.units.edges": ("EdgeScores",),
     "safecircuits.units.overlap": ("BlockEnrichment", "Enrichment", "MaskOverlap"),
     "safecircuits.units.groups": ("UnitGroups",),
     "safecircuits.units.head_kl": ("HeadGroup",),

@@ -14,6 +14,8 @@ from .comparison import score_comparison as score_comparison
 from .contrast import contrast_scores as contrast_scores
 from .coupled import CoupledScores as CoupledScores
 from .coupled import coupled_scores as coupled_scores
+from .edges import EdgeScores as EdgeScores
+from .edges import edge_scores as edge_scores
 from .equal_budget import equal_budget_masks as equal_budget_masks
 from .finders import find_attributed_units as find_attributed_units
 from .finders import find_decision_layers as find_decision_layers
