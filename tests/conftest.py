@@ -116,6 +116,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress() -> Iterator[None]:
+    """What a test prints must not depend on how long it takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safecircuits.base.log_lines.EVERY", float("inf"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     return build_tiny_tokenizer()

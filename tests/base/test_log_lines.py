@@ -23,6 +23,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found, lines = Clock(), LogLines()
     monkeypatch.setattr(log_lines, "time", found)
+    monkeypatch.setattr(log_lines, "EVERY", 60.0)
     monkeypatch.setattr(progress, "time", found)
     monkeypatch.setattr(progress, "lines", lines)
     return found
