@@ -75,7 +75,6 @@ def sweep(
     safety, utility = scores_in(run, groups)
     tried = SHARES if shares is None else tuple(_number(text, "--shares") for text in shares.split(","))
     folder = run.begin()
-    say_overlaps_with(run, groups, sets)
     model = run.model()
     safety.shape.require_same(_shape(model), "the scores in --groups")
     found = sweep_shares(
@@ -94,6 +93,7 @@ def sweep(
         template=template,
         **sets,
     )
+    say_overlaps_with(run, groups, sets)
     folder.result("sweep", found)
     folder.table("sweep", found.to_frame(), main=True)
     run.say(f"intact: {found.intact}")
@@ -226,11 +226,11 @@ def prune(
         raise ValueError("there is no unit to remove: the mask or group is empty")
     sets = measured.read(run)
     folder = run.begin()
-    if groups is not None:
-        say_overlaps_with(run, groups, sets)
     model = run.model()
     options: Any = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template, **sets}
     smaller = prune_units(model, units, compensate=means)
+    if groups is not None:
+        say_overlaps_with(run, groups, sets)
     rows: dict[str, Any] = {"before": {"parameters": smaller.parameters_before}}
     rows["after"] = {"parameters": smaller.parameters_after}
     if sets:
