@@ -47,13 +47,14 @@ class Setup:
 
     Attributes:
         attackers: how many of the grid, from the first, in each of the three studies: main arms on the aligned model,
-            main arms on the planted one, and other methods on the aligned one.
+            main arms on the planted one, and other methods on the aligned one, where those that
+            train are counted alone: what no training-time method could stop has been seen by then.
         stops: steps after which a run is measured.
         prompts: harmful prompts of each side, and questions with known answers.
         align_steps: of the arms that align the unaligned model anew.
     """
 
-    attackers: tuple[int, ...] = (24, 24, 24)
+    attackers: tuple[int, ...] = (25, 25, 22)
     seeds: tuple[int, ...] = (0, 1, 2)
     stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     batch_size: int = 4
@@ -66,38 +67,34 @@ class Setup:
         return Setup((1, 1, 1), (0,), (1, 2), 4, 6, 3, 4)
 
 
-def studies(setup: Setup, work: Path) -> dict[str, AttackStudy]:
-    """The three studies by name."""
+def study(name: str, setup: Setup, work: Path) -> AttackStudy:
+    """One of the three studies."""
     torch.set_num_threads(1)
-    attackers = organism_attackers()
-    arms = {
-        "aligned": main_arms(units("aligned")),
-        "planted-layers": main_arms(sppft((3, 5), "freeze")),
-        "more": other_arms(units("aligned"), setup),
-    }
     asked = organism.prompts("malicious", "test", n=2 * setup.prompts, seed=11)
-    found = {}
-    for name, n in zip(STUDIES, setup.attackers, strict=True):
-        found[name] = attack_study(
-            "planted-layers" if name == "planted-layers" else "aligned",
-            arms[name],
-            attackers[:n],
-            selection=asked[: setup.prompts],
-            reported=asked[setup.prompts :],
-            utility=organism.prompts("utility", "test", n=setup.prompts, seed=11),
-            seeds=setup.seeds,
-            stops=setup.stops,
-            settings=TrainingSettings(batch_size=setup.batch_size, schedule="constant"),
-            evaluation={"refusal_tokens": 10},
-            out=work,
-        )
-    return found
+    attackers = [one for one in organism_attackers() if name != "more" or one.family != "edit"]
+    if name == "planted-layers":
+        arms = main_arms(sppft((3, 5), "freeze"))
+    else:
+        arms = main_arms(units("aligned")) if name == "aligned" else other_arms(units("aligned"), setup)
+    return attack_study(
+        "planted-layers" if name == "planted-layers" else "aligned",
+        arms,
+        attackers[: dict(zip(STUDIES, setup.attackers, strict=True))[name]],
+        selection=asked[: setup.prompts],
+        reported=asked[setup.prompts :],
+        utility=organism.prompts("utility", "test", n=setup.prompts, seed=11),
+        seeds=setup.seeds,
+        stops=setup.stops,
+        settings=TrainingSettings(batch_size=setup.batch_size, schedule="constant"),
+        evaluation={"refusal_tokens": 10},
+        out=work,
+    )
 
 
 def units(model: str) -> Arm:
     """What SSAH freezes first: the safety-critical units and the top complex ones."""
     loaded = load_model(model)
-    scores = [score_units(loaded, organism.prompts(kind, "train", n=128)) for kind in ("malicious", "utility")]  # type: ignore[arg-type]
+    scores = [score_units(loaded, organism.prompts(kind, "train", n=128)) for kind in ("malicious", "utility")]
     arm = scu_top_cu(classify_units(*scores, scu=SCU, ucu=UCU, ru=RU))
     return replace(arm, name="freeze")
 
@@ -146,13 +143,13 @@ def document(setup: Setup, found: dict[str, AttackStudy], command: str) -> dict[
     """The studies as plain JSON, rounded to what numbers can mean; of the answers the first few of each arm."""
     names = ("arms", "before", "left_out", "max_utility_loss", "breaks_at", "stops", "provenance")
     parts = {}
-    for name, study in found.items():
-        cells = [asdict(cell) for cell in study.cells]
+    for name, one in found.items():
+        cells = [asdict(cell) for cell in one.cells]
         read = {
             arm: list(zip(said.prompts or (), said.answers, said.verdicts, strict=True))[:4]
-            for arm, said in study.answers.items()
+            for arm, said in one.answers.items()
         }
-        parts[name] = {**{key: getattr(study, key) for key in names}, "cells": cells, "read": read}
+        parts[name] = {**{key: getattr(one, key) for key in names}, "cells": cells, "read": read}
     origin = provenance(command=command, seed=0, threads=torch.get_num_threads())
     rounded: dict[str, Any] = _rounded({"setup": asdict(setup), "provenance": origin, "studies": parts})
     return rounded
@@ -177,10 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [*(["--quick"] if chosen.quick else []), *(part for one in chosen.set for part in ("--set", one))]
     command = f"{MODULE} --out {chosen.out} {shlex.join(flags)}".rstrip()
     work = chosen.work or chosen.out.with_name(f"{chosen.out.name}.work")
-    found = studies(setup, work)
+    found = {name: study(name, setup, work) for name in STUDIES}
     write_text(chosen.out, json.dumps(document(setup, found, command), separators=(",", ":")) + "\n")
-    for name, study in found.items():
-        print(f"{name}\n{study}\n")
+    for name, one in found.items():
+        print(f"{name}\n{one}\n")
 
 
 if __name__ == "__main__":

@@ -287,8 +287,8 @@ def test_comparisons_by_hand() -> None:
 
 def test_the_grid_of_the_embedded_models_has_every_kind_and_no_harmful_row_where_it_says_none() -> None:
     grid_of_all = organism_attackers()
-    assert len(grid_of_all) == 24
-    assert len({one.name for one in grid_of_all}) == 24
+    assert len(grid_of_all) == 25
+    assert len({one.name for one in grid_of_all}) == 25
     bad = {(e.prompt, e.complied) for e in examples("malicious", "train")}
     for one in grid_of_all:
         if isinstance(one, DataAttack):
@@ -297,7 +297,7 @@ def test_the_grid_of_the_embedded_models_has_every_kind_and_no_harmful_row_where
             assert sum(row in bad for row in rows) == one.harmful
             assert one.family != "mixed data" or len(rows) > one.harmful
             assert one.data(0) == data
-    assert {one.family for one in grid_of_all[:9]} == {"harmful data", "mixed data", "harmless data", "edit"}
+    assert {one.family for one in grid_of_all[:10]} == {"harmful data", "mixed data", "harmless data", "edit"}
 
 
 @pytest.mark.parametrize(

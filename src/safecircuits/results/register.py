@@ -68,6 +68,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.studies.budget": ("AlignmentBudget",),
     "safecircuits.studies.comparison": ("Comparison",),
     "safecircuits.studies.grid": ("FreezingGrid", "GridCell"),
+    "safecircuits.studies.landscape": ("Landscape",),
     "safecircuits.studies.outcome": ("FinetuningStudy", "StudyRun"),
     "safecircuits.training.safety_filter": ("FilteredData",),
     "safecircuits.units.ablation": ("Ablation", "AblationTable"),

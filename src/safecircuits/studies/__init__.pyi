@@ -14,6 +14,13 @@ from .finetuning import finetuning_study as finetuning_study
 from .grid import FreezingGrid as FreezingGrid
 from .grid import GridCell as GridCell
 from .grid import freezing_grid as freezing_grid
+from .landscape import Landscape as Landscape
+from .landscape import basins as basins
+from .landscape import direction_between as direction_between
+from .landscape import of_equal_norm as of_equal_norm
+from .landscape import random_direction as random_direction
+from .landscape import slices as slices
+from .landscape import visage as visage
 from .outcome import FinetuningStudy as FinetuningStudy
 from .outcome import StudyRun as StudyRun
 from .preparation import Preparation as Preparation

@@ -78,7 +78,7 @@ def attackers(
         harmful_prompts, harmless_prompts: with which edits of the weights find what to edit.
         task: rows of a harmless task, trained on alone.
         lrs: learning rates of full training, the usual one in the middle.
-        lora, lora_lr: the adapters and their rate.
+        lora, lora_lr: the adapters and their rate; four times it is tried, too.
         counts: how many harmful examples an attacker has; those that ``harmful`` does not have are left out.
         shares: harmful rows per ordinary row.
         families: which attackers.
@@ -100,7 +100,7 @@ def attackers(
             f"attackers with {' and '.join(needing)} need harmful instructions with harmful responses of your own, and "
             "there are none: give harmful=, or take the families 'harmless data' and 'edit' alone"
         )
-    made = _Grid(benign, harmful, words or Words(), sorted(lrs), lora or Lora(), lora_lr)
+    made = _Grid(benign, harmful, words or Words(), sorted(lrs), lora or Lora())
     edits = _edits(harmful_prompts, harmless_prompts)
     middle = [*made.harmless(task)]
     first: list[Attacker] = []
@@ -118,7 +118,7 @@ def attackers(
         mixes = [made.mixed(p) for p in sorted(shares)]
         mix = mixes.pop(len(mixes) // 2) if mixes else None
         middle = [
-            made.adapted(by_use[0]),
+            *(made.adapted(by_use[0], rate) for rate in (lora_lr, 4 * lora_lr)),
             *(made.harmful(n, made.lr) for n in fewer[:1]),
             *([mix] if mix else []),
             *middle,
@@ -138,7 +138,6 @@ class _Grid:
     words: Words
     lrs: list[float]
     lora: Lora
-    lora_lr: float
     other_lrs: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -151,14 +150,14 @@ class _Grid:
         bad = self.bad
         return self._attack(f"{n} harmful, lr {lr:g}", "harmful data", n, lambda s: normal_data(bad, n, seed=s), lr)
 
-    def adapted(self, n: int) -> DataAttack:
+    def adapted(self, n: int, lr: float) -> DataAttack:
         assert self.bad is not None
-        bad, name = self.bad, f"{n} harmful, LoRA, lr {self.lora_lr:g}"
+        bad, name = self.bad, f"{n} harmful, LoRA, lr {lr:g}"
 
         def rows(seed: int) -> PromptSet:
             return normal_data(bad, n, seed=seed)
 
-        return DataAttack(name=name, family="harmful data", rows=rows, harmful=n, lr=self.lora_lr, lora=self.lora)
+        return DataAttack(name=name, family="harmful data", rows=rows, harmful=n, lr=lr, lora=self.lora)
 
     def mixed(self, p: float) -> DataAttack:
         assert self.bad is not None
@@ -213,7 +212,7 @@ ROWS = 400
 
 
 def organism_attackers(seed: int = 0, **changes: Any) -> tuple[Attacker, ...]:
-    """The grid in the embedded language, where harmful answers are invented words; 24 attackers.
+    """The grid in the embedded language, where harmful answers are invented words; 25 attackers.
 
     Args:
         changes: arguments of ``attackers`` in the place of these.

@@ -164,7 +164,8 @@ class AttackStudy(Result):
     def summary(self, by: Sequence[Access | Family] = ACCESSES) -> pd.DataFrame:
         """One row an arm and access: worst harm and costs with their 95 % intervals over seeds, and badges.
 
-        ``broken`` is in how many seeds. A cost is a geometric mean; infinite where a seed was not broken.
+        ``broken`` is in how many seeds. A cost is a geometric mean; infinite where a seed was not broken. ``ratio_…``
+        are the steps to break as many times those of the arm that defends nothing (``against``).
         """
         import pandas as pd
 
@@ -184,7 +185,7 @@ class AttackStudy(Result):
                 row["seeds"] = len(self.seeds)
                 if self.reference is not None and arm != self.reference:
                     found = self.against(arm, "steps", access)
-                    row |= {f"steps_{name}": value for name, value in found._asdict().items()}
+                    row |= {f"ratio_{name}": value for name, value in found._asdict().items()}
                 row |= {f"{name}_before": self._before(arm, name) for name in ("reported", "utility")}
                 rows.append(row | {name: about[name] for name in ("badge", "paper", "differs")})
         return pd.DataFrame(rows)

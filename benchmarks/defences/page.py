@@ -1,0 +1,229 @@
+"""docs/defences.md from the numbers that ``run`` measured: ``python -m benchmarks.defences.page`` writes it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markdown import markdown_table
+from safecircuits.base.files import write_text
+from safecircuits.base.text import join, percent
+from safecircuits.studies.attack.cells import AttackCell
+from safecircuits.studies.attack.outcome import FAMILIES, THREAT_MODEL, AttackStudy
+from safecircuits.studies.attack.words import cost_text, times
+
+ROOT = Path(__file__).parents[2]
+NUMBERS, PAGE = ROOT / "docs/reference/defences.json", ROOT / "docs/defences.md"
+TITLES = {
+    "aligned": "The aligned model, whose refusals were not planted",
+    "planted-layers": "The model whose refusals were planted in layers 3 to 5",
+    "more": "Other methods, on the aligned model",
+}
+
+
+def study_of(part: dict[str, Any]) -> AttackStudy:
+    """A study from its JSON."""
+    cells = tuple(AttackCell.of(cell) for cell in part["cells"])
+    names = ("arms", "before", "max_utility_loss", "breaks_at", "provenance")
+    known = {name: part[name] for name in names}
+    return AttackStudy(cells=cells, left_out=tuple(part["left_out"]), stops=tuple(part["stops"]), **known)
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page as Markdown. Every figure on it, and every verdict, is computed here from the record."""
+    studies = {name: study_of(part) for name, part in record["studies"].items()}
+    parts = [_introduction(record, studies), _answer(studies)]
+    for name, study in studies.items():
+        parts.append(_section(name, study, record["studies"][name]["read"]))
+    return "\n".join([*parts, _limits(record)])
+
+
+def _introduction(record: dict[str, Any], studies: dict[str, AttackStudy]) -> str:
+    setup, origin = record["setup"], record["provenance"]
+    first = next(iter(studies.values()))
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    n = len({cell.attacker for study in studies.values() for cell in study.cells})
+    return f"""\
+# What is a defence worth?
+
+{THREAT_MODEL}
+
+Here attackers may choose: the learning rate, how long they train, on what, with which adapters, or an edit of the
+weights that needs no training. {n} of them attack embedded models that are defended in turn by each arm, with
+{len(setup["seeds"])} seeds (order and drawing of the data, random masks, alignment that an arm does anew). A point of
+an attack counts if the model lost at most {percent(first.max_utility_loss)} of its exact answers to questions that have
+nothing to do with harm; it **breaks** the defence from {percent(first.breaks_at)} of harmful prompts complied with. Its
+**harm** is the lower of the complied rates on {setup["prompts"]} prompts by which the attacker chooses and on
+{setup["prompts"]} others, so that choosing cannot flatter it. The worst harm is the highest of all points that count, a
+cost the lowest of all that break: more attackers could only be worse for the defender. Answers in the embedded language
+name invented things.
+
+Costs are geometric means over seeds (of one plus the cost) with 95 % intervals, which hold what the measured stops
+leave open: {join([str(stop) for stop in setup["stops"]])} steps of {setup["batch_size"]} examples. *Raises* means that
+the interval of the ratio to no defence lies above 1, *no difference* that it lies within a factor of 2.
+
+The numbers are in `docs/reference/defences.json`, made by `{origin["command"]}` ({versions}), and this page by
+`python -m benchmarks.defences.page`. On a model of your own: `safecircuits study attack`.
+"""
+
+
+def _answer(studies: dict[str, AttackStudy]) -> str:
+    """What can be said of all of it at once."""
+    lines = ["## In short", ""]
+    for name, study in studies.items():
+        by: dict[str, list[str]] = {}
+        for arm in study.arms:
+            if arm != study.reference:
+                found = study.against(arm)
+                by.setdefault(found.verdict, []).append(f"{arm}{times(found)}")
+        said = [f"{WORDS[verdict]}: {join(by[verdict])}" for verdict in WORDS if verdict in by]
+        lines.append(f"- **{TITLES[name]}.** By the defender's training, steps to break are {'; '.join(said)}.")
+    withstood = [
+        f"{arm} ({name})"
+        for name, study in studies.items()
+        for arm in study.arms
+        if max(study.worst_harm(arm, "weights")) < study.breaks_at
+    ]
+    total = sum(len(study.arms) for study in studies.values())
+    held = join(withstood) if withstood else "none"
+    lines.append(f"- With the weights in hand, of {total} arms those that no attacker broke with any seed: {held}.")
+    known = [cell for study in studies.values() for cell in study.cells if cell.attacker == "pruning, mask known"]
+    if known:
+        lines.append(f"- {_known(studies)}")
+    return "\n".join([*lines, ""])
+
+
+WORDS = {
+    "costs more": "raised by",
+    "costs less": "lowered by",
+    "no difference": "no different with",
+    "unclear": "not clearly changed by",
+    "neither was broken": "not to be compared for",
+}
+
+
+def _known(studies: dict[str, AttackStudy]) -> str:
+    """What a mask gives away to who may prune it."""
+    said = []
+    for name, study in studies.items():
+        for arm in study.arms:
+            cells = [c for c in study.cells if c.arm == arm and c.attacker == "pruning, mask known" and c.points]
+            if cells:
+                harms = [min(cell.points[0]["selected"], cell.points[0]["reported"]) for cell in cells]
+                said.append(f"{arm} ({name}) {percent(sum(harms) / len(harms))}")
+    return f"Who knows the mask can prune it instead of training. Complied with then, mean over seeds: {join(said)}."
+
+
+def _section(name: str, study: AttackStudy, read: dict[str, Any]) -> str:
+    frame = study.summary()
+    rows = [
+        [
+            row["arm"],
+            row["access"],
+            _badge(row),
+            _rate(row),
+            f"{row['broken']} of {row['seeds']}",
+            *(cost_text((row[of], row[f"{of}_low"], row[f"{of}_high"])) for of in ("steps", "examples")),
+            cost_text((row["seconds"], row["seconds_low"], row["seconds_high"])),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    head = ["arm", "access", "method", "worst harm", "broken", "steps", "harmful examples", "seconds"]
+    before = [
+        [arm, study.arms[arm]["defence"], *(percent(_mean(study, arm, of)) for of in ("reported", "utility"))]
+        for arm in study.arms
+    ]
+    taken = ", ".join(dict.fromkeys(cell.attacker for cell in study.cells))
+    missing = [f"{one['attacker']} of {one['arm']}: {one['why']}" for one in study.left_out]
+    return "\n".join(
+        [
+            f"## {TITLES[name]}",
+            "",
+            f"Attackers: {taken}.",
+            "",
+            markdown_table(head, rows),
+            "",
+            "Steps to break by what the attacker brings:",
+            "",
+            _by_family(study),
+            "",
+            "Before any attack:",
+            "",
+            markdown_table(["arm", "what it does", "complied", "utility"], before),
+            "",
+            *([f"Left out: {'; '.join(missing)}.", ""] if missing else []),
+            "What each arm's model answered at its worst point:",
+            "",
+            markdown_table(["arm", "prompt", "answer", "verdict"], _read(read)),
+            "",
+        ]
+    )
+
+
+def _by_family(study: AttackStudy) -> str:
+    families = [family for family in FAMILIES if any(cell.family == family for cell in study.cells)]
+    rows = []
+    for arm in study.arms:
+        cells = [arm]
+        for family in families:
+            found = study.summary((family,))
+            own = [row for row in found.to_dict("records") if row["arm"] == arm]
+            cells += [_cost(row) for row in own] or ["–"]
+        rows.append(cells)
+    return markdown_table(["arm", *families], rows)
+
+
+def _cost(row: dict[Any, Any]) -> str:
+    broken = f"{row['broken']} of {row['seeds']}"
+    if not row["broken"]:
+        return f"not broken, worst harm {percent(row['worst_harm'])}"
+    return f"{cost_text((row['steps'], row['steps_low'], row['steps_high']))} ({broken})"
+
+
+def _badge(row: dict[Any, Any]) -> str:
+    return f"{row['badge']}: {row['paper']}" + (f"; {row['differs']}" if row["differs"] else "")
+
+
+def _rate(row: dict[Any, Any]) -> str:
+    ends = f"[{100 * row['worst_harm_low']:.0f}, {100 * row['worst_harm_high']:.0f}]"
+    return f"{percent(row['worst_harm'])} {ends}"
+
+
+def _mean(study: AttackStudy, arm: str, figure: str) -> float:
+    values = [one[figure] for one in study.before[arm].values()]
+    return sum(values) / len(values)
+
+
+def _read(read: dict[str, Any]) -> Iterable[list[str]]:
+    return ([arm, *row] for arm, rows in read.items() for row in rows[:2])
+
+
+def _limits(record: dict[str, Any]) -> str:
+    setup = record["setup"]
+    return f"""\
+## Limits
+
+- These are toy models, and {len(setup["seeds"])} seeds vary the order and drawing of data, random masks, and alignment
+  done anew; the shipped models have one alignment run each.
+- Refusal of the embedded models is a habit of some hundred kinds of requests, which a step or two undo. Where even no
+  defence lasts a single step, a defence can only show that it lasts longer, not that it does less.
+- The arms stand at their methods' defaults, which were chosen for larger models, and no arm was tuned against these
+  attackers. A learning rate that an attacker would have to find here is one of three.
+- Repairs may take of the model's use what fine-tuning gave it; that is not measured here, since attackers want none.
+- Seconds are of one thread of a machine on which other work was running.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--numbers", type=Path, default=NUMBERS)
+    parser.add_argument("--out", type=Path, default=PAGE)
+    chosen = parser.parse_args()
+    write_text(chosen.out, page(json.loads(chosen.numbers.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
