@@ -66,11 +66,11 @@ def find(
 
     harmful, harmless = run.prompts("malicious", malicious), run.prompts("normal", normal)
     folder = run.begin()
-    keep_found_on(folder, malicious=harmful, normal=harmless)
     options: dict[str, Any] = {"rule": rule, "ablation": ablation, "controls": controls, "seed": run.seed}
     found = refusal_direction(
         run.model(), harmful, harmless, detector=detector, template=template, progress=True, **options
     )
+    keep_found_on(folder, malicious=harmful, normal=harmless)
     folder.result("direction", found)
     folder.table("candidates", found.to_frame(), main=True)
     folder.figure("direction", found.plot(axis()), of=found)

@@ -95,8 +95,6 @@ def localize(
     checked = run.prompts("check", check)
     folder = run.begin()
     found_on = {"normal": n_set, "malicious": m_set, "over_rejection": borderline}
-    keep_found_on(folder, **found_on)
-    say_overlaps(run, found_on, {"check": checked})
     model = run.model()
     begin: Any = given
     if n_set is not None and m_set is not None:
@@ -119,6 +117,8 @@ def localize(
         resume=folder.work("sweep.jsonl"),
         progress=True,
     )
+    keep_found_on(folder, **found_on)
+    say_overlaps(run, found_on, {"check": checked})
     folder.result("localization", found)
     folder.table("sweeps", found.to_frame(), main=True)
     if found.alpha_trials:

@@ -47,7 +47,6 @@ def score(
     sets = {"data": run.prompts("data", data, responses=True)}
     other = run.prompts("reference", reference)
     folder = run.begin()
-    keep_found_on(folder, **sets)
     found = scores_of(run, run.model(), sets, other, scoring)["data"]
     n = min(top, sum(values.numel() for values in found.scores.values()))
     top_units = found.top(n)
@@ -58,6 +57,7 @@ def score(
         for unit in units
     ]
     highest = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
+    keep_found_on(folder, **sets)
     folder.result("scores", found)
     folder.table("highest", highest, main=True)
     folder.figure("highest", plot_score_map(found.record(n), ax=axis()), of=found)
@@ -95,7 +95,6 @@ def classify(
     sets["utility"] = run.prompts("utility", utility, responses=True)
     other = run.prompts("reference", reference)
     folder = run.begin()
-    keep_found_on(folder, **sets)
     model = run.model()
     causal = None
     if scu_by is not None:
@@ -106,6 +105,7 @@ def classify(
     groups = classify_units(*pair, scu_by=causal, share_of=share_of, **shares.options)
     for name, found in scores.items():
         folder.result(f"{name}_scores", found)
+    keep_found_on(folder, **sets)
     folder.result("groups", groups)
     folder.table("groups", groups.to_frame(), main=True)
     folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))), of=groups)
