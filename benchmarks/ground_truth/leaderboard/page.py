@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from statistics import mean
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,13 @@ def _mean(values: Interval, *, sign: bool = False) -> str:
 
 def render(results: dict[str, Any]) -> str:
     """The whole page."""
-    parts = [_opening(results), *(_object(results, kind) for kind in OBJECTS), _three(results), _models(results)]
+    parts = [
+        _opening(results),
+        _short(results),
+        *(_object(results, kind) for kind in OBJECTS),
+        _three(results),
+        _models(results),
+    ]
     return "\n\n".join([*parts, _limits(results)]) + "\n"
 
 
@@ -120,6 +127,54 @@ def _opening(results: dict[str, Any]) -> str:
             "[Your method on this page](how-to/add-a-localizer.md) takes one function and its name.",
         ]
     )
+
+
+def _short(results: dict[str, Any]) -> str:
+    """For each object: which method is best, how far it is right, at what cost, and where it is wrong."""
+    lines = [_sentence(results, kind) for kind in OBJECTS if members(results, "judged")]
+    bullets = [f"- {paragraph(line)}".replace("\n", "\n  ") for line in lines if line]
+    return "## In short\n\n" + "\n".join(bullets) if bullets else ""
+
+
+def _sentence(results: dict[str, Any], kind: Object) -> str:
+    """Computed, whatever comes out: the methods are chosen on the development models, the figures are of the judged."""
+    known, judged = (
+        {
+            row.localizer.name: row
+            for row in standings(results, kind, role)
+            if row.localizer.source != "control" and not row.localizer.needs_base
+        }
+        for role in ("development", "judged")
+    )
+    both = [name for name in known if name in judged and known[name].nothing < known[name].n]
+    if not both:
+        return ""
+    name = max(both, key=lambda one: mean([value[0] for value in known[one].overlap.values()]))
+    strong = max(both, key=lambda one: known[one].above[0])
+    best, constant = judged[name], constants(results, kind, "judged")
+    said = ", ".join(_mean(value) + (f" ({KINDS[of]})" if of else "") for of, value in best.overlap.items())
+    same = (
+        ""
+        if constant is None
+        else f", the same answer for every model {', '.join(_mean(v) for v in constant.values())}"
+    )
+    wrong = [
+        f"`{of}`"
+        for of, member in results["members"].items()
+        if member["role"] == "judged" and member["cells"][name]["overlap"] < _least(kind, member["cells"][name])
+    ]
+    bound = "less than twice what chance has" if kind == "units" else "less than half"
+    return (
+        f"**{TITLES[kind]}**: *{name}* overlaps most on the development models; on the judged ones it overlaps by "
+        f"{said}{same}, in {best.forward:,.0f} forward and {best.backward:,.0f} backward passes of one prompt. "
+        f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}. *{strong}* removes most beside random ones there; "
+        f"on the judged ones {_mean(judged[strong].above, sign=True)}, within the bounds on "
+        f"{judged[strong].removes} of {judged[strong].n}."
+    )
+
+
+def _least(kind: Object, cell: dict[str, Any]) -> float:
+    return 2 * float(cell.get("chance", 0.0)) if kind == "units" else 0.5
 
 
 def paragraph(text: str) -> str:
