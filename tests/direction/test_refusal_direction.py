@@ -107,3 +107,14 @@ def test_bad_input_is_one_clear_error(aligned: Any, sets: Any) -> None:
         refusal_direction(aligned, one, harmless, layers=[2])
     with pytest.raises(ValueError, match="leave too few"):
         refusal_direction(aligned, harmful[:5], harmless[:5])
+
+
+def test_a_random_direction_is_as_long_and_knows_the_harmless_level(aligned: Any, sets: Any) -> None:
+    found = sc.direction.mean_directions(aligned, *sets)
+    like = found.at(5)
+    one, other = (found.random(like, seed=seed) for seed in (0, 1))
+    assert float(one.vector.norm()) == pytest.approx(float(like.vector.norm()), rel=1e-5)
+    assert abs(float(one.unit @ other.unit)) < 0.5
+    assert (one.layer, one.position) == (like.layer, like.position)
+    harmless = found.harmless[5, found.column(-1)].double()
+    assert float(one.levels[2 * 5 + 2]) == pytest.approx(float(harmless @ one.unit), abs=1e-3)
