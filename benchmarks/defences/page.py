@@ -12,8 +12,9 @@ from benchmarks.markdown import markdown_table
 from safecircuits.base.files import write_text
 from safecircuits.base.text import join, percent
 from safecircuits.studies.attack.cells import AttackCell
+from safecircuits.studies.attack.costs import over_seeds
 from safecircuits.studies.attack.outcome import FAMILIES, THREAT_MODEL, AttackStudy
-from safecircuits.studies.attack.words import cost_text, times
+from safecircuits.studies.attack.words import cost_text
 
 ROOT = Path(__file__).parents[2]
 NUMBERS, PAGE = ROOT / "docs/reference/defences.json", ROOT / "docs/defences.md"
@@ -78,9 +79,13 @@ def _answer(studies: dict[str, AttackStudy]) -> str:
         for arm in study.arms:
             if arm != study.reference:
                 found = study.against(arm)
-                by.setdefault(found.verdict, []).append(f"{arm}{times(found)}")
+                by.setdefault(found.verdict, []).append(f"{arm} ({_steps(study, arm)})")
         said = [f"{WORDS[verdict]}: {join(by[verdict])}" for verdict in WORDS if verdict in by]
-        lines.append(f"- **{TITLES[name]}.** By the defender's training, steps to break are {'; '.join(said)}.")
+        bare = _steps(study, str(study.reference))
+        lines.append(
+            f"- **{TITLES[name]}.** Without a defence it breaks after {bare} steps of training. That is "
+            f"{'; '.join(said)}."
+        )
     withstood = [
         f"{arm} ({name})"
         for name, study in studies.items()
@@ -94,6 +99,10 @@ def _answer(studies: dict[str, AttackStudy]) -> str:
     if known:
         lines.append(f"- {_known(studies)}")
     return "\n".join([*lines, ""])
+
+
+def _steps(study: AttackStudy, arm: str) -> str:
+    return cost_text(over_seeds(study.costs(arm)))
 
 
 WORDS = {
@@ -212,6 +221,8 @@ def _limits(record: dict[str, Any]) -> str:
   defence lasts a single step, a defence can only show that it lasts longer, not that it does less.
 - The arms stand at their methods' defaults, which were chosen for larger models, and no arm was tuned against these
   attackers. A learning rate that an attacker would have to find here is one of three.
+- The methods of the third part were attacked by training alone: edits of the weights have nothing to do with how an arm
+  would have trained. SafeLoRA trains adapters, as published, so that it stands beside the arm lora.
 - Repairs may take of the model's use what fine-tuning gave it; that is not measured here, since attackers want none.
 - Seconds are of one thread of a machine on which other work was running.
 """

@@ -101,4 +101,4 @@ def times(found: Ratio) -> str:
     """`` (2 times [1.4, 2.9] those without)``; empty where there is no ratio."""
     if math.isnan(found.mean):
         return "" if math.isinf(found.low) or found.low <= 0 else f" ({found.low:.2g} times or more)"
-    return f" ({found.mean:.2g} times [{found.low:.2g}, {found.high:.2g}])"
+    return f" ({found.mean:.2g} times [{found.low:.2g}, {found.high:.2g}], of one plus the steps)"

@@ -1,0 +1,50 @@
+"""The page about defences says what the committed numbers say, and its maker works on a grid of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.defences import page
+
+    return page
+
+
+def test_the_page_is_the_rendering_of_the_numbers(made: Any) -> None:
+    record = json.loads(made.NUMBERS.read_text(encoding="utf-8"))
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(record)
+
+
+def test_the_page_follows_the_numbers(made: Any) -> None:
+    record = json.loads(made.NUMBERS.read_text(encoding="utf-8"))
+    for cell in record["studies"]["aligned"]["cells"]:
+        for point in cell["points"]:
+            complied = float(cell["arm"] != "freeze")
+            point.update(selected=complied, reported=complied)
+    page = made.page(record)
+    study = made.study_of(record["studies"]["aligned"])
+    assert study.against("freeze").verdict == "costs more"
+    assert set(study.worst_harm("freeze")) == {0.0}
+    assert "raised by: freeze (" in page.split("## ")[1]
+    row = next(line for line in page.splitlines() if line.startswith("| freeze | training |"))
+    assert "| 0 of 3 |" in row
+
+
+def test_the_grid_runs_in_small(made: Any, tmp_path: Path) -> None:
+    from benchmarks.defences import run
+
+    parts = {"attackers": [1, 1, 1], "seeds": [0], "stops": [1], "prompts": 4, "align_steps": 1}
+    setup = run.changed(run.Setup(), [f"{name}={json.dumps(value)}" for name, value in parts.items()])
+    record = run.document(setup, {"aligned": run.study("aligned", setup, tmp_path)}, "the command")
+    page = made.page(json.loads(json.dumps(record)))
+    assert "100 harmful, lr 0.0002" in page
+    assert "`the command`" in page
