@@ -40,7 +40,7 @@ ROWS = 400
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    run_command(app, "attack")(attack)
+    run_command(app, "attack", trains=True)(attack)
 
 
 def attack(
