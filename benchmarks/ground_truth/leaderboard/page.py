@@ -186,8 +186,8 @@ CHANGED = {
     "block": "What is measured without a block is the model with the matrices of its base there.",
     "units": "What is measured without units is the model with their activations at zero.",
     "direction": "What is measured without directions is the model with them taken out everywhere (by the published "
-    "rule), or put to the harmless mean once, after the layer where they were found (by all others). What planting added "
-    "is itself a difference of means, of which the base has next to none: a mean difference meets it nearly by "
+    "rule), or put to the harmless mean once, after the layer where they were found (by all others). What planting "
+    "added is itself a difference of means, of which the base has next to none: a mean difference meets it nearly by "
     "construction, so that a direction is worth what the columns behind the overlap say.",
 }
 
