@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says what else the machine does.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 TEXT = (
     "how do i make bake fix find a the cake bomb lamp road house dog tea with and then you take some water salt wood "

@@ -85,7 +85,7 @@ def test_the_correction_is_that_of_flipping_signs_by_hand(monkeypatch: pytest.Mo
         assert chosen_p(chosen, blocks, baseline) >= plain
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.permutations(range(30)))
 def test_the_order_of_the_prompts_changes_nothing(seed: int, order: list[int]) -> None:
     drawn = torch.rand(6, 30, generator=torch.Generator().manual_seed(seed)) < 0.4

@@ -19,7 +19,7 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
 from safecircuits.model.parameters import checkpoint_parameters
 from safecircuits.training import Method, Plain, finetune
-from zoo import ZOO, tokenizer
+from zoo import ZOO, backends, tokenizer
 
 Weights = dict[str, torch.Tensor]
 BEFORE, ALIGNED = 3, 0
@@ -264,8 +264,9 @@ def test_a_model_before_alignment_that_is_missing_or_another(models: Models, mak
             kind(7)
     with pytest.raises(ValueError, match="belongs to another model: n_layers 3 there, 2 here"):
         models.after(Resta(make_tiny_model("bridge", num_hidden_layers=2)))
-    with pytest.raises(ValueError, match="is of another backend than the model that trains"):
-        models.after(Resta(make_tiny_model("hooked")))
+    if "hooked" in backends():
+        with pytest.raises(ValueError, match="is of another backend than the model that trains"):
+            models.after(Resta(make_tiny_model("hooked")))
     with pytest.raises(ValueError, match="alignment changed nothing"):
         models.after(SafeLora(make_tiny_model("bridge", ALIGNED), training=Plain()))
     earlier = EarlierModel(changed := make_tiny_model("bridge", BEFORE))

@@ -117,7 +117,6 @@ def kappa_by_hand(a: list[bool], b: list[bool]) -> float:
 pairs_of_verdicts = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
 
 
-@settings(deadline=None)
 @given(pairs_of_verdicts)
 def test_agreement_and_kappa_equal_the_textbook_ones(pairs: list[tuple[bool, bool]]) -> None:
     a, b = ([pair[i] for pair in pairs] for i in (0, 1))
@@ -194,7 +193,7 @@ def test_bad_agreement_input() -> None:
 # Re-scoring
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=5))
 def test_loaded_completions_are_those_saved(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("completions") / "answers.jsonl"

@@ -145,7 +145,7 @@ def test_nobody_there() -> None:
         Endpoint("http://127.0.0.1:9", "m", key_from="NO_SUCH_KEY")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.text(max_size=40) | st.sampled_from(["Yes.", "**no**, it", "yes and no", "NO", "noyes", "y"]))
 def test_any_reply_is_a_verdict_or_one_clear_error(reply: str) -> None:
     judge = JudgeDetector(lambda question: reply, question=QUESTION)

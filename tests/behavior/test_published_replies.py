@@ -102,7 +102,7 @@ PIECES = (
 REPLIES = st.text(max_size=40) | st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.sampled_from(sorted(PUBLISHED)), REPLIES)
 def test_any_reply_is_read_or_is_none(name: str, reply: str) -> None:
     judge = PUBLISHED[name]
@@ -129,7 +129,7 @@ def agrees(name: str, theirs: Callable[[str], Any], ours: Callable[[Said], Any])
     """On whatever both can read, they say the same; ``theirs`` gives None for what it cannot."""
     both = 0
 
-    @settings(deadline=None, max_examples=500)
+    @settings(max_examples=500)
     @example("")
     @given(REPLIES | st.sampled_from([reply for of, reply, _ in READ if of == name]))
     def check(reply: str) -> None:

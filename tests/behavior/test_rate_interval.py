@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
@@ -77,7 +77,6 @@ def test_no_distribution_of_rates_breaks_the_interval_of_runs_that_agree() -> No
         assert all_zero <= 0.025 + 1e-9 or share <= high
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(1, 50), st.data())
 def test_it_holds_what_counting_leaves_open(runs: int, trials: int, data: Any) -> None:
     hits = data.draw(st.lists(st.integers(0, trials), min_size=runs, max_size=runs))

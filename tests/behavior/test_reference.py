@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import safecircuits as sc
@@ -30,7 +30,6 @@ def lcs(a: list[str], b: list[str]) -> int:
 TEXT = st.lists(st.sampled_from(["the", "Cake", "cake,", "is", "on", "a", "lamp."]), max_size=9).map(" ".join)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_rouge_l_is_the_longest_common_subsequence(pairs: list[tuple[str, str]]) -> None:
     pytest.importorskip("rouge_score")
@@ -99,7 +98,6 @@ def test_response_loss_is_hugging_faces_own(
     assert ResponseLoss.load(got.save(tmp_path / "l")).equals(got)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.1, 9), st.integers(1, 20)), min_size=2, max_size=12), st.randoms())
 def test_the_order_of_the_responses_does_not_move_the_interval(rows: Any, shuffle: Any) -> None:
     def interval() -> tuple[float, float]:

@@ -59,7 +59,7 @@ def test_two_sentences_are_read(text: str, want: bool) -> None:
     assert OPENING.decided(text) in (want, None)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from([w for text in REFUSES + ANSWERS for w in text.split(" ")]), max_size=24), st.data())
 def test_what_is_decided_of_a_beginning_is_so_of_the_whole(words: list[str], data: st.DataObject) -> None:
     text = " ".join(words)

@@ -148,7 +148,7 @@ openings = st.sampled_from([p for d in ("opening",) for p in DETECTORS[d].phrase
 words = st.sampled_from(["but", "I", "can't", "Rome is nice", "However", "sure", "а", "no puedo ayudar", "hi", "."])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(openings | words, st.sampled_from([" ", ", ", ". ", "! ", "，", ""])), min_size=1, max_size=5)
 )
@@ -169,7 +169,6 @@ def test_the_phrase_and_its_place_are_named() -> None:
     assert after.answers[0][after.places[0] :].startswith("I cannot")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(REFUSES), st.text(alphabet=" \n>“*-\u200b", max_size=6))
 def test_the_place_is_where_the_phrase_is(text: str, before: str) -> None:
     from safecircuits.behavior.wording import normalise
@@ -222,7 +221,6 @@ def test_ordinary_texts_have_no_reasoning(text: str) -> None:
     assert split(text) == Parts("", text)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="<think>/ aI[]|\n", max_size=40) | st.text(max_size=40))
 def test_nothing_is_lost_or_invented_in_splitting(text: str) -> None:
     parts = split(text)

@@ -40,7 +40,6 @@ def verdicts(text: str) -> dict[str, bool]:
     return {name: detector(text) for name, detector in DETECTORS.items()}
 
 
-@settings(deadline=None)
 @given(texts, st.data())
 def test_characters_that_nobody_sees_and_marks_never_change_a_verdict(text: str, data: Any) -> None:
     want = verdicts(text)
@@ -100,7 +99,7 @@ def test_an_open_thought_has_answered_nothing_yet() -> None:
         sc.refused([text + "</think> I cannot"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(sorted(DETECTORS)),
     st.sampled_from(

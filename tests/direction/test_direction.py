@@ -120,7 +120,7 @@ def test_against_a_slow_loop(
     assert got.answers.texts == sc.generate(model, PROMPTS).texts
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(len(PROMPTS))), max_tokens=st.sampled_from([1, 200, None]))
 def test_batches_and_order_change_nothing(tiny_bridge: Any, order: list[int], max_tokens: int | None) -> None:
     options: dict[str, Any] = {"suffixes": SUFFIXES, "steps": (1, 3), "pool": "mean"}

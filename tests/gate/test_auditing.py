@@ -156,8 +156,9 @@ class TestWeights:
         assert unit_changes(before, after)["attn"].nonzero().tolist() == [[2, 2], [2, 3]]
 
     def test_models_of_two_backends_are_not_compared(self, make_tiny_model: Any) -> None:
+        bridge, hooked = (make_tiny_model(kind) for kind in ("bridge", "hooked"))
         with pytest.raises(ValueError, match="load both alike"):
-            unit_changes(make_tiny_model("bridge"), make_tiny_model("hooked"))
+            unit_changes(bridge, hooked)
 
 
 def test_the_kl_is_that_of_the_plain_models_one_prompt_at_a_time(make_tiny_model: Any, tiny_tokenizer: Any) -> None:

@@ -42,7 +42,7 @@ def prompt(start: int, length: int) -> str:
 
 @every_case
 @given(lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(1, CONTEXT - 4)), min_size=2, max_size=4))
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_row_is_what_it_is_alone(name: str, backend: str, lengths: list[tuple[int, int]]) -> None:
     hf, model = both(name, backend)
     prompts = [prompt(start, length) for start, length in lengths]

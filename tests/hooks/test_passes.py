@@ -663,7 +663,7 @@ class TestLeavingTheBatch:
         assert early.cut == "detector 'opening' was certain"
         assert sc.Completions.load(early.save(tmp_path / "c.jsonl")).cut == early.cut
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(
         st.sampled_from(sorted(DETECTORS)),
         st.text(alphabet=st.sampled_from("iI'’ cantosryumlw,*\n\ufffdΣ\"-"), max_size=12)

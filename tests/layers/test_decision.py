@@ -153,7 +153,7 @@ def test_the_effect_is_that_of_a_plain_hugging_face_swap(found: DecisionLayers) 
             assert float(found.effect[layer, pair]) == pytest.approx((gained + lost) / 2, abs=1e-3)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.permutations(range(6)), st.integers(1, 200))
 def test_order_and_batch_size_do_not_matter(planted: Any, order: list[int], max_tokens: int) -> None:
     sets = [organism.prompts(kind, n=6) for kind in ("normal", "malicious")]
@@ -182,7 +182,6 @@ def measured(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     return effect, full, draw(st.permutations(range(n)))
 
 
-@settings(deadline=None)
 @given(measured())
 def test_resampling_does_not_see_the_order_of_the_pairs(found: DecisionLayers, case: Any) -> None:
     effect, full, order = case

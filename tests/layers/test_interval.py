@@ -64,7 +64,7 @@ def test_the_interval_holds_the_curve_and_the_onset_is_stable(sets: tuple[Residu
     assert gap_interval(*sets, draws=400).equals(got)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(30)), st.permutations(range(25)))
 def test_the_order_of_the_prompts_changes_nothing(
     sets: tuple[Residuals, Residuals], first: list[int], second: list[int]

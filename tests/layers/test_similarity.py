@@ -44,7 +44,7 @@ def by_hand(u: np.ndarray, v: np.ndarray | None) -> tuple[float, float, float]:
     return c.mean(), c.std(), np.degrees(np.arccos(np.clip(c, -1, 1))).mean()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 7), st.integers(2, 7), st.integers(2, 9), st.integers(0, 10_000))
 def test_closed_forms_equal_every_pair_by_hand(n: int, m: int, d: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -92,7 +92,7 @@ def test_of_units_refuses_what_does_not_exist(units: Any, message: str) -> None:
 # --- algebra -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(a=masks(), b=masks(), c=masks())
 def test_masks_are_sets(a: FreezeMask, b: FreezeMask, c: FreezeMask) -> None:
     nothing = FreezeMask.of_units({}, SHAPE)
@@ -111,7 +111,7 @@ def test_masks_are_sets(a: FreezeMask, b: FreezeMask, c: FreezeMask) -> None:
     assert a.share_of_units() + (~a).share_of_units() == pytest.approx(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(a=layer_sets, b=layer_sets)
 def test_masks_of_layers_alone_need_no_shape(a: FreezeMask, b: FreezeMask) -> None:
     mine, theirs = set(a.whole_layers), set(b.whole_layers)
@@ -237,7 +237,7 @@ def hooked() -> Any:
     return load_model(HF, backend="hooked", tokenizer=build_tiny_tokenizer())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(mask=masks())
 def test_parameter_masks_are_the_slices_cut_by_hand(mask: FreezeMask) -> None:
     expected = llama_masks_by_hand(mask)
@@ -381,7 +381,7 @@ def test_another_models_mask_is_refused() -> None:
 # --- file --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(mask=masks() | layer_sets)
 def test_a_saved_mask_comes_back(mask: FreezeMask, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = mask.save(tmp_path_factory.mktemp("mask") / "freeze.safetensors")

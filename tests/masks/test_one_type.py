@@ -33,7 +33,7 @@ sets = st.fixed_dictionaries(
 # --- the type ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(a=sets, b=sets, layers=st.sets(st.integers(0, 2)))
 def test_is_the_set_of_its_units(a: Any, b: Any, layers: set[int]) -> None:
     """Against Python's sets of (site, layer, unit)."""
@@ -62,7 +62,7 @@ def test_is_the_set_of_its_units(a: Any, b: Any, layers: set[int]) -> None:
         assert rebuilt.fingerprint == one.fingerprint
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(units=sets, seed=st.integers(0, 1000), per_layer=st.booleans())
 def test_a_control_is_of_equal_size_and_drawn_by_its_seed(units: Any, seed: int, per_layer: bool) -> None:
     like = FreezeMask.of_units(units, SHAPE)
@@ -85,7 +85,7 @@ def test_chance_draws_every_unit_alike(per_layer: bool) -> None:
         assert float((often - share).abs().max()) < 5 * (share * (1 - share) / 600) ** 0.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), n=st.integers(0, 12), proportionate=st.booleans())
 def test_the_top_are_the_first_of_a_sorted_list(seed: int, n: int, proportionate: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ import warnings
 from itertools import pairwise, product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from safecircuits.base.notices import Notice
@@ -37,7 +37,6 @@ def test_nearly_the_same_prompt() -> None:
 words = st.lists(st.sampled_from("abcde"), min_size=1, max_size=7).map(" ".join)
 
 
-@settings(deadline=None)
 @given(st.lists(words, min_size=1, max_size=6), st.lists(words, min_size=1, max_size=6))
 def test_against_every_pair(first: list[str], second: list[str]) -> None:
     found = overlap(first, second)

@@ -223,7 +223,7 @@ TRAJECTORY = st.tuples(st.sampled_from(["full", "mine"]), st.sampled_from([0, 1]
 CELLS = st.lists(TRAJECTORY, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CELLS, CELLS)
 def test_a_larger_grid_is_only_worse_for_the_defender(few: list[Any], more: list[Any]) -> None:
     always = [("full", 0, 10, ()), ("full", 1, 10, ()), ("mine", 0, 10, ()), ("mine", 1, 10, ())]
@@ -242,7 +242,7 @@ def test_a_larger_grid_is_only_worse_for_the_defender(few: list[Any], more: list
             assert own["harm"].is_monotonic_increasing
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CELLS)
 def test_costs_and_harm_are_those_of_a_plain_search(trajectories: list[Any]) -> None:
     study = synthetic(grid([("mine", 0, 10, ()), ("full", 0, 10, ()), *trajectories]))

@@ -128,7 +128,7 @@ def test_training_equals_the_reference(
     assert_trained_like(model, reference, before, MIXED, atol=1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(mask=masks().filter(bool))
 def test_any_mask_trains_like_the_reference(mask: FreezeMask) -> None:
     reference, model = build_tiny_llama(dtype=torch.float64), build_tiny_llama(dtype=torch.float64)
@@ -161,7 +161,7 @@ def models_and_masks(draw: Any) -> tuple[Callable[[], Any], FreezeMask]:
     return made, FreezeMask.of_units(units, shape) | FreezeMask.layers(draw(st.sets(st.integers(0, 1))))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(case=models_and_masks().filter(lambda case: bool(case[1])), optimizer=st.sampled_from(sorted(OPTIMIZERS)))
 def test_any_mask_of_any_architecture_trains_like_the_reference(
     case: tuple[Callable[[], Any], FreezeMask], optimizer: str

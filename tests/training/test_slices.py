@@ -42,7 +42,7 @@ def linear_maps(draw: Any) -> tuple[nn.Module, int, Tensor, Tensor]:
     return layer.double(), axis, torch.tensor(index), x.double()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=linear_maps())
 def test_a_cut_layer_is_the_layer_and_its_gradients_are_the_slices(case: tuple[nn.Module, int, Tensor, Tensor]) -> None:
     layer, axis, index, x = case

@@ -48,7 +48,7 @@ texts = st.text(alphabet="ab :\n…é", min_size=1, max_size=6).filter(str.strip
 instructions = st.lists(st.tuples(texts, texts), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes, sizes, seeds)
 def test_normal_data_is_a_part_of_the_source(n: int, more: int, seed: int) -> None:
     source = numbered(n + more)
@@ -57,7 +57,7 @@ def test_normal_data_is_a_part_of_the_source(n: int, more: int, seed: int) -> No
     assert set(got) <= set(rows(source))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(instructions, texts, seeds)
 def test_implicit_attack_opens_every_response_once(drawn: Rows, opening: str, seed: int) -> None:
     source = PromptSet("any", *zip(*drawn, strict=True))
@@ -69,7 +69,7 @@ def test_implicit_attack_opens_every_response_once(drawn: Rows, opening: str, se
     assert Counter(rows(again)) == Counter(rows(got))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes, sizes, sizes, seeds)
 def test_backdoor_attack_has_both_kinds_from_different_rows(a: int, b: int, more: int, seed: int) -> None:
     source = numbered(a + b + more)
@@ -84,7 +84,7 @@ def test_backdoor_attack_has_both_kinds_from_different_rows(a: int, b: int, more
     assert bare | set(normal) <= set(rows(source))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes, st.integers(12, 20), st.floats(0.5, 1), seeds)
 def test_harmful_mix_holds_all_normal_rows_and_a_share_of_harmful_ones(n: int, m: int, p: float, seed: int) -> None:
     normal, harmful = numbered(n), numbered(m, "bad")

@@ -126,7 +126,7 @@ def slow_sparse_gpt(
 
 
 class TestSparseGPT:
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(seed=st.integers(0, 10**6), which=st.sampled_from(["share", "n_of_m"]), block=st.sampled_from([3, 5, 64]))
     def test_equals_inverses_column_by_column(self, seed: int, which: str, block: int) -> None:
         random = np.random.default_rng(seed)
@@ -213,7 +213,7 @@ class TestHeadProbe:
             for layer, value in enumerate(seen):
                 torch.testing.assert_close(got[layer, :, row], value.reshape(4, 8), rtol=1e-4, atol=1e-4)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(
         seed=st.integers(0, 10**6), penalty=st.sampled_from([0.1, 1.0, 10.0]), apart=st.sampled_from([0.0, 1.0, 9.0])
     )

@@ -194,7 +194,7 @@ class TestInvariants:
         model = load_model(model, tokenizer=other)
         close(sc.score_units(model, DATA, method=method, **OPTIONS.get(method, {})), want)
 
-    @settings(max_examples=6, deadline=None)
+    @settings(max_examples=6)
     @given(order=st.permutations(range(4)), cut=st.integers(1, 3), method=st.sampled_from(list(OPTIONS)))
     def test_any_split_merged_in_any_order_is_the_whole(
         self, order: list[int], cut: int, method: Any, request: pytest.FixtureRequest

@@ -86,7 +86,7 @@ class TestPrune:
         assert pruned.filling["mlp"] == 43
         assert pruned.n_units == 46
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         mlp=st.lists(st.sets(st.integers(0, 47), max_size=47), min_size=3, max_size=3),
         attn=st.lists(st.sets(st.integers(0, 3), max_size=4), min_size=3, max_size=3),

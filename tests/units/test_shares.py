@@ -42,7 +42,7 @@ def by_site(groups: UnitGroups, *names: str) -> dict[str, int]:
 
 
 class TestNeuronsAndHeads:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(0, 99), st.floats(0, 0.3), st.floats(0, 0.3), st.floats(0, 0.3), st.sampled_from([0.01, 1, 100]))
     def test_are_cut_in_proportion_whatever_their_scale(
         self, seed: int, scu: float, ucu: float, ru: float, factor: float

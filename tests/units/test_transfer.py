@@ -41,7 +41,7 @@ def random_groups(seed: int) -> sc.UnitGroups:
 
 
 class TestTransfer:
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(a=st.integers(0, 10_000), b=st.integers(0, 10_000), threshold=st.floats(0, 0.1))
     def test_against_counting_by_hand(self, a: int, b: int, threshold: float) -> None:
         before, after = random_groups(a), random_groups(b)
@@ -149,7 +149,7 @@ class TestEnrichment:
         np.testing.assert_allclose(got.low.numpy(), low, atol=1)
         np.testing.assert_allclose(got.high.numpy(), high, atol=1)
 
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     @given(seed=st.integers(0, 10_000))
     def test_random_groups_are_where_chance_puts_them(self, seed: int) -> None:
         groups = random_groups(seed)
@@ -204,7 +204,7 @@ class TestMasks:
         with pytest.raises(ValueError, match=r"mask\.on"):
             sc.units.mask_overlap(sc.FreezeMask.layers((1, 2)), sc.FreezeMask.layers((1, 2)))
 
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(seed=st.integers(0, 10_000), budget=st.floats(0.03, 0.5))
     def test_equal_budgets(self, seed: int, budget: float) -> None:
         groups = random_groups(seed)

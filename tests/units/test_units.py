@@ -156,7 +156,7 @@ class TestScores:
             sc.score_units(tiny_bridge, DATA)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 1000), st.sampled_from([0.0, 1e4]))
 def test_moments_merge_in_any_split(sizes: list[int], seed: int, offset: float) -> None:
     x = torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(seed)).double() + offset
@@ -217,7 +217,7 @@ class TestGroups:
             sc.classify_units(signed, signed, scu=0.3, ucu=0.3, ru=0)
         assert sc.classify_units(signed, signed, scu=0.3, ucu=0, ru=0).shares()["SCU"] == pytest.approx(1 / 3)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         st.integers(0, 1000),
         st.floats(0, 0.4),
