@@ -135,7 +135,7 @@ def test_every_number_of_every_public_function_is_read_first(function: str, para
         for p in inspect.signature(call).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != parameter
     ]
-    numbers = {name: number for f, name, _ in NUMBERED if f == function for number in (1,)}
+    numbers = {name: [1] if kind.startswith("Sequence") else 1 for f, name, kind in NUMBERED if f == function}
     others = {name: numbers.get(name, Untouched()) for name in needed}
     for value in _bad(parameter, kind):
         with pytest.raises(ValueError, match=rf"^(each of )?{parameter} (must be|is a share) "):

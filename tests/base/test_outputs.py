@@ -107,6 +107,7 @@ def test_no_public_function_writes_without_being_in_the_table() -> None:
         "Result.save",
         "PrunedModel.save",
         "alignment_budget",
+        "attack_study",
         "finetuning_study",
         "freezing_grid",
         "build",  # of the embedded stages

@@ -76,14 +76,6 @@ def test_a_blank_phrase_is_refused() -> None:
         PhraseDetector("mine", ("sorry", " "))
 
 
-def test_the_old_places_of_the_names_still_work() -> None:
-    from safecircuits.behavior import refusal
-
-    assert refusal.DETECTORS is DETECTORS
-    assert refusal.PhraseDetector is PhraseDetector
-    assert refusal.get_detector("xstest") is DETECTORS["xstest"]
-
-
 @needs_data
 def test_detectors_on_real_refusals_of_llama_2() -> None:
     texts = load_prompts(DATA / "advbench" / "refusals_llama2_short.csv").require_responses()

@@ -59,7 +59,7 @@ def test_every_way_to_generate_ends_there(backend: str, make_tiny_model: Any, mo
     plain = sc.generate(model, ["find a lamp", "the cake"], **options)
     heading = plain.texts[0].split()[0]
     assert not plain.texts[1].startswith(heading)
-    for module in ("generate", "sampling", "conditions"):
+    for module in ("generate", "scaled_completions", "sampling", "conditions"):
         monkeypatch.setattr(f"safecircuits.behavior.{module}.stop_string", lambda tokenizer, template: heading)
     found = sc.generate(model, ["find a lamp", "the cake"], **options)
     assert found.texts == ("", plain.texts[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -510,7 +511,7 @@ class TestDoctor:
         project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
         declared = project["optional-dependencies"]
         for extra, (packages, _) in EXTRAS.items():
-            assert [p.split(">=")[0].split("[")[0] for p in declared[extra]] == list(packages)
+            assert [re.split("[>=[]", p)[0] for p in declared[extra]] == list(packages)
         assert set(declared) - set(EXTRAS) == {"dev"}
 
 
@@ -557,7 +558,7 @@ def test_a_real_process_keeps_stdout_for_data(tmp_path: Path) -> None:
 def test_help_folds_what_every_run_has() -> None:
     short = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "400"}).stdout
     full = CliRunner().invoke(app, ["evaluate", "--help-all"], env={"COLUMNS": "400"}).stdout
-    panels = ["Sets of prompts", "Answers and template", "Model and output"]
+    panels = ["Sets of prompts", "A judge", "Answers and template", "Model and output"]
     assert [line.split(" ")[1:-1] and line.strip("╭─╮ ") for line in short.splitlines() if line.startswith("╭")] == [
         "Options",
         *panels,

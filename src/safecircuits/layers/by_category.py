@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
 from safecircuits.hooks.collect import Residuals
 from safecircuits.layers.angles import Formula
@@ -37,6 +38,7 @@ class CategoryGap:
     high: Float[Tensor, " layer"]
 
 
+@checked
 def category_gaps(
     normal: Residuals,
     malicious: Residuals,

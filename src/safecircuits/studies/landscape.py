@@ -78,6 +78,7 @@ class Landscape(Result):
         return ends[0], ends[1]
 
 
+@checked
 @torch.no_grad()
 def random_direction(model: Any, seed: int = 0, units: FreezeMask | None = None) -> dict[str, Tensor]:
     """Gaussian in every matrix, each row scaled to the norm of the weight's own row; vectors do not move.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from safecircuits.base.arguments import whole
+from safecircuits.base.arguments import checked, whole
 from safecircuits.direction.means import mean_directions
 from safecircuits.direction.writers import direction_writers
 from safecircuits.layers.decision import decision_layers
@@ -22,6 +22,7 @@ SHARE = 0.013
 """Of all units: SSAH's share of safety-critical ones on Llama-2-7b-chat."""
 
 
+@checked
 def find_decision_layers(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],
@@ -36,7 +37,7 @@ def find_decision_layers(
 
     Examples:
         >>> sc.units.find_decision_layers(model, malicious, normal).whole_layers
-        (3, 4, 5)
+        (2, 3, 4, 5)
     """
     found = decision_layers(model, normal, malicious, template=template)
     if found.layers is None:
@@ -44,6 +45,7 @@ def find_decision_layers(
     return FreezeMask.layers(found.layers, model)
 
 
+@checked
 def find_attributed_units(
     model: HookedModel,
     malicious: PromptSet,
@@ -62,6 +64,7 @@ def find_attributed_units(
     return scores.top(_number(model, n))
 
 
+@checked
 def find_writers(
     model: HookedModel,
     malicious: PromptSet | Sequence[str],
