@@ -297,5 +297,5 @@ def _dots(ax: Axes, pairs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
         ax.plot([sum(ratios) / len(ratios)], [row], "|", color=INK, markersize=14)
     ax.axvline(1, color=MUTED, linestyle=":", linewidth=1)
     ax.set_yticks(range(len(pairs)), [f"{a} and {b}" for a, b in pairs])
-    ax.set_xlabel("units in common, times chance (dotted: chance; bar: mean over models)")
+    ax.set_xlabel("units in common, times chance\n(dotted: chance; bar: mean over models)")
     ax.invert_yaxis()
