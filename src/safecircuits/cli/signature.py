@@ -150,9 +150,14 @@ def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def with_options(command: Callable[..., None], options: list[inspect.Parameter]) -> Callable[..., None]:
-    """Give ``command``, which takes anything by name, the signature of these options and typer's context."""
+    """Give ``command``, which takes anything by name, the signature of these options and typer's context.
+
+    Each paragraph of its text becomes one line, which a help of any width then breaks by itself.
+    """
     ctx = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [ctx, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in options)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    command.__doc__ = "\n\n".join(" ".join(one.split()) for one in paragraphs)
     return command
