@@ -20,9 +20,7 @@ _divided = True
 
 def size() -> int:
     """How many processes were launched; 1 inside ``alone()``."""
-    if not _divided or "RANK" not in os.environ:
-        return 1
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _launched() if _divided else 1
 
 
 def rank() -> int:
@@ -31,13 +29,17 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints.
+    """Whether this is the process that writes and prints; inside ``alone()``, too, only one is.
 
     Examples:
         >>> sc.base.is_main()
         True
     """
-    return int(os.environ.get("RANK", "0")) == 0
+    return _launched() == 1 or int(os.environ["RANK"]) == 0
+
+
+def _launched() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def own_device() -> str:
