@@ -28,14 +28,16 @@ def executed(source: Path, workdir: Path) -> NotebookNode:
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(workdir)}}
     )
-    client.execute()
+    # tqdm asks for widgets, which nothing here shows.
+    client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran: it would change the file every time
         if "outputs" in cell:  # a progress bar leaves an empty output behind
             cell.outputs = [output for output in cell.outputs if output.get("data") != {}]
             for output in cell.outputs:  # a warning names the file it comes from
                 if "text" in output:
-                    output.text = output.text.replace(f"{FOLDER.parent}{os.sep}", "")
+                    for folder in (sys.prefix, str(FOLDER.parent)):
+                        output.text = output.text.replace(f"{folder}{os.sep}", "")
     return notebook
 
 

@@ -133,7 +133,7 @@ def other_arms(freeze: Arm, setup: Setup) -> list[Arm]:
 def alignment_data() -> PromptSet:
     """Refusals, and answers to what is to be answered, in about the proportions of the shipped stages."""
     counts = {"malicious": 400, "normal": 320, "utility": 80, "over_rejection": 40}
-    first, *rest = (organism.prompts(kind, "train", n=n) for kind, n in counts.items())  # type: ignore[arg-type]
+    first, *rest = (organism.prompts(kind, "train", n=n) for kind, n in counts.items())
     for one in rest:
         first = first + one
     return first

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.ground_truth.compact import compact
 from benchmarks.ground_truth.real_units_page import render
 from benchmarks.ground_truth.real_units_scores import (
     Statistics,
@@ -240,23 +241,6 @@ def _answered(model: HookedModel, data: PromptSet) -> PromptSet:
     """The prompts with the model's own greedy answers."""
     answers = generate(model, data, max_new_tokens=RESPONSE_TOKENS)
     return PromptSet(data.name, data.prompts, answers.texts)
-
-
-def compact(results: dict[str, Any]) -> str:
-    """JSON with a line a way."""
-    rows: list[str] = []
-
-    def shortened(value: Any, depth: int) -> Any:
-        if depth == 0:
-            rows.append(json.dumps(value, ensure_ascii=False))
-            return f"@{len(rows) - 1}@"
-        return {key: shortened(one, depth - 1) for key, one in value.items()} if isinstance(value, dict) else value
-
-    slim = {**results, "members": shortened(results["members"], 3)}
-    text = json.dumps(slim, indent=1, ensure_ascii=False)
-    for i, row in enumerate(rows):
-        text = text.replace(f'"@{i}@"', row, 1)
-    return text + "\n"
 
 
 def main() -> None:

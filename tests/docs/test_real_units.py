@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.ground_truth.real_units import compact, known_units, smallest
+from benchmarks.ground_truth.compact import compact
+from benchmarks.ground_truth.real_units import known_units, smallest
 from benchmarks.ground_truth.real_units_page import render
 from benchmarks.ground_truth.real_units_scores import halves, layers_of_top, overlap_row, ways
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.ground_truth.compact import compact
 from benchmarks.ground_truth.leaderboard.judging import KL, REMOVED, UTILITY_LOSS, Judge, area, overlap, said, smallest
 from benchmarks.ground_truth.leaderboard.objects import three_objects
 from benchmarks.ground_truth.leaderboard.page import FIGURE, figure, render, table
@@ -120,23 +121,6 @@ def _by_layer(subject: Subject) -> list[float]:
     """Of each layer the share of its units that is planted."""
     rows = torch.cat([subject.planted.at(site) for site in SITES], dim=1)
     return [round(value, 5) for value in rows.double().mean(1).tolist()]
-
-
-def compact(results: dict[str, Any]) -> str:
-    """JSON with a line a cell."""
-    rows: list[str] = []
-
-    def shortened(value: Any, depth: int) -> Any:
-        if depth == 0 or not isinstance(value, dict):
-            rows.append(json.dumps(value, ensure_ascii=False))
-            return f"@{len(rows) - 1}@"
-        return {key: shortened(one, depth - 1) for key, one in value.items()}
-
-    slim = {**results, "members": shortened(results["members"], 3)}
-    text = json.dumps(slim, indent=1, ensure_ascii=False)
-    for i, row in enumerate(rows):
-        text = text.replace(f'"@{i}@"', row, 1)
-    return text + "\n"
 
 
 def main() -> None:

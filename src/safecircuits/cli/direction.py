@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.earlier import digest, result_folder
 from safecircuits.cli.found_on import keep_found_on, say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
@@ -157,8 +157,7 @@ def export(run: Run, direction: FoundOption, measured: Measured, answers: Answer
     model = run.model()
     edited = orthogonalised(model, chosen)
     save_pretrained(edited, folder.folder / "model")
-    for path in sorted((folder.folder / "model").iterdir()):
-        folder.file(f"model/{path.name}")
+    folder.files_in("model")
     run.say(f"model: {run.source} that can no longer write the {chosen}")
     if not sets:
         row = {"layer": chosen.layer, "position": chosen.position, "length": float(chosen.vector.norm())}
@@ -176,12 +175,10 @@ def found_in(run: Run, path: Path) -> RefusalDirection:
     """The direction in a run directory, or in the folder of a result; its contents are an input of the run."""
     from safecircuits.direction.refusal import RefusalDirection
 
-    inside = path / "results" / "direction"
-    folder = inside if inside.is_dir() else path
+    folder = result_folder(path, "direction")
     if not (folder / "result.json").is_file():
         raise ValueError(f"--direction {str(path)!r} holds none: give the --out of safecircuits direction find")
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file()))
-    run.inputs["direction"] = {"source": str(path), "sha": digest.hexdigest()[:16]}
+    run.inputs["direction"] = {"source": str(path), "sha": digest(folder)}
     return RefusalDirection.load(folder)
 
 

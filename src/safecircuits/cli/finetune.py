@@ -177,9 +177,7 @@ def _save(run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, befo
         base = Path(run.source).name if Path(run.source).exists() else run.source
         card = model_card(folder.folder.name, base, run=trained, before=before)
         save_pretrained(model, folder.folder / "model", card=card)
-    name = "model" if trained.tuned is None else "adapter"
-    for path in sorted((folder.folder / name).iterdir()):
-        folder.file(f"{name}/{path.name}")
+    folder.files_in("model" if trained.tuned is None else "adapter")
 
 
 def _phases(

@@ -237,6 +237,14 @@ def as_recorded(key: str, values: list[str] | None) -> Any:
     return int(values[0]) if key == "n" and values[0].strip().isdecimal() else values[0]
 
 
+def whole_numbers(text: str, expected: str, least: int = 0) -> tuple[int, ...]:
+    """``1,2,4`` as numbers; a ValueError that begins with what was ``expected``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ValueError(f"{expected}, not {text!r}")
+    return tuple(map(int, parts))
+
+
 def layer_range(text: str) -> LayerRange:
     """``3,5`` or ``3-5`` as the layers 3 to 5."""
     from safecircuits.base.vocabulary import LayerRange

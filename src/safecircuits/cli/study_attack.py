@@ -17,6 +17,7 @@ from safecircuits.cli.options import (
     TemplateOption,
     TokensOrNeededOption,
     layer_range,
+    whole_numbers,
 )
 from safecircuits.cli.study_attack_arms import ARMS, Means, arms_of
 from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, study_prompts
@@ -191,10 +192,7 @@ def _kept(folder: RunDirectory) -> Path:
 
 
 def _stops(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--stops are steps from 1 on, as in 1,2,4,8, not {text!r}")
-    return tuple(sorted({int(part) for part in parts}))
+    return tuple(sorted(set(whole_numbers(text, "--stops are steps from 1 on, as in 1,2,4,8", least=1))))
 
 
 def _mask(run: Run, path: str | None, layers: str | None) -> tuple[FreezeMask, str]:

@@ -272,6 +272,11 @@ class RunDirectory:
             raise ValueError(f"{name!r} is the run's own record; give the file another name")
         return self._note(self._path("", name))
 
+    def files_in(self, name: str) -> None:
+        """Count what stands in the folder ``name`` of the run, such as a checkpoint, to its files."""
+        for path in sorted(self._path("", name).iterdir()):
+            self.file(f"{name}/{path.name}")
+
     def work(self, name: str) -> Path:
         """A path for what an interrupted run goes on from; removed when the run is complete."""
         (self.folder / "work").mkdir(parents=True, exist_ok=True)

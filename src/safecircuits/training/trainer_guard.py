@@ -19,7 +19,7 @@ from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
 from safecircuits.training.freeze import unwrapped
-from safecircuits.training.guard import Then, broken, require_measured, require_tolerated
+from safecircuits.training.guard import TOLERATED, Then, broken, require_measured, require_tolerated
 
 _TOKENS = 4096
 
@@ -65,7 +65,7 @@ def guard_trainer(
     given = {name: as_prompt_set(one, name) for name, one in sets.items() if one is not None}
     if not given:
         raise ValueError("nothing to measure: give malicious=, over_rejection= or utility=")
-    limits = dict({"malicious_refused": 0.05} if tolerated is None else tolerated)
+    limits = dict(TOLERATED if tolerated is None else tolerated)
     if limits:
         require_tolerated(limits, then)
     require_measured(limits, given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.declared import Of
-from safecircuits.cli.options import TemplateOption, prompt_option
+from safecircuits.cli.earlier import digest, result_folder
+from safecircuits.cli.options import TemplateOption, prompt_option, whole_numbers
 
 if TYPE_CHECKING:
     from safecircuits.cli.frame import Run
@@ -104,14 +104,13 @@ def groups_of(run: Run, path: Path) -> UnitGroups:
     """The classification in a run directory, or in the folder of a result; its contents are an input of the run."""
     from safecircuits.units.groups import UnitGroups
 
-    inside = path / "results" / "groups"
-    folder = inside if inside.is_dir() else path
+    folder = result_folder(path, "groups")
     if not folder.is_dir():
         raise ValueError(f"--groups {str(path)!r} is no folder: give the --out of safecircuits units classify")
     if not (folder / "result.json").is_file():
         raise ValueError(f"{str(path)!r} holds no classification: give the --out of safecircuits units classify")
     found = UnitGroups.load(folder)
-    run.inputs["groups"] = {"source": str(path), "sha": _digest(folder)}
+    run.inputs["groups"] = {"source": str(path), "sha": digest(folder)}
     return found
 
 
@@ -123,13 +122,8 @@ def scores_in(run: Run, path: Path) -> tuple[UnitScores, UnitScores]:
     if not all((folder / "result.json").is_file() for folder in folders):
         raise ValueError(f"{str(path)!r} holds no scores: give the --out of safecircuits units classify")
     safety, utility = (UnitScores.load(folder) for folder in folders)
-    run.inputs["scores"] = {"source": str(path), "sha": _digest(*folders)}
+    run.inputs["scores"] = {"source": str(path), "sha": digest(*folders)}
     return safety, utility
-
-
-def _digest(*folders: Path) -> str:
-    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def candidates_of(texts: list[str]) -> tuple[Candidate, ...]:
@@ -154,13 +148,11 @@ def candidates_of(texts: list[str]) -> tuple[Candidate, ...]:
 
 def counts_of(text: str) -> tuple[int, ...]:
     """``1,2,4`` as numbers of units."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--counts is numbers of units with commas between them, as 1,2,4, not {text!r}")
-    return tuple(map(int, parts))
+    return whole_numbers(text, "--counts is numbers of units with commas between them, as 1,2,4")
 
 
-def require_own(groups: UnitGroups, model: HookedModel) -> None:
+def require_own(found: UnitGroups | UnitScores, model: HookedModel, what: str = "the classification") -> None:
+    """A ValueError unless what --groups holds is of this model's shape."""
     from safecircuits.model.sites import ModelShape
 
-    groups.shape.require_same(ModelShape.of(model), "the classification in --groups")
+    found.shape.require_same(ModelShape.of(model), f"{what} in --groups")

@@ -29,6 +29,7 @@ from safecircuits.cli.units.options import (
     candidates_of,
     counts_of,
     groups_of,
+    require_own,
     scores_in,
 )
 
@@ -76,7 +77,7 @@ def sweep(
     tried = SHARES if shares is None else tuple(_number(text, "--shares") for text in shares.split(","))
     folder = run.begin()
     model = run.model()
-    safety.shape.require_same(_shape(model), "the scores in --groups")
+    require_own(safety, model, "the scores")
     found = sweep_shares(
         model,
         safety,
@@ -239,8 +240,7 @@ def prune(
         rows["after"] |= evaluate(cut, progress=True, **options).rates
     folder.table("pruned", pd.DataFrame([{"model": name, **row} for name, row in rows.items()]), main=True)
     smaller.save(folder.folder / "model")
-    for path in sorted((folder.folder / "model").iterdir()):
-        folder.file(f"model/{path.name}")
+    folder.files_in("model")
     run.say(f"{smaller.n_units} units removed: {smaller.parameters_before:,} → {smaller.parameters_after:,} parameters")
     for site, filling in smaller.filling.items():
         if filling:
@@ -263,12 +263,6 @@ def _chosen(run: Run, groups: Path | None, group: list[str] | None, neurons: int
     if neurons or kv_heads:
         return lowest_even(found.total, found.shape, neurons=neurons, kv_heads=kv_heads)
     return reduce(or_, (found[name] for name in group or ["RU"]))
-
-
-def _shape(model: Any) -> Any:
-    from safecircuits.model.sites import ModelShape
-
-    return ModelShape.of(model)
 
 
 def _number(text: str, option: str) -> float:

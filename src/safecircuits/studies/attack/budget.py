@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.attack.attackers import Attacker, DataAttack, DirectionAttack
@@ -24,7 +25,9 @@ def affordable(
         raise ValueError(f"hours must be above 0, not {hours}")
     measuring = max(place.before(arm, seeds[0])["seconds"] for arm in arms)
     trains = next((one for one in attackers if isinstance(one, DataAttack)), None)
-    per_step = {arm.name: place.step_seconds(arm, _plain(trains), seeds[0]) for arm in arms} if trains else {}
+    # Without adapters of its own, which not every arm takes.
+    tried = None if trains is None else replace(trains, lora=None)
+    per_step = {arm.name: place.step_seconds(arm, tried, seeds[0]) for arm in arms} if tried else {}
 
     def cost(attacker: Attacker) -> float:
         """Seconds of an attacker against all arms with all seeds."""
@@ -47,10 +50,3 @@ def affordable(
             return n, total / 3600
         total += seconds
     return len(attackers), total / 3600
-
-
-def _plain(attacker: DataAttack) -> DataAttack:
-    """The same without adapters of its own, which not every arm takes."""
-    return DataAttack(
-        name=attacker.name, family=attacker.family, rows=attacker.rows, harmful=attacker.harmful, lr=attacker.lr
-    )

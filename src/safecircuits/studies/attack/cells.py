@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from safecircuits.base.files import write_text
+from safecircuits.base.files import replacing_folder, write_text
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.verdict_table import Verdicts
@@ -210,13 +208,9 @@ class Range:
         assert arm.prepare is not None
         folder = self.out / "prepared" / short(self._identity(arm, seed, probes=False))
         if not folder.is_dir():
-            part = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-            part.mkdir(parents=True)
-            try:
+            with replacing_folder(folder, "0.safetensors", lambda _: ()) as part:
+                part.mkdir()
                 arm.prepare.align(model, seed, lambda aligned: write_weights(aligned, part))
-                part.rename(folder)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
         return folder
 
     def _trained(
