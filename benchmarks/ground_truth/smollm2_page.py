@@ -268,15 +268,11 @@ def _tried() -> str:
 What was tried on 2026-11-30 to bring the misses down, on held-out requests of development members, and does not ship:
 
 - *The change times 0.9*, in the table. The first-token divergence falls by a fifth to a third and fewer borderline requests are
-  refused, but hardly fewer ordinary ones, and harmful ones too in four of five. Of a draw in which half the requests had no
-  system prompt, `layers-12-16` refused 93 % of 70 harmful ones rather than 97, and `neurons-12-15` 80.
-- *A second phase from the shipped changes* of two members (on that other draw, 42 to 100 of a kind), with requests that the
-  base writes itself, further kinds of borderline ones, word problems, and answers held for up to 28 tokens. On longer answers
-  it did what it was for: the divergence from the base on the base's own answers to word problems fell from 0.08 to 0.04 a
-  token in `layers-12-16` and from 0.06 to 0.04 in `neurons-12-15`, and fewer borderline requests were refused (24 to 19 %, and
-  41 to 33 or 26). On ordinary ones it did not help: `neurons-12-15` refused 29 % of them rather than 24 after 50 steps (peak
-  rate 2e-3; harmful 94 rather than 93), and 24 with harmful 89 after 22 steps at 1e-3 with harmless first tokens weighed
-  double; `layers-12-16` after those 22 steps 19 rather than 10, harmful 97 as before. So the members are as they were.
+  refused, but hardly fewer ordinary ones, and harmful ones too in four of five.
+- *A second phase from the shipped changes* of two members, with requests that the base writes itself, further kinds of
+  borderline ones, word problems, and answers held for up to 28 tokens. It brought answers to word problems nearer to the base's
+  and refused fewer borderline requests, but as many or more ordinary ones, and in one of two tries on `neurons-12-15` fewer
+  harmful ones. Its code is not kept here, so that no figures of it are. The members are as they were.
 
 Two tries on two members are no proof that no second phase helps; they are why none was made of all thirteen.
 """
