@@ -19,7 +19,8 @@ from safecircuits.behavior import Completions, Endpoint, JudgeDetector, verdicts
 from safecircuits.behavior.replies import Replies
 from safecircuits.prompts.prompt_set import PromptSet
 
-Reply = Callable[[int, dict[str, Any]], tuple[int, bytes]]
+Reply = Callable[[int, dict[str, Any]], tuple[Any, ...]]
+"""Of the number of the request and its body: status, content, and headers as pairs."""
 
 
 class Server:
@@ -36,8 +37,10 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.asked.append({"path": self.path, **body})
                 server.headers.append(dict(self.headers))
-                code, content = server.script(len(server.asked) - 1, body)
+                code, content, *header = server.script(len(server.asked) - 1, body)
                 self.send_response(code)
+                for name, value in header:
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -6,17 +6,21 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError
+
+from safecircuits.base.arguments import whole
 from safecircuits.base.processes import of_main
+from safecircuits.behavior.retrying import Patience, connections
 
 
 class Endpoint:
     """Asks ``<url>/chat/completions`` one question at a time, greedily; nothing is sent anywhere else.
 
-    Published judges whose template has its model's own turn markers are asked through ``<url>/completions``.
+    Published judges whose template has its model's own turn markers are asked through ``<url>/completions``. A server
+    that is busy (429, 503, 529) is asked again, after as long as its ``Retry-After`` says or twice as long each time.
 
     Args:
         url: of the server's API, such as ``http://localhost:8000/v1``.
@@ -24,6 +28,7 @@ class Endpoint:
         key_from: the environment variable that holds the key, if the server wants one. A key is never written down.
         max_tokens: of a reply.
         timeout: in seconds, for one reply.
+        retries: how often a busy server is asked again at most; one that asks for more than two minutes is not.
         extra: more fields of the request, such as ``{"seed": 0}``.
 
     Raises:
@@ -42,6 +47,7 @@ class Endpoint:
         key_from: str | None = None,
         max_tokens: int = 64,
         timeout: float = 60.0,
+        retries: int = 5,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
@@ -50,6 +56,7 @@ class Endpoint:
             raise ValueError(f"the environment variable {key_from!r}, which holds the endpoint's key, is not set")
         self.url, self.model, self.key_from = url.rstrip("/"), model, key_from
         self.max_tokens, self.timeout, self.extra = max_tokens, timeout, dict(extra or {})
+        self.retries = whole(retries, "retries", 0)
         self.__name__ = f"{model} at {self.url}"
 
     def __repr__(self) -> str:
@@ -88,18 +95,21 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if self.key_from is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.key_from]}"
-        request = Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
-        return of_main(lambda: self._reply_to(request))  # of several processes one asks, and one pays
+        # Of several processes one asks, and one pays.
+        return of_main(lambda: self._reply_to(f"{self.url}/{path}", json.dumps(body).encode(), headers))
 
-    def _reply_to(self, request: Request) -> Any:
+    def _reply_to(self, url: str, body: bytes, headers: Mapping[str, str]) -> Any:
+        patience = Patience.of(self.retries)
         try:
-            with urlopen(request, timeout=self.timeout) as reply:
-                return json.loads(reply.read())
+            reply = connections(self.url).request(
+                "POST", url, body=body, headers=headers, timeout=self.timeout, retries=patience, redirect=False
+            )
         except HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            raise RuntimeError(f"{self.url} answers {error.code} {error.reason}: {said}") from error
-        except (URLError, TimeoutError, ConnectionError) as error:
             raise RuntimeError(f"{self.url} gives no reply within {self.timeout:g} s: {error}") from error
+        if reply.status >= 300:
+            raise RuntimeError(f"{self.url} answers {_said(reply)}")
+        try:
+            return json.loads(reply.data)
         except ValueError as error:
             raise RuntimeError(f"{self.url} replies with something that is no JSON: {error}") from error
 
@@ -115,3 +125,12 @@ class Endpoint:
         if not isinstance(text, str):
             raise RuntimeError(f"{self.url} replies with no text: {str(answered)[:300]}")
         return text
+
+
+def _said(reply: BaseHTTPResponse) -> str:
+    """Status, how often it was asked, how long it wants to be left alone, and the beginning of what it says."""
+    asked = 1 + len(reply.retries.history if reply.retries else ())
+    tries = f" ({asked} times)" if asked > 1 else ""
+    wait = reply.headers.get("Retry-After")
+    later = "" if wait is None else f", to be asked again after {wait}"
+    return f"{reply.status} {reply.reason}{tries}{later}: {reply.data[:300].decode(errors='replace')}"

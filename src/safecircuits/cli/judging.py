@@ -61,6 +61,15 @@ class JudgeOptions:
             "--judge-calls", min=0, help="At most so many calls; what was judged is kept.", rich_help_panel=PANEL
         ),
     ] = None
+    judge_retries: Annotated[
+        int,
+        typer.Option(
+            "--judge-retries",
+            min=0,
+            help="How often a busy server is asked again for one reply.",
+            rich_help_panel=PANEL,
+        ),
+    ] = 5
     judge_template: Annotated[
         str | None,
         typer.Option(
@@ -115,7 +124,8 @@ class JudgeOptions:
         from safecircuits.behavior.endpoint import Endpoint
 
         assert self.judge_model is not None
-        return Endpoint(self.judge_url, self.judge_model, key_from=self.judge_key_from, timeout=self.judge_timeout)
+        options: Any = {"timeout": self.judge_timeout, "retries": self.judge_retries}
+        return Endpoint(self.judge_url, self.judge_model, key_from=self.judge_key_from, **options)
 
     def _judge(self, asked: Any) -> JudgeDetector:
         from safecircuits.behavior.field_judges import FieldJudge
