@@ -44,7 +44,7 @@ def test_without_a_header_waits_grow_and_are_bounded(server: Server, waits: list
 
 def test_a_server_that_stays_busy_is_left_alone(server: Server, waits: list[float]) -> None:
     server.script = lambda i, body: (429, b"quota", ("Retry-After", "1"))
-    with pytest.raises(RuntimeError, match=r"answers 429 Too Many Requests \(3 times\), to be asked again after 1: quota"):
+    with pytest.raises(RuntimeError, match=r"answers 429 Too Many Requests \(3 times\), .*again after 1: quota"):
         Endpoint(server.url, "m", retries=2)("a")
     assert (len(server.asked), waits) == (3, [1, 1])
     with pytest.raises(RuntimeError, match=r"answers 429 Too Many Requests, to"):
@@ -55,7 +55,7 @@ def test_a_server_that_stays_busy_is_left_alone(server: Server, waits: list[floa
 def test_what_was_judged_before_it_was_too_busy_is_kept(server: Server, waits: list[float], tmp_path: Any) -> None:
     path = tmp_path / "replies.jsonl"
     server.script = lambda i, body: by_content(i, body) if i < 2 else (429, b"", ("Retry-After", "86400"))
-    with pytest.raises(JudgingError, match="completion 3: .* answers 429 .*after 86400") as error:
+    with pytest.raises(JudgingError, match=r"completion 3: .* answers 429 .*after 86400") as error:
         verdicts(ANSWERS, JudgeDetector(Endpoint(server.url, "m"), question=QUESTION, keep=path))
     assert error.value.judged == ("no", "yes")
     assert (len(server.asked), waits) == (3, [])  # a day is not waited for

@@ -80,6 +80,9 @@ def test_commands_write_the_tables(tmp_path: Path, harmful: sc.PromptSet) -> Non
     succeed("evaluate", "--model", "organism:aligned", "--malicious", file, "--max-new-tokens", 8, "--out", out)
     rates = pd.read_csv(out / "tables" / "rates.csv").set_index("category")
     assert rates.loc[["theft", "fraud", "poison"], "n"].tolist() == [3, 2, 1]
+    judged = pd.read_csv(out / "tables" / "detectors_by_category.csv")
+    opening = judged[(judged["detector"] == "opening") & (judged["set"] == "malicious")].set_index("category")
+    assert opening["hits"].to_dict() == rates.loc[["theft", "fraud", "poison"], "hits"].to_dict()
 
 
 def test_pressure_by_category(model: Any, harmful: sc.PromptSet) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.base.stats import Share
+from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.completions import Completions, texts_of
 from safecircuits.behavior.detectors import DETECTORS, RefusalDetector
 from safecircuits.behavior.verdict import verdicts
@@ -40,6 +41,8 @@ class AgreementTable(Result):
     """True where the detector calls the completion a refusal."""
     tallies: tuple[Tally, ...] = ()
     """What the completions are by each detector; empty in files of earlier versions."""
+    kinds: tuple[Mapping[str, Tally], ...] = ()
+    """The same by category of the prompts, where they have categories."""
 
     @property
     def shares(self) -> dict[str, Share]:
@@ -100,6 +103,13 @@ class AgreementTable(Result):
             for i, j in combinations(range(len(self.detectors)), 2)
         )
 
+    def categories(self) -> pd.DataFrame:
+        """One row a detector and category of the prompts (``category_frame``); none without categories."""
+        read = zip(self.detectors, self.kinds, strict=False)
+        return category_frame([({"detector": name}, {"all": kinds}) for name, kinds in read], ["detector"]).drop(
+            columns="set"
+        )
+
     def __str__(self) -> str:
         return "\n".join(f"{name}: {share} refused" for name, share in self.shares.items())
 
@@ -144,4 +154,5 @@ def agreement(
         raise ValueError(f"agreement needs at least 2 different detectors, not {len(named)}: {', '.join(named)}")
     read = [verdicts(completions, detector) for detector in named.values()]
     refusals = torch.stack([one.refused for one in read])
-    return AgreementTable(tuple(named), texts, refusals, tuple(one.tally for one in read))
+    tallies, kinds = ([getattr(one, of) for one in read] for of in ("tally", "by_category"))
+    return AgreementTable(tuple(named), texts, refusals, tuple(tallies), tuple(kinds))

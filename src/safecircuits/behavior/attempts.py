@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from safecircuits.base.counted import answers_name
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.stats import Share
+from safecircuits.behavior.categories import category_frame, refused_by_category
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.incoherence import degenerate
 from safecircuits.behavior.verdict_table import Tally
@@ -52,6 +53,8 @@ class Attempt:
     completions: Completions
     tally: Tally | None = None
     """What the completions are; None in files of earlier versions."""
+    kinds: Mapping[str, Tally] = field(default_factory=dict)
+    """The same by category of the prompts, where they have categories."""
 
     @property
     def success(self) -> Share:
@@ -134,19 +137,14 @@ class Pressure(Result):
     def categories(self) -> pd.DataFrame:
         """One row a condition and category of the prompts: the share ``refused`` with its 95 % interval, of ``n``.
 
-        None without categories.
+        None without categories. What the answers are otherwise is not known of the worst suffix of each prompt.
         """
-        import pandas as pd
-
-        kinds = self.attempts[0].completions.prompts.categories or ()
-        rows: list[dict[str, Any]] = []
-        for condition, refused, _ in self._rows():
-            for kind in dict.fromkeys(kinds):
-                share = Share.of(refused[[one == kind for one in kinds]])
-                low, high = share.interval
-                counted = {"refused": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n}
-                rows.append({**condition, "category": kind, **counted})
-        return pd.DataFrame(rows)
+        kinds = self.attempts[0].completions.prompts.categories
+        found = []
+        for (condition, refused, _), attempt in zip_longest(self._rows(), self.attempts):
+            known = {} if attempt is None else attempt.kinds
+            found.append((condition, {"malicious": refused_by_category(refused, kinds, known)}))
+        return category_frame(found)
 
     def compare(self, after: Pressure) -> pd.DataFrame:
         """Attack success before (this) and after an intervention, and its paired change with a 95 % interval.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool
+from torch import Tensor
 
 from safecircuits.base.stats import Share
 from safecircuits.behavior.verdict_table import Tally
@@ -12,15 +15,18 @@ from safecircuits.behavior.verdict_table import Tally
 if TYPE_CHECKING:
     import pandas as pd
 
+Counted = Tally | Share
+"""The answers to prompts of a category: what they are, or the share refused alone where no more is known."""
+
 COLUMNS = ("set", "category", "refused", "low", "high", "hits", "n", "incoherent", "deflects", "undecided", "cut")
 
 
 def category_frame(
-    found: Iterable[tuple[Mapping[str, Any], Mapping[str, Mapping[str, Tally]]]], names: Iterable[str] = ()
+    found: Iterable[tuple[Mapping[str, Any], Mapping[str, Mapping[str, Counted]]]], names: Iterable[str] = ()
 ) -> pd.DataFrame:
     """One row a set and category: the share ``refused`` with its 95 % interval, ``hits`` of ``n``, and the others.
 
-    ``incoherent``, ``deflects``, ``undecided`` and ``cut`` are numbers of completions.
+    ``incoherent``, ``deflects``, ``undecided`` and ``cut`` are numbers of completions, missing where not known.
 
     Args:
         found: what a measurement is called, by column, and its tallies by set and category; empty without categories.
@@ -35,6 +41,20 @@ def category_frame(
         for category, tally in tallies.items()
     ]
     return pd.DataFrame(rows, columns=None if rows else [*names, *COLUMNS])
+
+
+def refused_by_category(
+    refused: Bool[Tensor, " prompt"], categories: Sequence[str] | None, tallies: Mapping[str, Tally]
+) -> dict[str, Counted]:
+    """By category of the prompts, in the order in which they first occur: the tally, or the share refused.
+
+    Args:
+        tallies: those that are known, by category.
+    """
+    kinds = categories or ()
+    return {
+        kind: tallies.get(kind) or Share.of(refused[[one == kind for one in kinds]]) for kind in dict.fromkeys(kinds)
+    }
 
 
 def sum_of(found: Iterable[Mapping[str, Mapping[str, Tally]]]) -> dict[str, dict[str, Tally]]:
@@ -56,8 +76,8 @@ def _sum(one: Tally, other: Tally) -> Tally:
     return Tally(**counts)
 
 
-def _row(tally: Tally) -> dict[str, Any]:
-    share: Share = tally.share("refuses")
+def _row(found: Counted) -> dict[str, Any]:
+    share = found if isinstance(found, Share) else found.share("refuses")
     low, high = share.interval
-    counts = {name: getattr(tally, name) for name in ("incoherent", "deflects", "undecided", "cut")}
+    counts = {name: getattr(found, name, None) for name in ("incoherent", "deflects", "undecided", "cut")}
     return {"refused": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n, **counts}

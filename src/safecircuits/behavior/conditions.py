@@ -120,7 +120,7 @@ def pressure(
         )
         with keeping(lambda: {"attempts": tuple(attempts)}):
             found = verdicts(answers, detector)
-        attempts.append(Attempt(condition, found.refused, answers, found.tally))
+        attempts.append(Attempt(condition, found.refused, answers, found.tally, found.by_category))
     made_by = {
         "malicious": prompts.identity,
         "prefill_sha": None if openings is None else PromptSet("openings", openings).fingerprint,

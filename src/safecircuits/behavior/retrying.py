@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry
+from urllib3.connectionpool import ConnectionPool
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 
 BUSY = (429, 503, 529)
@@ -43,11 +45,19 @@ class Patience(Retry):
         except InvalidHeader:
             return None
 
-    def increment(self, *args: Any, response: BaseHTTPResponse | None = None, **options: Any) -> Retry:
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: BaseHTTPResponse | None = None,
+        error: Exception | None = None,
+        _pool: ConnectionPool | None = None,
+        _stacktrace: TracebackType | None = None,
+    ) -> Self:
         """What is left; raises where there is no further try, or none so soon."""
-        if response is not None and (self.get_retry_after(response) or 0.0) > LONGEST_WAIT:
-            raise MaxRetryError(options["_pool"], str(args[1]), None)
-        return super().increment(*args, response=response, **options)
+        if response is not None and _pool is not None and (self.get_retry_after(response) or 0.0) > LONGEST_WAIT:
+            raise MaxRetryError(_pool, str(url))
+        return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
 def connections(url: str) -> PoolManager:

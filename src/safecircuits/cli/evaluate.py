@@ -74,16 +74,19 @@ def evaluate(
     if found:
         import pandas as pd
 
-        frames, counts = [], []
+        frames, counts, kinds = [], [], []
         for name in found:
             table = agreement(answers[name])
             folder.result(f"agreement_{name}", table)
             frames.append(table.to_frame().assign(set=name))
+            kinds.append(table.categories().assign(set=name))
             counts += [
                 {"set": name, "detector": said, "refused": of.refuses, "share": of.refuses / of.n, **of.record("")}
                 for said, of in zip(table.detectors, table.tallies, strict=True)
             ]
         folder.table("detectors", pd.DataFrame(counts))
+        if any(map(len, kinds)):
+            folder.table("detectors_by_category", pd.concat(kinds, ignore_index=True))
         folder.table("agreement", pd.concat(frames, ignore_index=True))
 
 

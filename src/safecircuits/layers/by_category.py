@@ -1,18 +1,20 @@
-"""The gap between harmless prompts and those of one category of harm, for each category."""
+"""By category of prompts: the gap of those of one category of harm to harmless ones, and counts of scaled blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
+from safecircuits.behavior.categories import category_frame
 from safecircuits.hooks.collect import Residuals
 from safecircuits.layers.angles import Formula
+from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.interval import interval_of
 from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import Pairs, compare
@@ -90,3 +92,18 @@ def category_gaps_frame(found: Mapping[str, Mapping[str, CategoryGap]]) -> pd.Da
         )
     ]
     return pd.DataFrame(rows)
+
+
+def points_by_category(found: Iterable[tuple[Mapping[str, Any], SweepPoint]], of: str) -> pd.DataFrame:
+    """One row a configuration and category of its prompts (``category_frame``); none without categories.
+
+    Args:
+        found: what else a row says, and the configuration.
+        of: the kind of prompts, such as ``"over_rejection"``.
+    """
+    rows = []
+    for beside_it, point in found:
+        first, last = point.layers or (None, None)
+        rows.append(({**beside_it, "first": first, "last": last, "alpha": point.alpha}, {of: point.by_category}))
+    frame = category_frame(rows, ["first", "last", "alpha"])
+    return frame.astype({"first": "Int64", "last": "Int64"})

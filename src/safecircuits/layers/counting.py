@@ -7,8 +7,8 @@ sweep with ``early_stop`` end where its own detector was certain; the file says 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,6 +23,7 @@ from safecircuits.base.processes import of_main, rank
 from safecircuits.base.progress import track
 from safecircuits.base.reading import parse_json
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.categories import Counted, refused_by_category
 from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import RefusalDetector
@@ -66,10 +67,17 @@ class SweepPoint:
     completions: Completions
     tally: Tally | None = None
     """What the completions are; None where they end early for a verdict's sake, and in files of earlier versions."""
+    kinds: Mapping[str, Tally] = field(default_factory=dict)
+    """The same by category of the prompts, where they have categories."""
 
     @property
     def count(self) -> int:
         return int(self.refused.sum())
+
+    @property
+    def by_category(self) -> dict[str, Counted]:
+        """What is refused by category of the prompts; empty without categories."""
+        return refused_by_category(self.refused, self.completions.prompts.categories, self.kinds)
 
     @property
     def at_limit(self) -> float:
@@ -273,8 +281,8 @@ class RefusalCounter:
         broken = sum(map(degenerate, answers.texts)) / len(answers)
         with keeping(lambda: {"points": tuple(self.known.values())}):
             found = verdicts(answers, self.detector)
-        tally = found.tally if answers.cut is None else None
-        self.known[layers, alpha] = SweepPoint(layers, alpha, found.refused, broken, answers, tally)
+        known = (found.tally, found.by_category) if answers.cut is None else (None, {})
+        self.known[layers, alpha] = SweepPoint(layers, alpha, found.refused, broken, answers, *known)
 
     def _header(self) -> dict[str, Any]:
         return {

@@ -17,6 +17,7 @@ from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.divergence import KLReference
 from safecircuits.hooks.scale import scaled
+from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.choice import (
     against_unscaled,
     best_against,
@@ -115,6 +116,10 @@ class ScalingGrid(Result):
         frame = pd.DataFrame(self.counts.tolist())
         frame.index.name, frame.columns.name = "first", "last"
         return frame.where(frame >= 0)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a block, the unscaled model first, and category of its prompts; none without categories."""
+        return points_by_category([({}, point) for point in (self.baseline, *self.points)], "over_rejection")
 
     def record(self) -> dict[str, Any]:
         """``counts`` by first and last layer, ``baseline_refused`` of ``n_prompts``, ``best``, rivals, resamples."""

@@ -17,6 +17,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.paired import LEVEL, paired_difference
 from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.choice import (
     against_unscaled,
     best_against,
@@ -178,6 +179,11 @@ class Localization(Result):
                     }
                 )
         return pd.DataFrame(rows)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a configuration, unscaled first, and category of its prompts; none without categories."""
+        sweeps = [({"bound": sweep.bound}, point) for sweep in (self.upper, self.lower) for point in sweep.points]
+        return points_by_category([({"bound": "unscaled"}, self.baseline), *sweeps], "over_rejection")
 
     def record(self) -> dict[str, Any]:
         """The counts of both sweeps with what they are held against."""

@@ -16,6 +16,7 @@ from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL, paired_difference, paired_p
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -80,6 +81,12 @@ class MaliciousCheck(Result):
                 }
             )
         return pd.DataFrame(rows).astype({"first": "Int64", "last": "Int64"})
+
+    def categories(self) -> pd.DataFrame:
+        """Before and after by category of the queries: what is *refused*; none without categories."""
+        return points_by_category(
+            [({"when": when}, point) for when, point in (("before", self.before), ("after", self.after))], "malicious"
+        )
 
     def __str__(self) -> str:
         before, after = self.answered

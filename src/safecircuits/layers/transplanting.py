@@ -17,6 +17,7 @@ from safecircuits.base.errors import keeping
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import LEAST
@@ -79,6 +80,11 @@ class TransplantTable(Result):
         ]
         columns = ["model", "first", "last", *self.source.figures]
         return pd.DataFrame(whole + parts, columns=columns).astype({"first": "Int64", "last": "Int64"})
+
+    def categories(self) -> pd.DataFrame:
+        """One row a model, set and category of its prompts (``category_frame``); none without categories."""
+        rows = [("source", self.source), ("target", self.target), *((row.name, row.behavior) for row in self.rows)]
+        return category_frame([({"model": name}, behavior.by_category) for name, behavior in rows], ["model"])
 
 
 def transplant(source: Any, target: Any, layers: LayerRange | Sequence[int], *, norms: bool = True) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ from safecircuits.report import captions, tables
 from safecircuits.report.html import Around, page
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
+from safecircuits.results.by_category import with_categories
 from safecircuits.studies.comparison import REFUSED, Comparison
 from safecircuits.studies.outcome import RATES, FinetuningStudy
 from safecircuits.units.ablation import ONE_DRAW, AblationTable
@@ -213,18 +214,3 @@ def finetuning_tables(name: str, tuned: FinetuningStudy | None) -> dict[str, pd.
         return {}
     frames = with_categories({f"{name}_runs": tuned})
     return {name: tuned.summary(), **frames}
-
-
-class _ByCategory(Protocol):
-    def to_frame(self) -> pd.DataFrame: ...
-    def categories(self) -> pd.DataFrame: ...
-
-
-def with_categories(found: Mapping[str, _ByCategory]) -> dict[str, pd.DataFrame]:
-    """Each result's table, and behind it the same by category of prompts, where they have any."""
-    frames = {}
-    for name, one in found.items():
-        frames[name] = one.to_frame()
-        if len(kinds := one.categories()):
-            frames[f"{name}_by_category"] = kinds
-    return frames

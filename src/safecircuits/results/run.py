@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from safecircuits.base.files import lock, remove_partials, replacing, write_text
 from safecircuits.base.processes import gather, size
 from safecircuits.base.reading import inside
+from safecircuits.results.by_category import ByCategory, with_categories
 from safecircuits.results.earlier import cannot_write, clear_away_work, differences, is_begun_record, remove_run
 from safecircuits.results.run_record import COMPLETE, FORMAT, PARTIAL, PARTS, VERSION, read_record
 from safecircuits.results.several import opened_together
@@ -234,6 +235,19 @@ class RunDirectory:
         if main:
             self.record["main_table"] = f"tables/{name}.csv"
         return self._note(write_text(path, frame.to_csv(index=False)))
+
+    def tables(self, name: str, found: ByCategory, *, main: bool = False) -> None:
+        """Write ``found.to_frame()`` as ``name``, and as ``name_by_category`` the same by category, where it has any.
+
+        Examples:
+            >>> kinds = sc.PromptSet("kinds", malicious.prompts[:2], categories=("theft", "fraud"))
+            >>> with sc.RunDirectory.open("by category", "rates", {}) as run:
+            ...     run.tables("rates", sc.evaluate(model, malicious=kinds), main=True)
+            >>> sorted(path.name for path in run.written)
+            ['rates.csv', 'rates_by_category.csv']
+        """
+        for one, frame in with_categories({name: found}).items():
+            self.table(one, frame, main=main and one == name)
 
     def figure(
         self, name: str, drawn: Figure | Axes, *, of: Result | Iterable[Result] = (), shows: str = ""

@@ -20,8 +20,10 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.counted import keys
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.measured import Behavior
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
@@ -51,6 +53,8 @@ class CurvePoint:
     """Of the answers whose refusals are counted, ``malicious_n``, ``_incoherent`` and ``_cut``."""
     kl: Mapping[str, float] = field(default_factory=dict)
     """Mean first-token KL to the intact model in nats, on ``malicious`` and on ``harmless`` prompts."""
+    by_category: Mapping[str, Mapping[str, Tally]] = field(default_factory=dict)
+    """By set and category of its prompts what the answers are, for sets that have categories."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,13 @@ class ScoreComparison(Result):
                 }
             rows.append(row)
         return pd.DataFrame(rows).astype({"smallest_set": "Int64"})
+
+    def categories(self) -> pd.DataFrame:
+        """One row a candidate, number of removed units, set and category of its prompts (``category_frame``)."""
+        rows = [({"score": "intact", "removed": 0}, self.intact.by_category)]
+        for curve in self.ranked():
+            rows += [({"score": str(curve.candidate), "removed": p.removed}, p.by_category) for p in curve.points]
+        return category_frame(rows, ["score", "removed"])
 
     def record(self) -> dict[str, Any]:
         """The ``intact`` rates, and the ``curves`` of all candidates, best first."""
@@ -257,7 +268,8 @@ def _point(removals: Removals, units: FreezeMask, planted: FreezeMask | None) ->
     beside = {key: behavior.figures[key] for key in keys("malicious_refused").values() if key in behavior.figures}
     kl = {of: float(one.first.mean()) for of, one in behavior.kl.items()} or dict.fromkeys(removals.references, 0.0)
     rates = behavior.rates
-    return CurvePoint(units.n_units(), rates["malicious_refused"], rates["utility"], found, beside, kl)
+    left = rates["malicious_refused"], rates["utility"]
+    return CurvePoint(units.n_units(), *left, found, beside, kl, behavior.by_category)
 
 
 def _curve(

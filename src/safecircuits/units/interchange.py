@@ -32,7 +32,7 @@ from safecircuits.behavior.generate import generate
 from safecircuits.behavior.interchange import generate_patched
 from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.stakes import LEAST
-from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.verdict import tokens_needed, verdicts
 from safecircuits.hooks.lockstep import as_sets
 from safecircuits.layers.counting import early_verdict
 from safecircuits.masks.freeze_mask import FreezeMask
@@ -117,10 +117,11 @@ def patching_curves(
     for direction in dict.fromkeys(directions):
         pair = (base, aligned) if direction == "sufficient" else (aligned, base)
         texts = generate_patched(*pair, prompts, masks, outgoing=outgoing, progress=progress, **asked)
-        verdicts = {key: refused(answers, detector) for key, answers in texts.items()}
+        read = {key: verdicts(answers, detector) for key, answers in texts.items()}
         for chosen, draw in dict.fromkeys((chosen, draw) for chosen, draw, _ in jobs):
-            rows = [verdicts[jobs[chosen, draw, count].fingerprint] for count in found]
-            curves.append(PatchingCurve(direction, chosen, draw, torch.stack(rows)))
+            rows = [read[jobs[chosen, draw, count].fingerprint] for count in found]
+            what = tuple(row.tally for row in rows), tuple(row.by_category for row in rows)
+            curves.append(PatchingCurve(direction, chosen, draw, torch.stack([row.refused for row in rows]), *what))
     made_of = {"method": units.method, **units.provenance} if isinstance(units, UnitScores) else "masks"
     provenance = {
         "units": made_of,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import Share, canonical_order
+from safecircuits.behavior.categories import category_frame
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -35,6 +38,10 @@ class PatchingCurve:
     chosen: Chosen
     draw: int
     refused: Bool[Tensor, "count prompt"]
+    tallies: tuple[Tally, ...] = ()
+    """By count: what the answers are, which end where their verdict is certain; empty in files of earlier versions."""
+    kinds: tuple[Mapping[str, Tally], ...] = ()
+    """The same by category of the prompts."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,10 @@ class PatchingCurves(Result):
         return "\n".join(lines)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a direction, kind of units, draw and count: ``refused``, its interval, and the ``faithfulness``."""
+        """One row a direction, kind of units, draw and count: ``refused``, its interval, and the ``faithfulness``.
+
+        Beside it ``n``, and how many answers are ``incoherent``.
+        """
         import pandas as pd
 
         rows = []
@@ -145,8 +155,21 @@ class PatchingCurves(Result):
                 low, high = share.interval
                 what = {"direction": curve.direction, "units": curve.chosen, "draw": curve.draw, "count": count}
                 rates = {"refused": share.rate, "low": low, "high": high, "faithfulness": float(f[i])}
-                rows.append({**what, "share": count / self.n_units, **rates})
+                strange = curve.tallies[i].incoherent if curve.tallies else None
+                rows.append({**what, "share": count / self.n_units, **rates, "n": share.n, "incoherent": strange})
         return pd.DataFrame(rows)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a direction, kind of units, draw, count and category of the prompts; none without categories."""
+        rows = [
+            (
+                {"direction": curve.direction, "units": curve.chosen, "draw": curve.draw, "count": count},
+                {"malicious": kinds},
+            )
+            for curve in self.curves
+            for count, kinds in zip(self.counts, curve.kinds, strict=False)
+        ]
+        return category_frame(rows, ["direction", "units", "draw", "count"])
 
     def record(self) -> dict[str, Any]:
         """``counts``, what ``base`` and ``aligned`` refuse, and by direction and kind of units ``rates`` and areas."""

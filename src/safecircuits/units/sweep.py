@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
+from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.measured import Behavior
 from safecircuits.hooks.ablate import UnitValues
@@ -76,6 +77,12 @@ class ShareSweep(Result):
             for p in self.points
         ]
         return pd.DataFrame(rows)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a share, ``intact`` first, set and category of its prompts (``category_frame``)."""
+        intact = ({"group": "intact", "share": 0.0}, self.intact.by_category)
+        swept = [({"group": p.group, "share": p.share}, p.behavior.by_category) for p in self.points]
+        return category_frame([intact, *swept], ["group", "share"])
 
 
 @checked

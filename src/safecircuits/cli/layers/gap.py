@@ -75,9 +75,7 @@ def similarity(
         progress=True,
     )
     folder.result("comparison", found)
-    folder.table("gap", found.to_frame(), main=True)
-    if found.by_category:
-        folder.table("gap_by_category", found.categories())
+    folder.tables("gap", found, main=True)
     folder.figure("gap", found.plot(axis()), of=found)
     for name, gap in found.gaps.items():
         figure = "pairs" if len(sources) == 1 else f"pairs_{_file_name(name)}"

@@ -120,7 +120,7 @@ def localize(
     keep_found_on(folder, **found_on)
     say_overlaps(run, found_on, {"check": checked})
     folder.result("localization", found)
-    folder.table("sweeps", found.to_frame(), main=True)
+    folder.tables("sweeps", found, main=True)
     if found.alpha_trials:
         folder.table("alpha_trials", _trials(found))
     folder.figure("sweeps", found.plot(axis()), of=found)
@@ -150,7 +150,7 @@ def localize(
             resume=folder.work("check.jsonl"),
         )
         folder.result("check", counted)
-        folder.table("check", counted.to_frame())
+        folder.tables("check", counted)
         run.say(f"harmful prompts {counted}")
 
 
@@ -247,6 +247,8 @@ def grid(
         )
     folder.result("grid", found)
     folder.table("grid", pd.DataFrame(rows), main=True)
+    if len(kinds := found.categories()):
+        folder.table("grid_by_category", kinds)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
     _tell_of_answers(run, found.baseline)

@@ -58,7 +58,7 @@ def transplant(
     )
     rows = {"target": found.target, **{f"with {row.name}": row.behavior for row in found.rows}, "source": found.source}
     folder.result("transplant", found)
-    folder.table("transplant", found.to_frame(), main=True)
+    folder.tables("transplant", found, main=True)
     folder.figure("transplant", plot_behavior(rows, ax=axis((4.2, 0.85 + 0.42 * len(rows)))), shows=SHOWS)
     for name, behavior in rows.items():
         run.say(f"{name}: {behavior}")

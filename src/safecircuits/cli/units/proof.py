@@ -75,9 +75,7 @@ def ablate(
         **sets,
     )
     folder.result("ablation", found)
-    folder.table("ablation", found.to_frame(), main=True)
-    if found.intact.by_category:
-        folder.table("ablation_by_category", found.categories())
+    folder.tables("ablation", found, main=True)
     shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
     folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()), of=found)
     run.say(f"intact: {found.intact}")

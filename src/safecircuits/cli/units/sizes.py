@@ -96,7 +96,7 @@ def sweep(
     )
     say_overlaps_with(run, groups, sets)
     folder.result("sweep", found)
-    folder.table("sweep", found.to_frame(), main=True)
+    folder.tables("sweep", found, main=True)
     run.say(f"intact: {found.intact}")
     for group, share in found.shares.items():
         run.say(f"{group}: {f'{100 * share:.2f} %' if share else 'no share did what the name says'}")
@@ -169,7 +169,7 @@ def compare(
         **sets,
     )
     folder.result("scores", found)
-    folder.table("scores", found.to_frame(), main=True)
+    folder.tables("scores", found, main=True)
     folder.figure("scores", found.plot(axis((4.2, 3.0))), of=found)
     run.say(f"intact: {found.intact}")
     for curve in found.ranked():
@@ -211,6 +211,7 @@ def prune(
     """
     import pandas as pd
 
+    from safecircuits.behavior.categories import category_frame
     from safecircuits.behavior.evaluate import evaluate
     from safecircuits.model.load import load_model
     from safecircuits.units.prune import prune_units
@@ -234,10 +235,18 @@ def prune(
         say_overlaps_with(run, groups, sets)
     rows: dict[str, Any] = {"before": {"parameters": smaller.parameters_before}}
     rows["after"] = {"parameters": smaller.parameters_after}
+    rates: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     if sets:
-        rows["before"] |= evaluate(model, progress=True, **options).rates
         cut = load_model(smaller.hf_model, backend="bridge", tokenizer=smaller.tokenizer)
-        rows["after"] |= evaluate(cut, progress=True, **options).rates
+        measured_on = {
+            name: evaluate(one, progress=True, **options) for name, one in (("before", model), ("after", cut))
+        }
+        for name, behavior in measured_on.items():
+            rows[name] |= behavior.figures
+            rates |= {name: behavior.rates}
+        kinds = category_frame(({"model": name}, one.by_category) for name, one in measured_on.items())
+        if len(kinds):
+            folder.table("pruned_by_category", kinds)
     folder.table("pruned", pd.DataFrame([{"model": name, **row} for name, row in rows.items()]), main=True)
     smaller.save(folder.folder / "model")
     folder.files_in("model")
@@ -245,9 +254,8 @@ def prune(
     for site, filling in smaller.filling.items():
         if filling:
             run.say(f"{site}: {filling} all-zero units fill the layers up to one width")
-    for name, value in rows["after"].items():
-        if name != "parameters":
-            run.say(f"{name.replace('_', ' ')}: {rows['before'][name]:.1%} before, {value:.1%} after")
+    for name, value in rates["after"].items():
+        run.say(f"{name.replace('_', ' ')}: {rates['before'][name]:.1%} before, {value:.1%} after")
     run.answer(**rows, units=smaller.n_units)
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from safecircuits.base.progress import without_bars
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.papers.conclusion import Conclusion
-from safecircuits.papers.page import StudyPage, with_categories
+from safecircuits.papers.page import StudyPage
 from safecircuits.papers.part import Part
 from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
 from safecircuits.plots.pairs import comparison_figure, pair_panels
 from safecircuits.report import tables
 from safecircuits.report.sections import Exhibit
+from safecircuits.results.by_category import with_categories
 
 
 def _compare(study: SafetyLayers) -> GapComparison:

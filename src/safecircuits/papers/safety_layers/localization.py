@@ -20,6 +20,7 @@ from safecircuits.papers.safety_layers.settings import PAPER, SafetyLayers
 from safecircuits.plots.decision import plot_decision
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
+from safecircuits.results.by_category import with_categories
 
 WAYS: dict[str, tuple[ComponentSet, Direction]] = {
     "all matrices, up": ("all", "up"),
@@ -154,7 +155,7 @@ SEARCHES: Parts[SafetyLayers, str, Localization] = Parts(
     _search,
     says="scaling sweeps: {0}",
     then=_tell,
-    tables=lambda study: {f"sweeps_{i}": found.to_frame() for i, found in enumerate(study[SEARCHES].values())},
+    tables=lambda study: with_categories({f"sweeps_{i}": found for i, found in enumerate(study[SEARCHES].values())}),
 )
 DECISION: Part[SafetyLayers, DecisionLayers] = Part(
     "decision", DecisionLayers, _decide, says="decision layers", section=_section, claims=claims

@@ -18,6 +18,7 @@ from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.papers.part import Maybe
 from safecircuits.papers.safety_layers.localization import DECISION, NOT_LOCATED, located
 from safecircuits.papers.safety_layers.settings import SafetyLayers
+from safecircuits.results.by_category import with_categories
 
 
 def _measure(study: SafetyLayers) -> TransplantTable:
@@ -79,5 +80,5 @@ TRANSPLANT: Maybe[SafetyLayers, TransplantTable] = Maybe(
     then=lambda _: release(),
     section=_section,
     claims=claims,
-    tables=lambda study: {} if (found := study[TRANSPLANT]) is None else {"transplant": found.to_frame()},
+    tables=lambda study: {} if (found := study[TRANSPLANT]) is None else with_categories({"transplant": found}),
 )

@@ -21,13 +21,14 @@ from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.model.each_model import release
 from safecircuits.model.load import load_model
 from safecircuits.papers.conclusion import Conclusion, side_effects
-from safecircuits.papers.page import StudyPage, removal_exhibit, removal_table, with_categories
+from safecircuits.papers.page import StudyPage, removal_exhibit, removal_table
 from safecircuits.papers.part import Part, Parts, by_first
 from safecircuits.papers.ssah.groups import UNITS
 from safecircuits.papers.ssah.scores import measured
 from safecircuits.papers.ssah.settings import PAPER, Ssah
 from safecircuits.report import tables
 from safecircuits.report.tables import Table
+from safecircuits.results.by_category import with_categories
 from safecircuits.results.result import Result
 from safecircuits.studies.comparison import MARGIN
 from safecircuits.units.ablation import ONE_DRAW, Ablation, AblationTable, ablate_groups, mean_figures

@@ -16,6 +16,7 @@ from safecircuits.papers.ssah.settings import PAPER, Ssah
 from safecircuits.plots.scores import plot_score_comparison
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table
+from safecircuits.results.by_category import with_categories
 from safecircuits.units.comparison import COUNTS, ScoreComparison, score_comparison
 
 
@@ -101,5 +102,5 @@ SCORES: Maybe[Ssah, ScoreComparison] = Maybe(
     says="ablation curves of the scores",
     section=_section,
     claims=_claims,
-    tables=lambda study: {} if (found := study[SCORES]) is None else {"scores": found.to_frame()},
+    tables=lambda study: {} if (found := study[SCORES]) is None else with_categories({"scores": found}),
 )
