@@ -1,59 +1,57 @@
-"""Pages in a real browser without a window: do they fit their width, follow the colour scheme, and run clean?
+"""Pages in a real browser without a window, driven by playwright: what a reader sees and does with them.
 
-Chromium alone is driven by its command line: pages lie in frames of the widths to test (a frame's width is what its
-media queries see), a script of the frame around them measures, and the browser prints the document that results.
+The browser is the Chromium (or Chrome) of this machine, or the one that CHROME names; where there is none, or no
+playwright, a test that needs it is skipped.
 """
 
 from __future__ import annotations
 
-import html
-import json
 import os
 import re
 import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WIDTHS = (360, 768, 1280)
-DARK = "--blink-settings=preferredColorScheme=0"
-
-_MEASURE = """
-<script>
-addEventListener("load", () => {
-  const found = [...document.querySelectorAll("iframe")].map((frame) => {
-    const inside = frame.contentDocument;
-    inside.querySelectorAll("details").forEach((element) => { element.open = true; });
-    return {
-      page: frame.title, width: frame.clientWidth, scroll: inside.documentElement.scrollWidth,
-      background: frame.contentWindow.getComputedStyle(inside.body).backgroundColor,
-      color: frame.contentWindow.getComputedStyle(inside.body).color,
-    };
-  });
-  document.getElementById("found").textContent = JSON.stringify(found);
-});
-</script>
-"""
+WIDTHS = (360, 390, 768, 1440)
+PAPER = 718
+"""Pixels of a sheet of A4 between margins of a centimetre."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A page at a width: how wide its contents are, and its colours as ``rgb(…)``."""
+@dataclass
+class Opened:
+    """A page in the browser, and what it complains about: console messages of errors, uncaught errors, requests."""
 
-    page: str
-    width: int
-    scroll: int
-    background: str
-    color: str
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+
+    def js(self, code: str) -> Any:
+        return self.page.evaluate(code)
+
+    @property
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return int(self.js("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
     @property
     def lightness(self) -> float:
         """Of the background, 0 black to 1 white."""
-        return sum(map(int, re.findall(r"\d+", self.background)[:3])) / (3 * 255)
+        color = self.js("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", color)[:3])) / (3 * 255)
+
+    def focus(self) -> str:
+        """The label or text of what has the focus; empty where nothing has it."""
+        return str(
+            self.js(
+                "((e) => e && e !== document.body ? (e.getAttribute('aria-label') || e.textContent).trim() : '')"
+                "(document.activeElement)"
+            )
+        )
 
 
 def browser() -> str:
@@ -64,46 +62,63 @@ def browser() -> str:
     return found
 
 
-def run(folder: Path, *arguments: str) -> tuple[str, list[str]]:
-    """What the browser prints, and what it complains about in the console."""
-    command = [browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0"]
-    got = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, check=True)
-    return got.stdout, [line for line in got.stderr.splitlines() if ":CONSOLE" in line]
+@contextmanager
+def opened(
+    source: str | Path, *, width: int = 1440, height: int = 900, dark: bool = False, touch: bool = False
+) -> Iterator[Opened]:
+    """A page, given as HTML or by its file, in a window of a size; nothing it asks of a network is answered."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
+    with playwright.sync_playwright() as driver:
+        chrome = driver.chromium.launch(executable_path=browser(), args=["--no-sandbox", "--disable-gpu"])
+        scheme: Any = "dark" if dark else "light"
+        context = chrome.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch, offline=True
+        )
+        shown = Opened(context.new_page())
+        shown.page.on("console", lambda said: said.type in ("error", "warning") and shown.complaints.append(said.text))
+        shown.page.on("pageerror", lambda error: shown.complaints.append(str(error)))
+        shown.page.on("request", lambda asked: _unless_own(shown, asked.url))
+        if isinstance(source, Path):
+            shown.page.goto(source.resolve().as_uri())
+        else:
+            shown.page.set_content(source)
+        yield shown
+        chrome.close()
 
 
-def show(
-    pages: Mapping[str, str], folder: Path, *arguments: str, widths: Sequence[int] = WIDTHS
-) -> tuple[list[Shown], list[str]]:
-    """Every page, given as HTML by name, at every width with all its details open; and the console's messages."""
-    frames = [
-        f'<iframe title="{html.escape(name)}" style="border:0;width:{width}px;height:700px" '
-        f'srcdoc="{html.escape(page)}"></iframe>'
-        for name, page in pages.items()
-        for width in widths
-    ]
-    around = folder / "around.html"
-    body = f'{_MEASURE}<pre id="found"></pre>{"".join(frames)}'
-    around.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body>{body}', encoding="utf-8")
-    dom, console = run(folder, *arguments, "--virtual-time-budget=20000", "--dump-dom", around.as_uri())
-    found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
-    assert found is not None, dom[:500]
-    return [Shown(**row) for row in json.loads(html.unescape(found[1]))], console
+def _unless_own(shown: Opened, url: str) -> None:
+    if not url.startswith(("file:", "data:", "about:")):
+        shown.complaints.append(f"asked for {url}")
+
+
+OPEN = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
+
+_CUT = """
+[...document.querySelectorAll('.scroll, figure, details, section')]
+  .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1)
+  .map((one) => one.getAttribute('aria-label') || one.className || one.tagName)
+"""
 
 
 def require_good(pages: Mapping[str, str], folder: Path) -> None:
-    """Fail unless every page fits every width, is clean in the console, dark where dark is wanted, and prints."""
-    light, console = show(pages, folder)
-    assert console == []
-    assert len(light) == len(pages) * len(WIDTHS)
-    assert [(one.page, one.width, one.scroll) for one in light if one.scroll > one.width] == []
-    dark, console = show(pages, folder, DARK, widths=(768,))
-    assert console == []
-    bright = {one.page: one.lightness for one in light}
-    assert all(one.lightness < 0.25 < 0.75 < bright[one.page] for one in dark)
-    assert {one.color for one in dark}.isdisjoint(one.color for one in light)
-    for number, page in enumerate(pages.values()):
-        source, printed = folder / f"{number}.html", folder / f"{number}.pdf"
-        source.write_text(page, encoding="utf-8")
-        run(folder, f"--print-to-pdf={printed}", source.as_uri())
-        assert printed.read_bytes().count(b"/Type /Page\n") >= 2
+    """Fail unless every page fits every width with all opened, is clean, dark where wanted, and prints whole."""
+    for name, page in pages.items():
+        with opened(page) as shown:
+            shown.js(OPEN)
+            wide = {}
+            for width in WIDTHS:
+                shown.page.set_viewport_size({"width": width, "height": 900})
+                if shown.overflow > 0:
+                    wide[width] = shown.overflow
+            assert wide == {}, f"{name} is wider than the window"
+            bright, ink = shown.lightness, shown.js("getComputedStyle(document.body).color")
+            shown.page.emulate_media(color_scheme="dark")
+            assert shown.lightness < 0.25 < 0.75 < bright, name
+            assert shown.js("getComputedStyle(document.body).color") != ink, name
+            shown.page.emulate_media(color_scheme="light", media="print")
+            shown.page.set_viewport_size({"width": PAPER, "height": 1000})
+            assert shown.js(_CUT) == [], f"{name} is cut in print"
+            assert shown.overflow <= 0, f"{name} is wider than the paper"
+            printed = shown.page.pdf(format="A4", path=folder / "printed.pdf")
+            assert printed.count(b"/Type /Page\n") >= 2, name
+            assert shown.complaints == [], name

@@ -67,7 +67,7 @@ class TestProbe:
         verdicts = table(out, "verdicts").query("model == 'unaligned'")
         assert verdicts["answer"].tolist() == list(want.answers.texts)
         assert verdicts["leans_to_refusing"].tolist() == want.leans_to_refusing().tolist()
-        assert figures(out) == {"probe.svg", "probe.png"}
+        assert figures(out) == {"probe.svg", "probe.pdf", "probe.png"}
         assert str(found) in got.stdout
         assert "all models: verdict agrees" in got.stdout
 

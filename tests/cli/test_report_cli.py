@@ -13,7 +13,7 @@ from test_report import invented_page, invented_results
 from test_study_ssah_page import prompts as ssah_prompts
 from test_study_ssah_page import small as small_ssah
 
-from browser import require_good, show
+from browser import opened, require_good
 from commands import refuse, succeed
 from safecircuits.papers.ssah.settings import cut_by
 from safecircuits.papers.ssah.study import ssah_study
@@ -46,7 +46,7 @@ class TestOne:
         assert got.stdout.splitlines() == record["findings"]
         assert f"wrote {out}" in got.stderr
         page = out.read_text(encoding="utf-8")
-        assert page.count("<svg") == len(list((runs["aligned"] / "figures").glob("*.svg")))
+        assert page.count("<svg viewBox") == len(list((runs["aligned"] / "figures").glob("*.svg")))
         assert command_line(record).replace("'", "&#39;") in page
         largest = pd.read_csv(runs["aligned"] / "tables" / "gap.csv")["gap_deg"].max()
         assert f"<td>{largest:.4g}</td>" in page
@@ -180,9 +180,11 @@ class TestInABrowser:
         require_good(pages, tmp_path)
 
     def test_a_page_that_does_not_fit_or_complains_is_seen(self, tmp_path: Path) -> None:
-        wide = '<!DOCTYPE html><body><div style="width:500px">wide</div>'
-        [narrow, medium], console = show({"wide": wide}, tmp_path, widths=(360, 768))
-        assert narrow.scroll > narrow.width == 360
-        assert medium.scroll == medium.width == 768
-        _, console = show({"broken": "<!DOCTYPE html><body><script>nothing()</script>"}, tmp_path, widths=(360,))
-        assert "nothing is not defined" in console[0]
+        with opened('<!DOCTYPE html><body><div style="width:500px">wide</div>', width=360) as shown:
+            assert shown.overflow > 0
+            shown.page.set_viewport_size({"width": 768, "height": 600})
+            assert shown.overflow == 0
+        with opened("<!DOCTYPE html><body><script>nothing()</script>") as shown:
+            assert "nothing is not defined" in shown.complaints[0]
+        with opened('<!DOCTYPE html><body><img src="https://example.invalid/a.png">') as shown:
+            assert "asked for https://example.invalid/a.png" in shown.complaints

@@ -49,7 +49,7 @@ def test_it_writes_everything(runs: dict[str, tuple[Path, DemoStudy]]) -> None:
         }
         assert record["command"] == "demo"
         assert record["inputs"]["model organism:aligned"] == fingerprint_checkpoint("aligned")
-        assert {p.suffix for p in (out / "figures").iterdir()} == {".png", ".svg"}
+        assert {p.suffix for p in (out / "figures").iterdir()} == {".pdf", ".png", ".svg"}
         said = study.conclusions()
         assert len(record["findings"]) - 1 == len(said) == 12  # the first counts them
         report = (out / "report.html").read_text()

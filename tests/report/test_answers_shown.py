@@ -12,6 +12,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.report.answers import View, views
 from safecircuits.report.explored import explored
 from safecircuits.report.opening import opening, tally
+from safecircuits.report.scripts import policy, script
 
 HARMFUL = PromptSet("m", ("secret question one", "secret question two"))
 HARMLESS = PromptSet("o", ("how do I kill a process",))
@@ -41,8 +42,8 @@ def test_answers_cannot_end_the_script_and_only_this_script_may_run() -> None:
     found = explored(VIEWS, texts=True)
     assert found is not None
     assert "<" not in found.data
-    digest = base64.b64encode(hashlib.sha256(str(found.script).encode()).digest()).decode()
-    assert found.policy == f"script-src 'sha256-{digest}'"
+    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    assert policy() == f"script-src 'sha256-{digest}'"
 
 
 def test_every_count_of_a_result_leads_to_its_answers_once() -> None:

@@ -50,6 +50,7 @@ def test_the_layout(tmp_path: Path) -> None:
         "results/gap/tensors.safetensors",
         "tables/gap.csv",
         "figures/gap.svg",
+        "figures/gap.pdf",
         "figures/gap.png",
         "freeze.safetensors",
     }
@@ -62,7 +63,7 @@ def test_the_layout(tmp_path: Path) -> None:
     assert record["provenance"]["seed"] == 0
     assert record["provenance"]["versions"]["torch"]
     assert set(record["files"]) == {
-        "results/gap", "tables/gap.csv", "figures/gap.svg", "figures/gap.png", "freeze.safetensors"
+        "results/gap", "tables/gap.csv", "figures/gap.svg", "figures/gap.pdf", "figures/gap.png", "freeze.safetensors"
     }  # fmt: skip
     assert GapInterval.load(folder / "results" / "gap").equals(a_result())
     pd.testing.assert_frame_equal(pd.read_csv(folder / "tables" / "gap.csv"), FRAME)
@@ -70,7 +71,8 @@ def test_the_layout(tmp_path: Path) -> None:
 
 def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
     a, b = complete(tmp_path / "a"), complete(tmp_path / "b")
-    assert (a / "figures/gap.svg").read_bytes() == (b / "figures/gap.svg").read_bytes()
+    for kind in ("svg", "pdf", "png"):
+        assert (a / f"figures/gap.{kind}").read_bytes() == (b / f"figures/gap.{kind}").read_bytes()
 
 
 def test_an_interrupted_run_is_not_complete_and_goes_on(tmp_path: Path) -> None:

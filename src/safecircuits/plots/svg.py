@@ -8,16 +8,18 @@ the page, links and addresses of any kind have no place in that list.
 from __future__ import annotations
 
 import re
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
 from safecircuits.plots.style import PALETTE, styled
+from safecircuits.plots.values import svg_with_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONGEST = 300
+"""Characters that a page says of a value."""
 WIDE = 360
 """Points from which on a figure needs the page's whole width for its text to be read."""
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -31,7 +33,7 @@ _WITHOUT_TEXT = {"script", "style", "metadata", "title", "desc"}
 """Elements whose text is nothing to read."""
 _BOX = {"x", "y", "width", "height"}
 ATTRIBUTES = {
-    "*": {"id", "style", "transform", "clip-path", "fill", "stroke", "opacity"},
+    "*": {"id", "style", "transform", "clip-path", "fill", "stroke", "opacity", "data-value"},
     "svg": {"viewBox"},
     "path": {"d"},
     "use": {"href", "xlink:href", *_BOX},
@@ -75,9 +77,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
         name: put before every id, so that the ids of several figures in a page differ: letters, digits and ``_``.
         label: what the figure shows, for those who do not see it (``aria-label``).
     """
-    written = StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata=_NO_METADATA)
-    return inline_saved(written.getvalue(), name, label)
+    return inline_saved(svg_with_values(figure, transparent=True, metadata=_NO_METADATA), name, label)
 
 
 def inline_saved(svg: str, name: str, label: str) -> Markup:
@@ -125,6 +125,8 @@ def is_wide(svg: str) -> bool:
 
 def _kept(tag: str, attribute: str, value: str, name: str) -> str | None:
     """An attribute's value as the page has it, or None where it is of no kind that a figure has."""
+    if attribute == "data-value":
+        return value[:LONGEST]  # a page sets it as text, whatever it says
     if attribute == "id":
         return f"{name}-{value}" if _ID.fullmatch(value) else None
     if attribute in ("href", "xlink:href"):

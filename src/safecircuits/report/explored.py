@@ -1,25 +1,17 @@
-"""Answers as a page holds them: one table of texts that all counts share, and the script that shows them.
-
-The table is DataTables, as the package ``itables`` carries it. The page's policy lets a browser run this one script, by
-its hash, and no other; what the script shows is set as text.
-"""
+"""Answers as a page holds them: one table of texts that all counts share; what shows them sets them as text."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup
 
 from safecircuits.behavior.detectors import DETECTORS, get_detector
 from safecircuits.report.answers import View
+from safecircuits.report.scripts import as_data
 
 LARGEST = 1_500_000
 """Characters of answers in one page; counts beyond have their answers in the files of the run alone."""
@@ -27,7 +19,7 @@ LARGEST = 1_500_000
 
 @dataclass(frozen=True)
 class Explored:
-    """The answers of a page: which counts lead to them, and the data and script that show them."""
+    """The answers of a page, and which counts lead to them."""
 
     keys: frozenset[str]
     data: Markup
@@ -35,20 +27,6 @@ class Explored:
     """Sets of answers to harmful prompts whose texts are left out."""
     left_out: int
     """Sets of answers that are left out for their size."""
-
-    @property
-    def script(self) -> Markup:
-        return Markup(_script())
-
-    @property
-    def style(self) -> Markup:
-        return Markup(_style())
-
-    @property
-    def policy(self) -> str:
-        """What the page's policy lets run: this script, by its hash."""
-        digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
-        return f"script-src 'sha256-{digest}'"
 
 
 def explored(views: Sequence[View], *, texts: bool) -> Explored | None:
@@ -69,15 +47,10 @@ def explored(views: Sequence[View], *, texts: bool) -> Explored | None:
     document = {"detectors": list(DETECTORS), "prompts": data.prompts, "texts": data.texts, "views": shown}
     return Explored(
         frozenset(view["key"] for view in shown),
-        Markup(_as_data(document)),
+        as_data(document),
         0 if texts else sum(not view.harmless for view in views[: len(shown)]),
         len(views) - len(shown),
     )
-
-
-def _as_data(document: Any) -> str:
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 @dataclass
@@ -134,19 +107,3 @@ class _Interned:
             table.append(row)
             self.size += len(json.dumps(row, ensure_ascii=False)) + 1
         return self._places[key]
-
-
-@cache
-def _script() -> str:
-    """The table library without its exports, and what shows the answers with it, as one module."""
-    bundle = files("itables").joinpath("html", "dt_bundle.js").read_text(encoding="utf-8")
-    found = re.search(r"export\{[^}]*?(\w+) as default[^}]*\};?", bundle)
-    if found is None or "</script" in bundle.lower():
-        raise RuntimeError("the installed itables carries its table library in another form; install itables 2.9")
-    own = files("safecircuits.report").joinpath("explored.js").read_text(encoding="utf-8")
-    return f"{bundle[: found.start()]}{bundle[found.end() :]}\nconst DataTable = {found[1]};\n{own}"
-
-
-@cache
-def _style() -> str:
-    return files("itables").joinpath("html", "dt_bundle.css").read_text(encoding="utf-8")

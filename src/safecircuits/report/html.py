@@ -1,8 +1,8 @@
 """One HTML file that holds everything: words, figures, tables and style, and asks the network for nothing.
 
 What it shows may come from anybody: strings are escaped, figures sanitised (see svg.py), and a content security policy
-in its head lets a browser fetch nothing and run no script but the one that shows answers (explored.py), by its hash,
-whatever should get past both.
+in its head lets a browser fetch nothing and run no script but its own (scripts.py), by its hash, whatever should get
+past both.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from safecircuits.base.record import Record
 from safecircuits.base.text import plain
 from safecircuits.plots.style import styled
 from safecircuits.plots.svg import inline_saved, inline_svg
+from safecircuits.report import scripts
 from safecircuits.report.explored import Explored
+from safecircuits.report.opening import WORDS, counted
 from safecircuits.report.sections import Exhibit, Section
-from safecircuits.report.tables import mapping
+from safecircuits.report.tables import mapping, sortable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +99,11 @@ def page(
         conclusions=conclusions,
         opening=opening,
         answers=answers,
+        scripts=scripts,
+        explorable=bool(answers or conclusions or parts),
+        found=counted(conclusions),
+        words_of=WORDS,
+        sortable=sortable,
         verdicts=VERDICTS,
         parts=plates,
         provenance_facts=[(key, plain(v)) for key, v in provenance.items() if not isinstance(v, Mapping)],

@@ -24,10 +24,15 @@ def embedded(source: object) -> str:
     return name if name in STAGES else ""
 
 
+def counted(conclusions: Iterable[Record]) -> dict[str, int]:
+    """How many conclusions there are of each word."""
+    found = Counter(WORDS.get(str(one.get("shows")), "inconclusive") for one in conclusions)
+    return {word: found[word] for word in dict.fromkeys(WORDS.values())}
+
+
 def tally(conclusions: Iterable[Record]) -> str:
     """``7 supported, 1 not supported, 4 inconclusive``."""
-    found = Counter(WORDS.get(str(one.get("shows")), "inconclusive") for one in conclusions)
-    return ", ".join(f"{found[word]} {word}" for word in ("supported", "not supported", "inconclusive"))
+    return ", ".join(f"{number} {word}" for word, number in counted(conclusions).items())
 
 
 def opening(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,37 @@ class Table:
     rows: Sequence[Sequence[str]]
     folded: bool = False
     """Whether a page shows it only on request (and in print)."""
+
+
+def sortable(table: Table) -> list[list[tuple[str, float | None]]]:
+    """The cells of each row, and beside each its number to sort by, where its column is one of numbers in words."""
+    of_numbers = list(map(_in_words, zip(*table.rows, strict=True)))
+    return [
+        [
+            (cell, (_LAST if (found := leading_number(cell)) is None else found) if numbers else None)
+            for cell, numbers in zip(row, of_numbers, strict=True)
+        ]
+        for row in table.rows
+    ]
+
+
+def _in_words(column: Sequence[str]) -> bool:
+    """Whether all its cells begin with a number or miss one, and are not plain numbers anyway."""
+    found = [leading_number(cell) for cell in column]
+    known = all(one is not None or cell in _MISSING for one, cell in zip(found, column, strict=True))
+    return known and any(one is not None and cell != f"{one:g}" for one, cell in zip(found, column, strict=True))
+
+
+_MISSING = ("", "–", "none", "none found")
+_LAST = -1e300
+"""Where a cell without a number goes among numbers."""
+
+
+def leading_number(cell: str) -> float | None:
+    """The number that a cell begins with, ``−3.2`` of ``−3.2 % [−4, −1]``; None if it begins with none."""
+    found = re.match(r"\s*[+−-]?(?:\d+(?:[ \u00a0,]\d{3})*)?(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])", cell)
+    text = re.sub(r"[ \u00a0,]", "", found[0]).replace("−", "-") if found else ""
+    return float(text) if any(sign.isdigit() for sign in text) else None
 
 
 def behavior(record: Record) -> Table:

@@ -4,7 +4,7 @@
     DIR/run.partial.json      the same while the run goes on, or after it was interrupted
     DIR/results/NAME/         what ``Result.save`` writes, for ``Result.load``
     DIR/tables/NAME.csv       the same numbers as tables
-    DIR/figures/NAME.svg      and NAME.png, of every figure
+    DIR/figures/NAME.svg      with NAME.pdf and NAME.png, of every figure
     DIR/work                  what an interrupted run goes on from, such as a sweep's ``resume=`` file; gone at the end
 
 A study in Python and a command use it alike::
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Result")
 
-DPI = 200
+DPI = 300
 
 
 class AlreadyComplete(Exception):
@@ -252,7 +252,7 @@ class RunDirectory:
     def figure(
         self, name: str, drawn: Figure | Axes, *, of: Result | Iterable[Result] = (), shows: str = ""
     ) -> list[Path]:
-        """Write ``figures/name.svg`` and ``figures/name.png`` (200 dpi) of a figure, or of the figure of an axis.
+        """Write ``figures/name.svg``, ``.pdf`` and ``.png`` (300 dpi) of a figure, or of the figure of an axis.
 
         Args:
             of: results of this run that it draws.
@@ -262,6 +262,7 @@ class RunDirectory:
         from matplotlib.figure import Figure
 
         from safecircuits.plots.style import RC
+        from safecircuits.plots.values import svg_with_values
 
         results: list[Any] = list(of) if isinstance(of, Iterable) else [of]
         if results and not shows:
@@ -272,11 +273,14 @@ class RunDirectory:
         figure: Any = drawn if isinstance(drawn, Figure) else drawn.figure
         paths = []
         with rc_context(RC):
-            for kind in ("svg", "png"):
+            for kind, dated in (("svg", "Date"), ("pdf", "CreationDate"), ("png", None)):
                 path = self._path("figures", f"{name}.{kind}")
-                with replacing(path) as partial:
-                    metadata = {"Date": None} if kind == "svg" else None  # the same figure is the same file
-                    figure.savefig(partial, format=kind, dpi=DPI, metadata=metadata)
+                metadata: Any = {dated: None} if dated else None  # the same figure is the same file
+                if kind == "svg":
+                    write_text(path, svg_with_values(figure, dpi=DPI, metadata=metadata))
+                else:
+                    with replacing(path) as partial:
+                        figure.savefig(partial, format=kind, dpi=DPI, metadata=metadata)
                 paths.append(self._note(path))
         return paths
 
