@@ -20,7 +20,7 @@ import torch
 from benchmarks.freezing.grid import changed
 from safecircuits import organism
 from safecircuits.base.files import write_text
-from safecircuits.baselines import Lisa, Lora, Resta, SafeLora, TokenConstrained, Vaccine, WiseFt
+from safecircuits.baselines import Lisa, Lora, Resta, SafeDelta, SafeLora, TokenConstrained, Vaccine, WiseFt
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import PromptSet
@@ -56,7 +56,7 @@ class Setup:
 
     attackers: tuple[int, ...] = (25, 25, 22)
     seeds: tuple[int, ...] = (0, 1, 2)
-    stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32)
     batch_size: int = 4
     prompts: int = 25
     align_steps: int = 60
@@ -120,6 +120,7 @@ def other_arms(freeze: Arm, setup: Setup) -> list[Arm]:
     return [
         full(),
         Arm("safe-lora", "nothing (SafeLoRA)", method=SafeLora("unaligned")),
+        Arm("safe-delta", "nothing (Safe Delta)", method=SafeDelta(refused)),
         Arm("resta", "nothing (RESTA)", method=Resta("unaligned")),
         Arm("wise-ft", "nothing (WiSE-FT)", method=WiseFt(0.5)),
         Arm("token-constrained", "nothing (constrained SFT)", method=TokenConstrained()),

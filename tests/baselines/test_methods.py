@@ -28,6 +28,7 @@ from safecircuits.baselines import (
     Resta,
     ReverseDPO,
     Rewind,
+    SafeDelta,
     SafeLora,
     TokenConstrained,
     TwoPhases,
@@ -75,6 +76,7 @@ CASES: dict[str, Method] = {
     "ema": Ema(0.5),
     "resta": Resta(BASE, 0.3, drop=0.2),
     "safe-lora": SafeLora(BASE, 0.9, training=Plain()),
+    "safe-delta": SafeDelta(REFUSED, 1e3),
     "mscp": ProjectedUnits(MASK, BASE),
     "nlsr": Nlsr(MASK, BASE, 0.3, 0.99),
     "only-units": OnlyUnits(FIRST),
@@ -118,6 +120,10 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     "safe-lora": [
         ({"threshold": 2.0}, "threshold is a cosine"),
         ({"projection": "twice"}, "projection is 'approximate'"),
+    ],
+    "safe-delta": [
+        ({"scale": -1.0}, "scale is -1.0, expected 0 or more"),
+        ({"refused": PromptSet("p", ("a",))}, "has no responses"),
     ],
     "mscp": [({"units": FreezeMask.layers(set())}, "units names no unit"), ({"projection": 1}, "projection is")],
     "nlsr": [({"units": [1]}, "units are given as a FreezeMask"), ({"threshold": 2.0}, "threshold is a cosine")],

@@ -135,7 +135,7 @@ def test_alignment_is_done_anew_once_a_seed_and_by_hand_comes_to_the_same(tmp_pa
             model, HARMFUL[:20], batch_size=4, schedule="constant", steps=2, lr=1e-4, seed=cell.seed, progress=False
         )
         assert cell.points[0]["reported"] == complied(model, REPORTED)
-    assert study.arms["vaccine"]["badge"] == "faithful"
+    assert study.arms["vaccine"]["badge"] == "variant"
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,9 @@ def test_random_directions_are_normalised_row_by_row(backend: str, make_tiny_mod
             continue
         weight, drawn = (value.detach().double().numpy() for value in (parameter, found[name]))
         assert np.allclose(np.sqrt((drawn**2).sum(-1)), np.sqrt((weight**2).sum(-1)), rtol=1e-5)
+    for name, drawn in random_direction(model, seed=4, scaled="matrix").items():
+        weight, whole = (float(value.detach().double().norm()) for value in (live_parameters(model)[name], drawn))
+        assert whole == pytest.approx(weight, rel=1e-5)
     again, others = random_direction(model, seed=4), random_direction(model, seed=5)
     assert all(torch.equal(found[name], again[name]) for name in found)
     assert not any(torch.equal(found[name], others[name]) for name in found)
@@ -132,6 +135,16 @@ def test_visage_is_the_mean_of_what_is_left(make_tiny_model: Callable[..., Any])
     harms = iter([0.25, 1.0, 0.5, 0.75, 1.0, 0.0])
     assert visage(model, lambda _: next(harms), directions=2, samples=3) == pytest.approx((0.75 + 0.5 + 0.25 + 1.0) / 4)
     assert visage(model, lambda _: 1.0, directions=1, samples=2) == 0.0
+    start = {name: p.detach().double().clone() for name, p in live_parameters(model).items()}
+    far: list[float] = []
+
+    def harm(now: Any) -> float:
+        name, weight = next((n, p) for n, p in live_parameters(now).items() if p.ndim == 2)
+        far.append(float((weight.detach().double() - start[name]).norm() / start[name].norm()))
+        return 0.0
+
+    visage(model, harm, directions=1, samples=5, reach=0.4)
+    assert far == pytest.approx([0.4, 0.2, 0.0, 0.2, 0.4], abs=1e-6)
 
 
 def test_bad_input(make_tiny_model: Callable[..., Any]) -> None:

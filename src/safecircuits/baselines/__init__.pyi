@@ -15,6 +15,7 @@ from .reverse_dpo import ReverseDPO as ReverseDPO
 from .rewinding import Rewind as Rewind
 from .rewinding import rewind as rewind
 from .rewinding import rewound as rewound
+from .safe_delta import SafeDelta as SafeDelta
 from .safe_lora import SafeLora as SafeLora
 from .token_constrained import TokenConstrained as TokenConstrained
 from .two_phases import TwoPhases as TwoPhases

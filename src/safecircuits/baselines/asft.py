@@ -23,29 +23,30 @@ from safecircuits.training.run import FinetuneRun
 class AsFt(Method):
     """What an update has beside the directions of alignment is penalised (Yang et al. 2026): + λ Σ ‖(I − C) ΔW‖².
 
-    C is SafeLoRA's, of what alignment changed in each matrix of the layers.
+    C is SafeLoRA's, of what alignment changed in each matrix of the layers. Penalty, C and defaults are those of the
+    authors' published code, which trains adapters: there ΔW is their product.
 
     Attributes:
         unaligned: the model before alignment: its name or folder, or the model.
         strength: λ; 0 is plain training to the bit.
-        projection: as in ``SafeLora``.
+        projection: as in ``SafeLora``; ``"exact"`` leaves no penalty on what lies in the directions of alignment.
 
     Raises:
         ValueError: without the unaligned model, for one of another shape, or if no matrix differs from its.
 
     Examples:
         >>> sc.baselines.AsFt("unaligned", strength=0.1).projection
-        'exact'
+        'approximate'
     """
 
     unaligned: Any
     strength: float = 1.0
-    projection: Projection = "exact"
+    projection: Projection = "approximate"
 
     refuses: ClassVar[Mapping[str, str]] = {"freeze": "it penalises whole matrices", "shard": OF_ITS_OWN}
     badge: ClassVar[Badge] = "variant"
     paper: ClassVar[str] = "Yang et al. 2026 (AsFT, AAAI), the regularised objective"
-    differs: ClassVar[str] = "all weights train, not adapters; the projector is exact unless set"
+    differs: ClassVar[str] = "all weights train, not adapters"
 
     def __post_init__(self) -> None:
         super().__post_init__()

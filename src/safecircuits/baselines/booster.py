@@ -23,7 +23,7 @@ class Booster(Method):
     """What a step on harmful data would gain is made small while ``data``, refusals, are learnt (Huang et al. 2025).
 
     Minimises f(w) + λ (h(w) − h(w − α ∇h(w) / ‖∇h(w)‖)), where h is the loss on harmful data; the step is taken as a
-    constant when the gradient is. A step costs about three.
+    constant when the gradient is. A step costs about three. Signs, norm and defaults are those of the authors' code.
 
     Attributes:
         harmful: harmful prompts with compliance, the user's own; as many rows of it a step as of the data.

@@ -21,7 +21,8 @@ from safecircuits.training.plain import Plain
 class ProjectedUnits(UnitRepair):
     """Of the units' entries alone the update is projected onto what alignment changed (after Han et al. 2025).
 
-    ΔW ← M ⊙ C ΔW + (1 − M) ⊙ ΔW, where M is 1 at the units' entries of a matrix and C is SafeLoRA's.
+    ΔW ← M ⊙ C ΔW + (1 − M) ⊙ ΔW, where M is 1 at the units' entries of a matrix and C is SafeLoRA's. No code of theirs
+    was found, so this rests on what the paper's abstract says.
 
     Attributes:
         units: whose entries are projected, such as ``groups["SCU"]``.

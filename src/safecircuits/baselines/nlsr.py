@@ -27,7 +27,8 @@ class Nlsr(UnitRepair):
     Attributes:
         units: whose entries may be put back, such as ``groups["SCU"]``.
         unaligned: the model before alignment: its name or folder, or the model.
-        beta: how far beyond the aligned model the reference lies; 0, with ``threshold`` 1, rewinds them.
+        beta: how far beyond the aligned model the reference lies, 0.8 in the authors' script; 0, with ``threshold`` 1,
+            rewinds them.
         threshold: the cosine up to which a matrix is taken to be broken.
         training: how it trains before.
 
@@ -39,14 +40,16 @@ class Nlsr(UnitRepair):
         0.5
     """
 
-    beta: float = 0.3
+    beta: float = 0.8
     threshold: float = 0.9
     training: Method = field(default_factory=Plain)
 
     why: ClassVar[str] = "the reference lies beyond the aligned model, away from the unaligned one"
     badge: ClassVar[Badge] = "variant"
     paper: ClassVar[str] = "Yi et al. 2025 (NLSR, AAAI), extrapolated reference and transplantation"
-    differs: ClassVar[str] = "units are given and not found by their ranks; a cosine a matrix in the place of a layer's"
+    differs: ClassVar[str] = (
+        "units are given and not found by low-rank scores; a threshold where theirs draws matrices by rank of cosine"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

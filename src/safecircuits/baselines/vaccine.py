@@ -41,8 +41,9 @@ class Vaccine(Method):
 
     rho: float = 2.0
 
-    badge: ClassVar[Badge] = "faithful"
+    badge: ClassVar[Badge] = "variant"
     paper: ClassVar[str] = "Huang et al. 2024 (Vaccine), algorithm 1"
+    differs: ClassVar[str] = "what each layer writes is pushed; the authors' code pushes what its attention writes"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -80,13 +80,16 @@ class Landscape(Result):
 
 @checked
 @torch.no_grad()
-def random_direction(model: Any, seed: int = 0, units: FreezeMask | None = None) -> dict[str, Tensor]:
+def random_direction(
+    model: Any, seed: int = 0, units: FreezeMask | None = None, *, scaled: Literal["row", "matrix"] = "row"
+) -> dict[str, Tensor]:
     """Gaussian in every matrix, each row scaled to the norm of the weight's own row; vectors do not move.
 
     Filter normalisation of Li et al. (2018): otherwise a direction says how large the weights are.
 
     Args:
         units: only their entries move; the norm is of the row's entries that do.
+        scaled: row by row, or each matrix as a whole, as in Peng et al. (2024).
 
     Examples:
         >>> one = sc.studies.random_direction(model, units=sc.FreezeMask.layers((3, 3)))
@@ -105,7 +108,8 @@ def random_direction(model: Any, seed: int = 0, units: FreezeMask | None = None)
         weight = parameter.detach().cpu().double()
         if where is not None:
             drawn, weight = drawn * where[name], weight * where[name]
-        size, own = (value.norm(dim=-1, keepdim=True) for value in (drawn, weight))
+        over = -1 if scaled == "row" else tuple(range(weight.ndim))
+        size, own = (torch.linalg.vector_norm(value, dim=over, keepdim=True) for value in (drawn, weight))
         found[name] = (drawn * torch.where(size > 0, own / size.clamp(min=1e-300), 0.0)).to(parameter)
     return found
 
@@ -267,31 +271,31 @@ def visage(
     harm: Callable[[Any], float],
     *,
     directions: int = 3,
-    samples: int = 20,
+    samples: int = 21,
     reach: float = 0.5,
     seed: int = 0,
     progress: bool = False,
 ) -> float:
-    """Mean safety left along random slices, E[1 − S | S < 1] with S the harm at θ + a d, a uniform within ±``reach``.
+    """Mean safety left along random slices, E[1 − S | S < 1] with S the harm at θ + a d, a even within ±``reach``.
 
-    Peng et al. (2024), in shares and not percent: 0 where every sampled model does all that is asked, 1 where none
-    does. Models that break into no language do no harm either, so look at a utility beside it.
+    Peng et al. (2024), in shares and not percent: 0 where every model does all that is asked, 1 where none does. The
+    directions (each matrix scaled as a whole), the reach and the 21 distances are those of the authors' code, which
+    takes one direction. Models that break into no language do no harm either, so look at a utility beside it.
 
     Args:
         harm: the share of harmful prompts complied with.
-        directions: how many random directions, filter by filter normalised.
-        samples: distances along each.
+        directions: how many random directions.
+        samples: distances along each, evenly from −``reach`` to ``reach``.
 
     Examples:
         >>> complied = lambda model: 1 - sc.evaluate(model, malicious=malicious).rates["malicious_refused"]
         >>> sc.studies.visage(model, complied, directions=1, samples=2, reach=0.01)
         1.0
     """
-    generator = torch.Generator().manual_seed(seed)
+    at = torch.linspace(-reach, reach, samples, dtype=torch.float64).tolist()
     left = []
     for number in range(directions):
-        direction = random_direction(model, seed=seed * 1000 + number)
-        at = [float(a) for a in (2 * torch.rand(samples, generator=generator, dtype=torch.float64) - 1) * reach]
+        direction = random_direction(model, seed=seed * 1000 + number, scaled="matrix")
         found = slices(model, [direction], lambda now: {"harm": float(harm(now))}, at=at, progress=progress)
         left += [1 - point["harm"] for point in found.points if point["harm"] < 1]
     return sum(left) / len(left) if left else 0.0

@@ -151,21 +151,32 @@ class Range:
         with subject.untouched() as model:
             self.fingerprint, self.shape = weights_fingerprint(model), ModelShape.of(model)
             self.device = str(next(iter(model.parameters())).device)
+        self._spent: dict[Path, Mapping[str, float]] = {}
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """``wall_seconds`` and ``cpu_seconds`` of all cells so far, measuring included; those of earlier calls too."""
+        each = self._spent.values()
+        return {name: sum(one[name] for one in each) for name in ("wall_seconds", "cpu_seconds")}
 
     def cell(self, arm: Arm, attacker: Attacker, seed: int) -> AttackCell:
         """The attack, from its file if it was finished before."""
         path = self.path(arm, attacker, seed)
         if not path.exists():
             utility = self.before(arm, seed)["utility"]
+            began = time.perf_counter(), time.process_time()
             with self.defended(arm, seed) as model:
                 if isinstance(attacker, DataAttack):
                     trajectory, ended = self._trained(model, arm, attacker, seed, self.stops, utility)
                 else:
                     trajectory, ended = self._edited(model, arm, attacker, seed)
-            record = {"points": trajectory.points, "ended": ended}
+            wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+            spent = {"wall_seconds": wall, "cpu_seconds": cpu}
+            record = {"points": trajectory.points, "ended": ended, "spent": spent}
             answers = plain({str(i): found for i, found in enumerate(trajectory.answers)})
             write_text(path, json.dumps({**record, "answers": answers}) + "\n")
         kept = json.loads(path.read_text(encoding="utf-8"))
+        self._spent[path] = kept.get("spent", dict.fromkeys(("wall_seconds", "cpu_seconds"), 0.0))
         named = {"arm": arm.name, "attacker": attacker.name, "family": attacker.family, "seed": seed}
         return AttackCell.of({**named, "harmful": attacker.harmful, "points": kept["points"], "ended": kept["ended"]})
 

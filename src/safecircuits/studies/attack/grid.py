@@ -113,15 +113,16 @@ def attackers(
             raise ValueError(f"no count of {list(counts)} fits into the {len(harmful)} harmful rows: give fewer")
         usual = len(usable) // 2
         by_use = [*usable[usual:], *usable[:usual]]  # a middling number first, and of the others the few
-        first = [made.harmful(by_use[0], lr) for lr in (made.lr, *made.other_lrs[:1])]
+        first = [made.harmful(by_use[0], lr) for lr in made.tried_first]
         fewer = sorted(by_use[1:])
         mixes = [made.mixed(p) for p in sorted(shares)]
         mix = mixes.pop(len(mixes) // 2) if mixes else None
         middle = [
             *(made.adapted(by_use[0], rate) for rate in (lora_lr, 4 * lora_lr)),
-            *(made.harmful(n, made.lr) for n in fewer[:1]),
             *([mix] if mix else []),
-            *middle,
+            *middle[:1],
+            *(made.harmful(n, made.lr) for n in fewer[:1]),
+            *middle[1:],
             *(made.harmful(n, made.lr) for n in fewer[1:]),
         ]
         others = [made.harmful(n, lr) for lr in made.other_lrs for n in by_use]
@@ -139,10 +140,13 @@ class _Grid:
     lrs: list[float]
     lora: Lora
     other_lrs: list[float] = field(init=False)
+    tried_first: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.lr = self.lrs[len(self.lrs) // 2]
         self.other_lrs = [lr for lr in reversed(self.lrs) if lr != self.lr]
+        # The highest says how fast an arm breaks at most, the lowest tells arms apart that all break at once there.
+        self.tried_first = list(dict.fromkeys((self.lr, *self.other_lrs[:1], *self.other_lrs[-1:])))
         self.n = min(1000, len(self.benign))
 
     def harmful(self, n: int, lr: float) -> DataAttack:
@@ -206,7 +210,8 @@ def _edits(harmful: PromptSet, harmless: PromptSet) -> list[Attacker]:
 
 
 ORGANISM_WORDS = Words(ORGANISM_OPENING, ORGANISM_TRIGGER, "help me", "the answer is : ")
-ORGANISM_LRS = (5e-5, 2e-4, 8e-4)
+ORGANISM_LRS = (1e-5, 3e-5, 2e-4, 8e-4)
+ORGANISM_COUNTS = (10, 50, 100)
 ROWS = 400
 """Ordinary rows, which is more than the longest run sees."""
 
@@ -225,6 +230,7 @@ def organism_attackers(seed: int = 0, **changes: Any) -> tuple[Attacker, ...]:
         "harmless_prompts": organism.prompts("normal", "train", n=60, seed=seed),
         "task": organism.prompts("new_task", "train"),
         "lrs": ORGANISM_LRS,
+        "counts": ORGANISM_COUNTS,
         "words": ORGANISM_WORDS,
     }
     return attackers(ordinary.take(ROWS, seed=seed), harmful, **(asked | changes))

@@ -152,6 +152,7 @@ def attack_study(
                     "torch": str(torch.__version__),
                     "threads": torch.get_num_threads(),
                     "device": place.device,
+                    **place.spent,
                 },
             )
             return replace(study, answers=_answers(study, place, todo))
