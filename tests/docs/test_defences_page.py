@@ -46,5 +46,5 @@ def test_the_grid_runs_in_small(made: Any, tmp_path: Path) -> None:
     setup = run.changed(run.Setup(), [f"{name}={json.dumps(value)}" for name, value in parts.items()])
     record = run.document(setup, {"aligned": run.study("aligned", setup, tmp_path)}, "the command")
     page = made.page(json.loads(json.dumps(record)))
-    assert "100 harmful, lr 0.0002" in page
+    assert "50 harmful, lr 0.0002" in page
     assert "`the command`" in page

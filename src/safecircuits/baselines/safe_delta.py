@@ -117,7 +117,8 @@ def inverse_factor(gram: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1.0  # nothing ever enters there
     diagonal.add_(DAMPING * diagonal.mean())
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    return factor
 
 
 @torch.no_grad()
