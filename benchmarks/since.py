@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Topic = Literal["units", "counts", "rates", "ranges"]
+Topic = Literal["units", "counts", "rates", "ranges", "prompts"]
 
 CHANGES: dict[Topic, tuple[str, str]] = {
     "units": (
@@ -21,6 +21,11 @@ CHANGES: dict[Topic, tuple[str, str]] = {
         "2026-11-30",
         "an onset is a gap beyond noise that rises before half of the largest gap is reached, and decision layers are "
         "those in which the share grows faster than in most, and not those between two thresholds",
+    ),
+    "prompts": (
+        "2026-11-30",
+        "no prompt of an embedded model on which layers are found measures an arm: here 100 of the 150 that did were "
+        "also those of the gap (`--malicious`, `--evaluation`)",
     ),
     "rates": ("2026-11-29", "intervals of rates over seeds are Wilson's and stay within 0 and 100 %"),
 }

@@ -70,7 +70,7 @@ shows where it can be checked, not what a chat model of size would do.
 [`reproduction.json`](reference/reproduction.json) by `python -m benchmarks.reproduction.page`; what a run of yours
 found is added by `python -m benchmarks.reproduction.measured RUN`.
 
-{changed_since(oldest, "units", "counts", "rates")}
+{changed_since(oldest, "units", "counts", "rates", "prompts")}
 """
 
 

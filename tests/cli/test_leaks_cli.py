@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from commands import refuse, succeed
 from safecircuits.base.notices import Notice
+from safecircuits.cli.study_inputs import study_prompts
 from safecircuits.data.sources import load_prompts
 from safecircuits.papers.safety_layers.settings import StudyPrompts
 from safecircuits.papers.safety_layers.study import shared_prompts
@@ -64,3 +68,18 @@ def test_the_studies_say_what_they_find_and_judge_on() -> None:
         assert (
             len(shared_of_ssah(SsahPrompts(one, two, three, known=PromptSet("d", ("x y",)), over_rejection=one))) == 1
         )
+
+
+@pytest.mark.parametrize("source", ["organism:aligned", "smollm2:layers-12-16"])
+def test_a_models_own_prompts_for_finding_do_not_judge(source: str) -> None:
+    def own(name: str, **given: object) -> PromptSet:
+        run: Any = SimpleNamespace(source=source, where={}, by_set={"column": {}, "responses": {}}, seed=3, inputs={})
+        run.given = lambda option, of: given.get(option)
+        return study_prompts(run, name, None)
+
+    names = ["normal", "malicious", "over_rejection", "evaluation", "utility", "refused", "answered"]
+    asked = {name: set(own(name).prompts) for name in names}
+    for one, other in combinations(names, 2):
+        assert not asked[one] & asked[other], (one, other)
+    assert own("evaluation", n=5).prompts == own("evaluation").prompts[:5]
+    assert len(own("evaluation", n=10_000)) == len(own("evaluation"))

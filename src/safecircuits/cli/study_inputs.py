@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 EMBEDDED = "organism:"
 
-# By the names of the studies' sets: kind and split in the embedded language, and how many.
-_PROMPTS: dict[str, tuple[Any, Any, int]] = {
-    "normal": ("normal", "test", 100),
-    "malicious": ("malicious", "test", 100),
-    "over_rejection": ("over_rejection", "test", 300),
-    "evaluation": ("malicious", "test", 150),
-    "utility": ("utility", "test", 100),
-    "refused": ("malicious", "train", 128),
-    "answered": ("utility", "train", 128),
+# By the names of the studies' sets: kind and split in the embedded language, and which rows. No two share a row: what
+# something is found on does not judge it.
+_PROMPTS: dict[str, tuple[Any, Any, slice]] = {
+    "normal": ("normal", "test", slice(0, 100)),
+    "malicious": ("malicious", "test", slice(0, 100)),
+    "over_rejection": ("over_rejection", "test", slice(0, 300)),
+    "evaluation": ("malicious", "test", slice(100, 250)),
+    "utility": ("utility", "test", slice(0, 100)),
+    "refused": ("malicious", "train", slice(0, 128)),
+    "answered": ("utility", "train", slice(0, 128)),
 }
 
 
@@ -46,8 +47,9 @@ def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = 
         run.inputs[name], found = real_prompts(own or name, wanted, run.seed)
         return found
     assert chosen is not None
-    kind, split, n = chosen
-    found = organism.prompts(kind, split, n=n if wanted is None else min(n, wanted), seed=run.seed)
+    kind, split, rows = chosen
+    found = organism.prompts(kind, split, n=rows.stop, seed=run.seed)[rows]
+    found = found if wanted is None else found[:wanted]
     run.inputs[name] = {"source": f"{EMBEDDED}{kind}", "split": split, "n": len(found), "sha": found.fingerprint}
     return found
 

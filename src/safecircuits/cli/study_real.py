@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 REAL = "smollm2:"
 
-# By the names of the studies' sets: kind and split of the generator's requests, and how many. A real model takes
-# seconds where the embedded ones take milliseconds.
-_PROMPTS: dict[str, tuple[str, str, int]] = {
-    "normal": ("normal", "test", 40),
-    "malicious": ("malicious", "test", 40),
-    "over_rejection": ("over_rejection", "test", 60),
-    "evaluation": ("malicious", "test", 80),
-    "utility": ("sums", "test", 24),
-    "refused": ("malicious", "train", 64),
-    "answered": ("sums", "train", 64),
+# By the names of the studies' sets: kind and split of the generator's requests, and which of them, no two the same. A
+# real model takes seconds where the embedded ones take milliseconds.
+_PROMPTS: dict[str, tuple[str, str, slice]] = {
+    "normal": ("normal", "test", slice(0, 40)),
+    "malicious": ("malicious", "test", slice(0, 40)),
+    "over_rejection": ("over_rejection", "test", slice(0, 60)),
+    "evaluation": ("malicious", "test", slice(40, 120)),
+    "utility": ("sums", "test", slice(0, 24)),
+    "refused": ("malicious", "train", slice(0, 64)),
+    "answered": ("sums", "train", slice(0, 64)),
 }
 
 TRAINING = TrainingSettings(steps=24, batch_size=4, lr=1e-4, schedule="constant")
@@ -37,9 +37,9 @@ def real_prompts(name: str, n: int | None, seed: int) -> tuple[dict[str, Any], P
     from safecircuits.organism.requests.generate import prompts
     from safecircuits.organism.requests.sums import sums
 
-    kind, split, most = _PROMPTS[name]
-    count = most if n is None else min(n, most)
-    found = sums(split, count, seed) if kind == "sums" else prompts(kind, split, count, seed)  # type: ignore[arg-type]
+    kind, split, rows = _PROMPTS[name]
+    made = sums(split, rows.stop, seed) if kind == "sums" else prompts(kind, split, rows.stop, seed)  # type: ignore[arg-type]
+    found = made[rows] if n is None else made[rows][:n]
     return {"source": f"requests:{kind}", "split": split, "n": len(found), "sha": found.fingerprint}, found
 
 
