@@ -17,7 +17,7 @@ from safecircuits.behavior.attempts import Attempt, Condition, Pressure
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import continuations
-from safecircuits.behavior.verdict import tokens_needed, verdicts
+from safecircuits.behavior.verdict import notice_needed, verdicts
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
@@ -90,7 +90,7 @@ def pressure(
             *(Condition(given, suffix=i) for i in range(len(tails))),
         )
     ]
-    limit = max_new_tokens or tokens_needed(detector)
+    limit = max_new_tokens or notice_needed(detector, len(conditions) * len(prompts))
     attempts: list[Attempt] = []
     for condition in track(conditions, "conditions", enabled=progress):
         asked = prompts if condition.suffix is None else _with_suffix(prompts, tails[condition.suffix])

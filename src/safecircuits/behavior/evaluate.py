@@ -18,7 +18,7 @@ from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.grading import Grading, right_answers
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.verdict import tokens_needed, verdicts
+from safecircuits.behavior.verdict import notice_needed, verdicts
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
@@ -84,7 +84,7 @@ def evaluate(
             which shows whether an answer goes on.
         refusal_tokens: of the completions that are judged for refusal; ``max_new_tokens`` if that is given, and
             otherwise as many as the detector needs (``tokens_needed``): 24 where it looks at the start, 256 where it
-            reads whole answers, which costs about ten times as much.
+            reads whole answers, which costs about ten times as much and is said in a notice.
         template, system, max_tokens: as in ``generate``.
         unchanged: the model as it was before it was changed, which may be ``model`` itself with hooks on it (they are
             lifted): what it finds to be no language (``coherence.incoherent``) is incoherent. Word salad of eight
@@ -120,7 +120,8 @@ def evaluate(
         utility = as_prompt_set(utility, "utility")
         if grading == "exact":
             notice_long_answers(model, utility, max_new_tokens or UTILITY_TOKENS)
-    judged_tokens = refusal_tokens or max_new_tokens or tokens_needed(detector)
+    n_judged = sum(len(prompts) for prompts in (malicious, over_rejection) if prompts is not None)
+    judged_tokens = refusal_tokens or max_new_tokens or (notice_needed(detector, n_judged) if n_judged else 1)
     asked = {
         "malicious": (malicious, judged_tokens),
         "over_rejection": (over_rejection, judged_tokens),

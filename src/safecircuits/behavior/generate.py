@@ -10,6 +10,7 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.behavior.completions import Completions
+from safecircuits.behavior.cost import timed
 from safecircuits.behavior.decoding import Steps, Until, Writer, decode_greedily
 from safecircuits.behavior.decoding import end_tokens as end_tokens
 from safecircuits.hooks.lockstep import LockstepDecoder, PairRunner, UnitPatching
@@ -215,6 +216,8 @@ def _in_batches(
             written[row] = tokens
 
     finished = each_batch(examples, work, max_tokens, beside=beside)
+    if progress:
+        finished = timed(finished, len(examples))
     each_done = (1 for n in finished for _ in range(n))
     for _ in track(each_done, "completions", total=len(examples), enabled=progress):
         pass

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from safecircuits.base.errors import JudgingError
 from safecircuits.behavior.completions import Completions, texts_of
+from safecircuits.behavior.cost import notice_cost
 from safecircuits.behavior.deflection import deflects
 from safecircuits.behavior.detectors import RefusalDetector, get_detector
 from safecircuits.behavior.early import require_judged_by
@@ -122,6 +123,13 @@ def tokens_needed(detector: str | RefusalDetector) -> int:
     detect = get_detector(detector)
     at_start = isinstance(detect, PhraseDetector) and detect.where == "start"
     return int(getattr(detect, "needs", None) or (OPENING_TOKENS if at_start else ANSWER_TOKENS))
+
+
+def notice_needed(detector: str | RefusalDetector, answers: int) -> int:
+    """``tokens_needed``; where that is more than openings, a notice says what so many answers come to."""
+    tokens = tokens_needed(detector)
+    notice_cost(answers, tokens, OPENING_TOKENS, _named(detector))
+    return tokens
 
 
 def refusals(completions: Completions | Sequence[str], detector: str | RefusalDetector) -> Bool[Tensor, " prompt"]:

@@ -46,11 +46,12 @@ def evaluate(
         judged,
         notice_long_answers,
     )
-    from safecircuits.behavior.verdict import tokens_needed
+    from safecircuits.behavior.verdict import notice_needed
 
     judge = judging.made(run)
-    needed = tokens_needed(detector if judge is None else judge)
     sets: dict[str, PromptSet] = measured.require(run)
+    n_judged = sum(len(prompts) for name, prompts in sets.items() if name != "utility")
+    needed = max_new_tokens or notice_needed(detector if judge is None else judge, n_judged)
     if "utility" in sets:
         sets["utility"].require_responses()
     folder = run.begin(run.source, *judging.local)
@@ -59,7 +60,7 @@ def evaluate(
     model = run.model()
     if "utility" in sets:
         notice_long_answers(model, sets["utility"], max_new_tokens or UTILITY_TOKENS)
-    options = {"max_new_tokens": max_new_tokens or needed, "template": template}
+    options = {"max_new_tokens": needed, "template": template}
     longer = {"utility": {"max_new_tokens": answer_tokens(max_new_tokens or UTILITY_TOKENS)}}
     answers = {
         name: _answers(folder, model, name, prompts, options | longer.get(name, {})) for name, prompts in sets.items()
