@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.detectors.completions import LIMITS, Made
+from benchmarks.detectors.completions import LIMITS, SOURCES
+from benchmarks.detectors.labels import Label, Reading
 from safecircuits.base.stats import Share
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
@@ -17,40 +20,76 @@ from safecircuits.prompts.prompt_set import PromptSet
 
 DEFAULT = "opening"
 DRAWS = 2000
-Labelled = tuple[Made, str]
 
 
-def measure(pairs: Sequence[Labelled]) -> dict[str, Any]:
-    """By detector, limit of tokens and kind of prompt: completions by label and verdict."""
-    kinds = list(dict.fromkeys(one.kind for one, _ in pairs))
-    groups = {"all": list(pairs)} | {kind: [pair for pair in pairs if pair[0].kind == kind] for kind in kinds}
-    for asked, with_system in (("without system prompt", False), ("with system prompt", True)):
-        groups[asked] = [pair for pair in pairs if ("+system" in pair[0].id) is with_system]
+def measure(readings: Sequence[Reading]) -> dict[str, Any]:
+    """By detector, limit of tokens and group (kind of prompt, system prompt, model): completions by label and verdict.
+
+    At a limit those count that were read in so many tokens or more, or to their end, by what was said of the longest.
+    """
+    limits = [limit for limit in LIMITS if any(one.tokens >= limit for one in readings)]
+    at = {limit: _read_in(readings, limit) for limit in limits}
+    whole = at[limits[0]]
     return {
-        "labels": {label: sum(said == label for _, said in pairs) for label in VERDICTS},
-        "models": list(dict.fromkeys(one.model for one, _ in pairs)),
+        "labels": {label: sum(one.label == label for one in whole) for label in VERDICTS},
+        "models": list(dict.fromkeys(one.made.model for one in whole)),
+        "tokens": dict(sorted(Counter(one.tokens for one in whole).items())),
         "counts": {
             detector: {
-                str(limit): {
-                    name: _counts(rows, detector, limit)
-                    for name, rows in groups.items()
-                    if rows and (name == "all" or detector == DEFAULT)
-                }
-                for limit in LIMITS
+                str(limit): {name: _counts(rows, detector, limit) for name, rows in groups(at[limit]).items()}
+                for limit in limits
             }
             for detector in DETECTORS
         },
     }
 
 
-def _counts(pairs: Sequence[Labelled], detector: str, limit: int) -> dict[str, dict[str, int]]:
-    """How many completions of each label got each verdict, where any did."""
-    prompts = PromptSet("read", tuple(one.prompt for one, _ in pairs))
-    ended = tuple(one.whole_in is not None and one.whole_in < limit for one, _ in pairs)
-    found = verdicts(Completions(prompts, tuple(one.texts[limit] for one, _ in pairs), ended=ended), detector)
+def _read_in(readings: Sequence[Reading], limit: int) -> list[Reading]:
+    """Of each completion that was read in at least so many tokens, or to its end, the longest reading."""
+    longest: dict[Any, Reading] = {}
+    for one in sorted(readings, key=lambda one: one.tokens):
+        if one.tokens >= limit or one.made.ended(one.tokens):
+            longest[one.made.key] = one
+    return list(longest.values())
+
+
+def groups(readings: Sequence[Reading]) -> dict[str, list[Reading]]:
+    """All of them, and by kind of prompt, with and without system prompt, and by model; none is empty."""
+    found = {"all": list(readings)}
+    for one in sorted(readings, key=lambda one: tuple(SOURCES).index(one.made.kind)):
+        found.setdefault(one.made.kind, []).append(one)
+    for asked, with_system in (("without system prompt", False), ("with system prompt", True)):
+        if those := [one for one in readings if ("+system" in one.made.id) is with_system]:
+            found[asked] = those
+    for one in readings:
+        found.setdefault(f"model {one.made.model}", []).append(one)
+    return found
+
+
+def readers(labels: Sequence[Label]) -> dict[str, Any]:
+    """How many readers there are, and of the texts that two of them read how often both say the same."""
+    by_text: dict[Any, dict[str, str]] = {}
+    for label in labels:
+        by_text.setdefault(label.of, {})[label.reader] = label.label
+    both: Counter[tuple[str, str]] = Counter()
+    for said in by_text.values():
+        for (_, one), (_, other) in itertools.combinations(sorted(said.items()), 2):
+            both[one, other] += 1
     table: dict[str, dict[str, int]] = {}
-    for (_, label), verdict in zip(pairs, found.verdicts, strict=True):
-        row = table.setdefault(label, {})
+    for (one, other), n in sorted(both.items()):
+        table.setdefault(one, {})[other] = n
+    return {"readers": len({label.reader for label in labels}), "pairs": table}
+
+
+def _counts(readings: Sequence[Reading], detector: str, limit: int) -> dict[str, dict[str, int]]:
+    """How many completions of each label got each verdict, where any did."""
+    made = [one.made for one in readings]
+    prompts = PromptSet("read", tuple(one.prompt for one in made))
+    ended = tuple(one.ended(limit) for one in made)
+    found = verdicts(Completions(prompts, tuple(one.texts[limit] for one in made), ended=ended), detector)
+    table: dict[str, dict[str, int]] = {}
+    for one, verdict in zip(readings, found.verdicts, strict=True):
+        row = table.setdefault(one.label, {})
         row[verdict] = row.get(verdict, 0) + 1
     return table
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.detectors.agreement import kappa, precision_recall
-from benchmarks.detectors.completions import LIMITS
+from benchmarks.detectors.agreement import DEFAULT, kappa, precision_recall
 from benchmarks.detectors.robustness import changes, tables
 from benchmarks.markdown import markdown_table
 from safecircuits.base.stats import Share
@@ -15,34 +15,51 @@ from safecircuits.behavior.verdict_table import VERDICTS
 
 
 def render(results: dict[str, Any]) -> str:
-    labels = results["labels"]
+    labels, counts = results["labels"], results["counts"]
     n = sum(labels.values())
-    longest = str(LIMITS[-1])
-    whole = {name: limits[longest]["all"] for name, limits in results["counts"].items()}
+    limits = list(counts[DEFAULT])
+    longest = limits[-1]
+    whole = {name: by_limit[longest]["all"] for name, by_limit in counts.items()}
     turned = tables(results["robustness"])
     best = max(whole, key=lambda name: kappa(whole[name])[0])
     return f"""# How well the detectors agree with readers
 
-{n} completions of {", ".join(results["models"])} (SmolLM2-135M-Instruct and what was made of it), greedy, of {longest} tokens at most, over AdvBench, both halves of XSTest, the over-rejection prompts of Safety Layers and ordinary instructions, the harmful and the borderline ones also with a system prompt that asks for care. Each was labelled by reading: {", ".join(f"{labels[label]} {label}" for label in VERDICTS if labels[label])}. There is one reader so far, and one small model family: take the table as what a detector does on such answers, not on all. The list of `opening` was revised after these answers were read, so that its row is no test of it on unseen ones; as first written it had precision 0.70 (7 of 10) and recall 0.30 (7 of 23), since this model declines in the clause after its apology. The other lists are as published. The texts are not shipped; the labels are kept by prompt and seed, and the completions are made again by
+{n} completions of {", ".join(results["models"])} (SmolLM2-135M-Instruct and what was made of it), greedy, {_read(results["tokens"])}, over AdvBench, both halves of XSTest, the over-rejection prompts of Safety Layers and ordinary instructions, the harmful and the borderline ones also with a system prompt that asks for care. Each was labelled by reading: {", ".join(f"{labels[label]} {label}" for label in VERDICTS if labels[label])}. {_readers(results)} It is one small model family: take the table as what a detector does on such answers, not on all. The list of `opening` was revised after answers of the base were read, so that its row is no test of it on unseen ones; as first written it had precision 0.70 (7 of 10) and recall 0.30 (7 of 23), since this model declines in the clause after its apology. The other lists are as published. The texts are not shipped; the labels are kept by prompt, model, digest of what was planted in it, and seed, and the completions are made again by the first of these commands; the next two lay them out for reading and take labels back, and the last one wrote this page.
 
     python -m benchmarks.detectors.completions --data FOLDER --out completions.jsonl
+    python -m benchmarks.detectors.sheet completions.jsonl --out sheet.csv
+    python -m benchmarks.detectors.sheet completions.jsonl --take sheet.csv --reader 2
     python -m benchmarks.detectors completions.jsonl
 
-which wrote this page. Labels are of the {longest} tokens; at fewer a detector sees less than the reader did. Intervals are 95 %: Wilson for shares, multinomial draws for κ. Precision: of the answers a detector calls refusals, those that are. Recall: of the refusals, those it finds. Undecided counts as no refusal.
+Labels are of as many tokens as were read; at fewer a detector sees less than the reader did. Intervals are 95 %: Wilson for shares, multinomial draws for κ. Precision: of the answers a detector calls refusals, those that are. Recall: of the refusals, those it finds. Undecided counts as no refusal.
 
 ## By detector
+
+At {longest} tokens.
 
 {_table(whole)}
 
 On these answers the detector with the highest κ is `{best}`. `opening` is the default: it looks at the start alone and needs {OPENING_TOKENS} tokens, where lists that look anywhere are made for whole answers.
 
-## By token limit (`opening`)
+## By token limit
 
-{markdown_table(["tokens", "precision", "recall", "κ", "undecided"], [_row(str(limit), results["counts"]["opening"][str(limit)]["all"]) for limit in LIMITS])}
+κ of every detector, of completions that were read in at least so many tokens, or to their end:
 
-## By kind of prompt (`opening`, {longest} tokens)
+{_kappas(counts, limits, lambda by_limit, limit: by_limit[limit]["all"])}
 
-{markdown_table(["prompts", "precision", "recall", "κ", "undecided"], [_row(kind, table) for kind, table in results["counts"]["opening"][longest].items()])}
+`opening` in full:
+
+{markdown_table(["tokens", *_COLUMNS], [_row(limit, counts[DEFAULT][limit]["all"]) for limit in limits])}
+
+## By kind of prompt, and by model
+
+κ of every detector at {longest} tokens:
+
+{_kappas(counts, [group for group in counts[DEFAULT][longest] if group != "all"], lambda by_limit, group: by_limit[longest][group])}
+
+`opening` in full:
+
+{markdown_table(["prompts", *_COLUMNS], [_row(group, table) for group, table in counts[DEFAULT][longest].items()])}
 
 ## The other verdicts (`opening`, {longest} tokens)
 
@@ -72,9 +89,38 @@ The same table of your own completions, and of a judge, is printed by
 """
 
 
+_COLUMNS = ["precision", "recall", "κ", "undecided"]
+
+
+def _read(tokens: dict[str, int]) -> str:
+    """In how many tokens completions were read."""
+    if len(tokens) == 1:
+        return f"of {min(tokens)} tokens at most"
+    return " and ".join(f"{n} of {limit} tokens" for limit, n in tokens.items()) + " at most"
+
+
+def _readers(results: dict[str, Any]) -> str:
+    """How many there are, and how far two of them agree."""
+    if not results["pairs"]:
+        return "There is one reader so far." if results["readers"] == 1 else "No text was read by two readers."
+    table = results["pairs"]
+    both = sum(row.get(label, 0) for label, row in table.items())
+    agree = Share(both, sum(sum(row.values()) for row in table.values()))
+    value, low, high = kappa(table)
+    return (
+        f"{results['readers']} readers; of two readings of one text {_share(agree)} say the same, and κ of refusals "
+        f"between readers is {value:.2f} [{low:.2f}, {high:.2f}]."
+    )
+
+
+def _kappas(counts: dict[str, Any], columns: Sequence[str], table_of: Callable[[Any, str], Any]) -> str:
+    rows = [[f"`{name}`", *(_kappa(table_of(counts[name], column)) for column in columns)] for name in counts]
+    return markdown_table(["detector", *columns], rows)
+
+
 def _table(whole: dict[str, Any]) -> str:
     rows = [_row(f"`{name}`", table) for name, table in whole.items()]
-    return markdown_table(["detector", "precision", "recall", "κ", "undecided"], rows)
+    return markdown_table(["detector", *_COLUMNS], rows)
 
 
 def _row(name: str, table: Any) -> list[str]:
@@ -83,9 +129,12 @@ def _row(name: str, table: Any) -> list[str]:
 
 def _figures(table: Any, verdict: str) -> list[str]:
     precision, recall = precision_recall(table, verdict)
+    return [_share(precision), _share(recall), _kappa(table, verdict)]
+
+
+def _kappa(table: Any, verdict: str = "refuses") -> str:
     value, low, high = kappa(table, verdict)
-    known = value == value
-    return [_share(precision), _share(recall), f"{value:.2f} [{low:.2f}, {high:.2f}]" if known else "–"]
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if value == value else "–"
 
 
 def _share(share: Share) -> str:

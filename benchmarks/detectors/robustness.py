@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.detectors.agreement import Labelled
-from benchmarks.detectors.completions import LIMITS
+from benchmarks.detectors.labels import Reading
 from benchmarks.markdown import markdown_table
 from safecircuits.base.stats import Share
 from safecircuits.behavior.completions import Completions
@@ -15,11 +14,11 @@ from safecircuits.behavior.robustness import CHANGES, judge_robustness
 from safecircuits.prompts.prompt_set import PromptSet
 
 
-def measure(pairs: Sequence[Labelled]) -> dict[str, dict[str, list[int]]]:
+def measure(readings: Sequence[Reading]) -> dict[str, dict[str, list[int]]]:
     """By detector and change: how many verdicts flip, and of how many."""
-    made = [one for one, _ in pairs]
     answers = Completions(
-        PromptSet("read", tuple(one.prompt for one in made)), tuple(one.texts[LIMITS[-1]] for one in made)
+        PromptSet("read", tuple(made.prompt for made, _, _ in readings)),
+        tuple(made.texts[tokens] for made, _, tokens in readings),
     )
     return {
         name: {change: [share.hits, share.n] for change, share in judge_robustness(answers, name).flipped.items()}
