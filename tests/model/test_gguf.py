@@ -16,6 +16,7 @@ from tests.conftest import build_tiny_llama
 import safecircuits as sc
 from safecircuits.behavior.generate import end_tokens
 from safecircuits.model.fingerprint import fingerprint_checkpoint
+from safecircuits.model.packed import require_unpacked
 
 gguf = pytest.importorskip("gguf")
 
@@ -184,14 +185,16 @@ def test_a_model_that_transformers_unpacked_is_taken_and_stays_as_it_was(tmp_pat
     assert plain.config.quantization_config is noted
 
 
-def test_blocks_that_are_still_packed_are_refused(tmp_path: Path) -> None:
+def test_blocks_that_are_still_packed_are_told_from_numbers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     path = write(tiny_model(), tmp_path / "tiny.gguf", kind=gguf.GGMLQuantizationType.Q8_0)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
-    plain.model.layers[1].mlp.up_proj.register_buffer("blocks", torch.zeros(4, 34, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"is quantised \(gguf\)"):
-        sc.load_model(plain, tokenizer=sc.load_model(path).tokenizer)
+    require_unpacked(plain, "this")
+    blocks = torch.nn.Parameter(torch.zeros(4, 34, dtype=torch.uint8), requires_grad=False)
+    plain.model.layers[1].mlp.up_proj.weight = blocks
+    with pytest.raises(ValueError, match=r"is quantised \(gguf\), and training it needs the weights"):
+        sc.finetune(plain, sc.load_prompts("organism:utility", n=2), tokenizer=sc.load_model(path).tokenizer, steps=1)
 
 
 def llama3_factors(head_dim: int, length: int = 8192, theta: float = 500000.0) -> np.ndarray:

@@ -8,8 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import pytest
@@ -218,37 +217,6 @@ class TestFolders:
         with pytest.raises(ValueError, match="cannot load"):
             load_model(folder)
         assert not (folder / "ran").exists()
-
-
-class TestQuantised:
-    """No quantising library is needed to see that a model is quantised: its configuration says so."""
-
-    SETTINGS: ClassVar[dict[str, Any]] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-
-    def test_a_checkpoint(self, folder: Path) -> None:
-        edit_config(folder, quantization_config=self.SETTINGS)
-        with pytest.raises(
-            ValueError, match=r"the checkpoint .* is quantised \(bitsandbytes\): .*dtype=torch.bfloat16"
-        ):
-            load_model(folder)
-
-    @pytest.mark.parametrize("mark", ["settings", "object", "flag"])
-    def test_a_model_object(self, mark: str, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
-        from transformers import BitsAndBytesConfig
-        from transformers.utils.quantization_config import QuantizationMethod
-
-        if mark == "flag":
-            tiny_llama_hf.is_quantized, tiny_llama_hf.quantization_method = True, QuantizationMethod.BITS_AND_BYTES
-        else:
-            found = self.SETTINGS if mark == "settings" else BitsAndBytesConfig(load_in_8bit=True)
-            tiny_llama_hf.config.quantization_config = found
-        with pytest.raises(ValueError, match=r"this LlamaForCausalLM is quantised \(bitsandbytes\)"):
-            load_model(tiny_llama_hf, tokenizer=tiny_tokenizer)
-
-    def test_a_ready_bridge(self, tiny_bridge: Any) -> None:
-        tiny_bridge.original_model.config.quantization_config = SimpleNamespace(quant_method="gptq")
-        with pytest.raises(ValueError, match=r"is quantised \(gptq\)"):
-            load_model(tiny_bridge)
 
 
 class TestDevices:

@@ -21,6 +21,7 @@ EXTRAS = {
     "eval": (("lm-eval", "rouge-score"), "MMLU and other tasks, Rouge-L"),
     "docs": (("mkdocs-material", "mkdocstrings", "nbconvert"), "the documentation site"),
     "gguf": (("gguf",), "models in GGUF files"),
+    "quantised": (("bitsandbytes",), "checkpoints in 4 or 8 bits, for reading"),
     "judges": (("judgezoo",), "published judges of refusals"),
     "bench": (("nnsight", "pyvene"), "benchmarks against other libraries"),
 }

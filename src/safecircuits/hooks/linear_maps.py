@@ -14,7 +14,8 @@ from torch import Tensor
 
 from safecircuits.base.vocabulary import COMPONENTS, Component, Site
 from safecircuits.model.attach import HookFn, attached
-from safecircuits.model.own_weights import require_own_weight
+from safecircuits.model.own_weights import packed_map, read_weight
+from safecircuits.model.packed import WRITING
 from safecircuits.model.sites import HookedModel, is_bridge, require_units, sublayer_of
 
 _ATTENTION = ("q", "k", "v", "o")
@@ -49,6 +50,8 @@ class Matrix:
     component: Component
     owner: Tensor
     """The parameter."""
+    packed: bool = False
+    """Whether the view is what a quantised map applies, so that writing to it would change nothing."""
 
     @classmethod
     def named(cls, model: HookedModel, key: str) -> Matrix:
@@ -62,20 +65,22 @@ class Matrix:
 
         Raises:
             ValueError: if the model computes with a copy of the matrix, which writing would not reach, or with more
-                than the matrix (an unmerged adapter).
+                than the matrix (an unmerged adapter). That of a quantised model can be read and not written.
         """
         name, site = _ACCESSOR[component], _site(component)
         require_units(model, site, (layer,))
         part = sublayer_of(model, layer, site)
         if component in ("k", "v") and not is_bridge(model) and model.cfg.n_key_value_heads is not None:
             name = f"_{name}"  # under GQA a HookedTransformer's W_K is an expanded copy
+        weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
+        if packed_map(part, name) is not None:
+            return cls(weight, component, weight, packed=True)
         view: Tensor = getattr(part, name)
-        require_own_weight(part, name, view.detach(), layer)
         known = {id(p) for p in part.parameters()}
         owner = view if id(view) in known else view._base
         if owner is None or id(owner) not in known:
             raise ValueError(f"{name} of layer {layer} is a copy of its parameter; use a HookedTransformer")
-        return cls(view.detach(), component, owner)
+        return cls(weight, component, owner)
 
     def read(self) -> Float[Tensor, "out in"]:
         """The matrix as an ``nn.Linear`` holds it."""
@@ -85,7 +90,13 @@ class Matrix:
 
     @torch.no_grad()
     def write(self, value: Float[Tensor, "out in"]) -> None:
-        """Put ``value`` in its place."""
+        """Put ``value`` in its place.
+
+        Raises:
+            ValueError: for a quantised matrix.
+        """
+        if self.packed:
+            raise ValueError(f"the matrix {self.component!r} is quantised, and writing to it {WRITING}")
         if self.component == "o":
             self.view.copy_(value.T.reshape(self.view.shape))
         elif self.view.ndim == 2:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from safecircuits.base.notices import notify
+from safecircuits.model.packed import packing_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 _TOKENS = 8
@@ -33,6 +34,12 @@ def merged_view(model: Any) -> nn.Module:
         raise ValueError(
             f"a {type(model).__name__} has virtual tokens, which no weights can take in, so that there is no model to "
             "analyse: analyse its base model, model.get_base_model() (to train one beside it, see virtual_tokens)"
+        )
+    if (method := packing_of(model.get_base_model())) is not None:
+        raise ValueError(
+            f"the adapter of this {type(model).__name__} lies beside quantised weights ({method}), which cannot take "
+            "it in without being rounded anew: load the unquantised base and put the adapter on it with "
+            "PeftModel.from_pretrained(base, adapter_folder)"
         )
     merged: nn.Module = copy.deepcopy(model).merge_and_unload(safe_merge=True)
     merged.requires_grad_(True)  # PEFT had switched that off for all but its adapters

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from safecircuits.base.notices import notify
 from safecircuits.model.attach import marked
 from safecircuits.model.copies import let_copies_be_apart
+from safecircuits.model.packed import held_tensors, packing_of, settle
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
 
 
@@ -65,9 +66,12 @@ def bridge_of(hf_model: nn.Module) -> Any:
 
     # A bridge rewires the modules of the model it wraps. A copy of the modules over the same parameters takes no
     # memory and leaves the caller's object as it was.
-    shared: dict[int, Any] = {id(t): t for t in (*hf_model.parameters(), *hf_model.buffers())}
+    if packing_of(hf_model) is not None:
+        settle(hf_model)
+    shared: dict[int, Any] = {id(t): t for t in held_tensors(hf_model)}
     wrapped: Any = copy.deepcopy(hf_model, shared)
-    forget_packing(wrapped, wrapped.config)
+    if packing_of(wrapped) is None:
+        forget_packing(wrapped, wrapped.config)
     _restore_forward(wrapped)
     architecture = type(wrapped).__name__
     wrapped.config.architectures = [architecture]

@@ -22,8 +22,9 @@ from safecircuits.base.processes import own_device
 from safecircuits.base.progress import without_bars
 from safecircuits.model.bridge import forget_packing
 from safecircuits.model.fingerprint import STAGE_PREFIX
-from safecircuits.model.gguf_file import GgufFile, gguf_in, unpacked
+from safecircuits.model.gguf_file import GgufFile, gguf_in
 from safecircuits.model.memory import gigabytes, require_room
+from safecircuits.model.quantised import explained, least_bits, method_of, wanted_quantization
 from safecircuits.organism.catalog import stage_path
 from safecircuits.organism.recipe import STAGES
 from safecircuits.organism.smollm2.catalog import SMOLLM2, real_model
@@ -41,16 +42,17 @@ def load_checkpoint(
     revision: str | None,
     *,
     device_map: DeviceMap | None = None,
+    quantization: Any = None,
     tokenizer: Any = None,
 ) -> tuple[nn.Module, Any]:
     """The plain Hugging Face model and tokenizer of one of our names, a folder, a GGUF file or a hub id.
 
     Args:
-        dtype, device, revision, device_map: see ``load_model``.
+        dtype, device, revision, device_map, quantization: see ``load_model``.
         tokenizer: given back in place of the checkpoint's own, which is then not read.
 
     Raises:
-        ValueError: for whatever cannot be loaded, complete and unquantised; says what to do.
+        ValueError: for whatever cannot be loaded, and loaded complete; says what to do.
         torch.OutOfMemoryError: before anything is read, if the weights are larger than the memory that is free.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -67,9 +69,11 @@ def load_checkpoint(
         not Path(name).is_dir() and "/" not in name and difflib.get_close_matches(name, STAGES, cutoff=0.75)
     ):
         raise ValueError(f"no model {name!r}. {_known()}")
+    settings = wanted_quantization(quantization)
     device = torch.device(device or own_device())
+    spread, given = device_map is not None, torch_dtype(dtype)
     on_cpu = device.type == "cpu" if device_map is None else not torch.cuda.is_available()
-    dtype = torch_dtype(dtype) or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
+    dtype = given or (torch.float32 if on_cpu else None)  # None: the checkpoint's own
     # A download deserves its progress bars; reading a local file does not.
     quiet = without_bars() if Path(name).exists() else nullcontext()
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -82,15 +86,27 @@ def load_checkpoint(
         try:
             folder = name if packed is None else str(packed.path.parent)
             config = of_file.get("config") or AutoConfig.from_pretrained(name, **kwargs)
-            require_unquantised(config, f"the checkpoint {name!r}")
-            require_room(config, dtype, None if device_map is not None else device)
+            found = None if packed is not None else getattr(config, "quantization_config", None)
+        except Exception as error:
+            raise _explained(name, revision, error) from error
+        if settings is not None:
+            _require_quantisable(name, found, changed=changed, gguf=packed is not None)
+            of_file = {"quantization_config": settings}
+        method = method_of(settings or found)
+        if method is not None:
+            if device.type != "cpu":  # what packs weights does so where they are to be
+                device_map = device_map or {"": str(device)}
+            read_as = given  # kernels of packed weights are made for the checkpoint's own precision
+        bits = None if method is None else least_bits(settings or found)
+        try:
+            require_room(config, read_as, None if spread else device, bits)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=read_as or "auto", device_map=device_map, output_loading_info=True, **of_file, **kwargs
             )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise _explained(name, revision, error) from error
+            raise _explained(name, revision, error, method) from error
         if lacking := sorted(report["missing_keys"]):
             raise ValueError(
                 f"the checkpoint {name!r} lacks {len(lacking)} of the model's parameters, for example {lacking[0]!r}, "
@@ -117,7 +133,7 @@ def load_checkpoint(
         model.generation_config.eos_token_id = packed.end_tokens or None
     if real is not None and changed:
         model = real.change(model).to(dtype or torch.float32)
-    if device_map is None:
+    if device_map is None and method is None:
         model = _moved(model, device, name)
     require_weights(model)
     return model.eval(), tokenizer
@@ -162,23 +178,16 @@ def _notice_another_split(tokenizer: Any, name: str, revision: str | None) -> No
             return
 
 
-def require_unquantised(config: Any, what: str) -> None:
-    """Raise a ValueError for a model, or its configuration, whose weights are packed in 8 or fewer bits."""
-    inner = getattr(config, "config", config)
-    found = getattr(inner, "quantization_config", None)
-    if found is None and not getattr(config, "is_quantized", False):
-        return
-    read = found.get if isinstance(found, dict) else lambda key, default=None: getattr(found, key, default)
-    method = read("quant_method") or getattr(config, "quantization_method", None) or "unknown method"
-    method = getattr(method, "value", method)
-    if method == "gguf" and inner is not config and unpacked(config):
-        return  # transformers unpacked the file's blocks and keeps a note of where they came from
-    raise ValueError(
-        f"{what} is quantised ({method}): unit scores, masks, freezing and export read and "
-        "write the weights themselves, which packed ones do not allow, and scaling is not exact where activations are "
-        "rounded too (LLM.int8); load the unquantised checkpoint with dtype=torch.bfloat16, over several devices with "
-        "device_map='auto' if it is too large for one"
-    )
+def _require_quantisable(name: str, found: Any, *, changed: bool, gguf: bool) -> None:
+    """Raise a ValueError for a checkpoint that cannot be quantised while it is loaded."""
+    if found is not None:
+        raise ValueError(f"the checkpoint {name!r} is quantised ({method_of(found)}) already: leave out quantization=")
+    if changed or gguf:
+        what = "is unpacked from a GGUF file" if gguf else "is made of its base by changes in full precision"
+        raise ValueError(
+            f"{name!r} {what}, so it is not quantised while it loads: save it with save_pretrained, and load that "
+            "folder with quantization="
+        )
 
 
 def require_weights(model: Any) -> None:
@@ -204,13 +213,11 @@ def _moved(model: Any, device: torch.device, name: str) -> Any:
         ) from error
 
 
-def _explained(name: str, revision: str | None, error: Exception) -> ValueError:
+def _explained(name: str, revision: str | None, error: Exception, method: str | None = None) -> ValueError:
     """What went wrong in the words of somebody who wants to go on."""
     from huggingface_hub import errors as hub
     from safetensors import SafetensorError
 
-    if isinstance(error, ValueError) and "is quantised" in str(error):
-        return error
     reason = first_line(error)
     page = f"https://huggingface.co/{name}"
     causes = tuple(_chain(error))
@@ -218,6 +225,8 @@ def _explained(name: str, revision: str | None, error: Exception) -> ValueError:
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
+    if method is not None and not caused_by(SafetensorError):
+        return ValueError(explained(name, method, error))
     if Path(name).is_dir():
         return ValueError(_of_folder(Path(name), reason, damaged=caused_by(SafetensorError)))
     if Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:  # no hub id

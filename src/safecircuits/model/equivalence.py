@@ -29,6 +29,7 @@ from safecircuits.model.forward import Decoder, logits, without_dropout
 from safecircuits.model.kernels import attending
 from safecircuits.model.miniature import TOKENS, miniature_of, windows
 from safecircuits.model.modules import decoder_layers
+from safecircuits.model.packed import packing_of
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import Encoded
@@ -55,12 +56,13 @@ class Tolerance:
 
     most: float
     half: bool
-    """Half precision: its rounding may turn an expert's choice at single positions, so the median position counts."""
+    """Half precision, or quantised weights: their rounding may turn an expert's choice at single positions, so the
+    median position counts."""
 
     @classmethod
     def of(cls, hf_model: Any, *, small: bool) -> Tolerance:
         """For a model of this precision and size."""
-        half = hf_model.dtype.itemsize <= 2
+        half = _is_rounded(hf_model)
         return cls(0.1 if half else 1e-4 if small else 1e-3, half)
 
     def exceeded(self, got: Float[Tensor, "some d"], want: Float[Tensor, "pos d"]) -> float | None:
@@ -115,8 +117,13 @@ def require_equivalent(
         setattr(model, OTHERWISE_PLAIN, True)
 
 
+def _is_rounded(hf_model: Any) -> bool:
+    """Whether its products are rounded to 16 bits or fewer, as those of quantised weights may be in any precision."""
+    return bool(hf_model.dtype.itemsize <= 2 or packing_of(hf_model) is not None)
+
+
 def _is_small(hf_model: Any) -> bool:
-    return bool(hf_model.dtype.itemsize > 2 and sum(p.numel() for p in hf_model.parameters()) <= _SMALL)
+    return bool(not _is_rounded(hf_model) and sum(p.numel() for p in hf_model.parameters()) <= _SMALL)
 
 
 def _verdict(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedModel]) -> Verdict:
@@ -126,7 +133,7 @@ def _verdict(model: HookedModel, hf_model: Any, make: Callable[[Any], HookedMode
     found = compared(model, hf_model, rows)
     if found.wrong is not None or (small and beyond < TOKENS // 2):
         return found
-    if hf_model.dtype.itemsize > 2 and not beyond and not _positions_vary(hf_model.config):
+    if not _is_rounded(hf_model) and not beyond and not _positions_vary(hf_model.config):
         return found
     reason = f"beyond its window of {beyond} tokens" if beyond else "in full precision at more"
     miniature = miniature_of(hf_model)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 _MAGIC = b"GGUF"
 _SPLIT = "split.count"
@@ -107,14 +106,6 @@ class GgufFile:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
-
-
-def unpacked(model: Any) -> bool:
-    """Whether each matrix of ``model`` is a plain tensor of floating-point numbers of 16 bits or more."""
-    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.ndim > 1)
-    wide = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    # A causal mask kept as a buffer is no weight.
-    return all(t.dtype in wide or t.dtype == torch.bool for t in tensors)
 
 
 def _reader(path: Path) -> Any:

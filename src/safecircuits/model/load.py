@@ -25,16 +25,21 @@ from safecircuits.model.bridge import (
     plain_name,
     source_of,
 )
-from safecircuits.model.checkpoint import DeviceMap, load_checkpoint, require_unquantised, require_weights
+from safecircuits.model.checkpoint import DeviceMap, load_checkpoint, require_weights
 from safecircuits.model.checkpoint_folder import rehearse, ties_of, write_checkpoint
 from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.equivalence import require_equivalent
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.modules import with_buffers
 from safecircuits.model.own_weights import MERGE
+from safecircuits.model.packed import packing_of, require_unpacked
+from safecircuits.model.quantised import Quantization
 from safecircuits.model.sites import HookedModel, is_bridge, require_unprocessed
 
 Backend = Literal["bridge", "hooked"]
+
+_COMPARED = "_safecircuits_compared"
+"""Set on a quantised model that was compared with Hugging Face when it was loaded."""
 
 
 def load_model(
@@ -45,6 +50,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
+    quantization: Quantization | Any = None,
     revision: str | None = None,
 ) -> HookedModel:
     """Load ``source`` as a TransformerLens model, unprocessed: every parameter is the checkpoint's own.
@@ -68,10 +74,14 @@ def load_model(
         device: ``"cuda"`` where there is one unless given; of several processes (``torchrun``) each has its own.
         device_map: instead of ``device``, spreads a bridge over several: ``"auto"``, or a device by module name, as
             Accelerate takes it. Parts on a GPU and others on the CPU or on disk are refused.
+        quantization: of a checkpoint that is to be quantised while it loads: ``"4bit"`` (NF4), ``"8bit"`` (LLM.int8;
+            extra ``quantised``), or a quantization config of transformers. Checkpoints that are quantised already load
+            as they are, wherever transformers has what reads them. Either way the model, a bridge, is for reading:
+            collecting, generating, scaling, ablating, scoring. Masks, training and export refuse it.
         revision: of a hub id.
 
     Raises:
-        ValueError: for a name that cannot be loaded, a checkpoint that lacks something or is quantised, a missing
+        ValueError: for a name that cannot be loaded, a checkpoint that lacks something, a missing library, a missing
             tokenizer, offloaded weights, a model whose weights were processed (folded norms), or a configuration of
             which transformer-lens makes something that computes otherwise than Hugging Face does: says where, by how
             much, and whether alone, padded or with a cache.
@@ -89,6 +99,9 @@ def load_model(
     if device_map is not None and (backend == "hooked" or not isinstance(source, str | Path)):
         reason = "a HookedTransformer is on one device" if backend == "hooked" else "a model object is where it is"
         raise ValueError(f"device_map= is for loading a checkpoint as a bridge: {reason}")
+    if quantization is not None and (backend == "hooked" or not isinstance(source, str | Path)):
+        reason = "a HookedTransformer computes with copies" if backend == "hooked" else "a model object is as it is"
+        raise ValueError(f"quantization= is for loading a checkpoint as a bridge: {reason}")
     wanted = torch_dtype(dtype)
     if isinstance(source, nn.Module) and wanted not in (None, found := next(source.parameters()).dtype):
         raise ValueError(
@@ -104,7 +117,9 @@ def load_model(
     elif isinstance(source, str | Path):
 
         def read(name: str | Path) -> tuple[nn.Module, Any]:
-            return load_checkpoint(name, wanted, device, revision, device_map=device_map, tokenizer=tokenizer)
+            return load_checkpoint(
+                name, wanted, device, revision, device_map=device_map, quantization=quantization, tokenizer=tokenizer
+            )
 
         given = tokenizer
         hf_model, tokenizer = load_adapter(Path(source), read) if is_adapter_folder(source) else read(source)
@@ -114,13 +129,16 @@ def load_model(
             f"cannot load a model from a {type(source).__name__}: pass a name, a folder, a Hugging Face model, "
             "a HookedTransformer or a TransformerBridge"
         )
-    require_unquantised(hf_model, f"this {type(hf_model).__name__}")
     if is_peft(hf_model):
         hf_model = merged_view(hf_model)
     require_weights(hf_model)
+    if backend == "hooked":
+        require_unpacked(hf_model, "a HookedTransformer, which computes with copies of them,")
     make = bridge_of if backend == "bridge" else _hooked
     model: HookedModel = make(hf_model)
     require_equivalent(model, hf_model, make)
+    if packing_of(model) is not None:
+        setattr(model, _COMPARED, True)
     _give_tokenizer(model, tokenizer)
     return model
 
@@ -147,6 +165,7 @@ def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) 
         >>> AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers
         8
     """
+    require_unpacked(model, "saving it")
     hf_model = to_hugging_face(model)
     if not hasattr(hf_model, "save_pretrained"):
         kept = "its adapter with model.peft.save_pretrained(folder)" if hasattr(model, "peft") else "its state_dict()"
@@ -167,6 +186,7 @@ def require_exportable(model: Any) -> None:
     """
     if not hasattr(model, "hook_dict") and not hasattr(model, "save_pretrained"):
         return
+    require_unpacked(model, "training it")
     tokenizer = getattr(model, "tokenizer", None)
     try:
         if not hasattr(model, "hook_dict") or is_bridge(model):
@@ -191,6 +211,7 @@ def to_hugging_face(model: Any) -> Any:
 
 
 def _to_hugging_face(model: Any) -> Any:
+    require_unpacked(model, "exporting it")
     config = hf_config_of(model)
     tied = _tied(model, config)
     if tied is not None and tied != bool(getattr(config, "tie_word_embeddings", False)):
@@ -263,7 +284,11 @@ def _give_tokenizer(model: Any, tokenizer: Any) -> None:
 
 def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
     require_unprocessed(model)
-    require_unquantised(getattr(model, "original_model", model), f"this {type(model).__name__}")
+    if packing_of(model) is not None and not hasattr(model, _COMPARED):
+        raise ValueError(
+            f"this {type(model).__name__} is of quantised weights, so that there is no plain model left to compare it "
+            "with: pass the Hugging Face model itself, with tokenizer="
+        )
     require_weights(model)
     if not is_bridge(model) and model.cfg.normalization_type == "LN":
         # from_pretrained(fold_ln=False) still centres what is written to the residual stream and leaves no other trace
@@ -279,6 +304,6 @@ def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
         _give_tokenizer(model, tokenizer)
     if getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=")
-    if is_bridge(model) and not hooks_in_force(model)[0]:
+    if is_bridge(model) and not hasattr(model, _COMPARED) and not hooks_in_force(model)[0]:
         require_equivalent(model, model.original_model, bridge_of, reference=lambda: to_hugging_face(model))
     return model

@@ -19,6 +19,8 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.dtypes import torch_dtype
 from safecircuits.model.decoder_sizes import DecoderSizes
 from safecircuits.model.modules import meta_model_of
+from safecircuits.model.packed import held_tensors, memory_of
+from safecircuits.model.quantised import packed_bytes
 from safecircuits.prompts.batching import MAX_TOKENS
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 
@@ -193,13 +195,16 @@ def fitting_tokens(model: Any, width: int, *, cached: bool = False, gradients: b
     return min(MAX_TOKENS, max(1, int(_USABLE * free) // row) * width)
 
 
-def require_room(config: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
+def require_room(config: Any, dtype: torch.dtype | None, device: torch.device | None, bits: int | None = None) -> None:
     """Raise a torch.OutOfMemoryError if the weights of a configuration are larger than what ``device`` has free.
 
     Args:
         device: None for all GPUs together, or the CPU without any.
+        bits: of an entry of a linear map, where those are quantised.
     """
     _, weights, _, itemsize = _weights(config, dtype)
+    if bits is not None:
+        weights = packed_bytes(meta_model_of(config), bits, itemsize)
     free = free_memory(device)
     if free is None or weights <= free:
         return
@@ -245,7 +250,7 @@ def _weights(model: Any, dtype: torch.dtype | None) -> tuple[Any, int, int, int]
         config = hf_config_of(model) if hasattr(model, "hook_dict") else model.config  # type: ignore[arg-type]
         own = next(model.parameters()).dtype
         # Split matrices of a bridge may share the memory of a fused one, or may be copies beside it.
-        memory = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+        memory = dict(map(memory_of, held_tensors(model)))
         held = sum(memory.values()) // own.itemsize
     else:
         config, held = model, None

@@ -1,11 +1,14 @@
-"""Whether a matrix that is read is the one that runs: an adapter or another wrapper may add to it unseen."""
+"""Reading a matrix as it runs: an adapter or another wrapper may add to it unseen, and a library may have packed it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+from safecircuits.model.packed import applied_matrix, is_packed
 
 MERGE = (
     "merge an adapter first: peft_model.merge_and_unload(), or for one that add_adapter or load_adapter has put into "
@@ -13,6 +16,43 @@ MERGE = (
 )
 
 _COMPONENT = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_gate": "gate", "W_out": "out"}
+
+
+def packed_map(part: Any, accessor: str) -> Any:
+    """The packed linear map behind a weight's accessor on a bridge's sublayer; None where the weight is plain."""
+    linear = getattr(getattr(part, _COMPONENT.get(accessor, ""), None), "original_component", None)
+    return linear if is_packed(linear) else None
+
+
+def has_weight(part: Any, accessor: str) -> bool:
+    """Whether a sublayer has such a weight, as a matrix or packed."""
+    try:
+        return packed_map(part, accessor) is not None or getattr(part, accessor, None) is not None
+    except (NotImplementedError, RuntimeError, ValueError):  # of another form than the accessor expects
+        return False
+
+
+def read_weight(part: Any, accessor: str, layer: int, like: Tensor, d_head: int) -> Tensor:
+    """The weight that a sublayer computes with: its own memory, or of a packed one the matrix that it applies.
+
+    Args:
+        like: a tensor with the model's precision, on its device.
+
+    Returns:
+        ``[in out]``, ``[head in d_head]`` (W_Q, W_K, W_V) or ``[head d_head out]`` (W_O).
+
+    Raises:
+        ValueError: if the map computes with more than its weight (an unmerged adapter).
+    """
+    linear = packed_map(part, accessor)
+    if linear is None:
+        weight: Tensor = getattr(part, accessor).detach()
+        require_own_weight(part, accessor, weight, layer)
+        return weight
+    matrix = applied_matrix(linear, like.dtype, like.device)
+    if accessor in ("W_Q", "W_K", "W_V"):
+        return rearrange(matrix, "d_in (head d_head) -> head d_in d_head", d_head=d_head)
+    return rearrange(matrix, "(head d_head) out -> head d_head out", d_head=d_head) if accessor == "W_O" else matrix
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from safecircuits.base.processes import gather, rank, size, that_travels
+from safecircuits.model.packed import named_tensors, parts_of
 from safecircuits.prompts.prompt_set import Encoded
 
 T = TypeVar("T")
@@ -98,10 +99,11 @@ def _of_examples(examples: Sequence[Encoded]) -> str:
 
 
 def _of_weights(model: Any) -> str:
-    """A digest of a few entries of every parameter, on whatever device."""
+    """A digest of a few entries of every parameter and buffer, on whatever device."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // _SAMPLED)] if parameter.device.type != "meta" else flat[:0]
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {some.float().tolist()}".encode())
+    for name, tensor in named_tensors(model):
+        for part in parts_of(tensor.detach()):
+            flat = part.flatten()
+            some = flat[:: max(1, flat.numel() // _SAMPLED)] if not part.is_meta else flat[:0]
+            digest.update(f"{name} {tuple(part.shape)} {part.dtype} {some.double().tolist()}".encode())
     return f"digest {digest.hexdigest()[:8]}"

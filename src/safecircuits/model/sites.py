@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from safecircuits.base.arguments import indices as read_indices
 from safecircuits.base.vocabulary import SITES, Site
-from safecircuits.model.own_weights import require_own_weight
+from safecircuits.model.own_weights import has_weight, packed_map, read_weight, require_own_weight
+from safecircuits.model.packed import map_sizes, require_unpacked
 
 
 class HookedModel(Protocol):
@@ -140,9 +141,12 @@ class ModelShape:
 def _d_mlp(model: HookedModel) -> int:
     """Neurons of a layer. Some bridges' configurations say 4 d_model whatever the checkpoint has; the matrix knows."""
     if is_bridge(model):
+        mlp = getattr(model.blocks[0], "mlp", None)
+        if (packed := packed_map(mlp, "W_out")) is not None:
+            return map_sizes(packed)[0]
         try:
             return int(model.blocks[0].mlp.W_out.shape[-2])
-        except (AttributeError, NotImplementedError):  # no such matrix, or one that is packed
+        except (AttributeError, NotImplementedError):  # no such matrix, or one that nobody can read
             pass
     return int(model.cfg.d_mlp)
 
@@ -185,10 +189,7 @@ _NEEDED: dict[Site, tuple[str, ...]] = {"mlp": ("W_in", "W_out"), "attn": ("W_Q"
 def has_units(model: HookedModel, site: Site, layer: int) -> bool:
     """Whether a layer has such units: an MLP (not a mixture of experts) with neurons, attention with heads."""
     sublayer = getattr(model.blocks[layer], site, None)
-    try:
-        return all(getattr(sublayer, accessor, None) is not None for accessor in _NEEDED[site])
-    except (NotImplementedError, RuntimeError, ValueError):  # packed, or of another form than the accessor expects
-        return False
+    return all(has_weight(sublayer, accessor) for accessor in _NEEDED[site])
 
 
 def require_units(model: HookedModel, site: Site, layers: Iterable[int]) -> None:
@@ -208,6 +209,7 @@ def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "
     """Outgoing weights of each input channel of the sublayer's output projection, one row a channel.
 
     Neurons are channels (``channel = d_mlp``); a head owns ``d_head`` consecutive ones (``channel = head d_head``).
+    Of a quantised projection they are the numbers that it multiplies with.
 
     Raises:
         ValueError: if the projection computes with more than its weight (an unmerged adapter).
@@ -215,8 +217,7 @@ def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "
     require_unprocessed(model)
     require_units(model, site, (layer,))
     part, name = sublayer_of(model, layer, site), "W_out" if site == "mlp" else "W_O"
-    weight: Tensor = getattr(part, name).detach()
-    require_own_weight(part, name, weight, layer)
+    weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
     return weight if site == "mlp" else weight.flatten(0, 1)
 
 
@@ -244,6 +245,7 @@ def unit_parameters(model: HookedModel, site: Site, layer: int) -> set[str]:
 
 def unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
     """(parameter's name, parameter, view of it, axis that counts units, counted in KV heads?)."""
+    require_unpacked(model, "a mask or an edit of units")
     sublayer = sublayer_of(model, layer, site)
     named = dict(model.named_parameters())
     names = {id(p): name for name, p in named.items()}
@@ -298,6 +300,7 @@ def unit_parameter_masks(
 
 def layer_parameters(model: HookedModel, layer: int) -> list[str]:
     """Names in ``named_parameters()`` of the attention and MLP parameters of a layer; its norms are not among them."""
+    require_unpacked(model, "a mask of layers")
     block = model.blocks[layer]
     inside = {id(p) for site in SITES for p in sublayer_of(model, layer, site).parameters()}
     norms = {id(p) for name, p in block.named_parameters() if "norm" in name.lower() or "ln" in name.split(".")[0]}

@@ -160,12 +160,12 @@ def _tokens_fingerprint(examples: Sequence[Encoded]) -> str:
 
 def _require_usable(model: Any) -> None:
     """Raise a ValueError for weights that training cannot use."""
+    require_exportable(model)
     if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         raise ValueError(
             "the weights are float16, in which AdamW's epsilon is zero and the first step gives no finite numbers; "
             "load the model with dtype=torch.float32 or torch.bfloat16"
         )
-    require_exportable(model)
 
 
 def _provenance(plan: Sequence[PhaseSteps]) -> Any:

@@ -13,13 +13,19 @@ from torch.nn import functional as F
 from safecircuits.model.attach import HookFn
 from safecircuits.model.forward import logits
 from safecircuits.model.in_use import used_alone
+from safecircuits.model.packed import require_gradients
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.batching import Batch
 
 
 @contextmanager
 def only_activations(model: HookedModel) -> Iterator[None]:
-    """Inside the block gradients flow through the model but no parameter collects one."""
+    """Inside the block gradients flow through the model but no parameter collects one.
+
+    Raises:
+        ValueError: for a quantised model whose maps pass on none.
+    """
+    require_gradients(model)
     with used_alone(model):
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter, _ in flags:
