@@ -31,12 +31,13 @@ def wanted_quantization(quantization: Any) -> Any:
     from transformers import BitsAndBytesConfig
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+    packed_by: Any = BitsAndBytesConfig
     if quantization is None or isinstance(quantization, QuantizationConfigMixin):
         return quantization
     if quantization == "4bit":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        return packed_by(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return packed_by(load_in_8bit=True)
     raise ValueError(
         f"quantization is '4bit', '8bit' (both by bitsandbytes) or a quantization config of transformers, "
         f"not {quantization!r}"
@@ -64,8 +65,8 @@ def least_bits(settings: Any) -> int:
 def packed_bytes(meta_model: Any, bits: int, itemsize: int) -> int:
     """What a model takes with its linear maps in ``bits`` a weight, and all else (embeddings, norms) as it is."""
     kept = {id(m) for m in (meta_model.get_input_embeddings(), meta_model.get_output_embeddings())}
-    total = sum(p.numel() for p in meta_model.parameters())
-    packed = sum(
+    total: int = sum(p.numel() for p in meta_model.parameters())
+    packed: int = sum(
         module.weight.numel()
         for module in meta_model.modules()
         if isinstance(module, torch.nn.Linear) and id(module) not in kept

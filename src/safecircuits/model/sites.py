@@ -142,8 +142,8 @@ def _d_mlp(model: HookedModel) -> int:
     """Neurons of a layer. Some bridges' configurations say 4 d_model whatever the checkpoint has; the matrix knows."""
     if is_bridge(model):
         mlp = getattr(model.blocks[0], "mlp", None)
-        if (packed := packed_map(mlp, "W_out")) is not None:
-            return map_sizes(packed)[0]
+        if (sizes := map_sizes(packed_map(mlp, "W_out"))) is not None:
+            return sizes[0]
         try:
             return int(model.blocks[0].mlp.W_out.shape[-2])
         except (AttributeError, NotImplementedError):  # no such matrix, or one that nobody can read
