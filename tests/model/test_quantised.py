@@ -18,7 +18,7 @@ from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.forward import logits
 from safecircuits.model.memory import require_room
 from safecircuits.model.packed import applied_matrix, packed_maps, packing_of
-from safecircuits.model.quantised import packed_bytes
+from safecircuits.model.quantised import least_bits, packed_bytes
 from safecircuits.prompts.batching import pad_left
 from safecircuits.prompts.prompt_set import encode
 
@@ -329,3 +329,11 @@ def test_plain_models_are_not_taken_for_packed(tiny_llama_hf: Any) -> None:
     tiny_llama_hf.config.quantization_config = {"quant_method": "gptq"}
     assert packing_of(tiny_llama_hf) is None
     assert packing_of(with_codes(build_tiny_llama())) is not None
+
+
+def test_bits_are_read_from_a_files_settings_and_from_a_librarys() -> None:
+    from transformers import BitsAndBytesConfig
+
+    assert least_bits({"quant_method": "gptq", "bits": 3}) == 3
+    assert least_bits({"load_in_8bit": True}) == least_bits(BitsAndBytesConfig(load_in_8bit=True)) == 8
+    assert least_bits(BitsAndBytesConfig(load_in_4bit=True)) == least_bits({}) == 4

@@ -56,10 +56,10 @@ def method_of(settings: Any) -> str | None:
 
 def least_bits(settings: Any) -> int:
     """Bits that a packed entry takes, as far as the settings say; 4 where they do not, so that nothing is refused."""
-    read = settings.get if isinstance(settings, dict) else lambda key: getattr(settings, key, None)
-    if read("load_in_8bit"):
+    said: dict[str, Any] = settings if isinstance(settings, dict) else vars(settings)
+    if said.get("load_in_8bit") or said.get("_load_in_8bit"):
         return 8
-    return next((int(value) for value in map(read, _BITS) if isinstance(value, int) and value > 0), 4)
+    return next((int(said[name]) for name in _BITS if isinstance(said.get(name), int) and said[name] > 0), 4)
 
 
 def packed_bytes(meta_model: Any, bits: int, itemsize: int) -> int:
