@@ -104,9 +104,9 @@ def test_units_are_given_in_any_collection(indices: Any, tiny_bridge: Any) -> No
 @pytest.mark.parametrize(
     ("units", "message"),
     [
-        ({"neurons": {1: [3]}}, "a site is one of mlp, attn, not 'neurons'"),
-        ({"heads": {1: [3]}}, "a site is one of mlp, attn, not 'heads'"),
-        ({1: [3]}, "a site is one of mlp, attn, not 1: units are given by site and layer"),
+        ({"neurons": {1: [3]}}, "a site is one of mlp, attn, expert, shared, router, not 'neurons'"),
+        ({"heads": {1: [3]}}, "a site is one of mlp, attn, expert, shared, router, not 'heads'"),
+        ({1: [3]}, "a site is one of mlp, attn, expert, shared, router, not 1: units are given by site and layer"),
         ({"mlp": [3]}, "units are given by site and layer, such as .*; the mlp units are a list"),
         (sc.FreezeMask.layers(1), "not as a FreezeMask"),
         (

@@ -81,7 +81,7 @@ def test_layers_refuses_the_ends_of_a_range_apart() -> None:
         ({"mlp": {0: [48]}}, "mlp unit 48 of layer 0 does not exist: there are 0 to 47"),
         ({"attn": {0: [-1]}}, "attn unit -1 of layer 0 does not exist"),
         ({"mlp": {3: [0]}}, "layer 3 does not exist: there are 0 to 2"),
-        ({"head": {0: [0]}}, "a site is one of mlp, attn, not 'head'"),
+        ({"head": {0: [0]}}, "a site is one of mlp, attn, expert, shared, router, not 'head'"),
     ],
 )
 def test_of_units_refuses_what_does_not_exist(units: Any, message: str) -> None:

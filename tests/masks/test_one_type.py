@@ -120,7 +120,7 @@ def test_other_tensors_are_no_units(made: Callable[..., Any], mlp: Any, message:
 def test_a_site_is_no_other_word() -> None:
     mask = FreezeMask.of_units({"mlp": {1: [3]}}, SHAPE)
     for read in (mask.at, mask.members, mask.n_units, lambda site: mask.restrict(sites=site)):
-        with pytest.raises(ValueError, match="a site is one of mlp, attn, not 'heads'"):
+        with pytest.raises(ValueError, match="a site is one of mlp, attn, expert, shared, router, not 'heads'"):
             read("heads")
 
 

@@ -11,7 +11,7 @@ import torch
 
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer
-from safecircuits.model.sites import unit_parameter_masks
+from safecircuits.model.unit_weights import unit_parameter_masks
 from safecircuits.prompts.prompt_set import encode
 from safecircuits.weights import score_weights
 

@@ -8,8 +8,13 @@ from typing import Any, Literal, get_args
 
 from safecircuits.base.arguments import whole
 
-Site = Literal["mlp", "attn"]
-SITES: tuple[Site, ...] = get_args(Site)
+Site = Literal["mlp", "attn", "expert", "shared", "router"]
+"""Neurons of an MLP and attention heads; in a mixture of experts neurons of the experts (numbered expert after expert)
+and of the shared expert, and experts as the router knows them."""
+ALL_SITES: tuple[Site, ...] = get_args(Site)
+SITES: tuple[Site, ...] = ("mlp", "attn")
+"""Those that every layer of a dense model has."""
+MIXTURE_SITES: tuple[Site, ...] = ("expert", "shared", "router")
 
 Component = Literal["q", "k", "v", "o", "gate", "in", "out"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.sites import HookedModel, ModelShape, has_units, unit_tensors
+from safecircuits.model.sites import HookedModel, ModelShape, has_units
+from safecircuits.model.unit_weights import unit_tensors
 
 
 def unit_changes(before: HookedModel, after: HookedModel) -> dict[Site, Float[Tensor, "layer unit"]]:

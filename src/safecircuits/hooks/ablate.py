@@ -10,20 +10,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import ALL_SITES, MIXTURE_SITES, Site
 from safecircuits.hooks.place import Places, placed
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.attach import HookFn, attached
-from safecircuits.model.sites import HookedModel, require_hooked, require_units, unit_hook
+from safecircuits.model.expert_points import Routing, require_expert_points
+from safecircuits.model.mixtures import INDEX
+from safecircuits.model.sites import HookedModel, mixture_at, require_hooked, require_units, unit_hook
 
 UnitValues = Mapping[Site, Mapping[int, Float[Tensor, "..."]]]
-"""A value a unit by site and layer: ``[d_mlp]`` for neurons, ``[head d_head]`` for heads."""
+"""A value a unit by site and layer: ``[d_mlp]`` for neurons, ``[head d_head]`` for heads, ``[expert_neuron]`` or
+``[expert d_expert]`` for neurons of experts."""
 
 
 @checked
 @contextmanager
 def ablated(model: HookedModel, units: FreezeMask, *, to: UnitValues | None = None, spare: int = 0) -> Iterator[None]:
     """Inside the block the given units are removed: their activation is 0, or the value that ``to`` gives for them.
+
+    A neuron of an expert is removed for the tokens that are routed to its expert; the others do not go through it, and
+    where tokens are routed to stays as it is. A router's rows have no activation, and are refused.
 
     Zeroing equals removing the unit's rows and columns from the weights, unless a norm takes in the queries or keys of
     all heads (OLMo-2): there the rows count for the other heads' norm, and stay.
@@ -52,7 +58,12 @@ def ablated(model: HookedModel, units: FreezeMask, *, to: UnitValues | None = No
     hooks: dict[str, HookFn] = {}
     require_hooked(model)
     units = units_of(model, units)
-    for site in SITES:
+    if units.at("router").any():
+        raise ValueError(
+            "the rows of a router cannot be removed: they have no activation, they say where tokens go; remove the "
+            "neurons of experts alone: units.restrict(sites=('expert', 'shared', 'mlp', 'attn'))"
+        )
+    for site in ALL_SITES:
         by_layer = units.members(site)
         require_units(model, site, by_layer)
         for layer, indices in by_layer.items():
@@ -60,13 +71,18 @@ def ablated(model: HookedModel, units: FreezeMask, *, to: UnitValues | None = No
                 fill = None if to is None else to[site][layer]
             except (KeyError, IndexError):
                 raise ValueError(f"to= has no values for the {site} units of layer {layer}") from None
-            hooks[unit_hook(site, layer)] = _replace(site, torch.tensor(indices), fill)
+            if site in MIXTURE_SITES:
+                require_expert_points(model, layer)
+            if site == "expert":
+                hooks |= _replace_in_experts(model, layer, torch.tensor(indices), fill)
+            else:
+                hooks[unit_hook(site, layer)] = _replace(site, torch.tensor(indices), fill)
     if not spare:
         with attached(model, hooks, per_token=True):
             yield
         return
     with placed(model) as places:
-        sparing = {name: _sparing(fn, places, spare) for name, fn in hooks.items()}
+        sparing = {n: fn if n.endswith(INDEX) else _sparing(fn, places, spare) for n, fn in hooks.items()}
         with attached(model, sparing, per_token=True):
             yield
 
@@ -83,8 +99,25 @@ def _sparing(fn: HookFn, places: Places, n: int) -> HookFn:
     return run
 
 
+def _replace_in_experts(model: HookedModel, layer: int, units: Tensor, fill: Tensor | None) -> dict[str, HookFn]:
+    """The hooks that remove neurons of experts, numbered expert after expert."""
+    routed = Routing(layer)
+    mixture = mixture_at(model, layer)
+    assert mixture is not None
+    size = (mixture.n_experts, mixture.d_expert)
+    removed = torch.zeros(size, dtype=torch.bool)
+    removed.view(-1)[units] = True
+    values = torch.zeros(size) if fill is None else fill.reshape(size)
+
+    def run(activation: Tensor) -> Tensor:
+        at = routed.index
+        return torch.where(removed.to(at.device)[at], values.to(activation)[at], activation)
+
+    return {**routed.hooks, unit_hook("expert", layer): run}
+
+
 def _replace(site: Site, indices: Tensor, fill: Tensor | None) -> HookFn:
-    dim = -1 if site == "mlp" else -2  # [batch pos d_mlp] or [batch pos head d_head]
+    dim = -2 if site == "attn" else -1  # [batch pos head d_head] or [batch pos d_mlp]
 
     def run(activation: Tensor) -> Tensor:
         at = indices.to(activation.device)
@@ -92,10 +125,10 @@ def _replace(site: Site, indices: Tensor, fill: Tensor | None) -> HookFn:
             return activation.index_fill(dim, at, 0.0)
         out = activation.clone()
         values = fill.to(activation)[at]
-        if site == "mlp":
-            out[..., at] = values
-        else:
+        if site == "attn":
             out[..., at, :] = values
+        else:
+            out[..., at] = values
         return out
 
     return run

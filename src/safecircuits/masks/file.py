@@ -15,6 +15,9 @@ from torch import Tensor
 from safecircuits.base.files import plain, replacing
 from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.reading import parse_json
+from safecircuits.base.vocabulary import MIXTURE_SITES, Site
+from safecircuits.masks.describing import whole_layers
+from safecircuits.model.mixtures import MixtureShape
 from safecircuits.model.sites import ModelShape
 
 FORMAT, VERSION = "safecircuits.FreezeMask", 1
@@ -27,22 +30,26 @@ class StoredMask(NamedTuple):
     attn: Bool[Tensor, "layer head"]
     shape: ModelShape | None
     provenance: Mapping[str, Any]
+    mixture: Mapping[Site, Bool[Tensor, "layer unit"]] = {}  # never changed
+    """The same of a mixture's sites, where they are not those of a model without one, or what the MLP is."""
 
     @property
     def whole_layers(self) -> list[int]:
         """The layers of which every unit is frozen."""
-        layers: list[int] = (self.mlp.all(1) & self.attn.all(1)).nonzero().flatten().tolist()
-        return layers
+        return list(whole_layers({"mlp": self.mlp, "attn": self.attn, **self.mixture}, self.shape))
 
 
 def save(mask: StoredMask, path: str | Path) -> Path:
-    """Write ``mask``: tensors ``mlp [layer neuron]`` and ``attn [layer head]``, True where frozen, and the header."""
+    """Write ``mask``: tensors ``mlp [layer neuron]`` and ``attn [layer head]``, True where frozen, and the header.
+
+    Of a mixture of experts also ``expert``, ``shared`` and ``router``.
+    """
     from safetensors.torch import save_file
 
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "shape": None if mask.shape is None else asdict(mask.shape),
+        "shape": None if mask.shape is None else _plain_shape(mask.shape),
         "layers": mask.whole_layers,
         "provenance": dict(mask.provenance),
     }
@@ -51,7 +58,8 @@ def save(mask: StoredMask, path: str | Path) -> Path:
     except TypeError as error:
         raise ValueError(f"the provenance of a freeze mask must be JSON: {error}") from error
     with replacing(require_replaceable(path, "mask")) as partial:
-        save_file({"mlp": mask.mlp.contiguous(), "attn": mask.attn.contiguous()}, partial, metadata)
+        rows: dict[str, Tensor] = {"mlp": mask.mlp, "attn": mask.attn, **dict(mask.mixture.items())}
+        save_file({name: tensor.clone() for name, tensor in rows.items()}, partial, metadata)
     return Path(path)
 
 
@@ -89,21 +97,33 @@ def load(path: str | Path) -> StoredMask:
 
 def _assembled(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> StoredMask:
     try:
-        shape = None if header["shape"] is None else ModelShape(**header["shape"])
+        shape = None if header["shape"] is None else _shape_of(header["shape"])
         mlp, attn = tensors["mlp"], tensors["attn"]
+        mixture = {site: tensors[site] for site in MIXTURE_SITES if site in tensors or (shape and shape.n_units(site))}
         rows = len(mlp) if shape is None else shape.n_layers
-        expected = [(rows, 1 if shape is None else shape.n_units(site)) for site in ("mlp", "attn")]
+        expected = [(rows, 1 if shape is None else shape.n_units(site)) for site in ("mlp", "attn", *mixture)]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a complete freeze mask: {error}") from error
-    found = [tuple(mlp.shape), tuple(attn.shape)]
-    if found != expected or {mlp.dtype, attn.dtype} != {torch.bool}:
+    every = (mlp, attn, *mixture.values())
+    found = [tuple(tensor.shape) for tensor in every]
+    if found != expected or {tensor.dtype for tensor in every} != {torch.bool}:
         raise ValueError(f"{path} contradicts itself: its header asks for {expected}, its tensors are {found}")
-    if any(tensor.view(torch.uint8).gt(1).any() for tensor in (mlp, attn)):
+    if any(tensor.view(torch.uint8).gt(1).any() for tensor in every):
         raise ValueError(f"{path} is damaged: some of its entries are neither true nor false; write it again")
-    mask = StoredMask(mlp, attn, shape, header.get("provenance") or {})
+    mask = StoredMask(mlp, attn, shape, header.get("provenance") or {}, mixture)
     if header.get("layers") != mask.whole_layers:
         raise ValueError(
             f"{path} contradicts itself: its header names the whole layers {header.get('layers')}, its tensors freeze "
             f"{mask.whole_layers}; write it again"
         )
     return mask
+
+
+def _plain_shape(shape: ModelShape) -> dict[str, Any]:
+    """A dense model's without the word that only mixtures need, as earlier versions write and read it."""
+    return {key: value for key, value in asdict(shape).items() if value is not None}
+
+
+def _shape_of(plain_shape: dict[str, Any]) -> ModelShape:
+    mixture = plain_shape.get("mixture")
+    return ModelShape(**plain_shape | ({} if mixture is None else {"mixture": MixtureShape(**mixture)}))

@@ -1,6 +1,7 @@
 """FreezeMask, a set of units: what an analysis finds, what is removed, and what training must not move.
 
-A mask is a set of MLP neurons and attention heads; a frozen layer is the set of all its units. So ``|``, ``&``, ``-``
+A mask is a set of MLP neurons and attention heads (in a mixture of experts of its experts' neurons, its shared expert's
+and the rows of its router); a frozen layer is the set of all its units. So ``|``, ``&``, ``-``
 and ``~`` are plain set operations. Parameters come in only when the mask meets a model. The one subtlety is what
 belongs to several units at once: the output biases of a sublayer are frozen when all of its units are, and a key/value
 head (GQA) when all query heads that share it are. A union can therefore freeze more parameters than its parts do: two
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.arguments import whole
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import ALL_SITES, MIXTURE_SITES, Site
 from safecircuits.masks import file as mask_file
+from safecircuits.masks.describing import as_many, described, whole_layers
 from safecircuits.masks.parameters import hooked_masks, masks_on
 from safecircuits.masks.reading import (
     Chosen,
@@ -30,9 +32,13 @@ from safecircuits.masks.reading import (
     chosen_of,
     expanded,
     layer_indices,
-    ranges,
+    no_units,
+    of_layers,
+    present,
     require_chosen,
     shape_of,
+    trimmed,
+    unsaid,
 )
 from safecircuits.model.parameters import Masks, checkpoint_parameters
 from safecircuits.model.sites import ModelShape
@@ -66,11 +72,16 @@ class FreezeMask:
     attn: Bool[Tensor, "layer head"]
     shape: ModelShape | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    mixture: Chosen = field(default_factory=dict)
+    """The same of the sites that mixtures of experts have in place of an MLP; without a shape what the MLP is."""
 
     def __post_init__(self) -> None:
+        none = {} if self.shape is None else no_units(self.shape)
+        rest: Chosen = {site: self.mixture.get(site, none.get(site, self.mlp)) for site in MIXTURE_SITES}
+        object.__setattr__(self, "mixture", rest)
         require_chosen(self._chosen, self.shape)
-        if len(self.mlp) != len(self.attn):
-            raise ValueError(f"a mask is of one number of layers, not of {len(self.mlp)} and {len(self.attn)}")
+        if len(lengths := {len(rows) for rows in self._chosen.values()}) > 1:
+            raise ValueError(f"a mask is of one number of layers, not of {' and '.join(map(str, sorted(lengths)))}")
 
     # --- made of units, of layers, at random ---------------------------------------------------------------------
 
@@ -79,7 +90,8 @@ class FreezeMask:
         """The units with these indices: ``FreezeMask.of_units({"mlp": {5: [3, 7]}, "attn": {5: [0]}}, model)``.
 
         Args:
-            units: site, layer, units; indices in any collection, an array or a tensor.
+            units: site, layer, units; indices in any collection, an array or a tensor. Experts' neurons also by expert:
+                ``{"expert": {5: {2: [3, 7]}}}`` are neurons 3 and 7 of expert 2.
             model: whose units they are: a model, or its ``ModelShape``.
 
         Raises:
@@ -107,9 +119,7 @@ class FreezeMask:
     def where(cls, chosen: Chosen, shape: ModelShape, provenance: Mapping[str, Any] | None = None) -> FreezeMask:
         """The units where a tensor is True; a site that is not given has none."""
         require_chosen(chosen, shape)
-        none = {site: torch.zeros(shape.n_layers, shape.n_units(site), dtype=torch.bool) for site in SITES}
-        rows = none | {site: rows.cpu() for site, rows in chosen.items()}
-        return cls(rows["mlp"], rows["attn"], shape, provenance or {})
+        return cls._of(no_units(shape) | {site: rows.cpu() for site, rows in chosen.items()}, shape, provenance or {})
 
     @classmethod
     def random_units(cls, like: FreezeMask, model: Any = None, seed: int = 0, *, per_layer: bool = False) -> FreezeMask:
@@ -124,15 +134,9 @@ class FreezeMask:
             raise ValueError("a random control needs the model's shape: pass the model, or its ModelShape")
         like, shape = units_of(model, like, "the units that a control is like"), shape_of(model)
         generator = torch.Generator().manual_seed(whole(seed, "seed", 0))
-
-        def drawn(rows: Bool[Tensor, "layer unit"]) -> Bool[Tensor, "layer unit"]:
-            picked = torch.randperm(rows.numel(), generator=generator)[: int(rows.sum())]
-            return torch.zeros_like(rows).flatten().index_fill(0, picked, True).reshape(rows.shape)
-
-        chosen: dict[Site, Tensor] = {}
-        for site in SITES:
-            rows = like.at(site)
-            chosen[site] = torch.cat([drawn(row[None]) for row in rows]) if per_layer else drawn(rows)
+        chosen: dict[Site, Tensor] = {
+            site: as_many(like.at(site), shape.layers_with(site), generator, per_layer=per_layer) for site in ALL_SITES
+        }
         return cls.where(chosen, shape, {"random_like": dict(like.provenance), "seed": seed})
 
     # --- algebra -------------------------------------------------------------------------------------------------
@@ -149,18 +153,21 @@ class FreezeMask:
     def __invert__(self) -> FreezeMask:
         if self.shape is None:
             raise ValueError("the complement needs the model's shape: use ~mask.on(model)")
-        return FreezeMask(~self.mlp, ~self.attn, self.shape, {"op": "~", "of": [dict(self.provenance)]})
+        rest: Chosen = {site: ~rows & present(self.shape, site) for site, rows in self._chosen.items()}
+        return self._of(rest, self.shape, {"op": "~", "of": [dict(self.provenance)]})
 
     def restrict(self, layers: Layers | None = None, sites: Iterable[Site] | Site | None = None) -> FreezeMask:
         """Only what lies in these layers (read as in ``FreezeMask.layers``) and at these sites."""
-        kept = {sites} if isinstance(sites, str) else set(SITES if sites is None else sites)
-        if not kept <= set(SITES):
-            raise ValueError(f"a site is one of {', '.join(SITES)}, not {sorted(kept - set(SITES))[0]!r}")
+        kept = {sites} if isinstance(sites, str) else set(ALL_SITES if sites is None else sites)
+        if not kept <= set(ALL_SITES):
+            raise ValueError(f"a site is one of {', '.join(ALL_SITES)}, not {sorted(kept - set(ALL_SITES))[0]!r}")
+        if self.shape is None and "mlp" in kept:
+            kept |= set(MIXTURE_SITES)  # without a shape the MLP is what stands in its place, too
         rows = torch.ones(len(self.mlp), 1, dtype=torch.bool)
         if layers is not None:
             rows.zero_()[[layer for layer in layer_indices(layers) if layer < len(rows)]] = True
-        mlp, attn = (self.at(site) & rows & (site in kept) for site in SITES)
-        return _trimmed(replace(self, mlp=mlp, attn=attn))
+        left: Chosen = {site: units & rows & (site in kept) for site, units in self._chosen.items()}
+        return self._of(left, self.shape, self.provenance)
 
     def on(self, model: Any) -> FreezeMask:
         """The same units of this model, or of one of this ``ModelShape``.
@@ -177,34 +184,34 @@ class FreezeMask:
                 f"the freeze mask reaches layer {len(self.mlp) - 1}, "
                 f"but the model's layers are 0 to {shape.n_layers - 1}"
             )
-        mlp, attn = (expanded(self.at(site), shape.n_layers, shape.n_units(site)) for site in SITES)
-        return replace(self, mlp=mlp, attn=attn, shape=shape)
+        everywhere: Chosen = {site: expanded(rows, shape, site) for site, rows in self._chosen.items()}
+        return self._of(everywhere, shape, self.provenance)
 
     def __eq__(self, other: object) -> bool:
         """Equal masks are of the same units of the same shape; where they come from does not count."""
         if not isinstance(other, FreezeMask):
             return NotImplemented
-        return self.shape == other.shape and torch.equal(self.mlp, other.mlp) and torch.equal(self.attn, other.attn)
+        return self.shape == other.shape and all(torch.equal(self.at(site), other.at(site)) for site in ALL_SITES)
 
     def __hash__(self) -> int:
-        return hash((self.shape, self.mlp.numpy().tobytes(), self.attn.numpy().tobytes()))
+        return hash((self.shape, *(rows.numpy().tobytes() for rows in self._chosen.values())))
 
     def __bool__(self) -> bool:
         """Whether any unit is in the mask."""
-        return bool(self.mlp.any() or self.attn.any())
+        return any(bool(rows.any()) for rows in self._chosen.values())
 
     # --- what is in it -------------------------------------------------------------------------------------------
 
     @property
     def whole_layers(self) -> tuple[int, ...]:
         """The layers of which every unit is in the mask, and with them all attention and MLP parameters."""
-        return tuple((self.mlp.all(1) & self.attn.all(1)).nonzero().flatten().tolist())
+        return whole_layers(self._chosen, self.shape)
 
     def at(self, site: Site) -> Bool[Tensor, "layer unit"]:
         """The units of a site, True for each that is in the mask."""
-        if site not in SITES:
-            raise ValueError(f"a site is one of {', '.join(SITES)}, not {site!r}")
-        return self.mlp if site == "mlp" else self.attn
+        if site not in ALL_SITES:
+            raise ValueError(f"a site is one of {', '.join(ALL_SITES)}, not {site!r}")
+        return self._chosen[site]
 
     def members(self, site: Site) -> dict[int, tuple[int, ...]]:
         """The units of a site by layer, as indices. A mask without a shape cannot list them."""
@@ -217,13 +224,13 @@ class FreezeMask:
         """How many units there are: of these sites, or of all."""
         if self.shape is None:
             raise ValueError("a mask without a shape cannot count its units: use mask.on(model)")
-        return sum(int(self.at(site).sum()) for site in sites or SITES)
+        return sum(int(self.at(site).sum()) for site in sites or ALL_SITES)
 
     def share_of_units(self) -> float:
         """The share of all units that is in the mask, neurons and heads counted alike."""
         if self.shape is None:
             raise ValueError("a share needs the model's shape: use mask.on(model)")
-        return self.n_units() / (self.mlp.numel() + self.attn.numel())
+        return self.n_units() / sum(len(self.shape.layers_with(site)) * self.shape.n_units(site) for site in ALL_SITES)
 
     def share_of_parameters(self, model: Any) -> float:
         """The frozen share of all entries of the model's parameters, embeddings included."""
@@ -233,11 +240,8 @@ class FreezeMask:
     def summary(self, model: Any = None) -> str:
         """What is in the mask, in a few lines; with a model also the share of its parameters."""
         mask = self if model is None else self.on(model)
-        lines = [f"whole layers: {ranges(mask.whole_layers) or 'none'}"]
+        lines = described(mask._chosen, mask.shape)
         if mask.shape is not None:
-            for site, unit in zip(SITES, ("MLP neurons", "attention heads"), strict=True):
-                layers = ranges(sorted(mask.members(site))) or "none"
-                lines.append(f"{unit}: {mask.n_units(site)} of {mask.at(site).numel()} (layers: {layers})")
             lines.append(f"share of units: {100 * mask.share_of_units():.2f} %")
         if model is not None:
             lines.append(f"share of parameters: {100 * mask.share_of_parameters(model):.2f} %")
@@ -246,11 +250,13 @@ class FreezeMask:
     @property
     def fingerprint(self) -> str:
         """Sixteen hex digits of the SHA-256 of what is in the mask; where it comes from does not count."""
-        return hashlib.sha256(self.mlp.numpy().tobytes() + self.attn.numpy().tobytes()).hexdigest()[:16]
+        rows = [self.mlp, self.attn, *unsaid(self.mixture, self.mlp, self.shape).values()]
+        return hashlib.sha256(b"".join(units.numpy().tobytes() for units in rows)).hexdigest()[:16]
 
     def record(self) -> dict[str, list[float]]:
         """The share of each layer's units that is in the mask, by site."""
-        return {site: self.at(site).float().mean(1).tolist() for site in SITES}
+        rows: Chosen = {"mlp": self.mlp, "attn": self.attn, **unsaid(self.mixture, self.mlp, self.shape)}
+        return {site: units.float().mean(1).tolist() for site, units in rows.items() if units.shape[1]}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The share of each layer's MLP neurons and attention heads; a mask of layers alone shows its layers."""
@@ -291,7 +297,8 @@ class FreezeMask:
 
     def save(self, path: str | Path) -> Path:
         """Write the mask as safetensors with a JSON header; an existing file is replaced only by a complete one."""
-        return mask_file.save(mask_file.StoredMask(self.mlp, self.attn, self.shape, self.provenance), path)
+        more = unsaid(self.mixture, self.mlp, self.shape)
+        return mask_file.save(mask_file.StoredMask(self.mlp, self.attn, self.shape, self.provenance, more), path)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None) -> FreezeMask:
@@ -303,7 +310,12 @@ class FreezeMask:
 
     @property
     def _chosen(self) -> Chosen:
-        return {"mlp": self.mlp, "attn": self.attn}
+        return {"mlp": self.mlp, "attn": self.attn, **self.mixture}
+
+    @classmethod
+    def _of(cls, rows: Chosen, shape: ModelShape | None, provenance: Mapping[str, Any]) -> FreezeMask:
+        rows = rows if shape is not None else trimmed(rows)
+        return cls(rows["mlp"], rows["attn"], shape, provenance, {site: rows[site] for site in MIXTURE_SITES})
 
     def _combined(self, other: FreezeMask, op: str, rule: Callable[[Tensor, Tensor], Tensor]) -> FreezeMask:
         if not isinstance(other, FreezeMask):
@@ -313,9 +325,9 @@ class FreezeMask:
             other.shape.require_same(self.shape, "the second freeze mask")
         one, two = (self, other) if shape is None else (self.on(shape), other.on(shape))
         n_layers = max(len(one.mlp), len(two.mlp))
-        pairs = ((expanded(mask.at(site), n_layers, mask.at(site).shape[1]) for mask in (one, two)) for site in SITES)
-        mlp, attn = (rule(a, b) for a, b in pairs)
-        return _trimmed(FreezeMask(mlp, attn, shape, {"op": op, "of": [dict(self.provenance), dict(other.provenance)]}))
+        rows: Chosen = {site: rule(*(of_layers(m.at(site), n_layers) for m in (one, two))) for site in ALL_SITES}
+        provenance = {"op": op, "of": [dict(self.provenance), dict(other.provenance)]}
+        return self._of(rows, shape, provenance)
 
 
 def units_of(model: Any, units: Any, what: str = "units") -> FreezeMask:
@@ -335,12 +347,3 @@ def require_mask(units: Any, what: str = "units") -> FreezeMask:
         f"{what} are given as a FreezeMask, such as FreezeMask.layers((3, 5)), groups['SCU'] or "
         f"FreezeMask.of_units({{'mlp': {{5: [3, 7]}}}}, model), not as a {type(units).__name__}"
     )
-
-
-def _trimmed(mask: FreezeMask) -> FreezeMask:
-    """Without a shape equal masks must be equal tensors: end at the last layer that is in it."""
-    if mask.shape is not None:
-        return mask
-    used = (mask.mlp | mask.attn).flatten().nonzero().flatten()
-    rows = int(used[-1]) + 1 if len(used) else 0
-    return replace(mask, mlp=mask.mlp[:rows], attn=mask.attn[:rows])

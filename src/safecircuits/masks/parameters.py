@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import ALL_SITES, Site
 from safecircuits.masks.reading import Chosen
 from safecircuits.model.parameters import (
     Masks,
@@ -18,13 +18,8 @@ from safecircuits.model.parameters import (
     is_plain,
     live_parameters,
 )
-from safecircuits.model.sites import (
-    is_bridge,
-    layer_parameters,
-    parameters_inside,
-    unit_parameter_masks,
-    unit_parameters,
-)
+from safecircuits.model.sites import is_bridge
+from safecircuits.model.unit_weights import layer_parameters, parameters_inside, unit_parameter_masks, unit_parameters
 
 
 def masks_on(model: Any, chosen: Chosen) -> tuple[Masks, Masks]:
@@ -49,7 +44,7 @@ def hooked_masks(model: Any, chosen: Chosen) -> Masks:
     own = dict(model.named_parameters())
     live = live_parameters(model) if _some_in_part(chosen) else {}
     for layer in range(len(chosen["mlp"])):
-        for site in SITES:
+        for site in ALL_SITES:
             frozen = chosen[site][layer]
             if not frozen.any():
                 continue

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from safecircuits.base.notices import notify
 from safecircuits.model.attach import marked
 from safecircuits.model.copies import let_copies_be_apart
+from safecircuits.model.expert_points import add_expert_points
 from safecircuits.model.packed import held_tensors, packing_of, settle
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
 
@@ -90,6 +91,7 @@ def bridge_of(hf_model: nn.Module) -> Any:
     _round_rotated(bridge)
     _bound_scores(bridge)
     let_copies_be_apart(bridge)
+    add_expert_points(bridge)
     return bridge.eval()
 
 

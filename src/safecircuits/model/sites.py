@@ -1,7 +1,9 @@
 """The map: (layer, unit) ↔ hook point ↔ slice of a parameter, for every architecture and both backends.
 
 A *unit* is an MLP neuron (site ``"mlp"``) or an attention head (site ``"attn"``). Its activation is what enters
-the sublayer's output projection: ``mlp.hook_post`` for a neuron, ``attn.hook_z`` for a head.
+the sublayer's output projection: ``mlp.hook_post`` for a neuron, ``attn.hook_z`` for a head. A layer that is a mixture
+of experts has neurons of experts (``"expert"``) and of the shared expert (``"shared"``) in place of an MLP's; the rows
+of its router (``"router"``), one an expert, can be frozen, but have no activation of their own.
 """
 
 from __future__ import annotations
@@ -11,14 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from safecircuits.base.arguments import indices as read_indices
-from safecircuits.base.vocabulary import SITES, Site
-from safecircuits.model.own_weights import has_weight, packed_map, read_weight, require_own_weight
-from safecircuits.model.packed import map_sizes, require_unpacked
+from safecircuits.base.vocabulary import MIXTURE_SITES, Site
+from safecircuits.model.mixtures import NEURONS, SHARED, Mixture, MixtureShape, look, mixture_shape
+from safecircuits.model.own_weights import has_weight, packed_map, read_weight
+from safecircuits.model.packed import map_sizes
 
 
 class HookedModel(Protocol):
@@ -94,8 +95,8 @@ class ModelShape:
 
     Examples:
         >>> shape = sc.ModelShape.of(model)
-        >>> shape
-        ModelShape(architecture='LlamaForCausalLM', n_layers=8, d_model=128, d_mlp=384, n_heads=8, n_kv_heads=4)
+        >>> shape.architecture, shape.n_layers, shape.d_model, shape.n_kv_heads
+        ('LlamaForCausalLM', 8, 128, 4)
         >>> shape.n_units("mlp"), shape.n_units("attn")
         (384, 8)
     """
@@ -106,6 +107,8 @@ class ModelShape:
     d_mlp: int
     n_heads: int
     n_kv_heads: int
+    mixture: MixtureShape | None = None
+    """Of a model whose layers, or some of them, are mixtures of experts."""
 
     @classmethod
     def of(cls, model: HookedModel) -> ModelShape:
@@ -119,10 +122,22 @@ class ModelShape:
             d_mlp=_d_mlp(model),
             n_heads=int(cfg.n_heads),
             n_kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
+            mixture=mixture_shape(look(getattr(block, "mlp", None)) for block in model.blocks),
         )
 
+    def layers_with(self, site: Site) -> tuple[int, ...]:
+        """The layers that have units of ``site``: all, but for a model with mixtures of experts among its layers."""
+        every, mixtures = tuple(range(self.n_layers)), () if self.mixture is None else self.mixture.layers
+        if site in MIXTURE_SITES:
+            return mixtures if self.mixture is not None and self.mixture.n_units(site) else ()
+        return every if site == "attn" else tuple(layer for layer in every if layer not in mixtures)
+
     def n_units(self, site: Site) -> int:
-        """Units of ``site`` in one layer."""
+        """Units of ``site`` in one layer that has some; 0 if none has."""
+        if not self.layers_with(site):
+            return 0
+        if site in MIXTURE_SITES and self.mixture is not None:
+            return self.mixture.n_units(site)
         return self.d_mlp if site == "mlp" else self.n_heads
 
     def require_same(self, other: ModelShape, what: str) -> None:
@@ -133,6 +148,9 @@ class ModelShape:
             what: has this shape, which is "there".
         """
         mine, theirs = asdict(self), asdict(other)
+        if (self.mixture is None) != (other.mixture is None):
+            of = ["dense" if one is None else "a mixture of experts" for one in (self.mixture, other.mixture)]
+            raise ValueError(f"{what} belongs to another model: it is of one that is {of[0]}, and this one is {of[1]}")
         differs = [f"{key} {mine[key]} there, {theirs[key]} here" for key in mine if mine[key] != theirs[key]]
         if differs:
             raise ValueError(f"{what} belongs to another model: {'; '.join(differs)}")
@@ -140,13 +158,13 @@ class ModelShape:
 
 def _d_mlp(model: HookedModel) -> int:
     """Neurons of a layer. Some bridges' configurations say 4 d_model whatever the checkpoint has; the matrix knows."""
-    if is_bridge(model):
-        mlp = getattr(model.blocks[0], "mlp", None)
+    for block in model.blocks if is_bridge(model) else ():
+        mlp = getattr(block, "mlp", None)
         if (sizes := map_sizes(packed_map(mlp, "W_out"))) is not None:
             return sizes[0]
         try:
-            return int(model.blocks[0].mlp.W_out.shape[-2])
-        except (AttributeError, NotImplementedError):  # no such matrix, or one that nobody can read
+            return int(block.mlp.W_out.shape[-2])
+        except (AttributeError, NotImplementedError):  # a mixture of experts, no such matrix, or one nobody can read
             pass
     return int(model.cfg.d_mlp)
 
@@ -157,8 +175,17 @@ def resid_post(layer: int) -> str:
 
 
 def unit_hook(site: Site, layer: int) -> str:
-    """Hook name of the unit activations: ``[batch pos d_mlp]`` (mlp) or ``[batch pos head d_head]`` (attn)."""
-    return f"blocks.{layer}.mlp.hook_post" if site == "mlp" else f"blocks.{layer}.attn.hook_z"
+    """Hook name of the unit activations: ``[batch pos d_mlp]`` (mlp, shared) or ``[batch pos head d_head]`` (attn).
+
+    Those of experts are ``[batch pos top_k d_expert]``, of the experts that ``hook_expert_index`` names beside them.
+    """
+    names = {"mlp": "mlp.hook_post", "attn": "attn.hook_z", "expert": f"mlp.{NEURONS}", "shared": f"mlp.{SHARED}"}
+    return f"blocks.{layer}.{names[site]}"
+
+
+def mixture_at(model: HookedModel, layer: int) -> Mixture | None:
+    """The parts of a layer that is a mixture of experts whose units can be named."""
+    return look(getattr(model.blocks[layer], "mlp", None))[0]
 
 
 def sublayer_of(model: HookedModel, layer: int, site: Site) -> Any:
@@ -167,27 +194,30 @@ def sublayer_of(model: HookedModel, layer: int, site: Site) -> Any:
     Raises:
         ValueError: for a layer without one: those of recurrent and hybrid models (Mamba, LFM2, Jamba).
     """
-    found = getattr(model.blocks[layer], site, None)
+    where = "attn" if site == "attn" else "mlp"
+    found = getattr(model.blocks[layer], where, None)
     if found is None:
-        what = "MLP" if site == "mlp" else "attention"
+        what = "MLP" if where == "mlp" else "attention"
         raise ValueError(f"layer {layer} of this {ModelShape.of(model).architecture} has no {what} of its own")
     return found
 
 
-def parameters_inside(model: HookedModel, layer: int, site: Site) -> set[int]:
-    """Identities of the parameters of a sublayer: of OPT's MLP, which a bridge makes of the whole block, its own."""
-    mine = {id(p) for p in sublayer_of(model, layer, site).parameters()}
-    other = getattr(model.blocks[layer], "attn" if site == "mlp" else "mlp", None)
-    theirs = set() if other is None else {id(p) for p in other.parameters()}
-    return mine - theirs if theirs < mine else mine
-
-
+_NAMES: dict[Site, str] = {
+    "mlp": "neurons",
+    "attn": "attention heads",
+    "expert": "experts' neurons",
+    "shared": "neurons of a shared expert",
+    "router": "router",
+}
 _NEEDED: dict[Site, tuple[str, ...]] = {"mlp": ("W_in", "W_out"), "attn": ("W_Q", "W_K", "W_V", "W_O")}
 """Accessors without which a sublayer has no units."""
 
 
 def has_units(model: HookedModel, site: Site, layer: int) -> bool:
-    """Whether a layer has such units: an MLP (not a mixture of experts) with neurons, attention with heads."""
+    """Whether a layer has such units: an MLP with neurons, attention with heads, experts whose neurons can be named."""
+    if site in MIXTURE_SITES:
+        mixture = mixture_at(model, layer)
+        return mixture is not None and (site != "shared" or mixture.shared is not None)
     sublayer = getattr(model.blocks[layer], site, None)
     return all(has_weight(sublayer, accessor) for accessor in _NEEDED[site])
 
@@ -196,12 +226,14 @@ def require_units(model: HookedModel, site: Site, layers: Iterable[int]) -> None
     """Raise a ValueError for the first of ``layers`` that has no units of this site."""
     for layer in layers:
         if not has_units(model, site, layer):
-            sublayer = getattr(model.blocks[layer], site, None)
+            sublayer = getattr(model.blocks[layer], "attn" if site == "attn" else "mlp", None)
             found = "nothing" if sublayer is None else f"a {type(sublayer).__name__}"
-            what = "neurons" if site == "mlp" else "attention heads"
+            mixture, reason = (None, "") if site == "attn" else look(sublayer)
+            more = "" if mixture is None else "; the neurons of its experts are the site 'expert'"
+            more = f", and {reason}" if reason else more
             raise ValueError(
-                f"layer {layer} of this model has no {what} that could be scored, removed or frozen one by one: it has "
-                f"{found} there (the experts of a mixture are no units); FreezeMask.layers freezes whole layers"
+                f"layer {layer} of this model has no {_NAMES[site]} that could be scored, removed or frozen one by "
+                f"one: it has {found} there{more}; FreezeMask.layers freezes whole layers"
             )
 
 
@@ -216,92 +248,17 @@ def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "
     """
     require_unprocessed(model)
     require_units(model, site, (layer,))
+    if (mixture := mixture_at(model, layer)) is not None and site != "attn":
+        return _mixture_output(mixture, site)
     part, name = sublayer_of(model, layer, site), "W_out" if site == "mlp" else "W_O"
     weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
     return weight if site == "mlp" else weight.flatten(0, 1)
 
 
-def _unit_accessors(model: HookedModel, site: Site) -> Iterable[tuple[str, int, bool]]:
-    """(accessor, axis that counts units, counted in KV heads?) of every tensor that belongs to a unit."""
-    if site == "mlp":
-        return [
-            ("W_in", 1, False),
-            ("W_gate", 1, False),
-            ("b_in", 0, False),
-            ("b_gate", 0, False),
-            ("W_out", 0, False),
-        ]
-    # Under GQA a HookedTransformer's W_K is an expanded copy; _W_K is the parameter.
-    kv = "" if is_bridge(model) or model.cfg.n_key_value_heads is None else "_"
-    query = [("W_Q", 0, False), ("b_Q", 0, False), ("W_O", 0, False)]
-    return query + [(f"{kv}{name}", 0, True) for name in ("W_K", "b_K", "W_V", "b_V")]
-
-
-def unit_parameters(model: HookedModel, site: Site, layer: int) -> set[str]:
-    """Names in ``named_parameters()`` of all that belongs to the units of one layer."""
-    require_units(model, site, (layer,))
-    return {name for name, *_ in unit_tensors(model, site, layer)}
-
-
-def unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
-    """(parameter's name, parameter, view of it, axis that counts units, counted in KV heads?)."""
-    require_unpacked(model, "a mask or an edit of units")
-    sublayer = sublayer_of(model, layer, site)
-    named = dict(model.named_parameters())
-    names = {id(p): name for name, p in named.items()}
-    for accessor, axis, counts_kv in _unit_accessors(model, site):
-        view = getattr(sublayer, accessor, None)
-        if view is None:
-            continue  # a bias or a gate; ``require_units`` has looked for what must be there
-        require_own_weight(sublayer, accessor, view, layer)
-        parameter = view if id(view) in names else view._base
-        if parameter is None or id(parameter) not in names:
-            if not view.requires_grad and not torch.any(view != 0):
-                continue  # a zero stand-in for a bias that the model does not have
-            raise ValueError(f"{accessor} of layer {layer} is a copy of its parameter, so it cannot be masked")
-        name = names[id(parameter)]
-        yield name, named[name], view, axis, counts_kv
-
-
-def unit_parameter_masks(
-    model: HookedModel, site: Site, layer: int, units: Iterable[int]
-) -> dict[str, Bool[Tensor, "..."]]:
-    """Which entries of which parameters belong to ``units``: boolean masks by name in ``named_parameters()``.
-
-    A neuron owns its rows of the input and gate matrices, their biases, and its column of the output matrix. A head
-    owns its slices of Q (with bias) and O. A key/value head shared by several query heads (GQA) belongs to the
-    selection only when all of its query heads do. The output biases belong to the sublayer, not to a unit.
-
-    Raises:
-        ValueError: if a unit lies outside the layer, or the model's weights were processed.
-    """
-    require_unprocessed(model)
-    require_units(model, site, (layer,))
-    shape = ModelShape.of(model)
-    chosen = sorted(set(read_indices(units, f"the {site} units", least=None)))
-    if chosen and not 0 <= chosen[0] <= chosen[-1] < shape.n_units(site):
-        raise ValueError(f"{site} units {chosen[0]}..{chosen[-1]} are outside 0..{shape.n_units(site) - 1}")
-    group = shape.n_heads // shape.n_kv_heads
-    kv_heads = [h for h in range(shape.n_kv_heads) if set(range(h * group, (h + 1) * group)) <= set(chosen)]
-    masks: dict[str, Tensor] = {}
-    for name, parameter, view, axis, counts_kv in unit_tensors(model, site, layer):
-        owned = kv_heads if counts_kv else chosen
-        if not owned:
-            continue
-        # A parameter may itself be a strided part of a fused one (Phi-3, GPT-2): its mask gets the same strides.
-        empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=torch.bool).zero_()
-        mask = masks.setdefault(name, empty)
-        # The accessor is a strided view of the parameter; the same strides laid over the mask find the unit's slice.
-        offset = view.storage_offset() - parameter.storage_offset()
-        window = torch.as_strided(mask, view.shape, view.stride(), offset)
-        window.index_fill_(axis, torch.tensor(owned), True)
-    return masks
-
-
-def layer_parameters(model: HookedModel, layer: int) -> list[str]:
-    """Names in ``named_parameters()`` of the attention and MLP parameters of a layer; its norms are not among them."""
-    require_unpacked(model, "a mask of layers")
-    block = model.blocks[layer]
-    inside = {id(p) for site in SITES for p in sublayer_of(model, layer, site).parameters()}
-    norms = {id(p) for name, p in block.named_parameters() if "norm" in name.lower() or "ln" in name.split(".")[0]}
-    return [name for name, p in model.named_parameters() if id(p) in inside - norms]
+def _mixture_output(mixture: Mixture, site: Site) -> Float[Tensor, "channel d_model"]:
+    if site == "expert":
+        return mixture.down().flatten(0, 1)
+    if site != "shared" or mixture.shared is None:
+        raise ValueError("routers have no outgoing weights: they can be frozen, not scored or removed")
+    weight: Tensor = mixture.shared[2].weight.detach().T
+    return weight

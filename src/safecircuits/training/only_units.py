@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.parameters import live_parameters
-from safecircuits.model.sites import HookedModel, layer_parameters
+from safecircuits.model.sites import HookedModel
+from safecircuits.model.unit_weights import layer_parameters
 
 
 @contextmanager
