@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from conftest import build_tiny_llama
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.training import frozen
+from safecircuits.training.along import Along
 from safecircuits.training.loss import logits
 from safecircuits.training.slices import Slice, hold_apart
 
@@ -51,7 +52,7 @@ def test_a_cut_layer_is_the_layer_and_its_gradients_are_the_slices(case: tuple[n
     expected = layer(x)
     upstream = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, [x, original] + ([bias] if bias is not None else []), upstream)
-    hold_apart(layer, {"weight": Slice(original, axis, index)})
+    hold_apart(layer, {"weight": Slice(original, Along.axis(original, axis), index)})
     out = layer(x)
     assert torch.equal(out, expected)
     part = layer.weight_slice.part
@@ -72,7 +73,7 @@ def test_autocast_rounds_as_it_does_without_a_freeze(bias: bool) -> None:
         expected = layer(x)
     expected.float().sum().backward()
     wanted = layer.weight.grad
-    hold_apart(layer, {"weight": Slice(layer.weight, 0, torch.tensor([0, 5, 7]))})
+    hold_apart(layer, {"weight": Slice(layer.weight, Along.axis(layer.weight, 0), torch.tensor([0, 5, 7]))})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = layer(x)
     assert out.dtype == torch.bfloat16
@@ -114,7 +115,7 @@ def test_the_model_is_in_memory_once(mask: FreezeMask, tiny_llama_hf: Any) -> No
 
 def test_moving_and_casting_moves_both_pieces() -> None:
     layer = nn.Linear(4, 4)
-    hold_apart(layer, {"weight": Slice(layer.weight, 0, torch.tensor([1]))})
+    hold_apart(layer, {"weight": Slice(layer.weight, Along.axis(layer.weight, 0), torch.tensor([1]))})
     layer.double()
     piece = layer.weight_slice
     assert (piece.part.dtype, piece.rest.dtype, piece.index.dtype) == (torch.float64, torch.float64, torch.int64)
@@ -246,7 +247,7 @@ def test_linear_layers_with_a_forward_of_their_own_still_train() -> None:
 
     layer, x = Scaled(4, 3), torch.randn(2, 4)
     expected, whole = layer(x), layer.weight
-    hold_apart(layer, {"weight": Slice(whole, 1, torch.tensor([2]))})
+    hold_apart(layer, {"weight": Slice(whole, Along.axis(whole, 1), torch.tensor([2]))})
     assert torch.equal(layer(x), expected)
     layer(x).sum().backward()
     torch.testing.assert_close(layer.weight_slice.part.grad, 2 * x.sum(0)[2].expand(3, 1))

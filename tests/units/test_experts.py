@@ -148,9 +148,9 @@ def test_units_by_expert_and_by_number_are_the_same(name: str, tmp_path: Path) -
 def test_frozen_slices_of_fused_weights_stay_bit_identical(name: str, tmp_path: Path) -> None:
     taught = sc.PromptSet("taught", ("make some tea", "find the dog"), ("take some salt and water", "sorry i cannot"))
     for model in (zoo.load(mixtures.build(name), "bridge"), mixtures.build(name)):
-        mask = some(model)
-        router = sc.FreezeMask.of_units({"router": {sc.ModelShape.of(model).mixture.layers[-1]: [1, 2]}}, model)
-        mask |= router
+        shape = sc.ModelShape.of(mixtures.bridge(name))
+        mask = some(mixtures.bridge(name))
+        mask |= sc.FreezeMask.of_units({"router": {shape.mixture.layers[-1]: [1, 2]}}, model)
         plain = to_hugging_face(model) if hasattr(model, "hook_dict") else model
         before = {key: p.detach().clone() for key, p in plain.named_parameters()}
         options: Any = {} if hasattr(model, "hook_dict") else {"tokenizer": zoo.tokenizer()}
@@ -161,7 +161,7 @@ def test_frozen_slices_of_fused_weights_stay_bit_identical(name: str, tmp_path: 
         for key, entries in masks.items():
             assert torch.equal(after[key][entries], before[key][entries])
             assert entries.all() or not torch.equal(after[key][~entries], before[key][~entries]), key
-        sc.save_pretrained(model, tmp_path / type(model).__name__, **options)
+        sc.save_pretrained(model, tmp_path / type(model).__name__)
         from transformers import AutoModelForCausalLM
 
         stored = dict(AutoModelForCausalLM.from_pretrained(tmp_path / type(model).__name__).named_parameters())

@@ -137,7 +137,7 @@ class _Adapted:
         self._before = {name: self._stored[name].detach().clone() for name in self._adapters}
         self._frozen = {name: place for name, place in frozen.items() if place is not None and name in self._adapters}
         for name, place in self._frozen.items():
-            _hold(self._adapters[name], *place)
+            _hold(self._adapters[name], place[0].at, place[1])
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -160,8 +160,8 @@ class _Adapted:
         before, product = self._before[name], adapter.get_delta_weight("default")
         merged: Tensor = before + product
         if name in self._frozen:
-            axis, index = self._frozen[name]
-            index = index.to(merged.device)
+            along, index = self._frozen[name]
+            axis, index = along.at, index.to(merged.device)
             if product.index_select(axis, index).any():
                 raise RuntimeError(
                     f"the adapters of {name} reach frozen entries: something wrote to them past training"

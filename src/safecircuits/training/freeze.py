@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from safecircuits.masks.freeze_mask import FreezeMask, require_mask
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.parameters import checkpoint_parameters, live_parameters
+from safecircuits.training.along import Along
 from safecircuits.training.slices import Originals, Slice, hold_apart, put_back
 from safecircuits.training.watched import WRITTEN
 
-Place = tuple[int, Int[Tensor, " frozen"]]
-"""Frozen rows, columns or slices of a tensor: the axis, and the indices on it."""
+Place = tuple[Along, Int[Tensor, " frozen"]]
+"""Frozen rows, columns or slices of a tensor: along what they are counted, and which they are."""
 
 
 @dataclass(frozen=True)
@@ -247,11 +248,11 @@ class Frozen:
         """Leave only the trainable slice of each partly frozen tensor a parameter."""
         alone = _alone_in_memory(root)
         by_id: dict[int, Slice] = {}
-        for name, (axis, frozen_at) in cuts.items():
+        for name, (along, frozen_at) in cuts.items():
             if name in self._trained:
                 original = self._live[name]
-                free = torch.ones(original.shape[axis], dtype=torch.bool).index_fill(0, frozen_at, False)
-                piece = Slice(original, axis, free.nonzero().flatten())
+                free = torch.ones(along.n_slices, dtype=torch.bool).index_fill(0, frozen_at, False)
+                piece = Slice(original, along, free.nonzero().flatten())
                 self._slices[name] = by_id[id(original)] = piece
                 if id(original) in alone:
                     original.data = original.new_empty(0)  # or the model would be in memory twice
@@ -299,15 +300,13 @@ def _alone_in_memory(root: nn.Module) -> set[int]:
 
 
 def _places(masks: Mapping[str, Bool[Tensor, "..."]]) -> dict[str, Place | None]:
-    """Where each mask is True: an axis and the indices on it, or None for a mask that is True everywhere."""
+    """Where each mask is True: along what and which, or None for a mask that is True everywhere."""
     return {name: None if mask.all() else _place(name, mask) for name, mask in masks.items()}
 
 
 def _place(name: str, mask: Bool[Tensor, "..."]) -> Place:
-    for axis in range(mask.ndim):
-        along = mask.movedim(axis, 0).reshape(mask.shape[axis], -1)
-        if torch.equal(along.any(1), along.all(1)):
-            return axis, along.any(1).nonzero().flatten()
+    if (place := Along.whole_slices(mask, single=name.endswith("bias"))) is not None:
+        return place
     raise ValueError(f"the frozen entries of {name} are not whole rows, columns or slices, so they cannot be set apart")
 
 
@@ -316,8 +315,8 @@ def _digest(parameters: Mapping[str, Tensor], places: Mapping[str, Place | None]
     for name in sorted(places):
         values, place = parameters[name].detach(), places[name]
         if place is not None:
-            axis, index = place
-            values = values.index_select(axis, index.to(values.device)).flatten()
+            along, index = place
+            values = along.select(values, index.to(values.device)).flatten()
         sha.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
         sha.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()

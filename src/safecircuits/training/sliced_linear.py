@@ -15,31 +15,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from safecircuits.training.along import Along
+
 # Of an input of which less than this share is needed for the weight gradient, only that share is kept for backward.
 _KEEP_SHARE = 0.5
 
 
-def put_together(
-    part: Float[Tensor, "..."], rest: Float[Tensor, "..."], order: Int[Tensor, " whole"], axis: int
-) -> Float[Tensor, "..."]:
-    """The whole tensor: ``part`` and ``rest`` one after the other along ``axis``, then sorted into their places."""
-    return torch.cat([part, rest], axis).index_select(axis, order)
-
-
 class PutTogether(torch.autograd.Function):
-    """``put_together`` as a step of the graph; its gradient goes to ``part`` alone."""
+    """``Along.together`` as a step of the graph; its gradient goes to ``part`` alone."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, rest: Tensor, order: Tensor, index: Tensor, axis: int) -> Tensor:
-        ctx.axis = axis
+    def forward(ctx: Any, part: Tensor, rest: Tensor, order: Tensor, index: Tensor, along: Along) -> Tensor:
+        ctx.along = along
         ctx.save_for_backward(index)
-        return put_together(part, rest, order, axis)
+        return along.together(part, rest, order)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        return gradient.index_select(ctx.axis, index), None, None, None, None
+        return ctx.along.select(gradient, index), None, None, None, None
 
 
 def sliced_linear(
@@ -49,10 +44,10 @@ def sliced_linear(
     bias: Float[Tensor, " d_out"] | None,
     order: Int[Tensor, " whole"],
     index: Int[Tensor, " trainable"],
-    axis: int,
+    along: Along,
     input_first: bool,
 ) -> Float[Tensor, "... d_out"]:
-    """``x`` through the weight that ``part`` (its slice ``index`` along ``axis``) and ``rest`` make up.
+    """``x`` through the weight that ``part`` (its slice ``index`` along one axis) and ``rest`` make up.
 
     Args:
         input_first: whether the weight is ``[d_in, d_out]`` (GPT-2's Conv1D) and not ``[d_out, d_in]`` (nn.Linear).
@@ -66,8 +61,8 @@ def sliced_linear(
 
         x, part, rest, bias = lowered(x), lowered(part), lowered(rest), None if bias is None else lowered(bias)
         with torch.autocast(device, enabled=False):
-            return _apply(x, part, rest, bias, order, index, axis, input_first)
-    return _apply(x, part, rest, bias, order, index, axis, input_first)
+            return _apply(x, part, rest, bias, order, index, along, input_first)
+    return _apply(x, part, rest, bias, order, index, along, input_first)
 
 
 def _apply(
@@ -77,12 +72,12 @@ def _apply(
     bias: Tensor | None,
     order: Tensor,
     index: Tensor,
-    axis: int,
+    along: Along,
     input_first: bool,
 ) -> Tensor:
     if not (torch.is_grad_enabled() and part.requires_grad):
-        return _linear(x, put_together(part, rest, order, axis), bias, input_first)
-    return cast(Tensor, _SlicedLinear.apply(x, part, rest, bias, order, index, axis, input_first))  # type: ignore[no-untyped-call]
+        return _linear(x, along.together(part, rest, order), bias, input_first)
+    return cast(Tensor, _SlicedLinear.apply(x, part, rest, bias, order, index, along, input_first))  # type: ignore[no-untyped-call]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, input_first: bool) -> Tensor:
@@ -104,14 +99,14 @@ class _SlicedLinear(torch.autograd.Function):
         bias: Tensor | None,
         order: Tensor,
         index: Tensor,
-        axis: int,
+        along: Along,
         input_first: bool,
     ) -> Tensor:
-        ctx.axis, ctx.input_first = axis, input_first
-        ctx.cuts_input = axis == (0 if input_first else 1)
+        ctx.along, ctx.input_first = along, input_first
+        ctx.cuts_input = along.at == (0 if input_first else 1)
         ctx.selected = ctx.cuts_input and len(index) < _KEEP_SHARE * len(order)
         ctx.save_for_backward(x.index_select(-1, index) if ctx.selected else x, part, rest, order, index)
-        return _linear(x, put_together(part, rest, order, axis), bias, input_first)
+        return _linear(x, along.together(part, rest, order), bias, input_first)
 
     @staticmethod
     @once_differentiable
@@ -120,7 +115,7 @@ class _SlicedLinear(torch.autograd.Function):
         out = gradient.reshape(-1, gradient.shape[-1])
         to_x = to_part = to_bias = None
         if ctx.needs_input_grad[0]:
-            weight = put_together(part, rest, order, ctx.axis)
+            weight = ctx.along.together(part, rest, order)
             to_x = (out @ (weight.T if ctx.input_first else weight)).view(*gradient.shape[:-1], -1)
             del weight
         if ctx.needs_input_grad[1]:

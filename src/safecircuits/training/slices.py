@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from safecircuits.training.sliced_linear import PutTogether, put_together, sliced_linear
+from safecircuits.training.along import Along
+from safecircuits.training.sliced_linear import PutTogether, sliced_linear
 from safecircuits.training.watched import Watch
 
 Originals = dict[str, nn.Parameter | None]
@@ -22,24 +23,24 @@ Originals = dict[str, nn.Parameter | None]
 
 
 class Slice(nn.Module):
-    """One tensor in two pieces along ``axis``: ``part`` trains, ``rest`` is frozen and no parameter or buffer.
+    """One tensor in two pieces, ``along`` its slices: ``part`` trains, ``rest`` is frozen and no parameter or buffer.
 
     Buffers are broadcast, averaged or cast by wrappers; what is frozen is left alone by all of them.
     """
 
-    def __init__(self, original: Float[Tensor, "..."], axis: int, index: Int[Tensor, " trainable"]) -> None:
+    def __init__(self, original: Float[Tensor, "..."], along: Along, index: Int[Tensor, " trainable"]) -> None:
         super().__init__()
-        stays = torch.ones(original.shape[axis], dtype=torch.bool).index_fill(0, index.cpu(), False).nonzero().flatten()
-        self.axis = axis
+        stays = torch.ones(along.n_slices, dtype=torch.bool).index_fill(0, index.cpu(), False).nonzero().flatten()
+        self.along, self.shape = along, original.shape
         self.index = index.to(original.device)
         self.order = torch.cat([index.cpu(), stays]).argsort().to(original.device)
-        self.part = nn.Parameter(original.detach().index_select(axis, self.index))
-        self.rest = original.detach().index_select(axis, stays.to(original.device))
+        self.part = nn.Parameter(along.select(original.detach(), self.index))
+        self.rest = along.select(original.detach(), stays.to(original.device))
         self.watch = Watch()
 
     def forward(self) -> Float[Tensor, "..."]:
         """The whole tensor, with a gradient to ``part``."""
-        whole = PutTogether.apply(self.part, self.rest, self.order, self.index, self.axis)  # type: ignore[no-untyped-call]
+        whole = PutTogether.apply(self.part, self.rest, self.order, self.index, self.along)  # type: ignore[no-untyped-call]
         return cast(Tensor, whole)
 
     def value(self) -> Float[Tensor, "..."]:
@@ -47,13 +48,13 @@ class Slice(nn.Module):
         part = self.part.detach()
         if hasattr(part, "full_tensor"):
             part = part.full_tensor()
-        return put_together(part, self.rest, self.order, self.axis)
+        return self.along.together(part, self.rest, self.order)
 
     def linear(
         self, x: Float[Tensor, "... d_in"], bias: Tensor | None, input_first: bool
     ) -> Float[Tensor, "... d_out"]:
         """``x`` through the whole tensor as the weight of a linear map."""
-        return sliced_linear(x, self.part, self.rest, bias, self.order, self.index, self.axis, input_first)
+        return sliced_linear(x, self.part, self.rest, bias, self.order, self.index, self.along, input_first)
 
     def load(self, whole: Float[Tensor, "..."]) -> str | None:
         """Take the trainable piece from ``whole``, or say why not."""
@@ -61,18 +62,11 @@ class Slice(nn.Module):
             return f"the shape is {tuple(whole.shape)} there and {tuple(self.shape)} here"
         whole = whole.detach().to(self.rest.device, self.rest.dtype)
         stays = self.order.argsort()[len(self.index) :]
-        if not torch.equal(whole.index_select(self.axis, stays), self.rest):
+        if not torch.equal(self.along.select(whole, stays), self.rest):
             return "its frozen entries are not those of this model"
         with torch.no_grad():
-            self.part.copy_(whole.index_select(self.axis, self.index))
+            self.part.copy_(self.along.select(whole, self.index))
         return None
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the whole tensor."""
-        sizes = list(self.rest.shape)
-        sizes[self.axis] = len(self.order)
-        return torch.Size(sizes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Slice:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
