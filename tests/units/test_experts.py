@@ -14,6 +14,7 @@ import mixtures
 import safecircuits as sc
 import zoo
 from conftest import build_tiny_llama
+from safecircuits.gate.moved import moved_units, unit_changes
 from safecircuits.model.load import to_hugging_face
 
 IDS = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -77,7 +78,8 @@ def test_ablation_to_values_is_a_bias_of_the_routed_tokens(name: str) -> None:
     }
     with sc.ablated(model, mask, to=values), sc.attached(model, keep):
         logits(model)
-    assert seen["hook_experts"].shape == (3, 9, 2, shape.d_expert) and seen["hook_expert_index"].shape == (3, 9, 2)
+    assert seen["hook_experts"].shape == (3, 9, 2, shape.d_expert)
+    assert seen["hook_expert_index"].shape == (3, 9, 2)
     for expert, neuron in ((0, 1), (0, 5), (2, 7)):
         at = seen["hook_experts"][seen["hook_expert_index"] == expert]
         assert torch.all(at[:, neuron] == values["expert"][layer][shape.unit(expert, neuron)])
@@ -116,12 +118,15 @@ def test_masks_of_whole_layers_reach_every_parameter(name: str, tmp_path: Path) 
     mask = sc.FreezeMask.layers(layer, model)
     inside = {key for key, _ in hf.named_parameters() if f"layers.{layer}." in key and "norm" not in key}
     frozen = mask.parameter_masks(hf)
-    assert set(frozen) == inside and all(bool(entries.all()) for entries in frozen.values())
-    assert mask.whole_layers == (layer,) and sc.FreezeMask.layers(layer).on(model) == mask
+    assert set(frozen) == inside
+    assert all(bool(entries.all()) for entries in frozen.values())
+    assert mask.whole_layers == (layer,)
+    assert sc.FreezeMask.layers(layer).on(model) == mask
     parts = [mask.restrict(sites=site).parameter_masks(hf) for site in ("expert", "router", "shared", "attn", "mlp")]
     assert sum(len(part) for part in parts if part) == len(inside)
     assert sc.FreezeMask.load(mask.save(tmp_path / "mask.safetensors"), model) == mask
-    assert (~mask | mask) == sc.FreezeMask.layers(range(2), model) and not (~mask & mask)
+    assert (~mask | mask) == sc.FreezeMask.layers(range(2), model)
+    assert not (~mask & mask)
     assert (mask - mask.restrict(sites="router")).whole_layers == ()
 
 
@@ -133,11 +138,13 @@ def test_units_by_expert_and_by_number_are_the_same(name: str, tmp_path: Path) -
     by_number = sc.FreezeMask.of_units(
         {site: mask.members(site) for site in ("expert", "shared") if mask.members(site)}, shape
     )
-    assert by_number == mask and hash(by_number) == hash(mask)
+    assert by_number == mask
+    assert hash(by_number) == hash(mask)
     numbers = range(mixture.n_experts * mixture.d_expert)
     assert [mixture.unit(*mixture.expert_and_neuron(i)) for i in numbers] == list(numbers)
     back = sc.FreezeMask.load(mask.save(tmp_path / "mask.safetensors"), model)
-    assert back == mask and back.fingerprint == mask.fingerprint
+    assert back == mask
+    assert back.fingerprint == mask.fingerprint
     control = sc.FreezeMask.random_units(mask, per_layer=True)
     assert control != mask
     for site in ("expert", "shared"):
@@ -161,6 +168,11 @@ def test_frozen_slices_of_fused_weights_stay_bit_identical(name: str, tmp_path: 
         for key, entries in masks.items():
             assert torch.equal(after[key][entries], before[key][entries])
             assert entries.all() or not torch.equal(after[key][~entries], before[key][~entries]), key
+        if hasattr(model, "hook_dict"):
+            changes = unit_changes(mixtures.bridge(name), model)
+            assert moved_units(changes, mask) == {"units_moved": 0.0, "units_change": 0.0}
+            others = sc.FreezeMask.of_units({"expert": {shape.mixture.layers[-1]: {0: [0, 2]}}}, shape)
+            assert moved_units(changes, others)["units_moved"] == 1.0
         sc.save_pretrained(model, tmp_path / type(model).__name__)
         from transformers import AutoModelForCausalLM
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import MIXTURE_SITES, SITES, Site
 from safecircuits.baselines.earlier import matrices_of
 from safecircuits.baselines.unit_entries import require_units_of
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
@@ -82,6 +82,8 @@ def moved_most(before: Any, after: Any, like: FreezeMask) -> FreezeMask:
     old, new = matrices_of(before), matrices_of(after)
     change = {key: (new[key].read() - old[key].read()).double().square() for key in new}
     wanted = units_of(shape, like, "as many units")
+    if any(wanted.n_units(site) for site in MIXTURE_SITES):
+        raise ValueError("how far neurons of experts moved is not ranked here: give units of the sites mlp and attn")
     found = FreezeMask.of_units({}, shape)
     for site in SITES:
         if n := wanted.n_units(site):

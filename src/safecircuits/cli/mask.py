@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safecircuits.base.vocabulary import MIXTURE_SITES
 from safecircuits.cli.frame import plain_command
 from safecircuits.cli.options import (
     BackendOption,
@@ -150,6 +151,9 @@ def _load(source: str, backend: Any, device: str | None, dtype: Dtype | None) ->
         return load_model(source, backend=backend, device=torch_device(device), dtype=torch_dtype(dtype))
 
 
+_COLUMNS = {"expert": "experts' neurons", "shared": "shared neurons", "router": "router rows"}
+
+
 def _rows(mask: FreezeMask) -> list[dict[str, Any]]:
     """One row a layer: whether it is frozen whole, and how many of its neurons and heads are."""
     return [
@@ -158,6 +162,7 @@ def _rows(mask: FreezeMask) -> list[dict[str, Any]]:
             "whole": layer in mask.whole_layers,
             "neurons": int(mask.mlp[layer].sum()) if mask.shape else None,
             "heads": int(mask.attn[layer].sum()) if mask.shape else None,
+            **{_COLUMNS[site]: int(mask.at(site)[layer].sum()) for site in MIXTURE_SITES if mask.at(site).any()},
         }
         for layer in range(len(mask.mlp))
     ]

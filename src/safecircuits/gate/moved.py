@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import ALL_SITES, MIXTURE_SITES, Site
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.sites import HookedModel, ModelShape, has_units
+from safecircuits.model.mixture_masks import unit_slices
+from safecircuits.model.sites import HookedModel, ModelShape, has_units, mixture_at
 from safecircuits.model.unit_weights import unit_tensors
 
 
@@ -33,7 +34,7 @@ def unit_changes(before: HookedModel, after: HookedModel) -> dict[Site, Float[Te
     shape = ModelShape.of(before)
     shape.require_same(ModelShape.of(after), "the model after training")
     found: dict[Site, Tensor] = {}
-    for site in SITES:
+    for site in ALL_SITES:
         rows = torch.full((shape.n_layers, shape.n_units(site)), torch.nan, dtype=torch.float64)
         for layer in range(shape.n_layers):
             if has_units(before, site, layer) and has_units(after, site, layer):
@@ -46,8 +47,7 @@ def unit_changes(before: HookedModel, after: HookedModel) -> dict[Site, Float[Te
 def _of_layer(before: Any, after: Any, site: Site, layer: int, shape: ModelShape) -> Float[Tensor, " unit"]:
     n = shape.n_units(site)
     moved, size, differs = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64), torch.zeros(n)
-    pairs = zip(unit_tensors(before, site, layer), unit_tensors(after, site, layer), strict=True)
-    for (*_, old, axis, counts_kv), (*_, new, _, _) in pairs:
+    for (old, axis, counts_kv), (new, _, _) in zip(*(_parts(m, site, layer) for m in (before, after)), strict=True):
         a, b = (one.detach().movedim(axis, 0).reshape(one.shape[axis], -1).cpu() for one in (old, new))
         each = [((b.double() - a.double()) ** 2).sum(1), (a.double() ** 2).sum(1), (a != b).any(1).float()]
         if counts_kv:
@@ -56,6 +56,13 @@ def _of_layer(before: Any, after: Any, site: Site, layer: int, shape: ModelShape
     relative = (moved / size.clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
     # Bits may differ where the distance is 0 (0.0 and −0.0 are equal; a NaN differs from itself).
     return torch.where(differs > 0, relative.clamp_min(torch.finfo(torch.float64).tiny), relative)
+
+
+def _parts(model: Any, site: Site, layer: int) -> list[tuple[Tensor, int, bool]]:
+    """What belongs to the units, the axis that counts them, and whether it counts key/value heads."""
+    if site in MIXTURE_SITES and (mixture := mixture_at(model, layer)) is not None:
+        return [(part, 0, False) for part in unit_slices(mixture, site)]
+    return [(view, axis, counts_kv) for *_, view, axis, counts_kv in unit_tensors(model, site, layer)]
 
 
 def moved_units(changes: Mapping[Site, Float[Tensor, "layer unit"]], mask: FreezeMask | None) -> dict[str, float]:

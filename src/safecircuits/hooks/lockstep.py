@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import MIXTURE_SITES, SITES, Site
 from safecircuits.hooks.passes import Runner, running
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.attach import HookFn, marked
@@ -47,6 +47,11 @@ class UnitPatching:
         require_pair(model, source)
         self.model, self.source = model, source
         self.parts: list[_Part] = []
+        if any(units.at(site).any() for units in sets for site in MIXTURE_SITES):
+            raise ValueError(
+                "units of a mixture of experts cannot be patched from one checkpoint into another: each routes its "
+                "tokens its own way; remove them (ablated) or freeze them"
+            )
         for site in SITES:
             rows = torch.stack([units.at(site) for units in sets])  # [set layer unit]
             layers = rows.any(2).any(0).nonzero().flatten().tolist()

@@ -230,7 +230,7 @@ class FreezeMask:
         """The share of all units that is in the mask, neurons and heads counted alike."""
         if self.shape is None:
             raise ValueError("a share needs the model's shape: use mask.on(model)")
-        return self.n_units() / sum(len(self.shape.layers_with(site)) * self.shape.n_units(site) for site in ALL_SITES)
+        return self.n_units() / self.shape.total_units
 
     def share_of_parameters(self, model: Any) -> float:
         """The frozen share of all entries of the model's parameters, embeddings included."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from safecircuits.base.vocabulary import Site
@@ -42,6 +42,24 @@ def mixture_masks(
             ]
             for parameter in rest:
                 yield parameter, torch.ones(parameter.shape, dtype=torch.bool)
+
+
+def unit_slices(mixture: Mixture, site: Site) -> list[Float[Tensor, "unit ..."]]:
+    """The entries of each unit alone, unit by unit: of an expert's neuron its two rows, their biases and its column."""
+    if site == "router":
+        return [parameter.detach() for parameter in mixture.parameters(site)]
+    if site == "shared":
+        assert mixture.shared is not None
+        into = [p.detach() for linear in mixture.shared[:2] for p in linear.parameters()]
+        return [*into, mixture.shared[2].weight.detach().T]
+    experts = mixture.experts
+    rows = rows_of(experts, torch.arange(mixture.d_expert)).to(experts.gate_up_proj.device)
+    whole = experts.gate_up_proj.detach()
+    parts = [whole.transpose(1, 2) if experts.is_transposed else whole]
+    if experts.has_bias:
+        parts.append(experts.gate_up_proj_bias.detach())
+    pairs = [part.index_select(1, rows).unflatten(1, (2, mixture.d_expert)).transpose(1, 2) for part in parts]
+    return [*(pair.flatten(0, 1) for pair in pairs), mixture.down().flatten(0, 1)]
 
 
 def _of_experts(mixture: Mixture, units: Sequence[int]) -> Iterator[tuple[nn.Parameter, Tensor]]:

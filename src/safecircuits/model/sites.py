@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeGuard
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from safecircuits.base.vocabulary import MIXTURE_SITES, Site
+from safecircuits.base.vocabulary import ALL_SITES, MIXTURE_SITES, Site
 from safecircuits.model.mixtures import NEURONS, SHARED, Mixture, MixtureShape, look, mixture_shape
 from safecircuits.model.own_weights import has_weight, packed_map, read_weight
 from safecircuits.model.packed import map_sizes
@@ -139,6 +139,11 @@ class ModelShape:
         if site in MIXTURE_SITES and self.mixture is not None:
             return self.mixture.n_units(site)
         return self.d_mlp if site == "mlp" else self.n_heads
+
+    @property
+    def total_units(self) -> int:
+        """Units of all sites and layers."""
+        return sum(len(self.layers_with(site)) * self.n_units(site) for site in ALL_SITES)
 
     def require_same(self, other: ModelShape, what: str) -> None:
         """Raise a ValueError that names every difference unless ``other`` has this shape.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_PRINTED_LAYERS = 16
 """Up to this many layers the unit map prints its counts."""
 
-SITE_NAMES = {"mlp": "MLP", "attn": "heads"}
+SITE_NAMES = {"mlp": "MLP", "attn": "heads", "expert": "experts", "shared": "shared", "router": "router"}
 
 
 @styled

@@ -93,9 +93,7 @@ def find_writers(
 
 
 def _number(model: HookedModel, n: int | None) -> int:
-    shape = ModelShape.of(model)
-    every = shape.n_layers * (shape.n_units("mlp") + shape.n_units("attn"))
-    return max(1, round(SHARE * every)) if n is None else whole(n, "n", 1)
+    return max(1, round(SHARE * ModelShape.of(model).total_units)) if n is None else whole(n, "n", 1)
 
 
 FINDERS: Mapping[str, Callable[..., FreezeMask]] = {

@@ -277,7 +277,7 @@ def mask_overlap(a: FreezeMask, b: FreezeMask) -> MaskOverlap:
         raise ValueError("two masks of layers have no units to compare: use mask.on(model)")
     a, b = a.on(shape), b.on(shape)
     n_a, n_b, both, either = a.n_units(), b.n_units(), (a & b).n_units(), (a | b).n_units()
-    expected = n_a * n_b / (a.mlp.numel() + a.attn.numel())
+    expected = n_a * n_b / shape.total_units
     return MaskOverlap(
         a=n_a,
         b=n_b,

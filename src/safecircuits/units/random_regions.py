@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import ALL_SITES, Site
 from safecircuits.masks.freeze_mask import FreezeMask
 
 Sets = np.ndarray[Any, np.dtype[np.float64]]
@@ -22,7 +22,7 @@ Redraw = Callable[[np.random.Generator], Sets]
 def block(mask: FreezeMask) -> tuple[int, int] | None:
     """First layer and length of a contiguous block of whole layers; None for anything else."""
     layers = mask.whole_layers
-    if not layers or mask.n_units() != len(layers) * (mask.mlp.shape[1] + mask.attn.shape[1]):
+    if not layers or mask != FreezeMask.layers(set(layers)).on(mask.shape):
         return None
     return (layers[0], len(layers)) if layers[-1] - layers[0] + 1 == len(layers) else None
 
@@ -50,7 +50,7 @@ def random_blocks(masks: list[FreezeMask], n_layers: int) -> tuple[Sets, Sets, R
 def random_units_like(masks: list[FreezeMask], gone: FreezeMask | None) -> tuple[Sets, Sets, Redraw]:
     """The same of units: as many of each site, among those that count."""
     parts: list[Sets] = []
-    for site in SITES:
+    for site in ALL_SITES:
         rows = torch.stack([_flat(mask, site) for mask in masks])
         kept = torch.ones(rows.shape[1], dtype=torch.bool) if gone is None else ~_flat(gone, site)
         parts.append(rows[:, kept].double().numpy())

@@ -100,7 +100,7 @@ def object_overlap(sets: Mapping[str, FreezeMask], model: Any) -> ObjectOverlap:
     empty = [name for name, mask in masks.items() if not mask]
     if empty:
         raise ValueError(f"{empty[0]!r} has no units, so there is nothing to overlap with")
-    n = shape.n_layers * (shape.n_units("mlp") + shape.n_units("attn"))
+    n = shape.total_units
     pairs = []
     for (a, one), (b, two) in combinations(masks.items(), 2):
         n_a, n_b, both = one.n_units(), two.n_units(), (one & two).n_units()
