@@ -105,3 +105,23 @@ def test_bad_input_is_one_line(tmp_path: Path, mask_file: Path, monkeypatch: pyt
     monkeypatch.setenv("RANK", "0")
     assert "trains, which it does in one process" in refuse(*base)
     assert not (tmp_path / "x").exists()
+
+
+def test_lora_with_a_mask_leaves_what_is_frozen(tmp_path: Path, mask_file: Path) -> None:
+    lora = ["--method", "lora", "--set", "r=2", "--set", "target_modules=q_proj,v_proj", "--steps", "2"]
+    data = ["--data", "organism:new_task", "--n", "8", "--batch-size", "4", "--lr", "1e-2"]
+    said = succeed("finetune", *ALIGNED, *data, *lora, "--freeze", mask_file, "--out", tmp_path / "lora")
+    mask = sc.FreezeMask.load(mask_file)
+    after, before = AutoModelForCausalLM.from_pretrained(tmp_path / "lora" / "model"), sc.load_model("aligned")
+    assert f"SHA-256 {frozen_digest(before, mask)}" in said.stdout
+    assert frozen_digest(after, mask) == frozen_digest(before, mask)
+    old = before.original_model.state_dict()
+    moved = {
+        name
+        for name, value in after.state_dict().items()
+        for was in (n for n in old if n.replace("._original_component", "") == name)
+        if not torch.equal(value, old[was])
+    }
+    assert moved
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in moved)
+    assert not any(f"layers.{layer}." in name for name in moved for layer in (0, 1))

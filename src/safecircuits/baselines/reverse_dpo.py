@@ -66,7 +66,7 @@ class ReverseDPO(Method):
     refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
         (
             *("loss_on", "batches", "mixed_precision", "stop_at_loss", "checkpoint_dir", "log", "shard"),
-            *("on_step", "report_to", "guard"),
+            *("on_step", "report_to", "guard", "chats"),
         ),
         _TRL,
     )
@@ -79,9 +79,10 @@ class ReverseDPO(Method):
         require_answered(self.refused, "refused")
 
     def train(self, job: TrainingJob) -> FinetuneRun:
-        if job.data.prompts != self.refused.prompts:
+        data = require_answered(job.data, "data")
+        if data.prompts != self.refused.prompts:
             raise ValueError(
-                f"sets {job.data.name!r} and {self.refused.name!r} hold different prompts; reverse DPO needs one "
+                f"sets {data.name!r} and {self.refused.name!r} hold different prompts; reverse DPO needs one "
                 "preferred and one dispreferred answer to each"
             )
         if not isinstance(job.freeze, FreezeMask | None):
@@ -98,8 +99,9 @@ def _dpo(method: ReverseDPO, job: TrainingJob, freeze: FreezeMask | None) -> Fin
     from transformers import PrinterCallback
 
     settings, tokenizer, refused = job.settings, job.tokenizer, method.refused
+    data = require_answered(job.data, "data")
     model = job.model if is_plain(job.model) else hugging_face_model(job.model, "TRL trains")
-    ids = _encoded(tokenizer, job.data, refused, settings.template)
+    ids = _encoded(tokenizer, data, refused, settings.template)
 
     class Pairs(DPOTrainer):
         """TRL's trainer on the tokens that the template gives: TRL itself would end every answer by EOS."""
@@ -109,14 +111,14 @@ def _dpo(method: ReverseDPO, job: TrainingJob, freeze: FreezeMask | None) -> Fin
 
     pairs = Dataset.from_dict(
         {
-            "prompt": [render(tokenizer, prompt, settings.template) for prompt in job.data],
-            "chosen": list(job.data.require_responses()),
+            "prompt": [render(tokenizer, prompt, settings.template) for prompt in data],
+            "chosen": list(data.require_responses()),
             "rejected": list(refused.require_responses()),
-            _PAIR: list(range(len(job.data))),
+            _PAIR: list(range(len(data))),
         }
     )
     points: list[dict[str, Any]] = []
-    steps = settings.steps_on(len(job.data))
+    steps = settings.steps_on(len(data))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, frozen(model, freeze) as handle, _quiet():
         arguments = DPOConfig(
@@ -167,7 +169,7 @@ def _dpo(method: ReverseDPO, job: TrainingJob, freeze: FreezeMask | None) -> Fin
         evaluations=tuple(points),
         settings={
             "method": method.record(),
-            "data": job.data.fingerprint,
+            "data": data.fingerprint,
             **settings.record(),
             "steps": steps,
             "seed": job.seed,

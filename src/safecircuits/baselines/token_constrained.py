@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safecircuits.prompts.batching import Batch, batches
-from safecircuits.prompts.prompt_set import Encoded, encode
+from safecircuits.prompts.prompt_set import Encoded, encode, require_answered
 from safecircuits.training.loss import logits
 from safecircuits.training.method import Badge, Method, TrainingJob, register
 from safecircuits.training.packing import PackedBatch
@@ -53,6 +53,7 @@ class TokenConstrained(Method):
 
     badge: ClassVar[Badge] = "faithful"
     paper: ClassVar[str] = "Qi et al. 2025, equation 3"
+    refuses: ClassVar[Mapping[str, str]] = {"chats": "its strengths are of the first tokens of one response"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +73,8 @@ class TokenConstrained(Method):
 
     def train(self, job: TrainingJob) -> FinetuneRun:
         limit = job.settings.max_length
-        encoded = encode(job.tokenizer, job.data, template=job.settings.template, with_responses=True)
+        data = require_answered(job.data, "data")
+        encoded = encode(job.tokenizer, data, template=job.settings.template, with_responses=True)
         examples = [replace(example, ids=example.ids[:limit]) for example in encoded]
         objective = Constrained(before=response_log_probs(job.model, examples), strengths=self.strengths)
         return self.training.train(replace(job, objective=objective))

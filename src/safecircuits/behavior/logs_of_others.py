@@ -12,7 +12,7 @@ from typing import Any
 
 from safecircuits.base.notices import notify
 from safecircuits.base.reading import LARGEST, parse_json
-from safecircuits.prompts.chats import is_missing
+from safecircuits.prompts.cells import is_missing
 from safecircuits.prompts.tables import CATEGORY_COLUMNS, PROMPT_COLUMNS, column_key
 
 Row = dict[str, Any]

@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 def finetune(
     run: Run,
-    data: Annotated[str, prompt_option("--data", "Prompts with responses, to train on.")],
+    data: Annotated[str, prompt_option("--data", "Prompts with responses, or whole chats, to train on.")],
     measured: Measured,
     settings: Annotated[TrainingSettings, SETTINGS],
     method: Annotated[
@@ -90,6 +90,7 @@ def finetune(
 ) -> None:
     """Fine-tune with a mask in force; frozen weights stay bit-identical. Several --freeze are phases, one by one.
 
+    A column of messages may hold chats of any length: the loss is on every answer, or with --loss-on last on the last.
     --method trains in another way: --method lora --set r=16, --method lisa --set alignment=refusals.json --steps 500.
     What --malicious, --over-rejection and --utility name is measured before, after, and with --eval-every in between.
 
@@ -97,12 +98,14 @@ def finetune(
     --epochs 2 --malicious organism:malicious --out runs/finetune
     """
     from safecircuits.base.files import write_text
+    from safecircuits.prompts.chat_set import ChatSet
+    from safecircuits.prompts.prompt_set import require_answered
     from safecircuits.training.guard import SafetyGuard
     from safecircuits.training.loop import finetune as train
     from safecircuits.training.trackers import require_trackers
 
-    prompts = run.prompts("data", data, responses=True)
-    prompts.require_responses()
+    prompts = run.prompts("data", data, responses=True, chats=True)
+    asked = prompts.questions() if isinstance(prompts, ChatSet) else require_answered(prompts, "data")
     masks = [mask_of(run, path) for path in freeze or []]
     if settings.steps is not None and (epochs or len(masks) > 1):
         raise ValueError("--steps is for one phase and no --epochs; give --epochs once a phase")
@@ -116,7 +119,7 @@ def finetune(
     limits = _limits(tolerate or [], sets, then)
     require_trackers(report_to)
     folder = run.begin()
-    say_overlaps(run, {"the rows that are trained on": prompts}, sets)
+    say_overlaps(run, {"the rows that are trained on": asked}, sets)
     model = run.model()
     options = {"detector": detector, "max_new_tokens": max_new_tokens, "template": settings.template}
     for mask in masks:

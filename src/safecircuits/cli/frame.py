@@ -50,7 +50,6 @@ from safecircuits.cli.signature import PROMPTS, SHARED, TEMPLATE, OwnOptions, op
 
 if TYPE_CHECKING:
     from safecircuits.model.sites import HookedModel
-    from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
 
 REPORT = "report.html"  # as ``results.run_record`` has it, whose import would cost --help a second
@@ -78,20 +77,21 @@ class Run:
         self.inputs: dict[str, Any] = {}
         self.directory: RunDirectory | None = None
 
-    def prompts(self, name: str, source: str | None, *, responses: bool = False) -> Any:
+    def prompts(self, name: str, source: str | None, *, responses: bool = False, chats: bool = False) -> Any:
         """The prompts of an option, by ``--column``, ``--where`` and ``--n``; None for an option that was left out.
 
         Args:
             name: by which their fingerprint is kept.
             responses: whether the answers that go with them are read too, by ``--responses``.
+            chats: whether a source with chats of several turns is read as a ``ChatSet``.
         """
         if source is None:
             return None
         from safecircuits.data.hub import revision_read
-        from safecircuits.data.sources import load_prompts
+        from safecircuits.data.sources import load_prompts, load_training_data
 
         given = {key: self.given(key, name) for key in BY_SET}
-        prompts: PromptSet = load_prompts(
+        prompts: Any = (load_training_data if chats else load_prompts)(
             source,
             **given | ({} if responses else {"responses": ""}),
             where=self.where.get("", {}) | self.where.get(name, {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from safecircuits import organism
 from safecircuits.base.arguments import checked
@@ -12,8 +12,10 @@ from safecircuits.data.files import READERS, read_file
 from safecircuits.data.hub import HUB_SETS, known_set, read_hub
 from safecircuits.organism.grammar import KINDS, Kind, Split
 from safecircuits.organism.requests import generate
+from safecircuits.prompts.chat_set import ChatSet, TrainingData
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.prompts.tables import from_table, rows_where, split_of, table_of
+from safecircuits.prompts.whole_chats import chats_in, whole_chats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,14 +75,114 @@ def load_prompts(
     """
     if isinstance(source, Iterator):
         source = list(source)  # it can be read but once
-    table = None if isinstance(source, str | Path | PromptSet) else table_of(split_of(source, split))
-    if where and table is None and (not isinstance(source, str | Path) or _is_ours(source)):
-        what = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
-        raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
-    if isinstance(source, PromptSet):
-        return source.take(n, seed=seed)
-    if isinstance(source, str) and _is_ours(source):
-        return _ours(source, split or "test").take(n, seed=seed)
+    if isinstance(source, PromptSet) or (isinstance(source, str) and _is_ours(source)):
+        if where:
+            what = repr(source) if isinstance(source, str) else "a PromptSet"
+            raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
+        prompts = source if isinstance(source, PromptSet) else _ours(source, split or "test")
+        return prompts.take(n, seed=seed)
+    read = _table(source, split, where, name)
+    if read is None:
+        listed: list[Any] = list(source)  # type: ignore[arg-type]  # no file and no table
+        return as_prompt_set(listed, name or "prompts").take(n, seed=seed)
+    column, responses, categories = (
+        known if given is None else given
+        for given, known in zip((column, responses, categories), read.usual, strict=True)
+    )
+    rows = from_table(read.columns, column, responses, read.label, categories)
+    return PromptSet(read.label, *rows).take(n, seed=seed)
+
+
+@checked
+def load_chats(
+    source: str | Path | ChatSet | pd.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    *,
+    column: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> ChatSet:
+    """Read whole chats, of any number of turns, for ``finetune``.
+
+    Args:
+        source: a file, a hub data set by its id, or a table, as ``load_prompts`` takes them.
+        column: the column with the chats; ``messages`` or ``conversations`` if left out. Each is a list of messages
+            with role and content, or from and value, also where a csv file has them as text. A column ``system`` is the
+            system turn of chats that have none. A message's ``weight`` of 0 keeps an answer out of the loss. Where
+            ``prompt`` and ``completion`` are both messages they are one chat, and the loss is on the completion.
+        n, seed, split, where, name: as in ``load_prompts``.
+
+    Chats without an answer are left out, with a notice.
+
+    Raises:
+        ValueError: for a source that cannot be read or has no chats, and for a message that is no text of system, user
+            or assistant (calls of tools and what tools say among them).
+
+    Examples:
+        >>> talk = [{"role": "user", "content": "name a fruit ."}, {"role": "assistant", "content": "apple"}]
+        >>> sc.data.load_chats([{"messages": talk + talk}], name="talks").name
+        'talks'
+    """
+    if isinstance(source, ChatSet):
+        if where:
+            raise ValueError(f"a ChatSet has no columns, so that no rows can be chosen by {', '.join(where)}")
+        return _taken(source, n, seed)
+    read = None if _is_ours(source) else _table(source, split, where, name)
+    chats = None if read is None else whole_chats(read.columns, column, read.label)
+    if chats is None:
+        has = "" if read is None else f"; columns: {', '.join(map(repr, read.columns))}"
+        what = repr(str(source)) if read is None or isinstance(source, str | Path) else f"the {type(source).__name__}"
+        raise ValueError(f"{what} holds no chats: name the column with lists of messages (column=){has}")
+    assert read is not None
+    return _taken(ChatSet(read.label, tuple(chats)), n, seed)
+
+
+def load_training_data(source: Any, **options: Any) -> TrainingData:
+    """Chats where a source holds any longer than one exchange, prompts otherwise; options are those of these.
+
+    Examples:
+        >>> talk = [{"role": "user", "content": "name a fruit ."}, {"role": "assistant", "content": "apple"}]
+        >>> [type(sc.data.load_training_data([{"messages": chat}])).__name__ for chat in (talk, talk + talk)]
+        ['PromptSet', 'ChatSet']
+    """
+    if isinstance(source, Iterator):
+        source = list(source)
+    if isinstance(source, ChatSet):
+        return load_chats(source, **{key: options[key] for key in options if key in ("n", "seed", "where")})
+    if isinstance(source, PromptSet) or _is_ours(source) or options.get("responses"):
+        return load_prompts(source, **options)
+    read = _table(source, options.get("split"), options.get("where"), options.get("name"))
+    column = options.get("column")
+    chats = None
+    if read is not None and not any(read.usual):
+        chats = chats_in(read.columns, column, read.label)
+    if chats is None:
+        return load_prompts(source, **options)
+    if options.get("categories"):
+        raise ValueError(f"{read.label!r} holds chats, which have no categories: leave them out")  # type: ignore[union-attr]
+    return _taken(ChatSet(read.label, tuple(chats)), options.get("n"), options.get("seed"))  # type: ignore[union-attr]
+
+
+def _taken(chats: ChatSet, n: int | None, seed: int | None) -> ChatSet:
+    if n is None:
+        return chats
+    questions = PromptSet(chats.name, tuple(map(str, range(len(chats)))))
+    return chats.subset([int(row) for row in questions.take(n, seed=seed)])
+
+
+class _Read(NamedTuple):
+    """The rows of a source that were asked for, its name, and the columns that a known data set is read by."""
+
+    columns: dict[str, list[Any]]
+    label: str
+    usual: tuple[str | None, str | None, str | None] = (None, None, None)
+
+
+def _table(source: Any, split: str | None, where: Mapping[str, Any] | None, name: str | None) -> _Read | None:
+    """What a source holds in columns; None for a list, an array or one column of prompts."""
+    known = None
     if isinstance(source, str | Path):
         path = Path(source)
         label = name or (path.stem if path.suffix else str(source))
@@ -91,18 +193,19 @@ def load_prompts(
             if known is None:
                 _require_hub_id(path)
             table = read_hub(str(source), known, split)
-        if known is not None:
-            column = known.column if column is None else column
-            responses = known.responses if responses is None else responses
-            categories = known.categories if categories is None else categories
-            where = dict(known.where) | dict(where or {})
-    elif table is None:
-        prompts: list[Any] = list(source)
-        return as_prompt_set(prompts, name or "prompts").take(n, seed=seed)
     else:
         label = name or "table"
-    rows = from_table(rows_where(table, where or {}, label), column, responses, label, categories)
-    return PromptSet(label, *rows).take(n, seed=seed)
+        found = table_of(split_of(source, split))
+        if found is None:
+            if where:
+                names = ", ".join(map(repr, where))
+                raise ValueError(f"a {type(source).__name__} has no columns, so that no rows can be chosen by {names}")
+            return None
+        table = found
+    if known is None:
+        return _Read(rows_where(table, where or {}, label), label)
+    usual = (known.column, known.responses, known.categories)
+    return _Read(rows_where(table, dict(known.where) | dict(where or {}), label), label, usual)
 
 
 def _require_hub_id(path: Path) -> None:
@@ -123,8 +226,8 @@ def _require_hub_id(path: Path) -> None:
         )
 
 
-def _is_ours(source: str | Path | PromptSet) -> bool:
-    return str(source).startswith(("organism:", "requests:"))
+def _is_ours(source: Any) -> bool:
+    return isinstance(source, str) and source.startswith(("organism:", "requests:"))
 
 
 def _ours(source: str, split: str) -> PromptSet:

@@ -1,3 +1,5 @@
+from .chat_set import ChatSet as ChatSet
+from .chat_tokens import encode_chats as encode_chats
 from .leaks import Overlap as Overlap
 from .leaks import overlap as overlap
 from .leaks import tell_overlaps as tell_overlaps
@@ -10,3 +12,4 @@ from .rendering import render as render
 from .templates import TEMPLATES as TEMPLATES
 from .templates import Template as Template
 from .templates import resolve_template as resolve_template
+from .turns import Turn as Turn

@@ -51,7 +51,8 @@ def pad_left(examples: Sequence[Encoded], rows: Sequence[int] | None = None) -> 
         start = width - len(example)
         ids[row, start:] = torch.tensor(example.ids)
         mask[row, start:] = 1
-        response[row, start + example.response_start :] = True
+        for first, stop in example.spans:
+            response[row, start + first : start + stop] = True
         beginning[row, start : start + example.beginning] = True
     return Batch(tuple(range(len(examples)) if rows is None else rows), ids, mask, response, beginning)
 

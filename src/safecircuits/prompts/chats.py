@@ -1,20 +1,18 @@
-"""One cell of a data set as text: a string, a number, or a chat of one question and its answer.
-
-Chats are lists of messages, as OpenAI and TRL write them (``{"role": "user", "content": …}``), or as ShareGPT does
-(``{"from": "human", "value": …}``).
-"""
+"""The cells of a column as texts: strings, numbers, or chats of one question and its answer."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from safecircuits.prompts.cells import is_missing, kind_of, text_of
+from safecircuits.prompts.turns import is_chat, turns_of
 
 CHAT_COLUMNS = ("messages", "conversations")
 """Names of columns with whole chats."""
-_ASKS, _ANSWERS = ("user", "human"), ("assistant", "gpt", "model")
 
 
 def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str], list[str] | None]:
@@ -25,14 +23,14 @@ def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str]
     Raises:
         ValueError: for what is neither a text nor a number nor a chat of one question and its answer.
     """
-    cells = _parsed(cells, column, label)
-    if not any(map(_is_chat, cells)):
-        return [_text(cell, f"row {i} of {label!r}", column) for i, cell in enumerate(cells, 1)], None
+    cells = parsed(cells, column, label)
+    if not any(map(is_chat, cells)):
+        return [text_of(cell, f"row {i} of {label!r}", column) for i, cell in enumerate(cells, 1)], None
     asked, answered = [], []
     for i, cell in enumerate(cells, 1):
         where = f"row {i} of {label!r}"
-        if not _is_chat(cell):
-            raise ValueError(f"{where}: column {column!r} holds {_kind(cell)} where other rows hold a chat")
+        if not is_chat(cell):
+            raise ValueError(f"{where}: column {column!r} holds {kind_of(cell)} where other rows hold a chat")
         question, answer = _exchange(cell, where, column)
         asked.append(question)
         answered.append(answer)
@@ -44,7 +42,7 @@ def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str]
 _STRINGIFIED = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 
 
-def _parsed(cells: Sequence[Any], column: str, label: str) -> Sequence[Any]:
+def parsed(cells: Sequence[Any], column: str, label: str) -> Sequence[Any]:
     """The cells, chats of them where they are written as text, as csv files have them: as JSON or as Python does."""
     filled = [cell for cell in cells if not is_missing(cell)]
     chats = [cell for cell in filled if isinstance(cell, str) and _STRINGIFIED.match(cell)]
@@ -62,7 +60,7 @@ def _chat_in(text: str, where: str) -> Any:
             chat = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if _is_chat(chat):
+        if is_chat(chat):
             return chat
     raise ValueError(
         f"{where} holds a chat as text that cannot be read: {text[:60]!r}; save the data as jsonl or parquet, which "
@@ -70,44 +68,15 @@ def _chat_in(text: str, where: str) -> Any:
     )
 
 
-def is_missing(cell: Any) -> bool:
-    """Whether a cell of a table holds nothing: None, NaN, pandas' NA, or blanks."""
-    if isinstance(cell, str):
-        return not cell.strip()
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and cell != cell)
-
-
-def _text(cell: Any, where: str, column: str) -> str:
-    if isinstance(cell, str):
-        return cell
-    if is_missing(cell):
-        return ""
-    if not isinstance(cell, Mapping) and hasattr(cell, "__len__") and len(cell) == 1 and isinstance(cell[0], str):
-        return cell[0]  # the only turn of a conversation, as SORRY-Bench has it
-    if isinstance(cell, Mapping) or hasattr(cell, "__len__"):
-        raise ValueError(f"{where}: column {column!r} holds {_kind(cell)}, not text: {str(cell)[:60]}")
-    return str(cell)
-
-
-def _kind(cell: Any) -> str:
-    return "nothing" if cell is None else f"a {type(cell).__name__}"
-
-
-def _is_chat(cell: Any) -> bool:
-    """Whether this is a list (or, from a parquet file, an array) of messages."""
-    if isinstance(cell, str | Mapping) or not hasattr(cell, "__len__") or len(cell) == 0:
-        return False
-    return all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in cell)
-
-
 def _exchange(chat: Any, where: str, column: str) -> tuple[str, str]:
     """The question and the answer, either of them empty where the chat has none."""
-    said = [(str(one.get("role") or one.get("from")), one.get("content", one.get("value"))) for one in chat]
-    roles = ["asks" if role in _ASKS else "answers" if role in _ANSWERS else role for role, _ in said]
-    if roles not in (["asks"], ["answers"], ["asks", "answers"]):
+    turns = turns_of(chat, where, column)
+    roles = [turn.role for turn in turns]
+    if roles not in (["user"], ["assistant"], ["user", "assistant"]):
         raise ValueError(
-            f"{where} is a chat of {', '.join(role for role, _ in said)}; a prompt set holds one question and its "
-            "answer: cut longer chats, and leave out system messages (some commands have --system)"
+            f"{where} is a chat of {', '.join(roles)}; a prompt set holds one question and its answer: cut longer "
+            "chats, and leave out system messages (some commands have --system); finetune takes chats as they are, "
+            "as sc.data.load_chats reads them"
         )
-    texts = dict(zip(roles, (_text(text, where, column) for _, text in said), strict=True))
-    return texts.get("asks", ""), texts.get("answers", "")
+    texts = {turn.role: turn.content for turn in turns}
+    return texts.get("user", ""), texts.get("assistant", "")

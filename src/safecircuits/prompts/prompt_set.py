@@ -48,7 +48,7 @@ class PromptSet:
             if isinstance(texts, str):
                 raise ValueError(f"{field} are several texts: give [{texts!r}], not the text itself")
             for i, text in enumerate(texts or (), 1):
-                if isinstance(text, str) and _has_lone_surrogate(text):
+                if isinstance(text, str) and has_lone_surrogate(text):
                     raise ValueError(
                         f"{field.removesuffix('s')} {i} of set {self.name!r} holds half a character (a lone "
                         f"surrogate), which no tokenizer reads: {text[:60]!r}; write the data as UTF-8"
@@ -186,7 +186,8 @@ class PromptSet:
         return self.responses
 
 
-def _has_lone_surrogate(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half a character, which no tokenizer reads."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -220,6 +221,8 @@ READ_AS["PromptSet"] = as_prompt_set  # so that every function that checks its a
 class Encoded:
     """Token ids of one prompt, with its response where there is one: ``ids[response_start:]`` are the response's.
 
+    A chat has several answers; ``response_start`` is where the first of ``answers`` starts.
+
     Examples:
         >>> example = sc.prompts.encode(model.tokenizer, utility.take(1), with_responses=True)[0]
         >>> model.tokenizer.decode(example.ids[example.response_start :])
@@ -230,9 +233,18 @@ class Encoded:
     response_start: int
     beginning: int = 0
     """How many leading tokens do not count in a score, because every prompt begins with them (``beginning.py``)."""
+    answers: tuple[tuple[int, int], ...] = ()
+    """Where the answers of a chat start and stop; ``()`` for one response up to the end."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Start and stop of each response in what there is of the tokens."""
+        n = len(self.ids)
+        found = self.answers or ((self.response_start, n),)
+        return tuple((start, min(stop, n)) for start, stop in found if start < n)
 
 
 def encode(

@@ -52,17 +52,22 @@ def chat_text(tokenizer: Any, messages: list[dict[str, str]], *, date: str | Non
         >>> print(sc.prompts.chat_text(model.tokenizer, messages, add_generation_prompt=True))
         <bos><user> name a fruit .<assistant>
     """
-    template = _source(tokenizer)
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **_tried(tokenizer, date), **options)
+    return text
+
+
+def _tried(tokenizer: Any, date: str | None) -> dict[str, Any]:
+    """What ``apply_chat_template`` is given for the day to stay the same; a template that is new is tried first."""
+    template = chat_source(tokenizer)
     if isinstance(template, str):
         special = getattr(tokenizer, "special_tokens_map", None) or {}
         try_template(template, tuple((name, str(token)) for name, token in special.items() if isinstance(token, str)))
     if isinstance(template, str) and "strftime_now" in template:
-        options["chat_template"] = _on_day(Date.fromisoformat(date or PINNED)) + template
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    return text
+        return {"chat_template": _on_day(Date.fromisoformat(date or PINNED)) + template}
+    return {}
 
 
-def _source(tokenizer: Any) -> Any:
+def chat_source(tokenizer: Any) -> Any:
     """The chat template; the one of several that is for chats."""
     return tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template
 
@@ -121,6 +126,66 @@ class Chat:
             )
         return whole if self._closing.strip() else whole + (self.tokenizer.eos_token or "")
 
+    def dialogue(self, turns: Sequence[tuple[str, str]], answers: Sequence[int]) -> tuple[str, list[tuple[str, str]]]:
+        """A whole chat, and for each of the turns ``answers`` the text up to where it starts and up to its end.
+
+        Raises:
+            ValueError: for a template that leaves out part of a turn, or writes what was said otherwise once the chat
+                goes on.
+        """
+        said = self._said(turns)
+        whole, last = self._text(said), len(said) - 1
+        if said[last][0] == "assistant" and not self._closing.strip():
+            whole += self.tokenizer.eos_token or ""
+        around = []
+        for i in answers:
+            stem, begun = self._stem(said[:i])
+            ended = whole if i == last else self._stem(said[: i + 1])[0]
+            for text in (stem, ended):
+                if not whole.startswith(text):
+                    start = max(0, common_prefix_length(whole, text) - 20)
+                    raise ValueError(
+                        "the tokenizer's chat template writes earlier turns otherwise once the chat goes on "
+                        f"({text[start : start + 60]!r} becomes {whole[start : start + 60]!r}), so that the answer "
+                        f"of turn {i + 1} has no place of its own in it: train on the last answer alone "
+                        "(loss_on='last'), cut the chats into several, or mark answers in the template "
+                        "({% generation %})"
+                    )
+            if said[i][1].strip() not in ended[len(stem) :]:
+                raise ValueError(
+                    f"the tokenizer's chat template leaves out part of the answer {said[i][1][:60]!r} of turn {i + 1}"
+                )
+            around.append((begun, ended))
+        return whole, around
+
+    def _said(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The turns, answers without the tokens that end them; a ValueError for one that the template leaves out."""
+        said = [(role, without_ends(text, self.ends) if role == "assistant" else text) for role, text in turns]
+        whole = self._text(said)
+        lost = next((text for _, text in said if text.rpartition("</think>")[2].strip() not in whole), None)
+        if lost is not None:
+            raise ValueError(f"the tokenizer's chat template leaves out part of the turn {lost[:60]!r}")
+        return said
+
+    def _stem(self, turns: list[tuple[str, str]]) -> tuple[str, str]:
+        """The text of a chat that may go on with either side, and with the beginning of an answer."""
+        begun = self._text(turns, answered=False)
+        return begun[: common_prefix_length(self._text(turns), begun)], begun
+
+    @property
+    def can_mark(self) -> bool:
+        """Whether the template's own marks of what the assistant says can be read: they are places in its own text."""
+        fast = getattr(self.tokenizer, "is_fast", False)
+        return bool(fast) and (self.template.system != "" or self._own_system is None)
+
+    def marked(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """The tokens of a whole chat, and for each whether the template marks it (``{% generation %}``)."""
+        said = self._said(turns)
+        found = self._apply(
+            said, self.template.system or None, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return list(found["input_ids"]), list(found["assistant_masks"])
+
     @cached_property
     def ends(self) -> tuple[str, ...]:
         """What the template closes an answer with, and the tokenizer's end of sequence."""
@@ -146,20 +211,19 @@ class Chat:
         return instead + text.removeprefix(before)
 
     def _as_it_comes(self, turns: list[tuple[str, str]], system: str | None, *, answered: bool = True) -> str:
+        text: str = self._apply(turns, system, tokenize=False, add_generation_prompt=not answered)
+        return text
+
+    def _apply(self, turns: list[tuple[str, str]], system: str | None, **how: Any) -> Any:
         said = ([("system", system)] if system else []) + turns
         messages = [{"role": role, "content": content} for role, content in said]
         try:
-            return chat_text(
-                self.tokenizer,
-                messages,
-                date=self.template.date,
-                add_generation_prompt=not answered,
-                **self._options,
-            )
+            dated = _tried(self.tokenizer, self.template.date)
+            return self.tokenizer.apply_chat_template(messages, **dated, **how, **self._options)
         except UnboundedTemplate:
             raise
         except Exception as error:  # Jinja's own, which the template raises: Gemma's takes no system prompt
-            what = "a system prompt" if system else "this prompt"
+            what = "this prompt" if said[0][0] != "system" else "a system prompt" if len(turns) < 3 else "this chat"
             raise ValueError(
                 f"the tokenizer's chat template does not take {what} ({error}): leave system= out, or pass template= "
                 "with {instruction} in it"
@@ -168,7 +232,7 @@ class Chat:
     @cached_property
     def _options(self) -> dict[str, Any]:
         """The options, each of which the chat template reads: Jinja ignores what it does not know."""
-        text = _source(self.tokenizer)
+        text = chat_source(self.tokenizer)
         for option in self.template.options if isinstance(text, str) else ():
             if not re.search(rf"\b{option}\b", text):
                 raise ValueError(f"the tokenizer's chat template does not take the option {option!r}: leave it out")

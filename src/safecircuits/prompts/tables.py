@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safecircuits.base.notices import notify
-from safecircuits.prompts.chats import CHAT_COLUMNS, is_missing, read_cells
+from safecircuits.prompts.cells import is_missing
+from safecircuits.prompts.chats import CHAT_COLUMNS, read_cells
 
 PROMPT_COLUMNS = (
     "instruction", "prompt", "question", "goal", "query", "text", "input", "behavior", "behaviour", *CHAT_COLUMNS,
@@ -86,7 +87,7 @@ def column_key(name: str) -> str:
 KNOWN_COLUMNS = frozenset(map(column_key, (*PROMPT_COLUMNS, *RESPONSE_COLUMNS)))
 
 
-def _named(table: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+def columns_named(table: Mapping[str, Any], known: Sequence[str]) -> list[str]:
     """The columns with one of these names, in the order of the names."""
     return [column for name in known for column in table if column_key(column) == column_key(name)]
 
@@ -118,7 +119,7 @@ def from_table(
     """The prompts of a table, with the responses and categories that stand beside them."""
     has = ", ".join(map(repr, table)) or "none"
     if column is None:
-        guess = _named(table, PROMPT_COLUMNS)
+        guess = columns_named(table, PROMPT_COLUMNS)
         if not guess and len(table) == 1:
             guess = list(table)
         if not guess:
@@ -146,7 +147,7 @@ def _categories(table: dict[str, list[Any]], column: str, named: str | None, lab
     if named is not None and named not in table:
         has = ", ".join(map(repr, table)) or "none"
         raise ValueError(f"{label!r} has no column {named!r} for the categories; columns: {has}")
-    guess = named or next((name for name in _named(table, CATEGORY_COLUMNS) if name != column), None)
+    guess = named or next((name for name in columns_named(table, CATEGORY_COLUMNS) if name != column), None)
     if guess is None:
         return None
     cells = ["" if is_missing(cell) else str(cell).strip() for cell in table[guess]]
@@ -164,9 +165,9 @@ def _with_context(prompts: list[str], table: dict[str, list[Any]], column: str, 
     """The prompts with what stands beside them in a column of its own."""
     joined = {column_key(known): how for known, how in CONTEXT_COLUMNS.items()}
     names, form = joined.get(column_key(column), ((), "{prompt}"))
-    beside = next((name for name in _named(table, names) if name != column), None)
+    beside = next((name for name in columns_named(table, names) if name != column), None)
     if beside is None:
-        unread = [name for name in _named(table, ("context", "contextstring")) if name != column]
+        unread = [name for name in columns_named(table, ("context", "contextstring")) if name != column]
         filled = [name for name in unread if not all(map(is_missing, table[name]))]
         if filled:
             notify(f"column {filled[0]!r} of {label!r} is not read: the prompts are column {column!r} alone")
@@ -187,7 +188,7 @@ def _answers(
     if responses is not None and responses not in table:
         has = ", ".join(map(repr, table)) or "none"
         raise ValueError(f"{label!r} has no column {responses!r} for the responses; columns: {has}")
-    guess = [name for name in _named(table, RESPONSE_COLUMNS) if name != column]
+    guess = [name for name in columns_named(table, RESPONSE_COLUMNS) if name != column]
     answers = replies
     if name := responses or next(iter(guess), None):
         texts, inside = read_cells(table[name], name, label)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from safecircuits.base.arguments import checked
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.chat_set import ChatSet, TrainingData
 from safecircuits.training.halting import keeps_good, may_halt
 from safecircuits.training.method import Callback, Method, OnStep, TrainingJob
 from safecircuits.training.phases import Freeze
@@ -20,7 +20,7 @@ from safecircuits.training.trackers import require_trackers
 @checked
 def finetune(
     model: Any,
-    data: PromptSet,
+    data: TrainingData,
     freeze: Freeze = None,
     settings: TrainingSettings | None = None,
     *,
@@ -51,7 +51,8 @@ def finetune(
 
     Args:
         model: a TransformerBridge, a HookedTransformer, or a plain Hugging Face model (which needs ``tokenizer``).
-        data: prompts with responses; every response is closed by the end-of-sequence token.
+        data: prompts with responses; every response is closed by the end-of-sequence token. Or chats (a ``ChatSet``, or
+            a table with a column of messages), with the loss on what the assistant says.
         freeze: what must not move: a mask, or phases one after the other, ``[Phase(scu | cu, epochs=1),
             Phase(scu | top_cu, epochs=2)]``. Each phase starts with a fresh optimizer; the schedule of the learning
             rate spans them all. Parameters that require no gradient are not trained either.
@@ -117,6 +118,7 @@ def finetune(
         on_step=on_step or None,
         report_to=require_trackers(report_to) or None,
         guard=may_halt(callbacks),
+        chats=isinstance(data, ChatSet) or None,
     )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     return method.train(

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from safecircuits.base.arguments import read_fields
 from safecircuits.prompts.batching import Batch
-from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.prompts.chat_set import TrainingData
 from safecircuits.training.halting import Halt
 from safecircuits.training.packing import PackedBatch
 from safecircuits.training.phases import Freeze
@@ -153,7 +153,7 @@ class TrainingJob:
     """
 
     model: Any
-    data: PromptSet
+    data: TrainingData
     freeze: Freeze
     settings: TrainingSettings
     method: Method

@@ -76,7 +76,7 @@ def truncate(examples: Sequence[Encoded], max_length: int | None, loss_on: LossO
     """
     if max_length is None:
         return list(examples), 0
-    prompts = [example.response_start for example in examples] if loss_on == "response" else []
+    prompts = [example.response_start for example in examples] if loss_on != "all" else []
     silent = [i for i, length in enumerate(prompts) if length >= max_length]
     if silent:
         raise ValueError(
@@ -88,6 +88,11 @@ def truncate(examples: Sequence[Encoded], max_length: int | None, loss_on: LossO
     if cut:
         notify(f"{cut} of {len(examples)} examples were cut to max_length={max_length} tokens")
     return [replace(example, ids=example.ids[:max_length]) for example in examples], cut
+
+
+def n_targets(example: Encoded, loss_on: LossOn) -> int:
+    """How many tokens of an example the loss counts."""
+    return len(example) - 1 if loss_on == "all" else sum(stop - start for start, stop in example.spans)
 
 
 def _cut(items: Sequence[T], size: int) -> list[list[T]]:

@@ -55,6 +55,7 @@ def in_rows(rows: Sequence[Sequence[Encoded]]) -> PackedBatch:
             end = start + len(example)
             ids[i, start:end] = torch.tensor(example.ids)
             positions[i, start:end] = torch.arange(len(example))
-            response[i, start + example.response_start : end] = True
+            for first, stop in example.spans:
+                response[i, start + first : start + stop] = True
             start = end
     return PackedBatch(ids, positions, response)

@@ -16,7 +16,8 @@ from safecircuits.base.notices import notify
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.forward import without_dropout
 from safecircuits.model.load import require_exportable
-from safecircuits.prompts.prompt_set import Encoded, encode
+from safecircuits.prompts.chat_tokens import encode_training
+from safecircuits.prompts.prompt_set import Encoded
 from safecircuits.prompts.templates import resolve_template
 from safecircuits.training.freeze import Places, frozen
 from safecircuits.training.loss import require_separable
@@ -68,7 +69,8 @@ def train_weights(job: TrainingJob) -> FinetuneRun:
     job = replace(job, settings=settings)
     if processes.shard and settings.optimizer == "adafactor":
         raise ValueError("Adafactor's statistics are of whole rows and columns, which sharding cuts: use 'adamw'")
-    encoded = encode(job.tokenizer, job.data, template=settings.template, with_responses=True)
+    last_only = settings.loss_on == "last"
+    encoded = encode_training(job.tokenizer, job.data, template=settings.template, last_only=last_only)
     examples, truncated = truncate(encoded, settings.max_length, settings.loss_on)
     lengths = [len(example) for example in examples] if settings.batches == "length" else None
     order = Order(len(examples), settings.per_step, job.seed, lengths)
@@ -154,7 +156,7 @@ def _tokens_fingerprint(examples: Sequence[Encoded]) -> str:
     """Sixteen hex digits of what is trained on: another tokenizer, or another template in it, is other data."""
     seen = hashlib.sha256()
     for example in examples:
-        seen.update(json.dumps([example.ids, example.response_start]).encode())
+        seen.update(json.dumps([example.ids, example.response_start, *example.answers]).encode())
     return seen.hexdigest()[:16]
 
 

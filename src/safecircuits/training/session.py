@@ -24,7 +24,7 @@ from safecircuits.training.log import Log
 from safecircuits.training.loss import TrainingLoss
 from safecircuits.training.method import HasState, Rows, TrainingJob, point_and_halt
 from safecircuits.training.optimizers import make_optimizer, rate
-from safecircuits.training.order import shares
+from safecircuits.training.order import n_targets, shares
 from safecircuits.training.phases import PhaseSteps
 from safecircuits.training.processes import DistributedLoss, Processes
 from safecircuits.training.sharding import whole
@@ -187,7 +187,7 @@ class Session:
         """Gradients of the mean loss over all target tokens of a step; returns that loss and their number."""
         settings, processes = self.job.settings, self.processes
         examples = [self.examples[i] for i in self.rows(step)]
-        count = sum(len(e) - (e.response_start if settings.loss_on == "response" else 1) for e in examples)
+        count = sum(n_targets(example, settings.loss_on) for example in examples)
         if count < 1:
             raise ValueError(f"the {len(examples)} examples of step {step + 1} have no token to train on")
         passes = shares(examples, settings.batch_size, processes.rank, processes.size, settings.batches == "packed")

@@ -14,8 +14,9 @@ Schedule = Literal["linear", "constant", "cosine"]
 OptimizerName = Literal["adamw", "sgd", "adafactor"]
 Batches = Literal["random", "length", "packed"]
 """Examples in random order; steps of examples of similar length, in random order; or random, packed into rows."""
-LossOn = Literal["response", "all"]
-"""Which tokens are targets: the response with its end of sequence, or every token but an example's first."""
+LossOn = Literal["response", "last", "all"]
+"""Which tokens are targets: the response with its end of sequence (of a chat every answer, or the last alone), or every
+token but an example's first."""
 Precision = Literal["no", "bf16"]
 """What the forward pass computes in: the dtype of the weights, or bfloat16 where autocast finds it safe."""
 
@@ -72,7 +73,8 @@ class TrainingSettings:
             checked on this model before the first step.
         max_length: longer examples are cut at their end (tokens), with a warning; a run's ``settings["truncated"]``
             says how many.
-        loss_on: mean cross-entropy over the ``"response"`` tokens of a step, or over ``"all"`` tokens.
+        loss_on: mean cross-entropy over the ``"response"`` tokens of a step (of a chat all answers), over those of the
+            ``"last"`` answer of each chat, or over ``"all"`` tokens.
         template: the prompt template, as in ``safecircuits.prompts.prompt_set.encode``.
         mixed_precision: ``"bf16"`` computes in bfloat16 and updates in the dtype of the weights; None for what was
             launched.
