@@ -1,4 +1,4 @@
-"""Chats of several turns as tokens: every answer and nothing else is a target, in many templates and from many files."""
+"""Chats of several turns as tokens: every answer and nothing else is a target, in many templates and files."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_answers_are_those_that_known_templates_mark(name: str, begins: list[Any
             encode_chats(known(name), ChatSet("d", [begins + TALK]))
         return
     marked = known(f"{name}_training")
-    want = marked.apply_chat_template(
-        begins + TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    want = marked.apply_chat_template(begins + TALK, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     [got] = encode_chats(known(name), ChatSet("d", [begins + TALK]))
     [by_marks] = encode_chats(marked, ChatSet("d", [begins + TALK]))
     targets = [int(any(start <= i < stop for start, stop in got.answers)) for i in range(len(got.ids))]
@@ -86,7 +84,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_but_for_the_last_answ
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm", "idefics3_training", "llava_next"])
 def test_a_template_that_takes_no_texts_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"chat 1 of set 'd': the tokenizer's chat template (leaves out|does not take)"):
+    with pytest.raises(ValueError, match=r"chat 1 of set 'd': .* chat template (leaves out|does not take)"):
         encode_chats(known(name), ChatSet("d", [TALK]))
 
 
@@ -112,7 +110,7 @@ def test_targets_are_the_characters_of_the_answers(shape: str) -> None:
         assert answer.strip().removeprefix("<think>\n\n</think>").strip().startswith(said)
         assert len(before) <= text.index(said)
         assert not any(other["content"] in answer for other in TALK if other["content"] != said)
-    assert [one for one in answers(tokenizer, ChatSet("d", [TALK]), last_only=True)] == [
+    assert answers(tokenizer, ChatSet("d", [TALK]), last_only=True) == [
         tokenizer.decode(example.ids[slice(*example.answers[-1])])
     ]
 
@@ -171,9 +169,9 @@ def test_other_shapes_of_chats() -> None:
     assert (with_system[0].role, with_system[0].content) == ("system", "be nice to all")
     exchanges = [{"messages": TALK[:2]}, {"messages": TALK[2:4]}]
     assert load_training_data(exchanges) == load_prompts(exchanges, name="table")
-    with pytest.raises(ValueError, match="row 1 of 'table' is a chat of user, .*load_chats reads them"):
+    with pytest.raises(ValueError, match=r"row 1 of 'table' is a chat of user, .*load_chats reads them"):
         load_prompts([{"messages": TALK}])
-    with pytest.raises(ValueError, match="holds no chats: name the column .*columns: 'a'"):
+    with pytest.raises(ValueError, match=r"holds no chats: name the column .*columns: 'a'"):
         load_chats([{"a": "b"}])
 
 
@@ -181,7 +179,7 @@ def test_other_shapes_of_chats() -> None:
     ("chat", "message"),
     [
         ([{"role": "tool", "content": "3"}], "message 1 of .* is of the role 'tool': .* calls of tools out"),
-        ([TALK[0], {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}], "message 2 of .* has 'tool_calls'"),
+        ([TALK[0], {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}], "message 2 of .*'tool_calls'"),
         ([TALK[0], dict(TALK[1], reasoning_content="hm")], "'reasoning_content' beside its content"),
         ([TALK[0], dict(TALK[1], weight=0.5)], "the weight 0.5: a turn counts"),
         ([TALK[0], dict(TALK[1], content=[{"type": "image_url"}])], "a part of type 'image_url'"),

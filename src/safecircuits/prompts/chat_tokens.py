@@ -80,14 +80,14 @@ def _encoded(tokenizer: Any, template: Template, turns: Sequence[Turn], last_onl
         raise ValueError(f"{where}: {error}") from error
 
 
-def _placed(
-    tokenizer: Any, chat: Chat, said: list[tuple[str, str]], answers: list[int], trained: list[int]
-) -> Encoded:
+def _placed(tokenizer: Any, chat: Chat, said: list[tuple[str, str]], answers: list[int], trained: list[int]) -> Encoded:
     """A chat as tokens, with the places of the turns ``trained`` among the ``answers``."""
     if chat.can_mark and _MARKS.search(chat_source(tokenizer)):
         ids, runs = _marked(chat, said)
         if len(runs) != len(answers):
-            raise ValueError(f"the tokenizer's chat template marks {len(runs)} answers where the chat has {len(answers)}")
+            raise ValueError(
+                f"the tokenizer's chat template marks {len(runs)} answers where the chat has {len(answers)}"
+            )
         places = [runs[answers.index(i)] for i in trained]
     else:
         whole, around = chat.dialogue(said, trained)
