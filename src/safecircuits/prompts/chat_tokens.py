@@ -80,7 +80,7 @@ def _encoded(tokenizer: Any, template: Template, turns: Sequence[Turn], last_onl
         raise ValueError(f"{where}: {error}") from error
 
 
-def _placed(tokenizer: Any, chat: Chat, said: list[tuple[str, str]], answers: list[int], trained: list[int]) -> Encoded:
+def _placed(tokenizer: Any, chat: Chat, said: Sequence[tuple[str, str]], answers: list[int], trained: list[int]) -> Encoded:
     """A chat as tokens, with the places of the turns ``trained`` among the ``answers``."""
     if chat.can_mark and _MARKS.search(chat_source(tokenizer)):
         ids, runs = _marked(chat, said)
@@ -100,7 +100,7 @@ def _placed(tokenizer: Any, chat: Chat, said: list[tuple[str, str]], answers: li
     return Encoded(tuple(ids), places[0][0], answers=tuple(places))
 
 
-def _marked(chat: Chat, said: list[tuple[str, str]]) -> tuple[list[int], list[tuple[int, int]]]:
+def _marked(chat: Chat, said: Sequence[tuple[str, str]]) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids, and the runs of them that the template marks as the assistant's."""
     ids, marks = chat.marked(said)
     runs, start = [], 0
