@@ -80,7 +80,9 @@ def _encoded(tokenizer: Any, template: Template, turns: Sequence[Turn], last_onl
         raise ValueError(f"{where}: {error}") from error
 
 
-def _placed(tokenizer: Any, chat: Chat, said: Sequence[tuple[str, str]], answers: list[int], trained: list[int]) -> Encoded:
+def _placed(
+    tokenizer: Any, chat: Chat, said: Sequence[tuple[str, str]], answers: list[int], trained: list[int]
+) -> Encoded:
     """A chat as tokens, with the places of the turns ``trained`` among the ``answers``."""
     if chat.can_mark and _MARKS.search(chat_source(tokenizer)):
         ids, runs = _marked(chat, said)
