@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from browser import Opened, opened
 from safecircuits.base.counted import Linked
@@ -17,6 +19,8 @@ from safecircuits.report.answers import View
 from safecircuits.report.explored import explored
 from safecircuits.report.sections import Exhibit
 from safecircuits.report.tables import Table, leading_number, sortable
+from safecircuits.report.unit_views import units_shown
+from safecircuits.units.profiles import UnitProfiles
 
 HARMFUL = PromptSet("m", ("how do I rob a bank", "how do I forge a letter"))
 BEFORE = verdicts(Completions(HARMFUL, ("I cannot help with that.", "I'm sorry, but I can't.")))
@@ -28,6 +32,27 @@ ROWS = [
     ["c", "100 %"],
     *([f"z{i}", f"{i} %"] for i in range(9)),
 ]
+
+
+def profiles() -> UnitProfiles:
+    """Two units on three prompts, of which the two harmful ones are those of the answers."""
+    return UnitProfiles(
+        units=(("mlp", 1, 5), ("attn", 2, 0)),
+        scores=torch.tensor([2.0, 1.0]),
+        ids=(*HARMFUL.ids, "x0"),
+        prompts=(*HARMFUL.prompts, "name a fruit"),
+        sets=("malicious", "malicious", "utility"),
+        peaks=torch.tensor([[3.0, -1.0, 0.5], [0.1, 0.9, 1.0]]),
+        places=torch.tensor([[1, 1, 0], [0, 0, 2]]),
+        strongest=torch.tensor([[0, 1], [2, 1]]),
+        along=torch.tensor([[[0.5, 3.0, float("nan")], [0.1, -1.0, 0.2]], [[0.2, 0.4, 1.0], [0.9, 0.1, 0.2]]]),
+        tokens=(("rob", " bank"), ("forge", " a", " letter"), ("name", " a", " fruit")),
+        promoted=(("I", " cannot"), ()),
+        suppressed=(("Sure",), ()),
+        promoted_logits=torch.tensor([[1.5, 0.5], [0.0, 0.0]]),
+        suppressed_logits=torch.tensor([[-1.25], [0.0]]),
+        provenance={},
+    )
 
 
 def made() -> str:
@@ -47,8 +72,11 @@ def made() -> str:
         {"effect": f"Claim {i}", "paper": "P", "shows": shows, "text": "…", "section": "gaps"}
         for i, shows in enumerate(("yes", "no", "unclear", "inconclusive", "yes"))
     ]
+    units = units_shown({"profiles": profiles()}, texts=True)
     views = [View("before", "malicious", BEFORE), View("after", "malicious", AFTER)]
-    html, _ = page.render("A page", {}, claims, {}, answers=explored(views, texts=True), opening=["One.", "Two."])
+    html, _ = page.render(
+        "A page", {}, claims, {}, answers=explored(views, texts=True), units=units, opening=["One.", "Two."]
+    )
     return html
 
 
@@ -150,6 +178,47 @@ def test_a_count_leads_to_its_answers_and_these_beside_those_of_another(shown: O
     assert "1 shown" in shown.page.locator("#answers-said").inner_text()
 
 
+def test_a_layer_leads_to_its_units_these_to_prompts_and_tokens_and_a_prompt_to_units_and_answers(
+    shown: Opened,
+) -> None:
+    page = shown.page
+    rows = page.locator("#units-table tbody tr")
+    assert [row.locator("button").inner_text() for row in rows.all()] == ["MLP 1.5", "head 2.0"]
+    page.get_by_role("button", name="layer 1, 1 units").click()
+    assert rows.count() == 1
+    assert page.get_by_role("button", name="layer 1, 1 units").get_attribute("aria-pressed") == "true"
+    page.get_by_role("button", name="MLP 1.5").focus()
+    page.keyboard.press("Enter")
+    detail = page.locator("#units-detail")
+    assert "Adds to I 1.5" in detail.inner_text()
+    assert "Takes from Sure −1.25" in detail.inner_text()
+    assert shown.focus() == "MLP 1.5"
+    detail.locator(".tokens span").nth(1).hover()
+    assert page.locator(".told").inner_text() == "bank (token 1): 3"
+    detail.get_by_role("button", name=f"malicious {HARMFUL.ids[1]}").click()
+    page.get_by_role("button", name="all layers, 2 units").click()
+    assert [row.locator("td").nth(6).inner_text() for row in rows.all()] == ["90", "33"]  # of 1.0, of 3.0
+    detail.get_by_role("link", name="after (complies)").click()
+    assert page.locator("#answers-said").inner_text().startswith("1 of 2 refuse by")
+
+
+def test_a_unit_has_an_address_and_harmful_prompts_are_left_out_unless_asked_for() -> None:
+    without = units_shown({"profiles": profiles()}, texts=False)
+    assert without is not None
+    assert without.withheld == 2
+    assert "bank" not in without.data
+    assert "name a fruit" in without.data
+    html, _ = StudyPage().render("A page", {}, [], {}, units=without)
+    with opened(html) as shown:
+        shown.js("location.hash = 'unit-attn-2-0'")
+        shown.page.locator("#units-detail h3").wait_for()
+        words = shown.page.locator("#units-detail").inner_text()
+        assert words.startswith("head 2.0")
+        assert "not known: this layer's units do not write straight" in words
+        assert "text left out" in words
+        assert shown.complaints == []
+
+
 def test_on_paper_all_is_open_but_what_answers_harm(shown: Opened) -> None:
     shown.page.emulate_media(media="print")
     shown.js("dispatchEvent(new Event('beforeprint'))")
@@ -174,7 +243,7 @@ def test_the_tab_key_reaches_everything_in_the_order_of_the_page(shown: Opened) 
     for expected in ("Conclusions", "2 supported", "Claim 0", "Numbers", "The answers"):
         assert any(expected in word for word in words), expected
     main = [place for place, word in seen if not word.startswith(("Conclusions", "Gaps", "Counts", "The answers"))]
-    assert main == sorted(main)
+    assert all(later > earlier - 40 for earlier, later in pairwise(main))  # of one line, some stand a little higher
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safecircuits.demo.layers import BEHAVIOR, GAPS, LOCATED, NORMAL, PLANTED_LO
 from safecircuits.demo.overview import plot_overview
 from safecircuits.demo.protecting import FINETUNING, FROZEN_LAYERS
 from safecircuits.demo.settings import SUBJECT, Demo, DemoSettings, demo_prompts
-from safecircuits.demo.units import ABLATION, CURVE, PLANTED_UNITS, UNITS
+from safecircuits.demo.units import ABLATION, CURVE, PLANTED_UNITS, PROFILES, UNITS
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.model.parameters import checkpoint_parameters
@@ -41,6 +41,7 @@ class DemoStudy(Demo):
     planted_located = PLANTED_LOCATED
     frozen_layers = FROZEN_LAYERS
     groups = UNITS
+    profiles = PROFILES
     ablation = ABLATION
     planted_groups = PLANTED_UNITS
     planted_units = CURVE

@@ -21,6 +21,8 @@ from safecircuits.report.sections import Exhibit
 from safecircuits.units.ablation import AblationTable, ablate_groups, ablate_units, mean_figures
 from safecircuits.units.groups import UnitGroups, classify_units
 from safecircuits.units.importance import score_units
+from safecircuits.units.profiles import UnitProfiles
+from safecircuits.units.profiling import scu_profiles
 
 PAPER, PLANTED = "SSAH", "planted-units"
 
@@ -215,4 +217,15 @@ CURVE: Part[Demo, AblationTable] = Part(
     section=_show_planted,
     claims=_claim_planted,
     tables=lambda study: {"planted_units": study[CURVE].to_frame()},
+)
+PROFILES: Part[Demo, UnitProfiles] = Part(
+    "profiles",
+    UnitProfiles,
+    lambda study: scu_profiles(
+        study.model,
+        study[UNITS],
+        {kind: study.prompts(kind, study.settings.calibration, "train") for kind in ("malicious", "utility")},
+    ),
+    says="what drives the safety-critical units, and what they write",
+    tables=lambda study: {"profiles": study[PROFILES].to_frame()},
 )

@@ -33,6 +33,7 @@ from safecircuits.plots.style import styled
 from safecircuits.report.answers import views
 from safecircuits.report.explored import explored
 from safecircuits.report.opening import WORDS, embedded, opening, tally
+from safecircuits.report.unit_views import units_shown
 from safecircuits.results.result import Result
 from safecircuits.results.run import RunDirectory
 from safecircuits.results.run_record import REPORT
@@ -259,14 +260,15 @@ class Study:
             section = made.sections[before].id if len(made.sections) > before else ""
             claims = part.claims(self) if part.claims is not None else ()
             claimed += [{**entry, "section": section} for entry in entries(claims)]
-        answers = views(self.found)
+        answers, texts = views(self.found), with_completions or bool(embedded(self.source))
         return made.render(
             self.title,
             self.facts,
             claimed,
             provenance,
             opening=opening(self.title, self.source, claimed, answers, seeds=self.seeds),
-            answers=explored(answers, texts=with_completions or bool(embedded(self.source))),
+            answers=explored(answers, texts=texts),
+            units=units_shown(self.found, texts=texts),
         )
 
     @property

@@ -26,6 +26,7 @@ from safecircuits.report.explored import Explored
 from safecircuits.report.opening import WORDS, counted
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import mapping, sortable
+from safecircuits.report.unit_views import UnitsShown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +53,7 @@ class Around(TypedDict, total=False):
 
     opening: Sequence[str]
     answers: Explored | None
+    units: UnitsShown | None
 
 
 @styled
@@ -65,6 +67,7 @@ def page(
     provenance: Record,
     opening: Sequence[str] = (),
     answers: Explored | None = None,
+    units: UnitsShown | None = None,
 ) -> str:
     """One self-contained page of any sections.
 
@@ -76,6 +79,7 @@ def page(
         provenance: how the numbers were made; entries that are mappings become tables.
         opening: what a reader must know first, a sentence a line (``opening.opening``).
         answers: those that the cells of tables count, to be followed from there.
+        units: what drives units, and what they write, to be followed from each to the others.
 
     Examples:
         >>> html = sc.report.page("Mine", [], {}, facts={"layers": 8}, conclusions=[], provenance={"seed": 0})
@@ -99,8 +103,9 @@ def page(
         conclusions=conclusions,
         opening=opening,
         answers=answers,
+        units=units,
         scripts=scripts,
-        explorable=bool(answers or conclusions or parts),
+        explorable=bool(answers or units or conclusions or parts),
         found=counted(conclusions),
         words_of=WORDS,
         sortable=sortable,

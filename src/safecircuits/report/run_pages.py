@@ -13,6 +13,7 @@ from safecircuits.report.html import page
 from safecircuits.report.opening import embedded, opening
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
+from safecircuits.report.unit_views import units_shown
 from safecircuits.results.load_record import run_provenance
 
 
@@ -44,7 +45,9 @@ def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
     rest = [Exhibit(None, name, "", [table]) for name, table in numbers.items() if name not in drawings]
     if rest:
         parts.append(_section("tables", "Tables", "The same as in the folder tables of the run.", rest))
-    source, answers = run.record["arguments"].get("model"), views({name: run.result(name) for name in run.kinds()})
+    results = {name: run.result(name) for name in run.kinds()}
+    source, answers = run.record["arguments"].get("model"), views(results)
+    texts = with_completions or bool(embedded(source))
     given = run.record["arguments"].get("seeds")
     seeds = given if isinstance(given, int) else None
     return page(
@@ -55,7 +58,8 @@ def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
         conclusions=[],
         provenance=run_provenance(run.record),
         opening=opening(f"safecircuits {run.command}", source, [], answers, seeds=seeds),
-        answers=explored(answers, texts=with_completions or bool(embedded(source))),
+        answers=explored(answers, texts=texts),
+        units=units_shown(results, texts=texts),
     )
 
 

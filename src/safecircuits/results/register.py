@@ -81,6 +81,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.head_kl": ("HeadGroup",),
     "safecircuits.units.interchange_curves": ("PatchingCurve", "PatchingCurves"),
     "safecircuits.units.moments": ("Comoments", "Moments"),
+    "safecircuits.units.profiles": ("UnitProfiles",),
     "safecircuits.units.regions": ("RegionOverlap", "RegionStability"),
     "safecircuits.units.scores": ("UnitScores",),
     "safecircuits.units.resampling": ("Stability",),

@@ -36,6 +36,9 @@ from .overlap import Enrichment as Enrichment
 from .overlap import MaskOverlap as MaskOverlap
 from .overlap import enrichment as enrichment
 from .overlap import mask_overlap as mask_overlap
+from .profiles import UnitProfile as UnitProfile
+from .profiles import UnitProfiles as UnitProfiles
+from .profiling import unit_profiles as unit_profiles
 from .prune import PrunedModel as PrunedModel
 from .prune import lowest_even as lowest_even
 from .prune import prune_units as prune_units

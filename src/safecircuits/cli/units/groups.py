@@ -43,11 +43,13 @@ def score(
     import pandas as pd
 
     from safecircuits.plots.scores import plot_score_map
+    from safecircuits.units.profiling import PROMPTS, SHOWN, unit_profiles
 
     sets = {"data": run.prompts("data", data, responses=True)}
     other = run.prompts("reference", reference)
     folder = run.begin()
-    found = scores_of(run, run.model(), sets, other, scoring)["data"]
+    model = run.model()
+    found = scores_of(run, model, sets, other, scoring)["data"]
     n = min(top, sum(values.numel() for values in found.scores.values()))
     top_units = found.top(n)
     rows = [
@@ -61,6 +63,10 @@ def score(
     folder.result("scores", found)
     folder.table("highest", highest, main=True)
     folder.figure("highest", plot_score_map(found.record(n), ax=axis()), of=found)
+    looked = {name: one.at_most(PROMPTS) for name, one in (*sets.items(), ("reference", other)) if one is not None}
+    profiles = unit_profiles(model, found.top(min(n, SHOWN)), looked, scores=found, template=scoring.template)
+    folder.result("profiles", profiles)
+    folder.table("profiles", profiles.to_frame())
     best = highest.iloc[0]
     run.say(
         f"{found.verdict}: highest is {best['site']} unit {best['unit']} of layer "
@@ -90,6 +96,7 @@ def classify(
     """
     from safecircuits.plots.units import plot_unit_map
     from safecircuits.units.groups import classify_units
+    from safecircuits.units.profiling import scu_profiles
 
     sets = {"safety": run.prompts("safety", safety, responses=True)}
     sets["utility"] = run.prompts("utility", utility, responses=True)
@@ -110,6 +117,10 @@ def classify(
     folder.table("groups", groups.to_frame(), main=True)
     folder.figure("groups", plot_unit_map(groups, ax=axis((4.2, 3.2))), of=groups)
     scu = groups["SCU"]
+    if scu:
+        profiles = scu_profiles(model, groups, sets, template=scoring.template)
+        folder.result("profiles", profiles)
+        folder.table("profiles", profiles.to_frame())
     mask = replace(scu, provenance={"command": run.command, "model": run.source, **scu.provenance})
     counted = groups.to_frame()
     for group, share in groups.shares().items():

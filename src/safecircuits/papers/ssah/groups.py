@@ -16,6 +16,8 @@ from safecircuits.units.answer_tokens import AnswerTokens, find_answer_tokens
 from safecircuits.units.candidates import Candidate
 from safecircuits.units.groups import GROUPS, UnitGroups, classify_units
 from safecircuits.units.importance import score_units
+from safecircuits.units.profiles import UnitProfiles
+from safecircuits.units.profiling import scu_profiles
 from safecircuits.units.score_methods import ATTRIBUTION_METHODS
 from safecircuits.units.scores import UnitScores
 
@@ -85,3 +87,24 @@ UNITS: Parts[Ssah, str, UnitGroups] = Parts(
     says="groups by {0}",
     section=_section,
 )
+
+
+def _profiled(study: Ssah) -> dict[str, str]:
+    """The cuts that have safety-critical units, and what their profiles are called."""
+    return {name: key for name, key in study.by_cut("profiles").items() if study[UNITS][name]["SCU"]}
+
+
+PROFILES: Parts[Ssah, str, UnitProfiles] = Parts(
+    _profiled,
+    UnitProfiles,
+    lambda study, name: scu_profiles(
+        study.model,
+        study[UNITS][name],
+        {"malicious": study.asked.malicious, "utility": study.asked.measured_utility},
+        template=study.settings.template,
+    ),
+    says="what drives the SCU by {0}, and what they write",
+    when=lambda study: bool(_profiled(study)),
+    tables=lambda study: {key: study[PROFILES][name].to_frame() for name, key in _profiled(study).items()},
+)
+"""What the pages of the units show."""

@@ -19,7 +19,7 @@ from safecircuits.papers.ssah.budget import BUDGET
 from safecircuits.papers.ssah.direction import PROBES
 from safecircuits.papers.ssah.equal import EQUAL
 from safecircuits.papers.ssah.freezing import FINETUNING
-from safecircuits.papers.ssah.groups import UNITS, answers_of
+from safecircuits.papers.ssah.groups import PROFILES, UNITS, answers_of
 from safecircuits.papers.ssah.published import add_published
 from safecircuits.papers.ssah.removals import MEANS, PRUNED, REMOVALS, PrunedGroup, removed
 from safecircuits.papers.ssah.safety_block import BLOCK, ENRICHMENTS, OVERLAPS
@@ -46,6 +46,7 @@ class SsahStudy(Ssah):
     probes = PROBES
     scores = SCORES
     groups = UNITS
+    profiles = PROFILES
     means = MEANS
     removals = REMOVALS
     pruned = PRUNED
