@@ -16,6 +16,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+def interval_of_rate(rate: float, n: float) -> tuple[float, float]:
+    """The 95 % Wilson interval of a rate between 0 and 1 of ``n``.
+
+    Examples:
+        >>> from safecircuits.base.stats import interval_of_rate
+        >>> [round(end, 3) for end in interval_of_rate(0.5, 40)]
+        [0.352, 0.648]
+    """
+    return Share(round(rate * n), round(n)).interval
+
+
 @dataclass(frozen=True)
 class Share:
     """``hits`` of ``n`` with its 95 % Wilson score interval."""

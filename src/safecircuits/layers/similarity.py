@@ -111,7 +111,10 @@ class LayerGap(Result):
         return pd.DataFrame(columns)
 
     def record(self) -> dict[str, Any]:
-        """``gap_deg``, ``nn_mean``, ``nn_std`` … by layer, and the ``onset``, (first, last) or None, with resamples."""
+        """``gap_deg``, ``nn_mean``, ``nn_std`` … by layer, and the ``onset``, (first, last) or None, with resamples.
+
+        ``gap_low`` and ``gap_high`` are the 95 % bootstrap interval of the gap, where prompts were resampled.
+        """
         onset = self.onset()
         curves = {
             f"{kind}_{what}": getattr(getattr(self, kind), what).tolist()
@@ -119,7 +122,10 @@ class LayerGap(Result):
             for what in ("mean", "std")
         }
         layers, sure = onset.layers if onset else None, self.onset_resamples()
-        said = {} if sure is None else {"onset_resamples": sure.record(layers)}
+        said: dict[str, Any] = {} if sure is None else {"onset_resamples": sure.record(layers)}
+        if self.resampled is not None:
+            ends = torch.quantile(self.resampled.double(), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+            said |= {"gap_low": ends[0].tolist(), "gap_high": ends[1].tolist()}
         return {"gap_deg": self.gap_deg.tolist(), "onset": list(layers) if layers else None, **said, **curves}
 
     def plot(self, ax: Axes | None = None) -> Axes:

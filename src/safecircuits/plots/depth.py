@@ -29,6 +29,8 @@ def plot_depth(depth: Recorded | Record, pressure: Recorded | Record | None = No
     if pressure is not None:
         rows = [row for row in record_of(pressure)["refusal"] if not row["system"] and row["prefilled"] in tokens]
         beside = ax.twinx()
+        for row in rows:
+            beside.vlines(row["prefilled"], *row["interval"], color=VERMILLION, linewidth=1, alpha=0.6)
         beside.plot([r["prefilled"] for r in rows], [r["rate"] for r in rows], "s--", color=VERMILLION, markersize=4)
         percent_axis(beside, "y", "refused with as many prefilled (%)")
     return ax

@@ -19,7 +19,7 @@ _STYLES = {"found": "o-", "random": ":", "same layers": "--"}
 def plot_patching(curves: Recorded | Record, *, ax: Axes | None = None) -> Axes:
     """Refusal rate by the number of patched units; dashed: as many random units of the same layers, dotted: of any.
 
-    The grey lines are the two models as they are.
+    The grey lines are the two models as they are; lines through the marks are 95 % Wilson intervals over prompts.
     """
     ax = axes_or_new(ax)
     record = record_of(curves)
@@ -29,6 +29,8 @@ def plot_patching(curves: Recorded | Record, *, ax: Axes | None = None) -> Axes:
     for direction, kinds in record["curves"].items():
         for kind, curve in kinds.items():
             label = _LABELS[direction] if kind == "found" else f"_{direction} {kind}"
+            if kind == "found" and (ends := curve.get("intervals")):
+                ax.vlines(counts, *zip(*ends, strict=True), color=_COLORS[direction], linewidth=1, alpha=0.6)
             ax.plot(counts, curve["rates"], _STYLES[kind], color=_COLORS[direction], label=label, markersize=4)
     ax.set_xscale("log")
     ax.set_xlabel("units patched (dashed: random, same layers; dotted: random)")

@@ -57,7 +57,8 @@ def plot_gap(
             layer.
         onset: blocks to mark, by the name of their curve, or one block for all; ``"auto"`` takes the ``onset`` of each
             record; None marks nothing.
-        intervals: ``low`` and ``high`` of each layer by the name of their curve, drawn as bands.
+        intervals: ``low`` and ``high`` of each layer by the name of their curve, drawn as bands; those that the
+            records have themselves (``gap_low``, ``gap_high``) unless given.
         planted: the block where refusals are by construction, if that is known.
         localized: the block that the sweeps found.
     """
@@ -68,9 +69,8 @@ def plot_gap(
     curves = {name: gap_degrees(gap) for name, gap in gaps.items()}
     colors = model_colors(curves)
     for (name, curve), marker in zip(curves.items(), cycle(_MARKERS)):
-        if intervals and name in intervals:
-            band = record_of(intervals[name])
-            ax.fill_between(range(len(curve)), band["low"], band["high"], color=colors[name], alpha=0.18, linewidth=0)
+        if band := _band(gaps[name], (intervals or {}).get(name)):
+            ax.fill_between(range(len(curve)), *band, color=colors[name], alpha=0.18, linewidth=0)
         ax.plot(range(len(curve)), curve, marker + "-", color=colors[name], label=name, markeredgecolor=PAPER)
     n_layers = max(map(len, curves.values()))
     layer_axis(ax, n_layers)
@@ -93,6 +93,15 @@ def plot_gap(
         else:
             legend_above(ax, 2)
     return ax
+
+
+def _band(gap: Any, interval: Recorded | Record | None) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The interval that is given for a curve, or the one that its own record has."""
+    if interval is not None:
+        found = record_of(interval)
+        return found["low"], found["high"]
+    record = {} if isinstance(gap, Sequence) else record_of(gap)
+    return (record["gap_low"], record["gap_high"]) if "gap_low" in record else None
 
 
 def model_colors(names: Iterable[str]) -> dict[str, str]:

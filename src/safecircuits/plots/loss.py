@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.base.counted import keys as told
+from safecircuits.base.stats import interval_of_rate
 from safecircuits.plots.layers import model_colors
 from safecircuits.plots.style import BLUE, METRICS, PAPER, axes_or_new, legend_above, styled
 
@@ -39,6 +41,8 @@ def plot_rates_by_step(
 ) -> Axes:
     """Refusal, over-rejection and utility over the steps of a run, in percent; of several runs refusal alone.
 
+    Lines through the marks are 95 % Wilson intervals, where a row has its number of prompts (``malicious_n``).
+
     Args:
         evaluations: ``FinetuneRun.evaluations`` of a run, or of several by name.
     """
@@ -53,6 +57,10 @@ def plot_rates_by_step(
         ax.set_ylabel("share of prompts (%)")
     for name, key, rows, color, marker in lines:
         points = [(row["step"], 100 * row[key]) for row in rows if key in row]
+        for row in rows:
+            if key in row and (asked := row.get(told(key).get("n", ""))):
+                low, high = interval_of_rate(row[key], asked)
+                ax.vlines(row["step"], 100 * low, 100 * high, color=color, linewidth=1, alpha=0.6)
         ax.plot(*zip(*points, strict=True), f"{marker}-", color=color, label=name, markeredgecolor=PAPER)
     ax.set_xlabel("step")
     ax.set_ylim(-4, 104)

@@ -16,12 +16,16 @@ def plot_removal(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """One mark a set of units, numbered in the order of the rows: refusal left against first-token KL.
 
     Args:
-        frame: ``removed``, ``malicious_refused`` (0 to 1) and ``first_token_kl`` (nats), the intact model first.
+        frame: ``removed``, ``malicious_refused`` (0 to 1; with ``_low`` and ``_high``, its interval) and
+            ``first_token_kl`` (nats), the intact model first.
     """
     ax = axes_or_new(ax)
     for i, row in enumerate(frame.to_dict("records")):
         name = str(row["removed"])
         color = MUTED if i == 0 or name.startswith("random") else BLUE if "planted" in name else VERMILLION
+        if "malicious_refused_low" in row:
+            ends = row["malicious_refused_low"], row["malicious_refused_high"]
+            ax.vlines(row["first_token_kl"], *ends, color=color, linewidth=1, alpha=0.6, zorder=2)
         ax.plot(
             row["first_token_kl"],
             row["malicious_refused"],

@@ -39,6 +39,8 @@ def plot_score_comparison(
 ) -> Axes:
     """Refusal (solid) and utility (dashed) left against the number of removed units, the best curve of each method.
 
+    Bands are 95 % Wilson intervals of the refusal rate over prompts.
+
     Args:
         methods: those to show; every method that was compared, best first, unless given.
 
@@ -57,6 +59,9 @@ def plot_score_comparison(
         x = [0, *curve["removed"]]
         color, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
         refusal, utility = [intact["malicious_refused"], *curve["refusal"]], [intact["utility"], *curve["utility"]]
+        if ends := curve.get("refusal_interval"):
+            low, high = zip(*ends, strict=True)
+            ax.fill_between(curve["removed"], low, high, color=color, alpha=0.1, linewidth=0)
         ax.plot(x, refusal, color=color, marker=marker, label=curve["label"], markersize=4)
         ax.plot(x, utility, color=color, linestyle=(0, (3, 2)), linewidth=1, label="_utility")
     ax.set_xscale("symlog", linthresh=1, linscale=0.4)
@@ -96,7 +101,7 @@ def plot_stability(stability: Recorded | Record, group: str = "SCU", *, ax: Axes
 
 @styled
 def plot_score_map(scores: Recorded | Record, *, ax: Axes | None = None) -> Axes:
-    """Where the highest units lie: their number by layer, one line a site.
+    """Where the highest units lie: their number by layer, one line a site; dotted, what chance puts into each layer.
 
     Args:
         scores: ``UnitScores``, of which a hundredth of the units is taken, or ``UnitScores.record(n)``.
@@ -105,6 +110,8 @@ def plot_score_map(scores: Recorded | Record, *, ax: Axes | None = None) -> Axes
     record = record_of(scores)
     for i, (site, counts) in enumerate(record["counts"].items()):
         ax.plot(range(len(counts)), counts, color=_CYCLE[i], marker=_MARKERS[i], label=SITE_NAMES[site])
+        if expected := record.get("expected"):
+            ax.axhline(expected[site], color=_CYCLE[i], linewidth=0.9, linestyle=":", zorder=1)
     ax.set(xlabel="layer", ylabel=f"of the {record['n']} highest by {record['method']}")
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))

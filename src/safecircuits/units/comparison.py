@@ -19,6 +19,7 @@ import torch
 from safecircuits.base.arguments import checked
 from safecircuits.base.counted import keys
 from safecircuits.base.progress import track
+from safecircuits.base.stats import interval_of_rate
 from safecircuits.base.vocabulary import SITES, Site
 from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.evaluate import EvaluationOptions
@@ -155,6 +156,7 @@ class ScoreComparison(Result):
 
     def record(self) -> dict[str, Any]:
         """The ``intact`` rates, and the ``curves`` of all candidates, best first."""
+        n = {name: values.numel() for name in ("malicious", "utility") for values in [getattr(self.intact, name)]}
         curves = [
             {
                 "method": curve.candidate.method,
@@ -162,6 +164,10 @@ class ScoreComparison(Result):
                 "removed": [point.removed for point in curve.points],
                 "refusal": [point.refusal for point in curve.points],
                 "utility": [point.utility for point in curve.points],
+                "refusal_interval": [
+                    list(interval_of_rate(p.refusal, p.beside.get("malicious_n", n["malicious"]))) for p in curve.points
+                ],
+                "utility_interval": [list(interval_of_rate(p.utility, n["utility"])) for p in curve.points],
                 **{f"{of}_first_token_kl": [p.kl[of] for p in curve.points] for of in curve.points[0].kl},
             }
             for curve in self.ranked()

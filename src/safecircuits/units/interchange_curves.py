@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from safecircuits.base.resamples import DRAWS, multiplicities
-from safecircuits.base.stats import Share, canonical_order
+from safecircuits.base.stats import Share, canonical_order, interval_of_rate
 from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.results.result import Result
@@ -179,6 +179,9 @@ class PatchingCurves(Result):
             found[direction] = {
                 kind: {
                     "rates": self.rates(direction, kind).tolist(),
+                    "intervals": [
+                        list(interval_of_rate(rate, len(self.base))) for rate in self.rates(direction, kind).tolist()
+                    ],
                     "cpr": self.cpr(direction, kind),
                     "cmd": self.cmd(direction, kind),
                     "half": self.half(direction, kind),

@@ -128,11 +128,13 @@ class UnitScores(Result):
         return pd.concat(frames).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def record(self, n: int | None = None) -> dict[str, Any]:
-        """How many of the ``n`` highest units (a hundredth of all unless given) lie in each layer, by site."""
+        """How many of the ``n`` highest units (a hundredth of all unless given) lie in each layer, and by chance."""
         n = n or max(1, round(flat(self.scores).numel() / 100))
         chosen = self.top(n)
         counts = {site: chosen.at(site).sum(1).tolist() for site in self.scores}
-        return {"method": self.method, "n": n, "counts": counts}
+        total = flat(self.scores).numel()
+        expected = {site: n * values.shape[1] / total for site, values in self.scores.items()}
+        return {"method": self.method, "n": n, "counts": counts, "expected": expected}
 
     def plot(self, ax: Axes | None = None, *, n: int | None = None) -> Axes:
         """Where the ``n`` highest units lie, by layer; a hundredth of all of them unless given."""

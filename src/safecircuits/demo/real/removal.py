@@ -68,6 +68,8 @@ class Removed(Result):
                 "malicious_refused": [self.refusal(name).rate for name in self.names],
                 "incoherent": self.incoherent,
                 "first_token_kl": [self.moved(name) for name in self.names],
+                "malicious_refused_low": [self.refusal(name).interval[0] for name in self.names],
+                "malicious_refused_high": [self.refusal(name).interval[1] for name in self.names],
             }
         )
 
