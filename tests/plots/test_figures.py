@@ -54,5 +54,6 @@ def test_score_map_counts_the_highest_by_layer() -> None:
     shape = ModelShape("LlamaForCausalLM", 2, 8, 3, 1, 1)
     scores = UnitScores(values, moments, values, "wifv", "response", shape, {})
     ax = plot_score_map(scores.record(4), ax=axis())
-    assert [list(line.get_ydata()) for line in ax.lines] == [[2, 1], [0, 1]]
+    chance = [4 * 3 / 8, 4 * 1 / 8]  # of three neurons and one head in each of two layers, four are taken
+    assert [list(line.get_ydata()) for line in ax.lines] == [[2, 1], 2 * chance[:1], [0, 1], 2 * chance[1:]]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["MLP", "heads"]
