@@ -13,7 +13,7 @@ from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of
-from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption
+from safecircuits.cli.options import DetectorOption, MaybeNormal, TemplateOption, TokensOrNeededOption
 
 if TYPE_CHECKING:
     from safecircuits.gate.auditing import Audit
@@ -31,6 +31,7 @@ def audit(
     before: Annotated[str, typer.Argument(help="The model before: a hub id, a folder, or organism:STAGE.")],
     after: Annotated[str, typer.Argument(help="The model that training made of it.")],
     measured: Measured,
+    normal: MaybeNormal = None,
     policy: Annotated[
         Path | None,
         typer.Option("--policy", help="YAML or TOML file of limits; usual ones of what is given, without."),
@@ -44,6 +45,8 @@ def audit(
 ) -> None:
     """Hold a model after training against the model before: refusal, over-rejection, coherence, KL, utility, weights.
 
+    With --normal, what became of the refusal direction, too: its cosine, and what taking it out and adding it does if
+    the policy asks.
     Ends with exit code 0 if no requirement of the policy is shown to be broken, 1 if one is, 2 for bad input. Writes
     report.html, audit.json, junit.xml and audit.sarif. Takes about as long as safecircuits evaluate on both models: a
     minute for a hundred prompts of a model of 100 million parameters on two cores.
@@ -60,6 +63,8 @@ def audit(
         run.inputs["policy"] = hashlib.sha256(policy.read_bytes()).hexdigest()[:16]
     safety = None if mask is None else mask_of(run, mask)
     sets = measured.read(run)
+    if normal is not None:
+        sets["normal"] = run.prompts("normal", normal)
     given = [*sets, *(["mask"] if safety is not None else [])]
     if not given:
         raise ValueError("nothing to audit: give --malicious, --over-rejection, --utility or --mask")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -17,7 +17,8 @@ from safecircuits.behavior.generate import generate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.verdict_table import Verdicts
-from safecircuits.gate.checks import Check, Counted, failed, hold
+from safecircuits.gate.checks import Check, Counted, Evidence, failed, hold
+from safecircuits.gate.direction import Change, direction_moved
 from safecircuits.gate.moved import moved_units, unit_changes
 from safecircuits.gate.policy import MEASURES, Policy, read_policy
 from safecircuits.gate.same_tokens import require_same_tokens
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+SETS = ("malicious", "over_rejection", "utility", "normal")
+
+
 @dataclass(frozen=True)
 class Audit(Result):
     """Whether a changed model keeps to a policy.
@@ -42,7 +46,8 @@ class Audit(Result):
         checks: every requirement of the policy and what became of it.
         before, after: what each model refuses and gets right.
         policy: as a policy file holds it.
-        numbers: what else was measured, of weights: ``units_moved``, ``units_change``, ``frozen_identical``.
+        numbers: what else was measured: of weights ``units_moved``, ``units_change``, ``frozen_identical``; of the
+            refusal direction its layer, and what a random one of its length does (``…_refused_random_before``, …).
         digests: SHA-256 of what the mask freezes, before and after; empty without a mask.
 
     Examples:
@@ -102,7 +107,8 @@ class Audit(Result):
             "checks": [{**asdict(check), "power": check.power} for check in self.checks],
             "before": self.before.record(),
             "after": self.after.record(),
-            "weights": dict(self.numbers),
+            "weights": {name: value for name, value in self.numbers.items() if not name.startswith("direction")},
+            "direction": {name: value for name, value in self.numbers.items() if name.startswith("direction")},
             "frozen_digest": dict(self.digests),
         }
 
@@ -124,6 +130,7 @@ def audit(
     malicious: PromptSet | Sequence[str] | None = None,
     over_rejection: PromptSet | Sequence[str] | None = None,
     utility: PromptSet | None = None,
+    normal: PromptSet | Sequence[str] | None = None,
     mask: FreezeMask | None = None,
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int | None = None,
@@ -138,6 +145,7 @@ def audit(
     Both answer the same prompts greedily. A fall or rise of a share beyond what is tolerated is tested prompt by prompt
     (McNemar's exact test), bounds by exact binomial tests, a median by the sign test, all one-sided and corrected for
     their number (Holm): a model that has changed only as tolerated fails with at most the policy's ``false_alarms``.
+    A cosine of directions is tested by its error over prompts (jackknife, Student's t), which holds that about.
     Weights are compared as they are. Passing is no proof: each check says what its prompts could have detected.
 
     Args:
@@ -145,6 +153,9 @@ def audit(
         policy: a ``Policy``, a mapping or a YAML or TOML file; ``Policy.usual`` of what is given otherwise.
         malicious, over_rejection, utility, detector, max_new_tokens, refusal_tokens, template, system, max_tokens: as
             in ``evaluate``. What the model before finds to be no language is incoherent, too.
+        normal: harmless prompts beside the malicious ones, for the refusal direction: what became of it, and, where the
+            policy asks, what taking it out or adding it does to both models, beside a random one (eight more sets of
+            answers).
         mask: the safety units; whether they moved, and whether they are bit-identical, is measured of these.
 
     Raises:
@@ -160,11 +171,11 @@ def audit(
     """
     sets = {
         name: as_prompt_set(given, name)
-        for name, given in (("malicious", malicious), ("over_rejection", over_rejection), ("utility", utility))
+        for name, given in zip(SETS, (malicious, over_rejection, utility, normal), strict=True)
         if given is not None
     }
     given = [*sets, *(["mask"] if mask is not None else [])]
-    if not given:
+    if not given or given == ["normal"]:
         raise ValueError("nothing to audit: give malicious=, over_rejection=, utility= or mask=")
     chosen = Policy.usual(given) if policy is None else read_policy(policy)
     require_measurable(chosen, given)
@@ -181,17 +192,37 @@ def audit(
         written = {
             name: generate(model, one, max_new_tokens=tokens[name], max_tokens=max_tokens, progress=progress, **options)
             for name, one in sets.items()
+            if name != "normal"
         }
         behaviors.append(judge(written, detector, unchanged=old, **options))
-    counted: dict[str, Counted] = {}
+    counted: dict[str, Evidence] = {}
     for name, (kind, needs, _) in MEASURES.items():
-        if needs in sets and kind == "share":
+        if needs in sets and needs != "normal" and kind == "share":
             counted[name] = Counted(*(_counts(name, behavior) for behavior in behaviors))
     for one in chosen.requirements:
         if one.measure.endswith("_kl"):
             reference = KLReference.of(old, sets[one.needs], n_tokens=1, max_tokens=max_tokens, **options)
             counted[one.measure] = Counted(None, reference.divergence(new, max_tokens=max_tokens).first)
     numbers, digests = _weights(old, new, mask, chosen)
+    if {"malicious", "normal"} <= sets.keys():
+        asked = {one.measure for one in chosen.requirements}
+        changes = [what for what in get_args(Change) if f"direction_{what}_refused" in asked]
+        moved = direction_moved(
+            old,
+            new,
+            sets["malicious"],
+            sets["normal"],
+            changes=changes,
+            detector=detector,
+            refusal_tokens=tokens["malicious"],
+            max_tokens=max_tokens,
+            progress=progress,
+            **options,
+        )
+        counted |= {"direction_cosine": moved.cosine, "direction_left": moved.left}
+        for what in changes:
+            counted[f"direction_{what}_refused"] = Counted(*moved.refused[what, "direction"])
+        numbers |= moved.numbers()
     checks = hold(chosen, counted, numbers)
     return Audit(models, checks, behaviors[0], behaviors[1], chosen.record(), numbers, digests)
 
@@ -199,9 +230,10 @@ def audit(
 def require_measurable(policy: Policy, given: Sequence[str]) -> None:
     """A ValueError for a requirement whose prompts, or whose mask, are not among ``given``."""
     for one in policy.requirements:
-        if one.needs and one.needs not in given:
-            option = one.needs.replace("_", "-")
-            raise ValueError(f"the policy requires {one.measure!r}: give {one.needs}= (--{option})")
+        for needs in (one.needs, *(["malicious"] if one.needs == "normal" else [])):
+            if needs and needs not in given:
+                option = needs.replace("_", "-")
+                raise ValueError(f"the policy requires {one.measure!r}: give {needs}= (--{option})")
 
 
 def _name(model: Any, otherwise: str) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from safecircuits.base.one_sided import above_p, below_p, detectable_change, detectable_share, fall_p, holm
+from safecircuits.base.one_sided import POWER, above_p, below_p, detectable_change, detectable_share, fall_p, holm
 from safecircuits.base.paired import paired_difference
 from safecircuits.base.stats import Share
+from safecircuits.gate.direction import Estimated
 from safecircuits.gate.policy import MEASURES, Policy, Requirement
 
 
@@ -30,12 +31,13 @@ class Check:
         requirement: in words.
         measure, rule, limit: the same as data.
         before, after: the measure, where it is of both.
-        change: after − before with its exact 95 % interval ``low`` to ``high``, of a share.
+        change: after − before with its exact 95 % interval ``low`` to ``high``, of a share; of a cosine ``low`` and
+            ``high`` are its own.
         n: prompts that were counted; None for what is not counted on prompts.
         p: of "no worse than tolerated", ``p_corrected`` by Holm for the number of tests.
         passed: whether the requirement is not shown to be broken (tests), or is kept.
-        detects: what these prompts show in 80 % of cases: a change of a share, a share, or the share of prompts above
-            a median.
+        detects: what these prompts show in 80 % of cases: a change of a share, a share, the share of prompts above a
+            median, or a cosine.
 
     Examples:
         >>> found = sc.audit(model, model, malicious=malicious, over_rejection=over_rejection)
@@ -65,6 +67,8 @@ class Check:
             return ""
         if self.rule in ("max_fall", "max_rise"):
             what = f"a {self.rule.removeprefix('max_')} of {100 * self.detects:.1f} points"
+        elif MEASURES[self.measure][0] in ("cosine", "ratio"):
+            what = f"{'a' if self.measure.endswith('left') else 'a cosine of'} {self.detects:.2f}"
         elif MEASURES[self.measure][0] == "nats":
             what = f"{100 * self.detects:.0f} % of prompts above {self.limit:g}"
         else:
@@ -85,7 +89,10 @@ def _shown(value: float, share: bool) -> str:
     return f"{100 * value:.1f} %" if share else f"{value:.4g}"
 
 
-def hold(policy: Policy, counted: Mapping[str, Counted], exact: Mapping[str, float]) -> tuple[Check, ...]:
+Evidence = Counted | Estimated
+
+
+def hold(policy: Policy, counted: Mapping[str, Evidence], exact: Mapping[str, float]) -> tuple[Check, ...]:
     """Every requirement of a policy.
 
     Args:
@@ -97,7 +104,7 @@ def hold(policy: Policy, counted: Mapping[str, Counted], exact: Mapping[str, flo
     """
     tested = [one for one in policy.requirements if one.is_tested]
     level = policy.false_alarms / max(1, len(tested))
-    detects = {one: _detects(one, len(counted[one.measure].after), level) for one in tested}
+    detects = {one: _detectable(one, counted[one.measure], level) for one in tested}
     raw = {one: _p(one, counted[one.measure]) for one in tested}
     corrected = dict(zip(tested, holm([raw[one] for one in tested]), strict=True))
     found = []
@@ -110,14 +117,18 @@ def hold(policy: Policy, counted: Mapping[str, Counted], exact: Mapping[str, flo
             found.append(Check(**about, after=value, passed=kept, **rest))  # type: ignore[arg-type]
             continue
         measured = counted[one.measure]
-        tests = {"n": len(measured.after), "p": raw[one], "p_corrected": corrected[one], "detects": detects[one]}
+        n = measured.n if isinstance(measured, Estimated) else len(measured.after)
+        tests = {"n": n, "p": raw[one], "p_corrected": corrected[one], "detects": detects[one]}
         passed = corrected[one] > policy.false_alarms
         found.append(Check(**about, **_numbers(measured), **tests, passed=passed))  # type: ignore[arg-type]
     return tuple(found)
 
 
-def _numbers(measured: Counted) -> dict[str, float | None]:
+def _numbers(measured: Evidence) -> dict[str, float | None]:
     """Before, after and the change between."""
+    if isinstance(measured, Estimated):
+        low, high = measured.interval()
+        return {**_NONE, "after": measured.value, "low": low, "high": high}
     if measured.before is None:
         return {**_NONE, "after": float(measured.after.double().median())}
     before, after = Share.of(measured.before).rate, Share.of(measured.after).rate
@@ -128,7 +139,9 @@ def _numbers(measured: Counted) -> dict[str, float | None]:
 _NONE: Mapping[str, float | None] = dict.fromkeys(("before", "change", "low", "high"))
 
 
-def _p(one: Requirement, measured: Counted) -> float:
+def _p(one: Requirement, measured: Evidence) -> float:
+    if isinstance(measured, Estimated):
+        return measured.below_p(one.limit)
     if MEASURES[one.measure][0] == "nats":  # the median is above the limit if more than half of all prompts are
         return above_p(int((measured.after > one.limit).sum()), len(measured.after), 0.5)
     if one.rule in ("max_fall", "max_rise"):
@@ -139,6 +152,12 @@ def _p(one: Requirement, measured: Counted) -> float:
         return fall_p(*pair, tolerated=one.limit)
     hits, n = int(measured.after.sum()), len(measured.after)
     return below_p(hits, n, one.limit) if one.rule == "at_least" else above_p(hits, n, one.limit)
+
+
+def _detectable(one: Requirement, measured: Evidence, level: float) -> float:
+    if isinstance(measured, Estimated):
+        return measured.detectable(one.limit, level, POWER)
+    return _detects(one, len(measured.after), level)
 
 
 def _detects(one: Requirement, n: int, level: float) -> float:
