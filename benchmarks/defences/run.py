@@ -1,8 +1,8 @@
 """Defences of the embedded models attacked: ``python -m benchmarks.defences.run --out docs/reference/defences.json``.
 
-Interrupted, the same command goes on where it stopped: cells are kept in ``FILE.json.work``. ``--set NAME=JSON``
-changes a field of ``Setup``, ``--quick`` runs a corner, to see that it works. ``python -m benchmarks.defences.page``
-makes the page from the file.
+Interrupted, the same command goes on where it stopped: cells are kept in ``FILE.json.work``. ``--only NAME`` measures
+some of the studies and leaves the others of the file as they are. ``--set NAME=JSON`` changes a field of ``Setup``,
+``--quick`` runs a corner, to see that it works. ``python -m benchmarks.defences.page`` makes the page from the file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.provenance import provenance
 from safecircuits.studies.arms import Arm, full, sppft
+from safecircuits.studies.attack.attackers import Attacker, DataAttack
 from safecircuits.studies.attack.grid import organism_attackers
 from safecircuits.studies.attack.outcome import AttackStudy
 from safecircuits.studies.attack.study import attack_study
@@ -36,7 +37,13 @@ from safecircuits.units.groups import classify_units
 from safecircuits.units.importance import score_units
 
 MODULE = "python -m benchmarks.defences.run"
-STUDIES = ("aligned", "planted-layers", "more")
+STUDIES = ("aligned", "planted-layers", "more", "slow", "slow-planted", "scenarios")
+MODELS = {"planted-layers": "planted-layers", "slow-planted": "planted-layers"}
+"""By study, where it is not the aligned one."""
+FAST = (5e-5, 2e-4, 8e-4)
+"""Rates of attackers who may choose any."""
+SLOW = 1e-5
+"""The rate of attackers who are held to a low one, as a service can hold them."""
 SCU, UCU, RU = 0.013, 0.133, 0.148
 """SSAH's shares of all units."""
 
@@ -46,17 +53,16 @@ class Setup:
     """What is run.
 
     Attributes:
-        attackers: how many of the grid, from the first, in each of the three studies: main arms on the aligned model,
-            main arms on the planted one, and other methods on the aligned one, where those that
-            train are counted alone: what no training-time method could stop has been seen by then.
-        stops: steps after which a run is measured.
+        attackers: how many, from the first, in each study; those of ``grid``.
+        stops: steps after which a run is measured; ``slow_stops`` at the low rate.
         prompts: harmful prompts of each side, and questions with known answers.
         align_steps: of the arms that align the unaligned model anew.
     """
 
-    attackers: tuple[int, ...] = (25, 25, 22)
+    attackers: tuple[int, ...] = (9, 8, 4, 1, 1, 5)
     seeds: tuple[int, ...] = (0, 1, 2)
-    stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32)
+    stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
+    slow_stops: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32)
     batch_size: int = 4
     prompts: int = 25
     align_steps: int = 60
@@ -64,31 +70,61 @@ class Setup:
 
     def quick(self) -> Setup:
         """One attacker, one seed, few steps."""
-        return Setup((1, 1, 1), (0,), (1, 2), 4, 6, 3, 4)
+        return Setup((1,) * len(STUDIES), (0,), (1, 2), (1, 2), 4, 6, 3, 4)
 
 
 def study(name: str, setup: Setup, work: Path) -> AttackStudy:
-    """One of the three studies."""
+    """One of the studies."""
     torch.set_num_threads(1)
     asked = organism.prompts("malicious", "test", n=2 * setup.prompts, seed=11)
-    attackers = [one for one in organism_attackers() if name != "more" or one.family != "edit"]
-    if name == "planted-layers":
+    model = MODELS.get(name, "aligned")
+    if model == "planted-layers":
         arms = main_arms(sppft((3, 5), "freeze"))
     else:
-        arms = main_arms(units("aligned")) if name == "aligned" else other_arms(units("aligned"), setup)
+        arms = other_arms(units(model), setup) if name == "more" else main_arms(units(model))
     return attack_study(
-        "planted-layers" if name == "planted-layers" else "aligned",
+        model,
         arms,
-        attackers[: dict(zip(STUDIES, setup.attackers, strict=True))[name]],
+        grid(name)[: dict(zip(STUDIES, setup.attackers, strict=True))[name]],
         selection=asked[: setup.prompts],
         reported=asked[setup.prompts :],
         utility=organism.prompts("utility", "test", n=setup.prompts, seed=11),
         seeds=setup.seeds,
-        stops=setup.stops,
+        stops=setup.slow_stops if name.startswith("slow") else setup.stops,
         settings=TrainingSettings(batch_size=setup.batch_size, schedule="constant"),
         evaluation={"refusal_tokens": 10},
         out=work,
     )
+
+
+def grid(study: str) -> list[Attacker]:
+    """The attackers of a study: those who choose rate and edit, those held to a low rate, or the published scenarios.
+
+    Other methods are attacked by training alone: what no training-time method could stop has been seen by then.
+    """
+    if study.startswith("slow"):
+        slow = organism_attackers(lrs=(SLOW,), counts=(100, 10, 50), families=("harmful data",))
+        return [one for one in slow if isinstance(one, DataAttack) and one.lora is None]
+    everyone = {one.name: one for one in organism_attackers(lrs=FAST, counts=(10, 50, 100, 1000))}
+    if study == "scenarios":
+        return [one for one in everyone.values() if one.family == "harmless data"]
+    first = [everyone[name] for name in FIRST]
+    others = [one for one in everyone.values() if one not in first]
+    return [one for one in (*first, *others) if study != "more" or one.family != "edit"]
+
+
+FIRST = (
+    "100 harmful, lr 0.0002",
+    "100 harmful, lr 0.0008",
+    "refusal direction ablated",
+    "pruning, mask known",
+    "pruning, mask not known",
+    "100 harmful, LoRA, lr 0.001",
+    "100 harmful, LoRA, lr 0.004",
+    "10 harmful, lr 0.0002",
+    "D_H, 40 harmful in 400",
+)
+"""The order in which attackers with any rate come."""
 
 
 def units(model: str) -> Arm:
@@ -168,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--quick", action="store_true", help="a corner of it, to see that it works")
+    parser.add_argument("--only", action="append", choices=STUDIES, help="measure this study, keep the others")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="another value of a field")
     parser.add_argument("--work", type=Path, help="where cells are kept; FILE.json.work unless given")
     chosen = parser.parse_args(arguments)
@@ -175,8 +212,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [*(["--quick"] if chosen.quick else []), *(part for one in chosen.set for part in ("--set", one))]
     command = f"{MODULE} --out {chosen.out} {shlex.join(flags)}".rstrip()
     work = chosen.work or chosen.out.with_name(f"{chosen.out.name}.work")
-    found = {name: study(name, setup, work) for name in STUDIES}
-    write_text(chosen.out, json.dumps(document(setup, found, command), separators=(",", ":")) + "\n")
+    found = {name: study(name, setup, work) for name in chosen.only or STUDIES}
+    record = document(setup, found, command)
+    if chosen.only and chosen.out.exists():
+        parts = json.loads(chosen.out.read_text(encoding="utf-8"))["studies"] | record["studies"]
+        record["studies"] = {name: parts[name] for name in STUDIES if name in parts}
+    write_text(chosen.out, json.dumps(record, separators=(",", ":")) + "\n")
     for name, one in found.items():
         print(f"{name}\n{one}\n")
 
