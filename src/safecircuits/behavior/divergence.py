@@ -8,7 +8,7 @@ one does not: an answer that begins as ever and breaks later; and on malicious p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,6 +155,8 @@ class KLReference:
     """Of each answer token, and of its end where that was within the limit; float32."""
     n_tokens: int
     provenance: dict[str, Any]
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+    """The intact model's, whose tokens a changed one must have."""
 
     @classmethod
     @checked
@@ -190,19 +192,36 @@ class KLReference:
         examples = tuple(Encoded((*a.ids, *ids), len(a)) for a, ids in zip(asked, written, strict=True))
         log_probs = tuple(_log_softmax(rows, "intact").float() for rows in _next_logits(model, examples, max_tokens))
         provenance = {"prompts": given.identity, "template": template, "system": system, "n_tokens": n_tokens}
-        return cls(examples, log_probs, n_tokens, provenance)
+        return cls(examples, log_probs, n_tokens, provenance, tokenizer_of(model))
 
     def divergence(self, model: HookedModel, *, max_tokens: int | None = None) -> TokenKL:
         """How far the model, as it is now, is from what was seen.
 
         Raises:
-            ValueError: for a model of another vocabulary.
+            ValueError: for a model of another vocabulary: of another size, or with other tokens.
             FloatingPointError: if its logits are not finite.
         """
+        if self.tokenizer is not None:
+            _require_tokens(self.tokenizer, tokenizer_of(model))
         values = torch.full((len(self.examples), self.n_tokens), torch.nan, dtype=torch.float64)
         for row, now in enumerate(_next_logits(model, self.examples, max_tokens)):
             values[row, : len(now)] = kl_divergence(self.log_probs[row], now)
         return TokenKL(values, self.provenance)
+
+
+def _require_tokens(intact: Any, changed: Any) -> None:
+    """Raise a ValueError unless two tokenizers number their tokens alike; either may have added some."""
+    if intact is changed:
+        return
+    ours, theirs = intact.get_vocab(), changed.get_vocab()
+    shared = ours.keys() & theirs.keys()
+    moved = min((token for token in shared if ours[token] != theirs[token]), default=None)
+    if moved is not None or 2 * len(shared) < len(ours):
+        which = f"have {len(shared)} tokens in common" if moved is None else f"number {moved!r} differently"
+        raise ValueError(
+            f"the tokenizers of the two models (of {len(ours)} and {len(theirs)} tokens) {which}: there is no "
+            "divergence between what they say next; compare models of one vocabulary"
+        )
 
 
 def references_of(model: HookedModel, sets: Mapping[str, Any], *, n_tokens: int = TOKENS) -> dict[str, KLReference]:

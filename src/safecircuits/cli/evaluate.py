@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.distance import LOOKED_AT, Distance
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.judging import JudgeOptions, keep_replies
 from safecircuits.cli.measured import Measured
@@ -28,11 +30,24 @@ def evaluate(
     run: Run,
     measured: Measured,
     judging: JudgeOptions,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            help="The model as it was before: how far, by KL divergence, next tokens are from that one's, on harmful "
+            f"prompts and on harmless ones, the first {LOOKED_AT} of each.",
+        ),
+    ] = None,
+    kl_tokens: Annotated[
+        int, typer.Option("--kl-tokens", help="Of the reference's answers, on which that is measured.", min=1)
+    ] = 8,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Refusal of harmful prompts, over-rejection of harmless ones, exact answers; and all refusal detectors compared.
+
+    With --reference also how far the model has moved from the one that it came of.
 
     Example: safecircuits evaluate --model organism:aligned --malicious organism:malicious
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate
@@ -54,9 +69,12 @@ def evaluate(
     needed = max_new_tokens or notice_needed(detector if judge is None else judge, n_judged)
     if "utility" in sets:
         sets["utility"].require_responses()
-    folder = run.begin(run.source, *judging.local)
+    if reference is None and "kl_tokens" in run.chosen:
+        raise ValueError("--kl-tokens is of the answers of --reference, which is not given")
+    folder = run.begin(run.source, *([] if reference is None else [reference]), *judging.local)
     if judge is not None:
         keep_replies(judge, folder)
+    far = None if reference is None else Distance(run, reference, sets, kl_tokens, template)
     model = run.model()
     if "utility" in sets:
         notice_long_answers(model, sets["utility"], max_new_tokens or UTILITY_TOKENS)
@@ -71,7 +89,11 @@ def evaluate(
     right = answered(answers["utility"], sets["utility"].require_responses()) if "utility" in answers else None
     if right is not None:
         right.save_lines(folder.folder / "completions" / "utility.jsonl")
-    _write(run, folder, behavior_of(found, right), judging.judge or detector)
+    behavior = behavior_of(found, right)
+    if far is not None:
+        behavior = replace(behavior, kl=far.of(model))
+        folder.table("kl", far.table(behavior.kl))
+    _write(run, folder, behavior, judging.judge or detector)
     if found:
         import pandas as pd
 
