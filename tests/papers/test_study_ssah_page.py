@@ -102,7 +102,7 @@ def test_every_part_is_there_and_loads_again(done: tuple[SsahStudy, Path]) -> No
         "subject",
         "block",
     }
-    assert kept == both | one | {f"pressure_{i}" for i in range(4)} | {"finetuning", "budget", "equal"}
+    assert kept == both | one | {f"pressure_{i}" for i in range(4)} | {"depth", "finetuning", "budget", "equal"}
     sources = {name: name for name in ("aligned", "unaligned", "base")}
     assert study.probes["mean"].provenance["models"] == sources
     assert set(FinetuningStudy.load(folder / "results" / "finetuning").arms) == set(study.finetuning.arms)
@@ -213,9 +213,9 @@ def test_no_count_of_refusals_stands_alone(done: tuple[SsahStudy, Path]) -> None
 def test_the_page_says_what_the_numbers_are(done: tuple[SsahStudy, Path]) -> None:
     study, _ = done
     html, figures = study.page({"seed": 0})
-    assert {"scores", "removals_0", "pressure", "finetuning_0", "transfer_1_0", "budget", "enrichment_1"} <= set(
-        figures
-    )
+    drawn = {"scores", "removals_0", "pressure", "depth", "finetuning_0", "transfer_1_0", "budget", "enrichment_1"}
+    assert drawn <= set(figures)
+    assert "How many tokens deep?" in html
     assert "66" in html  # a published figure of another model
     rows = {row.name: row for row in study.removed["attribution"]["zero"].rows}
     assert f"{rows['SCU'].n_units} units" in html

@@ -16,6 +16,7 @@ from safecircuits.model.sites import ModelShape
 from safecircuits.papers.part import Shown, Subject, by_first
 from safecircuits.papers.ssah.behavior import BEHAVIOR
 from safecircuits.papers.ssah.budget import BUDGET
+from safecircuits.papers.ssah.depth import DEPTH
 from safecircuits.papers.ssah.direction import PROBES
 from safecircuits.papers.ssah.equal import EQUAL
 from safecircuits.papers.ssah.freezing import FINETUNING
@@ -51,6 +52,7 @@ class SsahStudy(Ssah):
     removals = REMOVALS
     pruned = PRUNED
     pressures = PRESSURES
+    depth = DEPTH
     stability = STABILITY
     agreement = AGREEMENT
     block = BLOCK  # with the model, as everything above; what is below trains, or needs no model

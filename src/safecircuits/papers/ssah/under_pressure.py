@@ -47,7 +47,9 @@ def _section(study: Ssah, made: StudyPage) -> None:
         return
     plot_pressure(pressures, ax=made.axes("pressure", 3.2))
     first = next(iter(pressures.values()))
-    rows = [[name, *(cell for one in found.attempts for cell in _cells(one))] for name, found in pressures.items()]
+    rows = [
+        [name, *(cell for one in found.attempts for cell in attempt_cells(one))] for name, found in pressures.items()
+    ]
     columns = ["removed", *(head for one in first.attempts for head in (str(one.condition), HEADING))]
     s, rates = study.settings, [one.record() for found in pressures.values() for one in found.attempts]
     asked = "" if s.system is None else f" System prompt: “{s.system}”."
@@ -69,7 +71,8 @@ def _section(study: Ssah, made: StudyPage) -> None:
     )
 
 
-def _cells(attempt: Attempt) -> tuple[str, str]:
+def attempt_cells(attempt: Attempt) -> tuple[str, str]:
+    """The rate of refusals, and what stands beside it."""
     row = attempt.record()
     return linked(str(attempt.refusal), row, "refused"), Beside.of(row, "refused").cell
 
