@@ -192,6 +192,70 @@ def test_no_digest_of_a_model_that_was_not_checked(when: str, tmp_path: Path) ->
     assert not any(isinstance(module, Slice) for module in model.modules())
 
 
+@pytest.mark.parametrize("how", ["copies", "shards"])
+def test_a_trainer_that_steps_something_else_is_refused_before_it_steps(how: str, tmp_path: Path) -> None:
+    """What DeepSpeed does, by its effects: flat copies in the optimizer, and parameters that are parts."""
+
+    class Apart(Trainer):
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            if how == "shards":
+                next(iter(self.model.parameters())).ds_id = 0
+                return super().create_optimizer(*args, **kwargs)
+            copies = [torch.nn.Parameter(p.detach().clone().flatten()) for p in self.model.parameters()]
+            self.optimizer = torch.optim.SGD(copies, lr=0.1)
+            return self.optimizer
+
+    model, callback = build_tiny_llama(), FreezeCallback(UNITS)
+    trainer = Apart(
+        model=model, args=arguments(tmp_path), train_dataset=ROWS, data_collator=stacked, callbacks=[callback]
+    )
+    said = "steps other tensors" if how == "copies" else "holds the weights in shards"
+    with pytest.raises(ValueError, match=f"{said}.*use sc.finetune"):
+        trainer.train()
+    assert (callback.handle, callback.frozen_digest, trainer.state.global_step) == (None, None, 0)
+    assert not any(isinstance(module, Slice) for module in model.modules())
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(build_tiny_llama()).items())
+
+
+def test_fsdp2_is_refused_before_it_steps(tmp_path: Path) -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    from torch.distributed.fsdp import fully_shard
+
+    class Sharded(Trainer):
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            fully_shard(self.model)
+            return super().create_optimizer(*args, **kwargs)
+
+    callback = FreezeCallback(UNITS)
+    trainer = Sharded(
+        model=build_tiny_llama(),
+        args=arguments(tmp_path),
+        train_dataset=ROWS,
+        data_collator=stacked,
+        callbacks=[callback],
+    )
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"holds the weights in shards .*use sc\.finetune"):
+            trainer.train()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert (callback.handle, callback.frozen_digest, trainer.state.global_step) == (None, None, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_trainer_freezes_as_one_that_is_not(tmp_path: Path) -> None:
+    want, got, callback = build_tiny_llama(), build_tiny_llama(), FreezeCallback(MIXED)
+    trainer_of(want, tmp_path / "want", [FreezeCallback(MIXED)], max_steps=2).train()
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager", "max_steps": 2}
+    trainer_of(got, tmp_path, [callback], **compiled).train()
+    assert callback.frozen_digest == frozen_digest(build_tiny_llama(), MIXED)
+    assert_trained_but_for(got, MIXED, callback.frozen_digest)
+    for name, value in weights(want).items():
+        torch.testing.assert_close(weights(got)[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_an_optimizer_from_before_the_freeze_is_refused(tmp_path: Path) -> None:
     model = build_tiny_llama()
     early = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -287,6 +287,12 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
+def in_parts(model: Any) -> bool:
+    """Whether a process holds parts of the weights alone: FSDP of either kind, or DeepSpeed's ZeRO-3."""
+    marks = ("to_local", "ds_id", "_is_flat_param")
+    return any(hasattr(p, mark) for p in unwrapped(model).parameters() for mark in marks)
+
+
 def _alone_in_memory(root: nn.Module) -> set[int]:
     """Ids of the parameters whose memory no other parameter shares, so that it can be given up for a while."""
     owners: dict[int, list[nn.Parameter]] = {}

@@ -12,7 +12,11 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from safecircuits.masks.freeze_mask import FreezeMask, require_mask
-from safecircuits.training.freeze import Frozen
+from safecircuits.training.freeze import Frozen, in_parts
+
+_ELSEWHERE = (
+    "so that a FreezeCallback could not tell what moves: use sc.finetune, which freezes and shards, or train without"
+)
 
 
 class FreezeCallback(TrainerCallback):  # type: ignore[misc]
@@ -22,7 +26,9 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
     ``train()`` ends. Where training begins with another model (``model_init``, the trials of a hyperparameter search, a
     model put in the place of ``trainer.model``), that one is frozen instead, and the optimizer is given what trains of
     it. Each checkpoint is verified; checkpoints have the model's own parameter names and shapes, so that
-    ``from_pretrained`` loads them and ``train(resume_from_checkpoint=...)`` goes on from them.
+    ``from_pretrained`` loads them and ``train(resume_from_checkpoint=...)`` goes on from them. It works with
+    ``torch_compile`` and DDP; where a trainer shards the weights (FSDP, ZeRO-3) or steps copies of them (ZeRO-1 and 2),
+    training is refused before its first step: ``sc.finetune`` shards and freezes.
 
     Attributes:
         handle: what ``frozen`` yields; None before the trainer exists and after training.
@@ -57,8 +63,14 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         self.frozen_digest = None
+        if in_parts(model):
+            self._refuse("the trainer holds the weights in shards (FSDP, ZeRO-3)")
         if self.handle is not None and self.handle.is_of(model):
             self.handle.check_optimizer(optimizer)
+            if not self.handle.holds_all_of(optimizer):
+                self._refuse(
+                    "the trainer's optimizer steps other tensors than the model's parameters (DeepSpeed's ZeRO)"
+                )
             return
         self._let_go()
         self.handle = Frozen(model, self.mask)
@@ -92,6 +104,14 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         handle, self.handle = self.handle, None
         handle.close()
         return handle.frozen_digest
+
+    def _refuse(self, why: str) -> None:
+        """A ValueError; the model is put back as far as a trainer that has taken it apart lets it."""
+        try:
+            self._let_go()
+        except RuntimeError as error:  # what was frozen is elsewhere by now, which is why this is refused
+            raise ValueError(f"{why}, {_ELSEWHERE}") from error
+        raise ValueError(f"{why}, {_ELSEWHERE}")
 
     def _require_it_trained(self, model: Any, optimizer: Any) -> None:
         assert self.handle is not None

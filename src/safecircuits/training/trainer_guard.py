@@ -18,7 +18,7 @@ from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
-from safecircuits.training.freeze import unwrapped
+from safecircuits.training.freeze import in_parts, unwrapped
 from safecircuits.training.guard import TOLERATED, Then, broken, require_measured, require_tolerated
 
 _TOKENS = 4096
@@ -170,7 +170,7 @@ def completions_of(
     Raises:
         ValueError: for a model of which this process holds a shard.
     """
-    if any(hasattr(p, "to_local") or hasattr(p, "ds_id") for p in model.parameters()):
+    if in_parts(model):
         raise ValueError("the weights are sharded over processes, so that none can answer alone: use finetune instead")
     examples = encode(tokenizer, prompts, template=template)
     device = next(model.parameters()).device
