@@ -252,12 +252,6 @@ class TestDevices:
         with sc.scaled(spread, (0, 1), 1.3), sc.scaled(plain, (0, 1), 1.3):
             assert sc.generate(spread, PROMPTS).texts == sc.generate(plain, PROMPTS).texts
 
-    def test_offloaded_weights_are_refused(self, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
-        from accelerate import cpu_offload
-
-        with pytest.raises(ValueError, match="offloaded to the CPU or to disk"):
-            load_model(cpu_offload(tiny_llama_hf, execution_device="cpu"), tokenizer=tiny_tokenizer)
-
     def test_bad_input(self, checkpoint: Path, tiny_llama_hf: Any, tiny_tokenizer: Any) -> None:
         with pytest.raises(ValueError, match=r"give device \(cpu\) or device_map \(auto\), not both"):
             load_model(checkpoint, device="cpu", device_map="auto")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from safecircuits.base.vocabulary import COMPONENTS, Component, Site
 from safecircuits.model.attach import HookFn, attached
-from safecircuits.model.own_weights import packed_map, read_weight
+from safecircuits.model.offload import present
+from safecircuits.model.own_weights import map_behind, packed_map, read_weight
 from safecircuits.model.packed import WRITING
 from safecircuits.model.sites import HookedModel, is_bridge, require_units, sublayer_of
 
@@ -50,8 +51,8 @@ class Matrix:
     component: Component
     owner: Tensor
     """The parameter."""
-    packed: bool = False
-    """Whether the view is what a quantised map applies, so that writing to it would change nothing."""
+    elsewhere: str = ""
+    """How the map holds its weight, where writing to the view would not reach it: quantised or offloaded."""
 
     @classmethod
     def named(cls, model: HookedModel, key: str) -> Matrix:
@@ -65,16 +66,19 @@ class Matrix:
 
         Raises:
             ValueError: if the model computes with a copy of the matrix, which writing would not reach, or with more
-                than the matrix (an unmerged adapter). That of a quantised model can be read and not written.
+                than the matrix (an unmerged adapter). That of a quantised or offloaded model is read, never written.
         """
         name, site = _ACCESSOR[component], _site(component)
         require_units(model, site, (layer,))
         part = sublayer_of(model, layer, site)
         if component in ("k", "v") and not is_bridge(model) and model.cfg.n_key_value_heads is not None:
             name = f"_{name}"  # under GQA a HookedTransformer's W_K is an expanded copy
-        weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
+        with present(model, (layer,)):
+            weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
         if packed_map(part, name) is not None:
-            return cls(weight, component, weight, packed=True)
+            return cls(weight, component, weight, "quantised")
+        if getattr(map_behind(part, name), "weight", weight).is_meta:
+            return cls(weight, component, weight, "offloaded")
         view: Tensor = getattr(part, name)
         known = {id(p) for p in part.parameters()}
         owner = view if id(view) in known else view._base
@@ -93,10 +97,10 @@ class Matrix:
         """Put ``value`` in its place.
 
         Raises:
-            ValueError: for a quantised matrix.
+            ValueError: for a matrix that is quantised or offloaded.
         """
-        if self.packed:
-            raise ValueError(f"the matrix {self.component!r} is quantised, and writing to it {WRITING}")
+        if self.elsewhere:
+            raise ValueError(f"the matrix {self.component!r} is {self.elsewhere}, and writing to it {WRITING}")
         if self.component == "o":
             self.view.copy_(value.T.reshape(self.view.shape))
         elif self.view.ndim == 2:

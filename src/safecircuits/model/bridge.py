@@ -14,6 +14,7 @@ from safecircuits.base.notices import notify
 from safecircuits.model.attach import marked
 from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.expert_points import add_expert_points
+from safecircuits.model.offload import bring_back, maps_of, require_all_of_packed, send_away
 from safecircuits.model.packed import held_tensors, packing_of, settle
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
 
@@ -67,10 +68,12 @@ def bridge_of(hf_model: nn.Module) -> Any:
 
     # A bridge rewires the modules of the model it wraps. A copy of the modules over the same parameters takes no
     # memory and leaves the caller's object as it was.
+    require_all_of_packed(hf_model)
     if packing_of(hf_model) is not None:
         settle(hf_model)
-    shared: dict[int, Any] = {id(t): t for t in held_tensors(hf_model)}
+    shared: dict[int, Any] = {id(t): t for t in held_tensors(hf_model)} | maps_of(hf_model)
     wrapped: Any = copy.deepcopy(hf_model, shared)
+    back = bring_back(wrapped)
     if packing_of(wrapped) is None:
         forget_packing(wrapped, wrapped.config)
     _restore_forward(wrapped)
@@ -92,6 +95,7 @@ def bridge_of(hf_model: nn.Module) -> Any:
     _bound_scores(bridge)
     let_copies_be_apart(bridge)
     add_expert_points(bridge)
+    send_away(bridge, back)
     return bridge.eval()
 
 

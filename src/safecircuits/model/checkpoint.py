@@ -24,7 +24,9 @@ from safecircuits.model.bridge import forget_packing
 from safecircuits.model.fingerprint import STAGE_PREFIX
 from safecircuits.model.gguf_file import GgufFile, gguf_in
 from safecircuits.model.memory import gigabytes, require_room
+from safecircuits.model.offload import is_offloaded
 from safecircuits.model.quantised import explained, least_bits, method_of, wanted_quantization
+from safecircuits.model.shares import is_divided
 from safecircuits.organism.catalog import stage_path
 from safecircuits.organism.recipe import STAGES
 from safecircuits.organism.smollm2.catalog import SMOLLM2, real_model
@@ -191,14 +193,15 @@ def _require_quantisable(name: str, found: Any, *, changed: bool, gguf: bool) ->
 
 
 def require_weights(model: Any) -> None:
-    """Raise a ValueError for a model some of whose weights are elsewhere: on the meta device, or offloaded."""
-    if any(getattr(getattr(m, "_hf_hook", None), "offload", False) for m in model.modules()):
+    """Raise a ValueError for a model without weights of its own: on the meta device, or with a part in each process."""
+    if is_divided(model):
         raise ValueError(
-            "some of the model's weights are offloaded to the CPU or to disk and come only for the moment in which a "
-            "layer runs, so they cannot be scored, frozen or exported; take more or larger devices, a smaller dtype "
-            "(torch.bfloat16), or device='cpu' for all of it"
+            f"the weights of this {type(model).__name__} are divided among processes (tensor parallel, FSDP): inside a "
+            "layer each process has its own heads and neurons alone, so that hook points, units and scores would be of "
+            "a part of the model. Load all of it in each process: over several GPUs with device_map='auto', with a part "
+            "offloaded, or with quantization='4bit'"
         )
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta for p in model.parameters()) and not is_offloaded(model):
         raise ValueError("the model is on the meta device, so it has no weights; load it with weights first")
 
 

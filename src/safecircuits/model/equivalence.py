@@ -29,6 +29,7 @@ from safecircuits.model.forward import Decoder, logits, without_dropout
 from safecircuits.model.kernels import attending
 from safecircuits.model.miniature import TOKENS, miniature_of, windows
 from safecircuits.model.modules import decoder_layers
+from safecircuits.model.offload import runs_on
 from safecircuits.model.packed import packing_of
 from safecircuits.model.sites import HookedModel, is_bridge, resid_post
 from safecircuits.prompts.batching import pad_left
@@ -186,7 +187,7 @@ def compared(model: HookedModel, hf_model: Any, lengths: Sequence[int], where: s
 
 def _alone(hf_model: Any, example: Encoded) -> Traces:
     """What Hugging Face computes of one row without padding, mask or cache."""
-    device = next(hf_model.parameters()).device
+    device = runs_on(hf_model)
     with _watched(decoder_layers(hf_model)) as seen:
         last = hf_model(input_ids=torch.tensor([example.ids], device=device), use_cache=False).logits
     return [states[0][0] for states in seen] + [last[0].double().cpu()]

@@ -64,22 +64,23 @@ def weights_fingerprint(model: Any) -> str:
     The bits of each entry count once as they are and once times its place, on the device where they lie, so that one
     entry that differs, or two that are exchanged, make another fingerprint.
     """
+    from safecircuits.model.offload import present
     from safecircuits.model.packed import named_tensors, packing_of, parts_of
     from safecircuits.model.parameters import live_parameters
 
-    computed_with: dict[str, Any]
-    if packing_of(model) is not None:
-        held = named_tensors(getattr(model, "original_model", model))
-        computed_with = {f"{name} {i}": part for name, tensor in held for i, part in enumerate(parts_of(tensor))}
-    else:
-        try:
-            computed_with = dict(live_parameters(model))
-        except ValueError:  # a bridge that cannot be trained
-            computed_with = dict(model.named_parameters())
     sha = hashlib.sha256()
-    for name, parameter in sorted(computed_with.items()):
-        sums = _sums_of_bits(parameter.detach())
-        sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {sums}\n".encode())
+    with present(model):
+        if packing_of(model) is not None:
+            held = named_tensors(getattr(model, "original_model", model))
+            computed_with = {f"{name} {i}": part for name, tensor in held for i, part in enumerate(parts_of(tensor))}
+        else:
+            try:
+                computed_with = dict(live_parameters(model))
+            except ValueError:  # a bridge that cannot be trained
+                computed_with = dict(model.named_parameters())
+        for name, parameter in sorted(computed_with.items()):
+            sums = _sums_of_bits(parameter.detach())
+            sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {sums}\n".encode())
     return sha.hexdigest()[:16]
 
 

@@ -31,15 +31,16 @@ from safecircuits.model.copies import let_copies_be_apart
 from safecircuits.model.equivalence import require_equivalent
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.modules import with_buffers
+from safecircuits.model.offload import is_offloaded, require_in_place
 from safecircuits.model.own_weights import MERGE
-from safecircuits.model.packed import packing_of, require_unpacked
+from safecircuits.model.packed import packing_of
 from safecircuits.model.quantised import Quantization
 from safecircuits.model.sites import HookedModel, is_bridge, require_unprocessed
 
 Backend = Literal["bridge", "hooked"]
 
 _COMPARED = "_safecircuits_compared"
-"""Set on a quantised model that was compared with Hugging Face when it was loaded."""
+"""Set on a quantised or offloaded model that was compared with Hugging Face when it was loaded."""
 
 
 def load_model(
@@ -73,7 +74,8 @@ def load_model(
             on a GPU unless given. A model object keeps its own.
         device: ``"cuda"`` where there is one unless given; of several processes (``torchrun``) each has its own.
         device_map: instead of ``device``, spreads a bridge over several: ``"auto"``, or a device by module name, as
-            Accelerate takes it. Parts on a GPU and others on the CPU or on disk are refused.
+            Accelerate takes it. What is on the CPU beside GPUs comes to them while a layer runs; such a model is for
+            reading, as a quantised one is.
         quantization: of a checkpoint that is to be quantised while it loads: ``"4bit"`` (NF4), ``"8bit"`` (LLM.int8;
             extra ``quantised``), or a quantization config of transformers. Checkpoints that are quantised already load
             as they are, wherever transformers has what reads them. Either way the model, a bridge, is for reading:
@@ -82,7 +84,7 @@ def load_model(
 
     Raises:
         ValueError: for a name that cannot be loaded, a checkpoint that lacks something, a missing library, a missing
-            tokenizer, offloaded weights, a model whose weights were processed (folded norms), or a configuration of
+            tokenizer, a model whose weights were processed (folded norms), or a configuration of
             which transformer-lens makes something that computes otherwise than Hugging Face does: says where, by how
             much, and whether alone, padded or with a cache.
         torch.OutOfMemoryError: before a checkpoint is read, if its weights are larger than the memory that is free.
@@ -133,11 +135,11 @@ def load_model(
         hf_model = merged_view(hf_model)
     require_weights(hf_model)
     if backend == "hooked":
-        require_unpacked(hf_model, "a HookedTransformer, which computes with copies of them,")
+        require_in_place(hf_model, "a HookedTransformer, which computes with copies of them,")
     make = bridge_of if backend == "bridge" else _hooked
     model: HookedModel = make(hf_model)
     require_equivalent(model, hf_model, make)
-    if packing_of(model) is not None:
+    if _reads_only(model):
         setattr(model, _COMPARED, True)
     _give_tokenizer(model, tokenizer)
     return model
@@ -165,7 +167,7 @@ def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) 
         >>> AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers
         8
     """
-    require_unpacked(model, "saving it")
+    require_in_place(model, "saving it")
     hf_model = to_hugging_face(model)
     if not hasattr(hf_model, "save_pretrained"):
         kept = "its adapter with model.peft.save_pretrained(folder)" if hasattr(model, "peft") else "its state_dict()"
@@ -186,7 +188,7 @@ def require_exportable(model: Any) -> None:
     """
     if not hasattr(model, "hook_dict") and not hasattr(model, "save_pretrained"):
         return
-    require_unpacked(model, "training it")
+    require_in_place(model, "training it")
     tokenizer = getattr(model, "tokenizer", None)
     try:
         if not hasattr(model, "hook_dict") or is_bridge(model):
@@ -211,7 +213,7 @@ def to_hugging_face(model: Any) -> Any:
 
 
 def _to_hugging_face(model: Any) -> Any:
-    require_unpacked(model, "exporting it")
+    require_in_place(model, "exporting it")
     config = hf_config_of(model)
     tied = _tied(model, config)
     if tied is not None and tied != bool(getattr(config, "tie_word_embeddings", False)):
@@ -282,12 +284,16 @@ def _give_tokenizer(model: Any, tokenizer: Any) -> None:
     model.cfg.tokenizer_appends_eos = len(added) > 0 and added[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id
 
 
+def _reads_only(model: Any) -> bool:
+    return packing_of(model) is not None or is_offloaded(model)
+
+
 def _checked_ready_model(model: Any, tokenizer: Any) -> Any:
     require_unprocessed(model)
-    if packing_of(model) is not None and not hasattr(model, _COMPARED):
+    if _reads_only(model) and not hasattr(model, _COMPARED):
         raise ValueError(
-            f"this {type(model).__name__} is of quantised weights, so that there is no plain model left to compare it "
-            "with: pass the Hugging Face model itself, with tokenizer="
+            f"this {type(model).__name__} is of quantised or offloaded weights, so that there is no plain model left "
+            "to compare it with: pass the Hugging Face model itself, with tokenizer="
         )
     require_weights(model)
     if not is_bridge(model) and model.cfg.normalization_type == "LN":

@@ -199,13 +199,15 @@ def require_room(config: Any, dtype: torch.dtype | None, device: torch.device | 
     """Raise a torch.OutOfMemoryError if the weights of a configuration are larger than what ``device`` has free.
 
     Args:
-        device: None for all GPUs together, or the CPU without any.
+        device: None for all GPUs together and the CPU.
         bits: of an entry of a linear map, where those are quantised.
     """
     _, weights, _, itemsize = _weights(config, dtype)
     if bits is not None:
         weights = packed_bytes(meta_model_of(config), bits, itemsize)
     free = free_memory(device)
+    if device is None and free is not None and torch.cuda.is_available():  # what no GPU has room for is offloaded
+        free += free_memory("cpu") or 0
     if free is None or weights <= free:
         return
     smaller = "dtype=torch.bfloat16" if itemsize > 2 else "a smaller model"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import Site
+from safecircuits.model.packed import map_sizes
 
 NEURONS, INDEX, SHARED = "hook_experts", "hook_expert_index", "hook_shared"
 """Hook points of a mixture ``blocks.i.mlp``: what enters an expert's output projection ``[batch pos top_k d_expert]``,
@@ -97,7 +98,8 @@ class Mixture:
 
     @property
     def d_shared(self) -> int:
-        return 0 if self.shared is None else int(self.shared[2].weight.shape[1])
+        sizes = None if self.shared is None else map_sizes(self.shared[2])  # of a packed map the weight has none
+        return 0 if sizes is None else sizes[0]
 
     def down(self) -> Tensor:
         """Outgoing weights ``[expert, neuron, d_model]``, a view."""

@@ -18,16 +18,24 @@ MERGE = (
 _COMPONENT = {"W_Q": "q", "W_K": "k", "W_V": "v", "W_O": "o", "W_in": "in", "W_gate": "gate", "W_out": "out"}
 
 
+def map_behind(part: Any, accessor: str) -> Any:
+    """The linear map behind a weight's accessor on a bridge's sublayer; None on a HookedTransformer's."""
+    return getattr(getattr(part, _COMPONENT.get(accessor, ""), None), "original_component", None)
+
+
 def packed_map(part: Any, accessor: str) -> Any:
-    """The packed linear map behind a weight's accessor on a bridge's sublayer; None where the weight is plain."""
-    linear = getattr(getattr(part, _COMPONENT.get(accessor, ""), None), "original_component", None)
+    """The same if its weight is packed; None where the weight is plain."""
+    linear = map_behind(part, accessor)
     return linear if is_packed(linear) else None
 
 
 def has_weight(part: Any, accessor: str) -> bool:
     """Whether a sublayer has such a weight, as a matrix or packed."""
+    linear = map_behind(part, accessor)
+    if is_packed(linear) or getattr(getattr(linear, "weight", None), "is_meta", False):
+        return True
     try:
-        return packed_map(part, accessor) is not None or getattr(part, accessor, None) is not None
+        return getattr(part, accessor, None) is not None
     except (NotImplementedError, RuntimeError, ValueError):  # of another form than the accessor expects
         return False
 

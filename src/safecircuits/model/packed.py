@@ -174,7 +174,7 @@ def map_sizes(module: Any) -> tuple[int, int] | None:
     if not isinstance(module, nn.Module) or hasattr(module, "original_component") or hasattr(module, "base_layer"):
         return None
     held = vars(module)
-    for names in (("in_features", "out_features"), ("infeatures", "outfeatures")):
+    for names in (("in_features", "out_features"), ("infeatures", "outfeatures"), ("nx", "nf")):
         if all(isinstance(held.get(name), int) for name in names):
             return held[names[0]], held[names[1]]
     return None

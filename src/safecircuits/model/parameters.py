@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from safecircuits.model.bridge import bridge_of, hf_config_of, plain_name
 from safecircuits.model.fused import copies_of_fused
 from safecircuits.model.modules import meta_model_of
-from safecircuits.model.packed import require_unpacked
+from safecircuits.model.offload import require_in_place
 from safecircuits.model.sites import is_bridge
 
 Masks = dict[str, Bool[Tensor, "..."]]
@@ -39,9 +39,9 @@ def checkpoint_parameters(model: Any) -> dict[str, nn.Parameter]:
     """The parameters of the checkpoint by their Hugging Face names; a HookedTransformer's by its own names.
 
     Raises:
-        ValueError: for a model whose weights are quantised.
+        ValueError: for a model whose weights are quantised or offloaded.
     """
-    require_unpacked(model, "freezing, training or editing it")
+    require_in_place(model, "freezing, training or editing it")
     if is_plain(model):
         return dict(model.named_parameters())
     if not is_bridge(model):
@@ -58,7 +58,7 @@ def live_parameters(model: Any) -> dict[str, nn.Parameter]:
 
     Raises:
         ValueError: for a bridge with parameters of its own that no way leads back from to the checkpoint, and for a
-            model whose weights are quantised.
+            model whose weights are quantised or offloaded.
     """
     if not is_bridge(model):
         return checkpoint_parameters(model)

@@ -38,7 +38,7 @@ def spread(
     Raises:
         ValueError: if the processes have different prompts or models, or do not do the same.
     """
-    if size() == 1 or _is_divided(model):
+    if size() == 1 or is_divided(model):
         return [(list(range(len(examples))), work(list(range(len(examples)))))] if examples else []
     mine = rows_of(rank(), size(), examples)
     done: T | None = None
@@ -84,7 +84,7 @@ def columns_in_order(parts: Sequence[tuple[list[int], Tensor]], dim: int = -1) -
     return torch.cat([values for _, values in parts], dim=dim).index_select(dim, order)
 
 
-def _is_divided(model: Any) -> bool:
+def is_divided(model: Any) -> bool:
     """Whether a parameter is divided among processes, so that a pass needs all of them."""
     from torch.distributed.tensor import DTensor
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from safecircuits.base.vocabulary import ALL_SITES, MIXTURE_SITES, Site
 from safecircuits.model.mixtures import NEURONS, SHARED, Mixture, MixtureShape, look, mixture_shape
-from safecircuits.model.own_weights import has_weight, packed_map, read_weight
-from safecircuits.model.packed import map_sizes
+from safecircuits.model.offload import present
+from safecircuits.model.own_weights import has_weight, map_behind, read_weight
+from safecircuits.model.packed import applied_matrix, is_packed, map_sizes
 
 
 class HookedModel(Protocol):
@@ -165,7 +166,7 @@ def _d_mlp(model: HookedModel) -> int:
     """Neurons of a layer. Some bridges' configurations say 4 d_model whatever the checkpoint has; the matrix knows."""
     for block in model.blocks if is_bridge(model) else ():
         mlp = getattr(block, "mlp", None)
-        if (sizes := map_sizes(packed_map(mlp, "W_out"))) is not None:
+        if (sizes := map_sizes(map_behind(mlp, "W_out"))) is not None:
             return sizes[0]
         try:
             return int(block.mlp.W_out.shape[-2])
@@ -254,16 +255,18 @@ def output_weight(model: HookedModel, site: Site, layer: int) -> Float[Tensor, "
     require_unprocessed(model)
     require_units(model, site, (layer,))
     if (mixture := mixture_at(model, layer)) is not None and site != "attn":
-        return _mixture_output(mixture, site)
+        with present(model, (layer,)):
+            return _mixture_output(mixture, site, next(iter(model.parameters())))
     part, name = sublayer_of(model, layer, site), "W_out" if site == "mlp" else "W_O"
-    weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
+    with present(model, (layer,)):
+        weight = read_weight(part, name, layer, next(iter(model.parameters())), int(model.cfg.d_head))
     return weight if site == "mlp" else weight.flatten(0, 1)
 
 
-def _mixture_output(mixture: Mixture, site: Site) -> Float[Tensor, "channel d_model"]:
+def _mixture_output(mixture: Mixture, site: Site, like: Tensor) -> Float[Tensor, "channel d_model"]:
     if site == "expert":
         return mixture.down().flatten(0, 1)
     if site != "shared" or mixture.shared is None:
         raise ValueError("routers have no outgoing weights: they can be frozen, not scored or removed")
-    weight: Tensor = mixture.shared[2].weight.detach().T
-    return weight
+    out = mixture.shared[2]
+    return applied_matrix(out, like.dtype, like.device) if is_packed(out) else out.weight.detach().T

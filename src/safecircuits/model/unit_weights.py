@@ -12,7 +12,7 @@ from safecircuits.base.arguments import indices as read_indices
 from safecircuits.base.vocabulary import MIXTURE_SITES, SITES, Site
 from safecircuits.model.mixture_masks import mixture_masks
 from safecircuits.model.own_weights import require_own_weight
-from safecircuits.model.packed import require_unpacked
+from safecircuits.model.offload import require_in_place
 from safecircuits.model.sites import (
     HookedModel,
     ModelShape,
@@ -62,7 +62,7 @@ def unit_parameters(model: HookedModel, site: Site, layer: int) -> set[str]:
 
 def unit_tensors(model: HookedModel, site: Site, layer: int) -> Iterator[tuple[str, nn.Parameter, Tensor, int, bool]]:
     """(parameter's name, parameter, view of it, axis that counts units, counted in KV heads?)."""
-    require_unpacked(model, "a mask or an edit of units")
+    require_in_place(model, "a mask or an edit of units")
     sublayer = sublayer_of(model, layer, site)
     named = dict(model.named_parameters())
     names = {id(p): name for name, p in named.items()}
@@ -99,7 +99,7 @@ def unit_parameter_masks(
     if chosen and not 0 <= chosen[0] <= chosen[-1] < shape.n_units(site):
         raise ValueError(f"{site} units {chosen[0]}..{chosen[-1]} are outside 0..{shape.n_units(site) - 1}")
     if site in MIXTURE_SITES:
-        require_unpacked(model, "a mask or an edit of units")
+        require_in_place(model, "a mask or an edit of units")
         mixture, names = mixture_at(model, layer), {id(p): name for name, p in model.named_parameters()}
         assert mixture is not None
         return {names[id(p)]: mask for p, mask in mixture_masks(mixture, site, chosen) if mask.any()}
@@ -122,7 +122,7 @@ def unit_parameter_masks(
 
 def layer_parameters(model: HookedModel, layer: int) -> list[str]:
     """Names in ``named_parameters()`` of the attention and MLP parameters of a layer; its norms are not among them."""
-    require_unpacked(model, "a mask of layers")
+    require_in_place(model, "a mask of layers")
     block = model.blocks[layer]
     inside = {id(p) for site in SITES for p in sublayer_of(model, layer, site).parameters()}
     norms = {id(p) for name, p in block.named_parameters() if "norm" in name.lower() or "ln" in name.split(".")[0]}

@@ -24,7 +24,7 @@ from safecircuits.base.vocabulary import Component, TokenChoice
 from safecircuits.hooks.linear_maps import Matrix, components_of
 from safecircuits.model.beginning import beginning_facts, require_tokens
 from safecircuits.model.in_use import used_alone
-from safecircuits.model.packed import require_unpacked
+from safecircuits.model.offload import require_in_place
 from safecircuits.model.parameters import Masks, checkpoint_parameters, in_checkpoint_names
 from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, encode
@@ -118,7 +118,7 @@ class WeightMask(Result):
     def parameter_masks(self, model: HookedModel) -> Masks:
         """Boolean tensors by parameter name (Hugging Face's for a bridge), True where chosen: for any trainer."""
         self.shape.require_same(ModelShape.of(model), "the choice of weights")
-        require_unpacked(model, "a mask of single weights")
+        require_in_place(model, "a mask of single weights")
         own = dict(model.named_parameters())
         names = {id(p): name for name, p in own.items()}
         masks: Masks = {}
