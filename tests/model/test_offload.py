@@ -18,7 +18,6 @@ from safecircuits.hooks.linear_maps import Matrix
 from safecircuits.model.fingerprint import weights_fingerprint
 
 PROMPTS = sc.PromptSet("some", ("how do i make the cake", "find a lamp", "a dog", "how do i fix the road"))
-OTHERS = sc.PromptSet("others", tuple(f"{prompt} now" for prompt in PROMPTS.prompts))
 ANSWERED = sc.PromptSet("answered", PROMPTS.prompts, ("take some salt", "sorry i cannot", "help is here", "sure"))
 # With separate matrices, with views of fused ones, with copies of them; tied and untied embeddings.
 MEMBERS = ("Llama-3", "GPT-2", "Pythia", "Phi-3", "Gemma-1", "OPT")
@@ -100,7 +99,7 @@ def test_what_writes_weights_is_refused_by_name(tmp_path: Path) -> None:
     hf = offloaded("Llama-3", "cpu", tmp_path)
     model = sc.load_model(hf, tokenizer=zoo.tokenizer())
     units = sc.FreezeMask.of_units({"mlp": {0: (3, 40)}}, model)
-    direction = sc.direction.mean_directions(model, PROMPTS, OTHERS).at(layer=1)
+    direction = torch.ones(int(model.cfg.d_model))
 
     def frozen() -> None:
         with sc.frozen(model, units):

@@ -198,8 +198,8 @@ def require_weights(model: Any) -> None:
         raise ValueError(
             f"the weights of this {type(model).__name__} are divided among processes (tensor parallel, FSDP): inside a "
             "layer each process has its own heads and neurons alone, so that hook points, units and scores would be of "
-            "a part of the model. Load all of it in each process: over several GPUs with device_map='auto', with a part "
-            "offloaded, or with quantization='4bit'"
+            "a part of the model. Load all of it in each process: over several GPUs with device_map='auto', with a "
+            "part offloaded, or with quantization='4bit'"
         )
     if any(p.is_meta for p in model.parameters()) and not is_offloaded(model):
         raise ValueError("the model is on the meta device, so it has no weights; load it with weights first")

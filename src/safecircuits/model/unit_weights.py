@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from safecircuits.base.arguments import indices as read_indices
 from safecircuits.base.vocabulary import MIXTURE_SITES, SITES, Site
 from safecircuits.model.mixture_masks import mixture_masks
-from safecircuits.model.own_weights import require_own_weight
 from safecircuits.model.offload import require_in_place
+from safecircuits.model.own_weights import require_own_weight
 from safecircuits.model.sites import (
     HookedModel,
     ModelShape,
