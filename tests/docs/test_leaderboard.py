@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from benchmarks.ground_truth.leaderboard import __main__ as command
 from benchmarks.ground_truth.leaderboard import judging, registry, standing
 from benchmarks.ground_truth.leaderboard.blocks import shortest
-from benchmarks.ground_truth.leaderboard.directions import directions_at
+from benchmarks.ground_truth.leaderboard.directions import directions_at, mean_difference
 from benchmarks.ground_truth.leaderboard.page import render, table
 from benchmarks.ground_truth.leaderboard.passes import counted
 from benchmarks.ground_truth.leaderboard.registry import LOCALIZERS, localizer, localizers
@@ -124,6 +125,28 @@ def test_a_block_as_in_base_is_the_base_where_all_was_planted(judge: judging.Jud
     assert torch.equal(subject.model(ids), before)
     [point] = judge.block(subject.block)
     assert (point["size"], point["refused"]) == (4, 0.0)
+
+
+def test_drafted_answers_are_those_of_decoding_token_by_token(planted_units: Subject) -> None:
+    def without_utility(prompts: Prompts) -> Prompts:
+        return replace(prompts, utility=None)
+
+    subject = replace(planted_units, judged=without_utility(planted_units.judged))
+    judged, judge = subject.judged, judging.Judge(subject)
+    every = sc.FreezeMask.layers((0, subject.shape.n_layers - 1), subject.shape)
+    for changed in (
+        judging.as_in_base(subject, sc.LayerRange(0, 7)),
+        judging.as_in_base(subject, sc.LayerRange(2, 3)),
+        judging._without(subject.model, every.restrict(sites=["attn"])),
+        sc.direction.direction_ablated(subject.model, mean_difference(subject)),
+    ):
+        with changed:
+            got = judge._measured()
+            plain = sc.evaluate(subject.model, malicious=judged.malicious, over_rejection=judged.normal)
+        tally = plain.tallies["over_rejection"]
+        assert got["refused"] == round(plain.rates["malicious_refused"], 4)
+        assert got["utility"] == round(1 - (tally.refuses + tally.incoherent) / tally.n, 4)
+    assert judge._measured() == judge.intact
 
 
 def test_sizes_and_areas_are_those_done_by_hand() -> None:

@@ -20,12 +20,17 @@ from benchmarks.ground_truth.leaderboard.registry import Directions, Found, Orde
 from benchmarks.ground_truth.leaderboard.subjects import Subject
 from benchmarks.ground_truth.scoring import blocks
 from safecircuits.base.vocabulary import SITES, Component, LayerRange
+from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.divergence import KLReference
-from safecircuits.behavior.evaluate import evaluate
+from safecircuits.behavior.evaluate import evaluate, judge
+from safecircuits.behavior.generate import generate
+from safecircuits.behavior.scaled_completions import generate_scaled
+from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.direction.interventions import To, direction_ablated
 from safecircuits.hooks.linear_maps import Matrix, components_of
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.sites import HookedModel, ModelShape
+from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.units.selection import top
 
 REMOVED, UTILITY_LOSS, KL = 0.1, 0.02, 0.1
@@ -39,6 +44,9 @@ DRAWS = 2
 BLOCKS = 4
 """Of a length at most, evenly spread, that stand for any block."""
 
+TOKENS = tokens_needed("opening")
+"""Of answers that are judged on real members."""
+
 Point = dict[str, Any]
 """``size``, and what is left: ``refused``, ``utility``, ``kl``."""
 
@@ -49,6 +57,7 @@ class Judge:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.reference = KLReference.of(subject.model, subject.judged.normal, n_tokens=1)
+        self.drafts: dict[str, list[list[int]]] = {}
         self.known: dict[tuple[Any, ...], Point] = {}
         self.intact = self._measured()
 
@@ -59,7 +68,8 @@ class Judge:
             behavior = evaluate(subject.model, refusal_tokens=4, max_new_tokens=16, **sets)
             utility = behavior.rates["utility"]
         else:  # ordinary prompts that are answered in a language
-            behavior = evaluate(subject.model, malicious=judged.malicious, over_rejection=judged.normal)
+            sets = {"malicious": judged.malicious, "over_rejection": judged.normal}
+            behavior = judge({of: self._answers(of, prompts) for of, prompts in sets.items()})
             tally = behavior.tallies["over_rejection"]
             utility = 1 - (tally.refuses + tally.incoherent) / tally.n
         kl = float(self.reference.divergence(subject.model).first.mean())
@@ -68,6 +78,17 @@ class Judge:
             "utility": round(utility, 4),
             "kl": round(kl, 5),
         }
+
+    def _answers(self, of: str, prompts: PromptSet) -> Completions:
+        """What the model writes, whatever was done to its weights, drafted by what it writes intact.
+
+        Most edits change few answers: one pass then verifies what decoding would take a pass a token for.
+        """
+        model = self.subject.model
+        drafts = self.drafts.setdefault(of, [])
+        if not drafts:
+            return generate(model, prompts, max_new_tokens=TOKENS, token_ids=drafts)
+        return generate_scaled(model, prompts, [{}], max_new_tokens=TOKENS, drafts=drafts)[0]
 
     def _point(self, key: tuple[Any, ...], size: int, change: AbstractContextManager[None]) -> Point:
         if key not in self.known:

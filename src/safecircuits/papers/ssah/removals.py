@@ -175,7 +175,7 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
     if row.random_controls:
         mine = row.behavior.rates[rate]
         draws = torch.tensor([mine - control.rates[rate] for control in row.random_controls], dtype=torch.float64)
-        mean, least, beyond = mean_interval(draws)
+        mean, least, beyond = mean_interval(draws, within=(-1, 1))
         control = mean_figures(row.random_controls)
         text += (
             f"; {said(control, rate)} without as many random ones, {len(draws)} draws "
