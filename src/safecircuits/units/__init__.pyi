@@ -50,6 +50,7 @@ from .resampling import Stability as Stability
 from .resampling import calibration_subsets as calibration_subsets
 from .resampling import compare_groups as compare_groups
 from .resampling import stability as stability
+from .routed import RoutedMoments as RoutedMoments
 from .score_methods import METHODS as METHODS
 from .scores import UnitScores as UnitScores
 from .sweep import ShareSweep as ShareSweep

@@ -6,7 +6,8 @@ nothing but rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -16,11 +17,13 @@ from safecircuits.base.vocabulary import Site, TokenChoice
 from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
 from safecircuits.model.beginning import chosen_positions, encode_to_score
+from safecircuits.model.expert_points import Routing, require_expert_points
 from safecircuits.model.shares import spread
-from safecircuits.model.sites import HookedModel, tokenizer_of, unit_hook
+from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of, unit_hook
 from safecircuits.prompts.batching import Batch
 from safecircuits.prompts.prompt_set import Encoded, PromptSet
 from safecircuits.units.moments import Comoments, Moments, merged, stacked
+from safecircuits.units.routed import RoutedMoments, stacked_routed
 
 
 def activation_moments(
@@ -43,7 +46,7 @@ def activation_moments(
     examples = encode_to_score(
         tokenizer_of(model), data, tokens=tokens, template=template, count_beginning=count_beginning
     )
-    n_layers = int(model.cfg.n_layers)
+    shape = ModelShape.of(model)
     with_heads = covariances is not None
 
     def part(share: list[int]) -> _Seen:
@@ -52,22 +55,34 @@ def activation_moments(
 
     parts = [found for _, found in spread(model, examples, part, "moments of activations")]
     seen, together = (merged(found[kind] for found in parts) for kind in range(2))
-    for layer in range(n_layers):
+    for layer in range(shape.n_layers):
         for site in sorted(sites):  # attention runs before the MLP
+            if layer not in shape.layers_with(site):
+                continue
             if (site, layer) not in seen:
                 raise ValueError(_too_few(data, tokens, 0))
             if not torch.isfinite(seen[site, layer].m2).all():
                 raise FloatingPointError(f"the activations at {unit_hook(site, layer)} are not finite")
-    moments = {site: stacked([seen[site, layer] for layer in range(n_layers)]) for site in sites}
+    moments = {site: _of_all_layers(seen, site, shape) for site in sites}
     n_tokens = next(iter(moments.values())).count
     if n_tokens < 2:
         raise ValueError(_too_few(data, tokens, n_tokens))
     if covariances is not None and together:
-        each = [together[layer] for layer in range(n_layers)]
+        each = [together[layer] for layer in range(shape.n_layers)]
         covariances["attn"] = Comoments(
             n_tokens, torch.stack([c.mean for c in each]), torch.stack([c.m2 for c in each])
         )
     return moments
+
+
+def _of_all_layers(seen: Mapping[tuple[Site, int], Moments], site: Site, shape: ModelShape) -> Moments:
+    """Moments of every layer, zero in those that have no such units."""
+    there = [seen[site, layer] for layer in shape.layers_with(site)]
+    none = there[0].times(0)
+    none = replace(none, count=there[0].count, mean=torch.zeros_like(none.mean))
+    layers = [seen.get((site, layer), none) for layer in range(shape.n_layers)]
+    routed = [moments for moments in layers if isinstance(moments, RoutedMoments)]
+    return stacked_routed(routed) if routed else stacked(layers)
 
 
 _Seen = tuple[dict[tuple[Site, int], Moments], dict[int, Comoments]]
@@ -84,13 +99,25 @@ def _seen(
     with_heads: bool,
 ) -> _Seen:
     """Moments of each site and layer, and comoments of each layer's heads where they are asked for, on the CPU."""
-    n_layers = int(model.cfg.n_layers)
+    shape = ModelShape.of(model)
     seen: dict[tuple[Site, int], Moments] = {}
     now: dict[tuple[Site, int], Moments] = {}
     together: dict[int, Comoments] = {}
     together_now: dict[int, Comoments] = {}
     index: Int[Tensor, " token"]
     copies: int
+
+    def watch_experts(layer: int) -> dict[str, HookFn]:
+        require_expert_points(model, layer)
+        routing = Routing(layer)
+        n_experts = shape.n_units("router")
+
+        def update(activation: Tensor) -> None:
+            if len(index):
+                rows, experts = (x.flatten(0, 1)[index.to(x.device)] for x in (activation, routing.index))
+                now["expert", layer] = RoutedMoments.at_experts(rows, experts, n_experts).times(copies)
+
+        return {**routing.hooks, unit_hook("expert", layer): update}
 
     def watch(site: Site, layer: int) -> HookFn:
         def update(activation: Tensor) -> None:
@@ -117,13 +144,18 @@ def _seen(
             known = together.get(head_layer)
             together[head_layer] = comoments if known is None else known.merge(comoments)
 
-    hooks = {unit_hook(site, layer): watch(site, layer) for site in sites for layer in range(n_layers)}
+    hooks: dict[str, HookFn] = {}
+    for site in sites:
+        for layer in shape.layers_with(site):
+            if site == "shared":
+                require_expert_points(model, layer)
+            hooks |= watch_experts(layer) if site == "expert" else {unit_hook(site, layer): watch(site, layer)}
     with running(model, hooks) as runner:
         runner.watch(
             examples,
             before,
             after,
-            last_layer=n_layers - 1,
+            last_layer=shape.n_layers - 1,
             max_tokens=max_tokens,
             what="activations",
             progress=progress,

@@ -175,6 +175,7 @@ def classify_units(
     if scu + ucu + ru > 1:
         raise ValueError(f"the shares of SCU, UCU and RU add up to {scu + ucu + ru:g}, more than all units")
     _require_same_way(safety, utility)
+    _require_all_there(safety)
     if safety.method in ATTRIBUTION_METHODS and (ucu or ru):
         raise ValueError(
             f"UCU and RU cannot be cut by {safety.method} scores, which say what promotes refusal but not what utility "
@@ -244,6 +245,7 @@ def set_difference(
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} is a share between 0 and 1, not {share}")
     _require_same_way(safety, utility)
+    _require_all_there(safety)
     units = _shares(safety, share_of)
     s, u = flat(safety.scores), flat(utility.scores)
     everything = torch.ones(len(s), dtype=torch.bool)
@@ -279,6 +281,17 @@ def _shares(scores: UnitScores, share_of: ShareOf) -> Shares:
     return Shares(sizes, by_site(scores.scores) if share_of == "units" else None)
 
 
+def _require_all_there(scores: UnitScores) -> None:
+    """Groups are shares of every layer's units, and normalised layer by layer."""
+    for site in scores.scores:
+        missing = set(range(scores.shape.n_layers)) - set(scores.shape.layers_with(site))
+        if missing:
+            raise ValueError(
+                f"layer {min(missing)} of this model has no units of the site {site!r}, so that its units cannot be "
+                "sorted into groups of every layer; take the highest of a score: scores.top(n)"
+            )
+
+
 def _require_same_way(safety: UnitScores, utility: UnitScores) -> None:
     require_same_origin(safety, utility, "the utility scores")
     if (safety.method, safety.tokens) != (utility.method, utility.tokens):
@@ -305,7 +318,7 @@ def normalised_scores(scores: UnitScores, how: Normalisation) -> dict[Site, Floa
     found: dict[Site, Tensor] = {}
     for site in scores.scores:
         channels = scores.channel_scores(site)
-        found[site] = normalised(channels if site == "mlp" else channels.square(), "zscore")
+        found[site] = normalised(channels.square() if site == "attn" else channels, "zscore")
     if "attn" in found:
         n_heads = scores.shape.n_heads
         found["attn"] = reduce(found["attn"], "layer (head width) -> layer head", "mean", head=n_heads)

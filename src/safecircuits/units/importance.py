@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from safecircuits.base.arguments import checked
-from safecircuits.base.vocabulary import SITES, Site, TokenChoice
+from safecircuits.base.vocabulary import Site, TokenChoice
 from safecircuits.hooks.ablate import UnitValues
 from safecircuits.model.beginning import beginning_facts, require_tokens
 from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
@@ -33,9 +33,10 @@ from safecircuits.units.score_methods import (
     FLAP_METHODS,
     GRADIENT_METHODS,
     METHODS,
+    REMOVAL_METHODS,
     Method,
 )
-from safecircuits.units.scores import UnitScores, head_grams, model_facts, require_sites
+from safecircuits.units.scores import UnitScores, head_grams, model_facts, require_sites, sites_to_score
 
 
 @checked
@@ -45,7 +46,7 @@ def score_units(
     *,
     method: Method = "wifv",
     tokens: TokenChoice | None = None,
-    sites: Sequence[Site] = SITES,
+    sites: Sequence[Site] | None = None,
     reference: PromptSet | UnitValues | None = None,
     paired: bool = False,
     answers: AnswerTokens | None = None,
@@ -63,6 +64,9 @@ def score_units(
         tokens: whose activations count: those of the response (with its end of sequence), of the prompt, or all. All
             unless given; the prompt's for attribution, where they are the only choice. ``"snip"`` sums over all
             positions: weights have none.
+        sites: whose units are scored: all that the model has, unless given. Those of a mixture of experts, ``"expert"``
+            and ``"shared"``, have scores of activations alone. A neuron of an expert is scored over the tokens that
+            are routed to its expert (``RoutedMoments.routed``), as it is before the router's weight multiplies it.
         reference: for attribution, what a unit is compared with: prompts (normal ones, over whose tokens the mean is
             taken), or a value a unit. With ``paired`` prompts of the same length, one for each of ``data``.
         answers: for attribution, which tokens refuse and which comply; found from the model's own answers to ``data``
@@ -96,7 +100,8 @@ def score_units(
         raise ValueError(f"no unit score {method!r}; there are {', '.join(METHODS)}")
     tokens = tokens or DEFAULT_TOKENS[method]
     require_tokens(tokens)
-    require_sites(model, sites)
+    sites = sites_to_score(model) if sites is None else sites
+    require_sites(model, sites, mixtures=method in ACTIVATION_METHODS or method in REMOVAL_METHODS)
     only = {"snip": "all", **dict.fromkeys(ATTRIBUTION_METHODS, "prompt")}.get(method, tokens)
     if tokens != only:
         raise ValueError(f"{method} scores are over {only} tokens; tokens={tokens!r} has no meaning for them")

@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.files import plain
-from safecircuits.base.vocabulary import SITES, Site, TokenChoice
+from safecircuits.base.vocabulary import MIXTURE_SITES, SITES, Site, TokenChoice
 from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.reading import present
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.sites import HookedModel, ModelShape, output_weight, require_units
 from safecircuits.results.result import Result
 from safecircuits.units.moments import Comoments, Moments
+from safecircuits.units.routed import said
 from safecircuits.units.score_methods import ACTIVATION_METHODS, CHANGE_METHODS, FLAP_METHODS, REMOVAL_METHODS, Method
 from safecircuits.units.selection import flat, top
 
@@ -102,7 +104,9 @@ class UnitScores(Result):
         """Which score of how many units, and which positions counted."""
         per_token = self._of_activations or self.method in (*CHANGE_METHODS, "contrast")
         over = f"{self.n_tokens:,} {self.tokens + ' tokens' if per_token else 'prompts'}"
-        text = f"{self.method} of {flat(self.scores).numel():,} units over {over}"
+        n_units = sum(len(self.shape.layers_with(site)) * values.shape[1] for site, values in self.scores.items())
+        routed = "".join(said(moments, self.shape.layers_with(site)) for site, moments in self.moments.items())
+        text = f"{self.method} of {n_units:,} units over {over}{routed if self._of_activations else ''}"
         beginning = self.provenance.get("beginning")
         if beginning is None:
             return text
@@ -116,7 +120,7 @@ class UnitScores(Result):
         return top(self.scores, n, self.shape, provenance={"top": n, "by": self.method, **self.provenance})
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a unit, highest score first: ``site``, ``layer``, ``unit``, ``score``."""
+        """One row a unit, highest score first: ``site``, ``layer``, ``unit``, ``score``; of experts by both names."""
         import pandas as pd
 
         frames = []
@@ -124,7 +128,9 @@ class UnitScores(Result):
             index = pd.MultiIndex.from_product([range(n) for n in values.shape], names=["layer", "unit"])
             frame = pd.DataFrame({"score": values.flatten().numpy()}, index=index).reset_index()
             frame.insert(0, "site", site)
-            frames.append(frame)
+            if site == "expert" and self.shape.mixture is not None:
+                frame["expert"], frame["neuron"] = divmod(frame["unit"], self.shape.mixture.d_expert)
+            frames.append(frame[frame["layer"].isin(self.shape.layers_with(site))])
         return pd.concat(frames).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def record(self, n: int | None = None) -> dict[str, Any]:
@@ -154,7 +160,14 @@ class UnitScores(Result):
             scores = {site: self._own_score(site) for site in self.moments}
         else:
             raise ValueError(f"{method} scores cannot be made from the statistics of {self.method} scores")
-        return replace(self, scores=scores, method=method)
+        return replace(
+            self, scores={site: self._where_there(site, rows) for site, rows in scores.items()}, method=method
+        )
+
+    def _where_there(self, site: Site, scores: Float[Tensor, "layer unit"]) -> Float[Tensor, "layer unit"]:
+        """Minus infinity in layers that have no such units: nothing takes those."""
+        there = present(self.shape, site)
+        return scores if bool(there.all()) else scores.masked_fill(~there, -torch.inf)
 
     def merge(self, other: UnitScores) -> UnitScores:
         """Scores over both data sets together, as if they had been one.
@@ -202,7 +215,7 @@ class UnitScores(Result):
         if self.method in FLAP_METHODS:
             return self._flap_score(site)
         if self.method == "removal":
-            if site == "mlp":
+            if site != "attn":
                 return self._activation_score("wifv", site)
             return (self.covariances[site].covariance * self.weight_grams[site]).sum((-2, -1))
         return moments.mean.sqrt() if self.method == "wchange" else moments.mean
@@ -240,12 +253,30 @@ class UnitScores(Result):
         return scores[method]()
 
 
-def require_sites(model: HookedModel, sites: Sequence[Site]) -> None:
-    """A ValueError unless these are sites, and the model has units at them in every layer."""
-    if isinstance(sites, str) or not sites or not set(sites) <= set(SITES):
-        raise ValueError(f"sites are some of {', '.join(map(repr, SITES))}, such as ('mlp',), not {sites!r}")
+def sites_to_score(model: HookedModel) -> tuple[Site, ...]:
+    """The sites at which a model has units with an activation."""
+    shape = ModelShape.of(model)
+    every: tuple[Site, ...] = (*SITES, "expert", "shared")
+    return tuple(site for site in every if shape.layers_with(site))
+
+
+def require_sites(model: HookedModel, sites: Sequence[Site], *, mixtures: bool = False) -> None:
+    """A ValueError unless these are sites, and the model has units at them: in every layer but for mixtures of experts.
+
+    Args:
+        mixtures: whether the units of mixtures of experts can be scored this way.
+    """
+    known = sites_to_score(model) if mixtures else SITES
+    if not mixtures and not isinstance(sites, str) and (wrong := set(sites) & set(MIXTURE_SITES)):
+        raise ValueError(
+            f"units of a mixture of experts, of the site {min(wrong)!r}, are not scored this way: they have the "
+            f"scores of activations, {', '.join(ACTIVATION_METHODS)} and removal; the others: sites=('attn',)"
+        )
+    if isinstance(sites, str) or not sites or not set(sites) <= {*SITES, *known}:
+        raise ValueError(f"sites are some of {', '.join(map(repr, known))}, such as ({known[0]!r},), not {sites!r}")
+    shape = ModelShape.of(model)
     for site in sites:
-        require_units(model, site, range(int(model.cfg.n_layers)))
+        require_units(model, site, (mixtures and shape.layers_with(site)) or range(shape.n_layers))
 
 
 def require_same_origin(mine: UnitScores, other: UnitScores, what: str) -> None:
@@ -266,7 +297,7 @@ def model_facts(model: HookedModel, sites: Sequence[Site]) -> dict[str, Any]:
     sums: dict[Site, Tensor] = {}
     for site in sites:
         with used_alone(model):  # or another thread has changed them for a moment
-            weights = [output_weight(model, site, layer).double() for layer in range(int(model.cfg.n_layers))]
+            weights = _outgoing(model, site)
         norms[site] = torch.stack([w.square().sum(-1) for w in weights]).cpu()
         sums[site] = torch.stack([w.abs().sum(-1) for w in weights]).cpu()
     return {
@@ -276,6 +307,14 @@ def model_facts(model: HookedModel, sites: Sequence[Site]) -> dict[str, Any]:
         "unit_parameters": parameters_per_unit(model),
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
     }
+
+
+def _outgoing(model: HookedModel, site: Site) -> list[Float[Tensor, "channel d_model"]]:
+    """Outgoing weights by layer, in float64; zero in layers that have no such units."""
+    shape = ModelShape.of(model)
+    found = {layer: output_weight(model, site, layer).double() for layer in shape.layers_with(site)}
+    none = torch.zeros_like(next(iter(found.values()))) if len(found) < shape.n_layers else None
+    return [found.get(layer, none) for layer in range(shape.n_layers)]  # type: ignore[misc]  # none is of no use else
 
 
 def head_grams(model: HookedModel) -> Float[Tensor, "layer head d_head d_head"]:
@@ -297,7 +336,8 @@ def parameters_per_unit(model: HookedModel) -> dict[Site, float]:
     cfg, shape = model.cfg, ModelShape.of(model)
     group = shape.n_heads / shape.n_kv_heads
     neuron = shape.d_model * (3 if cfg.gated_mlp else 2)
-    return {"mlp": float(neuron), "attn": shape.d_model * int(cfg.d_head) * (2 + 2 / group)}
+    of_experts: dict[Site, float] = {} if shape.mixture is None else {"expert": float(neuron), "shared": float(neuron)}
+    return {"mlp": float(neuron), **of_experts, "attn": shape.d_model * int(cfg.d_head) * (2 + 2 / group)}
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
