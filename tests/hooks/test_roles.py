@@ -14,6 +14,7 @@ import safecircuits as sc
 from conftest import build_tiny_tokenizer, randomised
 from safecircuits.hooks import scaled, substituted
 from safecircuits.hooks.roles import _ALIKE_MODELS, _Trial, roles_of
+from safecircuits.hooks.scale import RowScaling
 from safecircuits.model.attach import attached, without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.prompts.batching import pad_left
@@ -63,6 +64,18 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "OLMoE": ("Olmoe", {"num_experts": 4}),
     "gpt-oss": ("GptOss", {"num_local_experts": 4, "head_dim": 8}),
+    "GLM-4.5": (
+        "Glm4Moe",
+        {
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "head_dim": 8,
+        },
+    ),
     "GraniteMoE": ("GraniteMoe", {"num_local_experts": 4}),
 }
 
@@ -119,22 +132,60 @@ def test_a_scale_is_that_of_the_weights_or_behind_the_norm_that_cancels_it(name:
     assert set(substituted(model)) == set(norms)
 
 
+def experts_edited(hf: Any, components: Any) -> Any:
+    """A copy with these matrices of every expert and of shared ones multiplied, biases and routers left alone."""
+    changed = copy.deepcopy(hf)
+    for module in changed.modules():
+        for component, name in (("gate", "gate_proj"), ("in", "up_proj"), ("out", "down_proj")):
+            if component in components and isinstance(getattr(module, name, None), torch.nn.Linear):
+                getattr(module, name).weight.data.mul_(ALPHA)
+        if (fused := getattr(module, "gate_up_proj", None)) is None or fused.ndim != 3:
+            continue
+        half = module.down_proj.shape[1 if type(module).__name__ == "GptOssExperts" else 2]
+        if type(module).__name__ == "GptOssExperts":  # [expert, d_model, gate and up in turn]
+            parts = {"gate": fused.data[:, :, ::2], "in": fused.data[:, :, 1::2]}
+        else:
+            parts = {"gate": fused.data[:, :half], "in": fused.data[:, half:]}
+        for component in components:
+            (parts | {"out": module.down_proj.data})[component].mul_(ALPHA)
+    return changed
+
+
 @pytest.mark.parametrize("name", EXPERTS)
-def test_the_matrices_of_experts_are_refused_and_never_the_router(name: str) -> None:
+def test_the_matrices_of_experts_are_scaled_and_never_the_router(name: str) -> None:
     family, settings = EXPERTS[name]
     hf = build(family, settings)
-    model, before = sc.load_model(hf, tokenizer=build_tiny_tokenizer()), hooked
-    intact = before(model)
-    for components in (["gate"], ["in"], ["out"], "mlp", "all", "qkv+mlp"):
-        with (
-            pytest.raises(ValueError, match=r"of layer 0 .*mixture of experts .*components=\['q', 'k', 'v', 'o'\]"),
-            scaled(model, (0, 1), ALPHA, components=components),
-        ):
-            pass
-        assert torch.equal(hooked(model), intact)
+    for key, parameter in hf.named_parameters():
+        if key.endswith("proj_bias"):
+            parameter.data.normal_(0, 0.3)
+    model = sc.load_model(hf, tokenizer=build_tiny_tokenizer())
+    intact = hooked(model)
+    for components in (["gate"], ["in"], ["out"], ["gate", "in", "out"]):
+        want = plain(experts_edited(hf, components))
+        assert (want - intact).abs().max() > 1e-3
+        with scaled(model, (0, 1), ALPHA, components="mlp" if len(components) > 1 else components):
+            torch.testing.assert_close(hooked(model), want, **CLOSE)
+        rows = RowScaling(model, [{0: ALPHA, 1: ALPHA}, {}], components=components)
+        rows.select(torch.tensor([1] * len(intact)))
+        with attached(model, rows.hooks):
+            torch.testing.assert_close(hooked(model), intact, **CLOSE)
+        rows.select(torch.tensor([0] * len(intact)))
+        with attached(model, rows.hooks):
+            torch.testing.assert_close(hooked(model), want, **CLOSE)
     for component in "vo":
         with scaled(model, (0, 1), ALPHA, components=[component]):
             torch.testing.assert_close(hooked(model), plain(edited(hf, f"self_attn.{component}_proj")), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "OLMoE"])
+def test_experts_in_modules_of_their_own_are_refused_by_name(name: str) -> None:
+    family, settings = EXPERTS[name]
+    model = sc.load_model(build(family, settings), tokenizer=build_tiny_tokenizer(), backend="hooked")
+    with (
+        pytest.raises(ValueError, match=r"of layer 0 .*mixture of experts .*components=\['q', 'k', 'v', 'o'\]"),
+        scaled(model, (0, 1), ALPHA, components="mlp"),
+    ):
+        pass
 
 
 def test_a_layer_without_attention_says_so() -> None:

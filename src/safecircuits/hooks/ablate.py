@@ -15,8 +15,7 @@ from safecircuits.hooks.place import Places, placed
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.attach import HookFn, attached
 from safecircuits.model.expert_points import Routing, require_expert_points
-from safecircuits.model.mixtures import INDEX
-from safecircuits.model.sites import HookedModel, mixture_at, require_hooked, require_units, unit_hook
+from safecircuits.model.sites import HookedModel, require_hooked, require_units, unit_hook
 
 UnitValues = Mapping[Site, Mapping[int, Float[Tensor, "..."]]]
 """A value a unit by site and layer: ``[d_mlp]`` for neurons, ``[head d_head]`` for heads, ``[expert_neuron]`` or
@@ -73,16 +72,16 @@ def ablated(model: HookedModel, units: FreezeMask, *, to: UnitValues | None = No
                 raise ValueError(f"to= has no values for the {site} units of layer {layer}") from None
             if site in MIXTURE_SITES:
                 require_expert_points(model, layer)
-            if site == "expert":
-                hooks |= _replace_in_experts(model, layer, torch.tensor(indices), fill)
-            else:
-                hooks[unit_hook(site, layer)] = _replace(site, torch.tensor(indices), fill)
+            at = torch.tensor(indices)
+            expert = site == "expert"
+            removal = _replace_in_experts(model, layer, at, fill) if expert else _replace(site, at, fill)
+            hooks[unit_hook(site, layer)] = removal
     if not spare:
         with attached(model, hooks, per_token=True):
             yield
         return
     with placed(model) as places:
-        sparing = {n: fn if n.endswith(INDEX) else _sparing(fn, places, spare) for n, fn in hooks.items()}
+        sparing = {name: _sparing(fn, places, spare) for name, fn in hooks.items()}
         with attached(model, sparing, per_token=True):
             yield
 
@@ -99,21 +98,19 @@ def _sparing(fn: HookFn, places: Places, n: int) -> HookFn:
     return run
 
 
-def _replace_in_experts(model: HookedModel, layer: int, units: Tensor, fill: Tensor | None) -> dict[str, HookFn]:
-    """The hooks that remove neurons of experts, numbered expert after expert."""
-    routed = Routing(layer)
-    mixture = mixture_at(model, layer)
-    assert mixture is not None
-    size = (mixture.n_experts, mixture.d_expert)
+def _replace_in_experts(model: HookedModel, layer: int, units: Tensor, fill: Tensor | None) -> HookFn:
+    """For neurons of experts, numbered expert after expert."""
+    routing = Routing(model, layer)
+    size = (routing.mixture.n_experts, routing.mixture.d_expert)
     removed = torch.zeros(size, dtype=torch.bool)
     removed.view(-1)[units] = True
     values = torch.zeros(size) if fill is None else fill.reshape(size)
 
     def run(activation: Tensor) -> Tensor:
-        at = routed.index
+        at = routing.index
         return torch.where(removed.to(at.device)[at], values.to(activation)[at], activation)
 
-    return {**routed.hooks, unit_hook("expert", layer): run}
+    return run
 
 
 def _replace(site: Site, indices: Tensor, fill: Tensor | None) -> HookFn:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from safecircuits.base.vocabulary import COMPONENTS, Component
 from safecircuits.model.attach import without_hooks
 from safecircuits.model.forward import device_of, logits, n_embeddings
-from safecircuits.model.sites import HookedModel, is_bridge
+from safecircuits.model.sites import HookedModel, is_bridge, mixture_at
 from safecircuits.prompts.batching import Batch
 
 Change = Callable[[Tensor], Tensor]
@@ -127,6 +127,8 @@ class _Trial:
             for component in COMPONENTS:
                 if component == "gate" and not self.model.cfg.gated_mlp:
                     continue
+                if sublayer_of(component) == "mlp" and mixture_at(self.model, layer) is not None:
+                    continue  # each expert has its own, at points that are not tried here
                 where = f"blocks.{layer}.{sublayer_of(component)}.{component}"
                 absent = [end for end in (f"{where}:in", f"{where}:out") if end not in self.usual]
                 if absent and not (absent == [f"{where}:in"] and component not in ("o", "out")):
@@ -275,12 +277,21 @@ def _rank(name: str) -> int:
     return 0 if "hook_resid_p" in name else 1 if name.endswith(".hook_out") else 2
 
 
+def part_name(points: Mapping[str, Any], layer: int, component: Component) -> str:
+    """What a bridge calls a matrix: by its own name but in dense layers among mixtures, where ``gate`` is a router."""
+    dense = f"dense_{component}"
+    return dense if f"blocks.{layer}.mlp.{dense}.hook_in" in points else component
+
+
 def _matrix_place(
     model: HookedModel, points: Mapping[str, Any], layer: int, component: Component, way: str
 ) -> nn.Module | None:
     where = f"blocks.{layer}.{sublayer_of(component)}"
+    if sublayer_of(component) == "mlp" and mixture_at(model, layer) is not None:
+        # Of a mixture it is asked alone whether a norm behind it cancels what it writes.
+        return points.get(f"{where}.hook_out") if (component, way) == ("out", "out") else None
     if is_bridge(model):
-        return points.get(f"{where}.{component}.hook_{way}")
+        return points.get(f"{where}.{part_name(points, layer, component)}.hook_{way}")
     if way == "out" and component in ("o", "out"):
         module: nn.Module | None = getattr(model.blocks[layer], sublayer_of(component), None)
         return module

@@ -23,9 +23,21 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked, number, whole
 from safecircuits.base.vocabulary import COMPONENTS, Component, LayerRange
-from safecircuits.hooks.roles import roles_of, sublayer_of
+from safecircuits.hooks.roles import part_name, roles_of, sublayer_of
 from safecircuits.model.attach import HookFn, attached
-from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, require_hooked, require_unprocessed
+from safecircuits.model.expert_points import ExpertBias, require_expert_points
+from safecircuits.model.mixtures import MAPS, SHARED_MAPS
+from safecircuits.model.sites import (
+    HookedModel,
+    ModelShape,
+    is_bridge,
+    mixture_at,
+    require_hooked,
+    require_unprocessed,
+)
+
+Bias = Tensor | ExpertBias | None
+"""The bias in what a hook is given, which α must leave alone."""
 
 ComponentSet = Literal["all", "qkv+mlp", "attn", "mlp"] | Sequence[Component]
 
@@ -55,7 +67,9 @@ def scaled(
     Args:
         layers: a range, 0-indexed and inclusive; or a mapping from layer to its own α (then ``alpha`` is left out).
         components: which matrices: ``"all"``, ``"qkv+mlp"``, ``"attn"``, ``"mlp"`` or a list of q, k, v, o, gate,
-            in, out. Biases and norms are never scaled. Models without a gate have none.
+            in, out. Biases and norms are never scaled. Models without a gate have none. In a mixture of experts gate,
+            in and out are those of every expert and of the shared one; routers, which Hugging Face mostly names
+            ``gate``, and what multiplies a shared expert's output, are never scaled: they choose, and do not compute.
 
     Raises:
         ValueError: for an α that is not positive and finite, layers outside the model, an unknown component, or a
@@ -161,13 +175,14 @@ class _Factor:
     """What a hook does: multiply all but the bias by ``alpha``, a number or what is computed for each row."""
 
     alpha: float | Callable[[Tensor], Tensor]
-    bias: Tensor | None
+    bias: Bias
 
     def __call__(self, y: Tensor) -> Tensor:
         alpha = self.alpha(y) if callable(self.alpha) else self.alpha
         if self.bias is None:
             return (y * alpha).to(y.dtype)
-        return ((y - self.bias) * alpha + self.bias).to(y.dtype)
+        bias = self.bias() if isinstance(self.bias, ExpertBias) else self.bias
+        return ((y - bias) * alpha + bias).to(y.dtype)
 
 
 def _alpha_by_layer(
@@ -224,13 +239,27 @@ def _moved(component: Component, point: str) -> str:
     return f"{'attention' if sublayer_of(component) == 'attn' else 'MLP'} contribution after its norm"
 
 
-def _places(model: HookedModel, layer: int, chosen: Sequence[Component]) -> dict[str, tuple[int, Tensor | None]]:
+def _places(model: HookedModel, layer: int, chosen: Sequence[Component]) -> dict[str, tuple[int, Bias]]:
     """By hook point: how many of the chosen matrices α acts for there (two may meet behind one norm), and the bias."""
-    places: dict[str, tuple[int, Tensor | None]] = {}
+    places: dict[str, tuple[int, Bias]] = {}
     for component in chosen:
-        name, bias = _place(model, layer, component)
-        places[name] = (places.get(name, (0, None))[0] + 1, bias)
+        for name, bias in _in_mixture(model, layer, component) or [_place(model, layer, component)]:
+            places[name] = (places.get(name, (0, None))[0] + 1, bias)
     return places
+
+
+def _in_mixture(model: HookedModel, layer: int, component: Component) -> list[tuple[str, Bias]]:
+    """The hook points for one matrix of every expert and of the shared one; none where there are no such matrices."""
+    if sublayer_of(component) == "attn" or (mixture := mixture_at(model, layer)) is None:
+        return []
+    require_expert_points(model, layer)
+    if component != "gate" and (layer, "out") in (roles := roles_of(model)).behind:
+        return [(roles.behind[layer, "out"], None)]
+    where = f"blocks.{layer}.mlp"
+    biased = mixture.experts.has_bias and component != "out"
+    bias = ExpertBias(model, layer, component) if biased else None
+    shared: list[tuple[str, Bias]] = [(f"{where}.{SHARED_MAPS[component]}", None)] if mixture.shared else []
+    return [(f"{where}.{MAPS[component]}", bias), *shared]
 
 
 def _place(model: HookedModel, layer: int, component: Component) -> tuple[str, Tensor | None]:
@@ -247,7 +276,7 @@ def _place(model: HookedModel, layer: int, component: Component) -> tuple[str, T
     if (layer, component) in roles.behind:
         return roles.behind[layer, component], None
     if is_bridge(model):
-        return f"{block}.{sublayer}.{component}.hook_in", None
+        return f"{block}.{sublayer}.{part_name(model.hook_dict, layer, component)}.hook_in", None
     attn, mlp = model.blocks[layer].attn, getattr(model.blocks[layer], "mlp", None)
     gated = bool(model.cfg.gated_mlp)
     # A gated MLP of a HookedTransformer adds b_in after the product with the gate, where α has no part in it.

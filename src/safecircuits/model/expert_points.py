@@ -10,10 +10,11 @@ from types import MethodType
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from safecircuits.model.attach import HookFn, marked
-from safecircuits.model.mixtures import INDEX, NEURONS, SHARED, Mixture, look
+from safecircuits.model.attach import marked
+from safecircuits.model.mixtures import INDEX, MAPS, NEURONS, SHARED_MAPS, Mixture, look, rows_of
 
 HOOKABLE = ("grouped_mm", "batched_mm")
 """Implementations of experts whose order of rows is known."""
@@ -52,15 +53,34 @@ def require_expert_points(model: Any, layer: int) -> None:
 
 
 class Routing:
-    """Which experts the tokens of the present pass go to, for hooks at their neurons: ``[batch pos top_k]``."""
+    """Which experts the tokens of the present pass go to, for hooks at their neurons."""
 
-    index: Tensor
+    def __init__(self, model: Any, layer: int) -> None:
+        mixture, _ = look(model.blocks[layer].mlp)
+        assert mixture is not None
+        self.mixture = mixture
 
-    def __init__(self, layer: int) -> None:
-        self.hooks: dict[str, HookFn] = {f"blocks.{layer}.mlp.{INDEX}": self._take}
+    @property
+    def index(self) -> Int[Tensor, "batch pos top_k"]:
+        """The experts of each token."""
+        experts = self.mixture.experts
+        index: Tensor = experts.routed_to
+        return index.reshape(*experts.leading, -1)
 
-    def _take(self, index: Tensor) -> None:
-        self.index = index
+
+class ExpertBias(Routing):
+    """The bias in what the gate or the input map gives, of the experts that tokens go to at present."""
+
+    def __init__(self, model: Any, layer: int, part: str) -> None:
+        super().__init__(model, layer)
+        experts, width = self.mixture.experts, self.mixture.d_expert
+        rows = rows_of(experts, torch.arange(width))[slice(None, width) if part == "gate" else slice(width, None)]
+        bias = experts.gate_up_proj_bias.detach()
+        self._by_expert: Tensor = bias.index_select(1, rows.to(bias.device))
+
+    def __call__(self) -> Float[Tensor, "batch pos top_k d_expert"]:
+        index = self.index
+        return self._by_expert.to(index.device)[index]
 
 
 def _tapped(mixture: Mixture) -> dict[str, Any]:
@@ -71,15 +91,17 @@ def _tapped(mixture: Mixture) -> dict[str, Any]:
         experts._apply_gate = MethodType(_gated, experts)
         experts.register_forward_pre_hook(_note_routing, with_kwargs=True)
         mixture.block.register_forward_pre_hook(_note_batch, with_kwargs=True)
-        if mixture.shared is not None:
-            mixture.shared[2].register_forward_pre_hook(_at_shared)
-    points = {NEURONS: HookPoint(), INDEX: HookPoint()}
-    experts.hook_neurons, experts.hook_index = points[NEURONS], points[INDEX]
-    told: list[Any] = [experts]
-    if mixture.shared is not None:
-        points[SHARED] = HookPoint()
-        mixture.shared[2].hook_neurons = points[SHARED]
-        told.append(mixture.shared[2])
+        for linear in mixture.shared or ():
+            linear.register_forward_pre_hook(_at_shared)
+    points = {INDEX: HookPoint()}
+    experts.hook_index = points[INDEX]
+    for part, name in MAPS.items():
+        points[name] = HookPoint()
+        setattr(experts, f"hook_{part}", points[name])
+    told: list[Any] = [experts, *(mixture.shared or ())]
+    for linear, name in zip(mixture.shared or (), SHARED_MAPS.values(), strict=False):
+        points[name] = HookPoint()
+        linear.hook_given = points[name]
     mixture.block.__dict__["told_of_batch"] = told
     return points
 
@@ -98,29 +120,45 @@ def _note_routing(experts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _gated(experts: Any, gate_up: Tensor) -> Tensor:
-    """The neurons of each token at each of its experts, past the hook point."""
-    rows: Tensor = type(experts)._apply_gate(experts, gate_up)
-    point = experts.hook_neurons
-    if not point._forward_hooks and not point._backward_hooks:
+    """The neurons of each token at each of its experts, past the hook points at either end of the gate."""
+    if _is_hooked(experts.hook_gate) or _is_hooked(experts.hook_in):
+        rows = rows_of(experts, torch.arange(gate_up.shape[-1] // 2)).to(gate_up.device)
+        outputs = (
+            _past(experts, point, part)
+            for point, part in zip(
+                (experts.hook_gate, experts.hook_in), gate_up.index_select(-1, rows).chunk(2, -1), strict=True
+            )
+        )
+        gate_up = torch.cat(list(outputs), -1).index_select(-1, rows.argsort())
+    neurons: Tensor = type(experts)._apply_gate(experts, gate_up)
+    return _past(experts, experts.hook_out, neurons)
+
+
+def _is_hooked(point: Any) -> bool:
+    return bool(point._forward_hooks or point._backward_hooks)
+
+
+def _past(experts: Any, point: Any, rows: Tensor) -> Tensor:
+    """Rows of tokens at experts, in whatever order, past a hook point that has them by token."""
+    if not _is_hooked(point):
         return rows
-    experts_of_rows = experts.routed_to.reshape(-1)
+    shape = (*experts.leading, experts.routed_to.shape[-1], -1)
     if experts.config._experts_implementation == "batched_mm":
-        return _hooked(experts, rows)
+        seen: Tensor = point(rows.reshape(shape))
+        return seen.reshape(rows.shape)
     # grouped_mm sorts its rows by expert; a stable order is not asked for, so it is the very same call that tells it.
-    order = torch.sort(experts_of_rows).indices
+    order = torch.sort(experts.routed_to.reshape(-1)).indices
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    return _hooked(experts, rows[back])[order]
+    hooked: Tensor = point(rows[back].reshape(shape))
+    return hooked.reshape(rows.shape)[order]
 
 
-def _hooked(experts: Any, rows: Tensor) -> Tensor:
-    seen: Tensor = experts.hook_neurons(rows.reshape(*experts.leading, experts.routed_to.shape[-1], -1))
-    return seen.reshape(rows.shape)
-
-
-def _at_shared(down: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    neurons: Tensor = down.hook_neurons(args[0].reshape(*down.leading, -1))
-    return (neurons.reshape(args[0].shape),)
+def _at_shared(linear: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not _is_hooked(linear.hook_given):
+        return None
+    given: Tensor = linear.hook_given(args[0].reshape(*linear.leading, -1))
+    return (given.reshape(args[0].shape),)
 
 
 for hook in (_note_batch, _note_routing, _at_shared):

@@ -23,6 +23,10 @@ from safecircuits.model.packed import map_sizes
 NEURONS, INDEX, SHARED = "hook_experts", "hook_expert_index", "hook_shared"
 """Hook points of a mixture ``blocks.i.mlp``: what enters an expert's output projection ``[batch pos top_k d_expert]``,
 which experts those are ``[batch pos top_k]``, and the same of the shared expert ``[batch pos d_shared]``."""
+MAPS = {"gate": "hook_expert_gate", "in": "hook_expert_in", "out": NEURONS}
+"""What comes out of an expert's gate and input maps, with their biases, and what enters its output projection."""
+SHARED_MAPS = {"gate": "hook_shared_gate", "in": "hook_shared_in", "out": SHARED}
+"""What enters each of the three maps of the shared expert."""
 
 
 @dataclass(frozen=True)

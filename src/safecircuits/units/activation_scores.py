@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from safecircuits.base.vocabulary import Site, TokenChoice
+from safecircuits.base.vocabulary import MIXTURE_SITES, Site, TokenChoice
 from safecircuits.hooks.passes import running
 from safecircuits.model.attach import HookFn
 from safecircuits.model.beginning import chosen_positions, encode_to_score
@@ -107,9 +107,8 @@ def _seen(
     index: Int[Tensor, " token"]
     copies: int
 
-    def watch_experts(layer: int) -> dict[str, HookFn]:
-        require_expert_points(model, layer)
-        routing = Routing(layer)
+    def watch_experts(layer: int) -> HookFn:
+        routing = Routing(model, layer)
         n_experts = shape.n_units("router")
 
         def update(activation: Tensor) -> None:
@@ -117,7 +116,7 @@ def _seen(
                 rows, experts = (x.flatten(0, 1)[index.to(x.device)] for x in (activation, routing.index))
                 now["expert", layer] = RoutedMoments.at_experts(rows, experts, n_experts).times(copies)
 
-        return {**routing.hooks, unit_hook("expert", layer): update}
+        return update
 
     def watch(site: Site, layer: int) -> HookFn:
         def update(activation: Tensor) -> None:
@@ -147,9 +146,9 @@ def _seen(
     hooks: dict[str, HookFn] = {}
     for site in sites:
         for layer in shape.layers_with(site):
-            if site == "shared":
+            if site in MIXTURE_SITES:
                 require_expert_points(model, layer)
-            hooks |= watch_experts(layer) if site == "expert" else {unit_hook(site, layer): watch(site, layer)}
+            hooks[unit_hook(site, layer)] = watch_experts(layer) if site == "expert" else watch(site, layer)
     with running(model, hooks) as runner:
         runner.watch(
             examples,
