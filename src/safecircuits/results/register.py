@@ -78,6 +78,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.coupled": ("CoupledScores",),
     "safecircuits.units.edges": ("EdgeScores",),
     "safecircuits.units.overlap": ("BlockEnrichment", "Enrichment", "MaskOverlap"),
+    "safecircuits.units.routing": ("ExpertRouting",),
     "safecircuits.units.groups": ("UnitGroups",),
     "safecircuits.units.head_kl": ("HeadGroup",),
     "safecircuits.units.interchange_curves": ("PatchingCurve", "PatchingCurves"),

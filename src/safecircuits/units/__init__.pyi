@@ -51,6 +51,8 @@ from .resampling import calibration_subsets as calibration_subsets
 from .resampling import compare_groups as compare_groups
 from .resampling import stability as stability
 from .routed import RoutedMoments as RoutedMoments
+from .routing import ExpertRouting as ExpertRouting
+from .routing import expert_routing as expert_routing
 from .score_methods import METHODS as METHODS
 from .scores import UnitScores as UnitScores
 from .sweep import ShareSweep as ShareSweep

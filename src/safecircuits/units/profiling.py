@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
-from safecircuits.base.vocabulary import SITES, Site
+from safecircuits.base.vocabulary import MIXTURE_SITES, SITES, Site
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.attach import HookFn, attached
 from safecircuits.model.beginning import chosen_positions, encode_to_score
@@ -91,7 +91,10 @@ def unit_profiles(
     if not sets:
         raise ValueError("no prompts to look at the units on")
     values = scores.difference if isinstance(scores, UnitGroups) else scores.scores if scores else {}
-    chosen = _in_order(units.on(model), values)
+    units = units.on(model)
+    if any(units.at(site).any() for site in MIXTURE_SITES):
+        raise ValueError("units of a mixture of experts have no profile here: give units of the sites mlp and attn")
+    chosen = _in_order(units, values)
     if not chosen:
         raise ValueError("the mask has no units to look at")
     tokenizer = tokenizer_of(model)
