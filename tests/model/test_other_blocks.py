@@ -55,7 +55,9 @@ ANALYSES: dict[str, Callable[[Any], Any]] = {
 }
 EVERYWHERE = ("residuals", "completions", "loss", "fine-tuning")
 BLOCKS = ["Mamba", "Mamba-2", "LFM2", "Jamba", "Bamba", "Mixtral", "gpt-oss", "OPT-350m"]
-NOT_THERE = r"of its own|has no (neurons|attention heads)|has no hook point|cannot be scaled|units of layer \d|not scored this way"
+NOT_THERE = (
+    r"of its own|has no (neurons|attention heads)|has no hook point|cannot be scaled|units of layer|not scored this way"
+)
 
 
 def refusal(analysis: str, model: Any) -> str:
