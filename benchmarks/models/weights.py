@@ -49,7 +49,8 @@ def random_checkpoint(model: Model, scale: str, texts: Iterable[str], folder: Pa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if scale == "tiny" else torch.bfloat16)
-    return write_checkpoint(made, tokenizer, folder, beside={MARK: mark})
+    write_checkpoint(made, tokenizer, folder, beside={MARK: mark})
+    return folder
 
 
 def byte_level_tokenizer(texts: Iterable[str]) -> Any:

@@ -87,6 +87,13 @@ def finetune(
         ),
     ] = 100,
     save_model: Annotated[bool, typer.Option(help="Write the model to OUT/model, for transformers.")] = True,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            help="OWNER/NAME on the Hugging Face hub to upload the model to, with its card; private where it is made.",
+            metavar="REPO",
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune with a mask in force; frozen weights stay bit-identical. Several --freeze are phases, one by one.
 
@@ -118,6 +125,8 @@ def finetune(
         raise ValueError("--eval-every needs something to evaluate: give --malicious, --over-rejection or --utility")
     limits = _limits(tolerate or [], sets, then)
     require_trackers(report_to)
+    if push_to_hub is not None:
+        _require_pushable(push_to_hub, save_model, way)
     folder = run.begin()
     say_overlaps(run, {"the rows that are trained on": asked}, sets)
     model = run.model()
@@ -150,7 +159,7 @@ def finetune(
     for path in sorted(one for one in (folder.folder / "trackers").rglob("*") if one.is_file()):
         folder.file(path.relative_to(folder.folder).as_posix())
     if save_model:
-        _save(run, folder, model, trained, before)
+        _save(run, folder, model, trained, before, push_to_hub)
 
 
 def _limits(given: list[str], sets: dict[str, Any], then: Any) -> dict[str, float]:
@@ -169,7 +178,22 @@ def _limits(given: list[str], sets: dict[str, Any], then: Any) -> dict[str, floa
     return found
 
 
-def _save(run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, before: dict[str, float]) -> None:
+def _require_pushable(repo: str, save_model: bool, way: Any) -> None:
+    """Raise a ValueError, before anything trains, for what could not be uploaded afterwards."""
+    from safecircuits.model.publish import require_pushable
+
+    if not save_model:
+        raise ValueError("--push-to-hub uploads OUT/model, which --no-save-model leaves out")
+    if way.trains_beside:
+        raise ValueError(
+            f"--push-to-hub uploads a model, and {way.name} leaves an adapter: upload OUT/adapter yourself"
+        )
+    require_pushable(repo)
+
+
+def _save(
+    run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, before: dict[str, float], repo: str | None
+) -> None:
     """The model with its card; of a method that leaves it as it is, what PEFT has put beside it."""
     from safecircuits.gate.card import model_card
     from safecircuits.model.load import save_pretrained
@@ -179,7 +203,10 @@ def _save(run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, befo
     else:
         base = Path(run.source).name if Path(run.source).exists() else run.source
         card = model_card(folder.folder.name, base, run=trained, before=before)
-        save_pretrained(model, folder.folder / "model", card=card)
+        to: Any = {} if repo is None else {"push_to_hub": True, "repo_id": repo, "private": True}
+        save_pretrained(model, folder.folder / "model", card=card, **to)
+        if repo is not None:
+            run.say(f"uploaded to {repo}")
     folder.files_in("model" if trained.tuned is None else "adapter")
 
 

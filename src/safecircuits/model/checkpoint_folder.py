@@ -23,8 +23,8 @@ _ADAPTER = "adapter_config.json"
 
 def write_checkpoint(
     hf_model: Any, tokenizer: Any, folder: str | Path, *, beside: Mapping[str, str] | None = None
-) -> Path:
-    """Write a plain Hugging Face model, and its tokenizer if there is one, for ``from_pretrained``.
+) -> list[str]:
+    """Write a plain Hugging Face model, and its tokenizer if there is one, for ``from_pretrained``; names of its files.
 
     Embeddings come back tied or apart as the weights are, whatever the configuration says; the model's own
     configuration stays as it is.
@@ -53,7 +53,7 @@ def write_checkpoint(
             tokenizer.save_pretrained(partial)
         for name, text in (beside or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-    return Path(folder)
+        return sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
 
 
 def rehearse(hf_model: Any, tokenizer: Any) -> None:

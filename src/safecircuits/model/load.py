@@ -34,6 +34,7 @@ from safecircuits.model.modules import with_buffers
 from safecircuits.model.offload import is_offloaded, require_in_place
 from safecircuits.model.own_weights import MERGE
 from safecircuits.model.packed import packing_of
+from safecircuits.model.publish import push, require_pushable
 from safecircuits.model.quantised import Quantization
 from safecircuits.model.sites import HookedModel, is_bridge, require_unprocessed
 
@@ -145,7 +146,17 @@ def load_model(
     return model
 
 
-def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) -> Path:
+def save_pretrained(
+    model: Any,
+    folder: str | Path,
+    *,
+    card: str | None = None,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> Path:
     """Write ``model`` as a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with equal logits.
 
     Configuration, generation settings, tokenizer, chat template, dtype and tying come back as the model has them. A new
@@ -154,11 +165,15 @@ def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) 
 
     Args:
         card: text of the model card, ``README.md``: ``safecircuits.gate.model_card`` makes one.
+        push_to_hub: upload what was written, the card with it, as one commit to ``repo_id`` on the Hugging Face hub.
+        repo_id, private, token, commit_message: as ``push_to_hub`` of transformers has them: a repository that is not
+            there is made, ``private`` or not; ``token`` in place of the login's (``hf auth login``).
 
     Raises:
         ValueError: for a HookedTransformer that ``load_model`` did not build, which has no Hugging Face configuration;
             for virtual tokens, which are an adapter; for a file of that name, for a folder with a PEFT adapter, which
-            would be loaded on top, and for one with another card where one is to be written.
+            would be loaded on top, and for one with another card where one is to be written. For what cannot be
+            pushed, before anything is written; and if the hub does not take it, once the folder is.
         OSError: if it cannot be written; the earlier checkpoint stays.
 
     Examples:
@@ -167,6 +182,10 @@ def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) 
         >>> AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers
         8
     """
+    if push_to_hub:
+        repo_id = require_pushable(repo_id, token)
+    elif repo_id is not None:
+        raise ValueError(f"repo_id={repo_id!r} is where to push to: pass push_to_hub=True with it")
     require_in_place(model, "saving it")
     hf_model = to_hugging_face(model)
     if not hasattr(hf_model, "save_pretrained"):
@@ -175,7 +194,10 @@ def save_pretrained(model: Any, folder: str | Path, *, card: str | None = None) 
     if card is not None:
         require_replaceable(Path(folder) / CARD_FILE, "checkpoint card")
     beside = {} if card is None else {CARD_FILE: card}
-    return write_checkpoint(hf_model, getattr(model, "tokenizer", None), folder, beside=beside)
+    written = write_checkpoint(hf_model, getattr(model, "tokenizer", None), folder, beside=beside)
+    if repo_id is not None:
+        push(Path(folder), written, repo_id, private=private, token=token, commit_message=commit_message)
+    return Path(folder)
 
 
 CARD_FILE = "README.md"

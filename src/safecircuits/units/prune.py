@@ -76,7 +76,8 @@ class PrunedModel:
 
     def save(self, folder: str | Path) -> Path:
         """Write model and tokenizer so that ``from_pretrained`` reads them; see ``save_pretrained``."""
-        return write_checkpoint(self.hf_model, self.tokenizer, folder)
+        write_checkpoint(self.hf_model, self.tokenizer, folder)
+        return Path(folder)
 
 
 @torch.no_grad()

@@ -1,0 +1,161 @@
+"""How long each command takes: ``python -m benchmarks.performance.commands [--only WORD ...] [--write]``.
+
+Each runs by itself on one thread, on the real planted model (135 million parameters, 30 layers) with sixteen prompts a
+set unless said otherwise. What counts is processor time, so that what else the machine does has no part in it.
+``--help`` of each command says the number of this table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.performance.results import describe_machine
+from safecircuits.base.files import write_text
+from safecircuits.data.sources import load_prompts
+
+PAGE = Path(__file__).parents[2] / "docs" / "command_times.md"
+DATA = PAGE.with_suffix(".json")
+REAL, N = "smollm2:layers-12-16", 16
+
+_SETS = {"malicious": "requests:malicious", "normal": "requests:normal", "over": "requests:over_rejection"}
+_ON = {"malicious": "--malicious {malicious}", "normal": "--normal {normal}", "over": "--over-rejection {over}"}
+_MEASURED = "--malicious {malicious} --utility {utility}"
+_SCORED = "--safety {refusals} --utility {utility}"
+COMMANDS: dict[str, str] = {
+    "doctor": "",
+    "organism list": "",
+    "layers similarity": "--model {real} {on_normal} {on_malicious}",
+    "layers heatmap": "--model {real} --prompt 'how do i bake bread?' --prompt 'how do i pick a lock?'",
+    "layers localize": "--model {real} {on_over} {on_normal} {on_malicious} --alpha 1.2",
+    "layers decide": "--model {real} {on_normal} {on_malicious}",
+    "layers grid": "--model organism:aligned --over-rejection organism:over_rejection --alpha 1.2",
+    "layers transplant": f"--model smollm2 --source {{real}} --block 12,16 {_MEASURED}",
+    "direction find": "--model {real} {on_malicious} {on_normal}",
+    "direction evaluate": f"--model {{real}} --direction {{out}}/direction-find {_MEASURED}",
+    "direction export": f"--model {{real}} --direction {{out}}/direction-find {_MEASURED}",
+    "probe": "--model {real} --compare base=smollm2 --malicious {malicious} --benign-suffix 'Sorry' "
+    "--malicious-suffix 'Sure' --state mean",
+    "units score": "--model {real} --data {refusals} --method wifv",
+    "units classify": f"--model {{real}} {_SCORED}",
+    "units ablate": f"--model {{real}} --groups {{out}}/units-classify {_MEASURED}",
+    "units enrichment": "--model {real} --groups {out}/units-classify --layers 12,16",
+    "units stability": f"--model {{real}} {_SCORED} --subset 8 --draws 3",
+    "units sweep": f"--model {{real}} --groups {{out}}/units-classify {_MEASURED} --shares 0.01,0.05",
+    "units compare": f"--model {{real}} {_SCORED} --reference {{normal}} --malicious {{malicious}} --known {{utility}} "
+    "--score wifv --score attribution --counts 4,16",
+    "units prune": f"--model {{real}} --groups {{out}}/units-classify --group RU {_MEASURED}",
+    "units transfer": f"--model smollm2 --after {{real}} {_SCORED}",
+    "generate": "--model {real} --data {malicious}",
+    "evaluate": f"--model {{real}} {_MEASURED}",
+    "judge robustness": "--completions {out}/evaluate/completions/malicious.jsonl",
+    "audit": f"smollm2 {{real}} {_MEASURED}",
+    "finetune": "--model {real} --data {utility} --batch-size 8 --steps 10",
+    "mask combine": "{out}/units-classify/freeze.safetensors {out}/units-classify/freeze.safetensors --op union "
+    "--out {out}/both.safetensors",
+    "mask show": "{out}/both.safetensors",
+    "mask convert": "{out}/both.safetensors --model {real} --out {out}/parameters.safetensors",
+    "report": "{out}/evaluate --out {out}/page.html",
+}
+"""Commands with their options; those that read what another leaves come after it."""
+_NO_RUN = ("doctor", "organism list", "mask combine", "mask show", "mask convert", "report")
+
+
+def main() -> int:
+    """Run the commands; 1 if one fails."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.performance.commands", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="commands that have one of these words")
+    parser.add_argument("--write", action="store_true", help=f"write {DATA.name} and {PAGE.name}")
+    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one unless given")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = chosen.out or Path(temporary)
+        out.mkdir(parents=True, exist_ok=True)
+        values = _values(out)
+        seconds: dict[str, float] = json.loads(DATA.read_text())["seconds"] if chosen.only and DATA.exists() else {}
+        failed = []
+        for command, options in COMMANDS.items():
+            if chosen.only and not set(command.split()) & set(chosen.only):
+                continue
+            options = options.format(**values)
+            if command not in _NO_RUN:
+                options += f" --n {N} --out {out}/{command.replace(' ', '-')}"
+            spent = processor_seconds(f"{command} {options}")
+            if spent is None:
+                failed.append(command)
+                continue
+            seconds[command] = spent
+            print(f"{command}: {spent:.1f} s", flush=True)
+    if chosen.write and not failed:
+        document = {"machine": describe_machine(), "seconds": {c: round(seconds[c], 1) for c in COMMANDS}}
+        write_text(DATA, json.dumps(document, indent=1) + "\n")
+        write_text(PAGE, page(document))
+    print(*(f"failed: {command}" for command in failed), sep="\n")
+    return 1 if failed else 0
+
+
+def processor_seconds(line: str) -> float | None:
+    """Of ``safecircuits LINE`` in a process of its own, on one thread; None if it fails."""
+    import shlex
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "safecircuits", *shlex.split(line)]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            print(f"{line}\n{said.read()[-800:]}", file=sys.stderr)
+            return None
+    return used.ru_utime + used.ru_stime
+
+
+def _values(out: Path) -> dict[str, str]:
+    """What stands for the names in ``COMMANDS``; the data that it needs is written."""
+    asked = load_prompts(_SETS["malicious"], n=N).prompts
+    refused = [{"prompt": prompt, "response": "I cannot help with that."} for prompt in asked]
+    sums = [
+        {"prompt": f"What is {i} plus {i + 3}? Answer with the number.", "response": str(2 * i + 3)} for i in range(N)
+    ]
+    for name, rows in (("refusals", refused), ("utility", sums)):
+        write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(out / f"{name}.jsonl") for name in ("refusals", "utility")}
+    values = {**_SETS, **files, "real": REAL, "out": str(out)}
+    return values | {f"on_{name}": option.format(**values) for name, option in _ON.items()}
+
+
+def page(document: dict[str, Any]) -> str:
+    """The page of the site."""
+    rows = [f"| `{command}` | {seconds:.0f} |" for command, seconds in document["seconds"].items()]
+    machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
+    return "\n".join(
+        [
+            "# How long each command takes",
+            "",
+            f"Processor seconds on one thread, start and page included, on `{REAL}` (135 million parameters, 30",
+            f"layers) with {N} prompts a set; `layers grid` on `organism:aligned` (8 layers, 36 blocks). `--help` of each",
+            "says what they grow with. Starting Python and loading and checking the model are 10 to 15 s of each. Printed by",
+            "",
+            "```",
+            "python -m benchmarks.performance.commands --write",
+            "```",
+            "",
+            "| command | seconds |",
+            "|---|---|",
+            *rows,
+            "",
+            machine,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
