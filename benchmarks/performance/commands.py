@@ -139,9 +139,10 @@ def page(document: dict[str, Any]) -> str:
         [
             "# How long each command takes",
             "",
-            f"Processor seconds on one thread, start and page included, on `{REAL}` (135 million parameters, 30",
-            f"layers) with {N} prompts a set; `layers grid` on `organism:aligned` (8 layers, 36 blocks). `--help` of each",
-            "says what they grow with. Starting Python and loading and checking the model are 10 to 15 s of each. Printed by",
+            f"Processor seconds on one thread, start and page included, on `{REAL}` (135",
+            f"million parameters, 30 layers) with {N} prompts a set; `layers grid` on",
+            "`organism:aligned` (8 layers, 36 blocks). `--help` of each says what they grow with.",
+            "Starting Python, and loading and checking the model, are 10 to 15 s of each. Printed by",
             "",
             "```",
             "python -m benchmarks.performance.commands --write",

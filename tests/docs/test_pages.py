@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import safecircuits as sc
+from safecircuits.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -50,3 +52,38 @@ def test_every_message_that_troubleshooting_explains_is_one_of_ours() -> None:
     ours = messages()
     assert len(explained) > 10
     assert [message for message in explained if message not in ours] == []
+
+
+def lines_with_commands(page: Path) -> list[str]:
+    """What pages show of ``safecircuits …``: in a line of code, in a block, or in words."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    blocks = re.findall(r"^(?: {4}|\$ |\.venv/bin/)+(?:\.venv/bin/)?safecircuits (.+)$", text, flags=re.MULTILINE)
+    return [line for line in blocks + re.findall(r"`safecircuits ([^`]+)`", text) if not line.startswith("…")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_every_command_on_a_page_exists_with_its_options(page: Path) -> None:
+    group = typer.main.get_command(app)
+    for line in lines_with_commands(page):
+        command: Any = group
+        words = line.split("#")[0].split()
+        while words and hasattr(command, "commands") and re.fullmatch(r"[a-z][a-z-]*", words[0]):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        given = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+        assert set(given) <= known | {"--help", "--install-completion", "--show-completion"}, line
+
+
+def test_what_tables_of_expectations_name_exists() -> None:
+    """Options that stand there alone are ones of some command."""
+    text = (DOCS / "expectations.md").read_text(encoding="utf-8")
+    here = " ".join(line.split("|")[2] for line in text.splitlines() if line.startswith("| ") and line.count("|") == 3)
+    options = {word.split()[0] for word in re.findall(r"`(--[a-z][^`]*)`", here)}
+
+    def of(command: Any) -> set[str]:
+        inner = getattr(command, "commands", {}).values()
+        return {name for one in command.params for name in one.opts}.union(*map(of, inner))
+
+    assert len(options) > 8
+    assert options <= of(typer.main.get_command(app))

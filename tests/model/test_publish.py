@@ -1,4 +1,4 @@
-"""A checkpoint on the hub: what the hub's own client sends, to a server on this machine that answers as the hub does."""
+"""A checkpoint on the hub: what the hub's client sends, to a server on this machine that answers as the hub does."""
 
 from __future__ import annotations
 
