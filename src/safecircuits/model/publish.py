@@ -17,7 +17,7 @@ def require_pushable(repo_id: str | None, token: str | None = None) -> str:
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, and not in its __all__
 
     if not repo_id:
         raise ValueError("push_to_hub needs the id of a repository on the hub: repo_id='owner/name'")
