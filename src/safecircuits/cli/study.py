@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safecircuits.cli import study_attack, study_ssah
+from safecircuits.cli import study_attack, study_landscape, study_ssah
 from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="A whole paper on one model, and what a defence is worth.", no_args_is_help=True)
 study_ssah.add_to(app)
 study_attack.add_to(app)
+study_landscape.add_to(app)
 
 PRESETS = ("paper", "code")
 # Rates were chosen on full fine-tuning alone: it learns, and loses a good part of its refusals.

@@ -16,18 +16,17 @@ from safecircuits.cli.options import (
     MaybeUtility,
     TemplateOption,
     TokensOrNeededOption,
-    layer_range,
     whole_numbers,
 )
 from safecircuits.cli.study_attack_arms import ARMS, Means, arms_of
-from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, study_prompts
+from safecircuits.cli.study_inputs import EMBEDDED, require, study_prompts
+from safecircuits.cli.study_mask import study_mask
 from safecircuits.cli.study_real import REAL, real_judging
 from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from safecircuits.masks.freeze_mask import FreezeMask
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
     from safecircuits.studies.attack.attackers import Attacker
@@ -121,7 +120,7 @@ def attack(
     harmful = run.prompts("harmful_data", harmful_data, responses=True)
     at = _stops(stops)
     means = Means(
-        lambda: _mask(run, mask, freeze_layers),
+        lambda: study_mask(run, mask, freeze_layers, "the arms freeze, random and rewind need"),
         unaligned,
         study_prompts(run, "refused", refused, responses=True),
         study_prompts(run, "answered", answered, responses=True),
@@ -193,31 +192,6 @@ def _kept(folder: RunDirectory) -> Path:
 
 def _stops(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(whole_numbers(text, "--stops are steps from 1 on, as in 1,2,4,8", least=1))))
-
-
-def _mask(run: Run, path: str | None, layers: str | None) -> tuple[FreezeMask, str]:
-    """What the arms freeze: what is given, the planted layers, or SSAH's units of a model that brings its prompts."""
-    from safecircuits.cli.methods import mask_of
-    from safecircuits.masks.freeze_mask import FreezeMask
-    from safecircuits.studies.ssah import scu_top_cu
-    from safecircuits.units.groups import classify_units
-    from safecircuits.units.importance import score_units
-
-    if path is not None and layers is not None:
-        raise ValueError("give --mask or --freeze-layers, not both")
-    if path is not None:
-        return mask_of(run, path), f"the units of {path}"
-    block = planted_layers(run.source) if layers is None else layer_range(layers)
-    if block is not None:
-        return FreezeMask.layers(block), f"layers {block}"
-    if not run.source.startswith((EMBEDDED, REAL)):
-        raise ValueError("the arms freeze, random and rewind need --mask or --freeze-layers; else take others by --arm")
-    model = run.model()
-    safety, useful = (study_prompts(run, name, None, responses=True) for name in ("refused", "answered"))
-    groups = classify_units(score_units(model, safety), score_units(model, useful), scu=0.013, ucu=0.133, ru=0.148)
-    arm = scu_top_cu(groups)
-    assert arm.mask is not None
-    return arm.mask, arm.frozen
 
 
 def _attackers(

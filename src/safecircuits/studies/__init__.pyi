@@ -21,6 +21,8 @@ from .landscape import of_equal_norm as of_equal_norm
 from .landscape import random_direction as random_direction
 from .landscape import slices as slices
 from .landscape import visage as visage
+from .landscape_study import UnitsLandscape as UnitsLandscape
+from .landscape_study import landscape_study as landscape_study
 from .outcome import FinetuningStudy as FinetuningStudy
 from .outcome import StudyRun as StudyRun
 from .preparation import Preparation as Preparation

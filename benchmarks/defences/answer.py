@@ -1,0 +1,60 @@
+"""The table that the page about defences opens with: by model and defence, whether an attacker's cost is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.markdown import markdown_table
+from safecircuits.studies.attack.attackers import Access
+from safecircuits.studies.attack.costs import over_seeds
+from safecircuits.studies.attack.outcome import AttackStudy
+from safecircuits.studies.attack.words import cost_text
+
+KINDS = {
+    "the aligned model": ("aligned", "more", "slow"),
+    "the model planted in layers 3 to 5": ("planted-layers", "slow-planted"),
+    "a real model, planted": ("real",),
+}
+"""Studies by the kind of model they are of; the slow ones are attackers who are held to a low rate."""
+ANSWERS = {
+    "costs more": "**raises**",
+    "costs less": "does not (cheaper)",
+    "no difference": "does not",
+    "unclear": "inconclusive",
+    "neither was broken": "inconclusive (none broken)",
+}
+HEAD = ("model", "defence", "steps, any rate", "cost", "steps, low rate", "cost", "weights in hand")
+
+
+def answer_table(studies: Mapping[str, AttackStudy]) -> str:
+    """One row a kind of model and defence."""
+    rows = []
+    for kind, names in KINDS.items():
+        there = [name for name in names if name in studies]
+        if not there:
+            rows.append([kind, "all", "not measured", "–", "not measured", "–", "–"])
+        fast = [studies[name] for name in there if not name.startswith("slow")]
+        slow = next((studies[name] for name in there if name.startswith("slow")), None)
+        for study in fast:
+            for arm in study.arms:
+                if arm == study.reference and study is not fast[0]:
+                    continue
+                held = cells(slow, arm) if slow is not None and arm in slow.arms else ["–", "–"]
+                named = "none" if arm == study.reference else arm
+                rows.append([kind, named, *cells(study, arm), *held, verdict(study, arm, "weights")])
+    return markdown_table(HEAD, rows)
+
+
+def cells(study: AttackStudy, arm: str) -> list[str]:
+    """The steps to break it by the defender's training, and whether that is more than without a defence."""
+    return [cost_text(over_seeds(study.costs(arm))), verdict(study, arm)]
+
+
+def verdict(study: AttackStudy, arm: str, access: Access = "training") -> str:
+    """``**raises** (×1.5 [1.5, 1.5])``; a dash for what defends nothing."""
+    if arm == study.reference:
+        return "–"
+    found = study.against(arm, "steps", access)
+    ends = f"[{found.low:.2g}, {found.high:.2g}]"
+    times = f" (×{found.mean:.2g} {ends})" if found.mean == found.mean else f" (× {ends})"
+    return f"{ANSWERS[found.verdict]}{times}"

@@ -1,0 +1,122 @@
+"""``safecircuits study landscape``: how far weights may move before a model stops refusing."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safecircuits.cli.canvas import axis
+from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.options import (
+    DetectorOption,
+    MaybeMalicious,
+    MaybeUtility,
+    TemplateOption,
+    TokensOrNeededOption,
+)
+from safecircuits.cli.study_inputs import EMBEDDED, require, study_prompts
+from safecircuits.cli.study_mask import study_mask
+from safecircuits.cli.study_real import REAL, real_judging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from safecircuits.prompts.prompt_set import PromptSet
+
+EMBEDDED_TOKENS = 10
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    run_command(app, "landscape")(landscape)
+
+
+def landscape(
+    run: Run,
+    malicious: MaybeMalicious = None,
+    utility: MaybeUtility = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", help="The units in question; the planted ones or SCU unless given.")
+    ] = None,
+    freeze_layers: Annotated[
+        str | None, typer.Option("--freeze-layers", help="FIRST,LAST: the units of these layers instead.")
+    ] = None,
+    at: Annotated[
+        str, typer.Option("--at", help="Distances, in norms of the weights' rows; 0 is measured in any case.")
+    ] = "-1,-0.6,-0.4,-0.2,0.2,0.4,0.6,1",
+    draws: Annotated[int, typer.Option("--draws", help="Directions, and random units, a pair each.", min=1)] = 3,
+    least: Annotated[float, typer.Option("--least", help="Share refused down to which the basin goes.")] = 0.5,
+    visage: Annotated[
+        int,
+        typer.Option("--visage", help="Random directions of all weights for VISAGE, 21 points each.", min=0),
+    ] = 1,
+    detector: DetectorOption = "opening",
+    max_new_tokens: TokensOrNeededOption = None,
+    template: TemplateOption = "auto",
+) -> None:
+    """The safety landscape: how far some units may move at random before refusals end, beside random units.
+
+    Both move as far, and utility is measured beside, as a model that breaks refuses nothing either. VISAGE is the mean
+    safety left where all weights move. The weights come back bit for bit. A point costs one safecircuits evaluate.
+
+    Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
+    """
+    from safecircuits.studies.landscape_study import landscape_study
+
+    distances = _distances(at)
+    require(run, malicious=malicious)
+    asked = study_prompts(run, "malicious", malicious, own="evaluation")
+    known = study_prompts(run, "utility", utility, responses=True)
+    units, words = study_mask(run, mask, freeze_layers, "a landscape of units needs")
+    evaluation: dict[str, Any] = {"detector": detector, "refusal_tokens": max_new_tokens, "template": template}
+    if run.source.startswith(EMBEDDED) and max_new_tokens is None:
+        evaluation["refusal_tokens"] = EMBEDDED_TOKENS
+    if run.source.startswith(REAL):
+        judging = real_judging(run, detector, max_new_tokens or 16)
+        evaluation |= {"detector": judging["detector"], "refusal_tokens": judging["max_new_tokens"]}
+        evaluation |= {"grading": judging["grading"], "max_new_tokens": judging["utility_tokens"]}
+    folder = run.begin("model")
+    found = landscape_study(
+        run.model(),
+        units,
+        _rates(asked, known, evaluation),
+        at=distances,
+        least=least,
+        draws=draws,
+        seed=run.seed,
+        visage_of="complied" if visage else None,
+        visage_directions=max(1, visage),
+        progress=True,
+    )
+    folder.result("landscape", found)
+    folder.table("basins", found.basins(), main=True)
+    folder.table("points", found.to_frame())
+    folder.figure("landscape", found.plot(axis((4.2, 3.1))), of=found)
+    run.say(f"units: {words}")
+    run.say(str(found))
+    run.answer(**found.record())
+
+
+def _rates(asked: PromptSet, known: PromptSet | None, evaluation: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
+    """Refused and complied shares, and utility where there are questions."""
+    from safecircuits.behavior.evaluate import evaluate
+
+    def measure(model: Any) -> dict[str, float]:
+        behavior = evaluate(model, malicious=asked, utility=known, **evaluation)
+        tally = behavior.answers["malicious"].tally
+        shares = {name: tally.share(of).rate for name, of in (("complied", "complies"), ("incoherent", "incoherent"))}
+        return {**behavior.rates, **shares}
+
+    return measure
+
+
+def _distances(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise ValueError(f"--at holds distances, as in -0.5,0.5, not {text!r}")
+    return found
