@@ -106,7 +106,7 @@ def _rates(asked: PromptSet, known: PromptSet | None, evaluation: dict[str, Any]
     def measure(model: Any) -> dict[str, float]:
         behavior = evaluate(model, malicious=asked, utility=known, **evaluation)
         tally = behavior.answers["malicious"].tally
-        shares = {name: tally.share(of).rate for name, of in (("complied", "complies"), ("incoherent", "incoherent"))}
+        shares = {"complied": tally.share("complies").rate, "incoherent": tally.share("incoherent").rate}
         return {**behavior.rates, **shares}
 
     return measure
