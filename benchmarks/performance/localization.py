@@ -13,7 +13,8 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.branching import Branches
 from safecircuits.hooks.plain import plain_model
-from safecircuits.layers.counting import RefusalCounter, SweepPoint
+from safecircuits.layers.counting import RefusalCounter
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.organism import catalog
 from safecircuits.prompts.batching import batches, common_prefix, without_prefix

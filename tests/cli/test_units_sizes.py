@@ -11,6 +11,7 @@ from test_cli import ALIGNED, refuse, succeed, table
 from transformers import AutoModelForCausalLM
 
 import safecircuits as sc
+from safecircuits.behavior.divergence import divergences, references_of
 
 N = 12
 SETS = ["--malicious", "organism:malicious", "--utility", "organism:utility", "--max-new-tokens", "8", "--n", str(N)]
@@ -93,10 +94,13 @@ def test_prune(classified: Path, tmp_path: Path, way: str) -> None:
     smaller, model = AutoModelForCausalLM.from_pretrained(out / "model"), sc.load_model("aligned")
     assert answer["units"] == units.n_units()
     assert answer["after"]["parameters"] == sum(p.numel() for p in smaller.parameters())
-    tokens = torch.tensor([[5, 6, 7, 8]])
+    tokens, references = torch.tensor([[5, 6, 7, 8]]), references_of(model, sets())
     with sc.ablated(model, units), torch.no_grad():
         torch.testing.assert_close(smaller(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
         assert answer["after"]["utility"] == sc.evaluate(model, max_new_tokens=8, **sets()).rates["utility"]
+        far = divergences(references, model)
+    for kind in ("malicious", "harmless"):
+        assert answer["after"][f"{kind}_first_token_kl"] == pytest.approx(float(far[kind].first.mean()), rel=1e-3)
 
 
 def test_bad_input(classified: Path, tmp_path: Path) -> None:

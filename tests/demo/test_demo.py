@@ -19,8 +19,8 @@ from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.measured import Behavior
 from safecircuits.cli import app
 from safecircuits.demo import DemoSettings, DemoStudy, layers, run_demo, units
-from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Sweep
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.load_record import load_run, run_provenance

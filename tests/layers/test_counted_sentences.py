@@ -7,7 +7,7 @@ import torch
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.verdict_table import Tally
-from safecircuits.layers.counting import SweepPoint, counted
+from safecircuits.layers.sweep_point import SweepPoint, counted
 from safecircuits.prompts.prompt_set import PromptSet
 
 

@@ -152,7 +152,8 @@ def test_a_command_writes_them(tmp_path: Path) -> None:
     prompts = with_kinds("over_rejection").prompts
     pd.DataFrame({"prompt": prompts, "category": KINDS}).to_csv(file, index=False)
     command = ["layers", "grid", "--model", "organism:aligned", "--over-rejection", file, "--max-length", 1]
-    succeed(*command, "--max-new-tokens", 6, "--out", out)
+    succeed(*command, "--max-new-tokens", 6, "--normal", "organism:normal", "--n", "normal=3", "--out", out)
+    assert (pd.read_csv(out / "tables" / "grid.csv")["ordinary_first_token_kl"] > 0).all()
     table = pd.read_csv(out / "tables" / "grid_by_category.csv")
     assert table.groupby("category")["n"].unique().map(list).to_dict() == {"fraud": [2], "poison": [1], "theft": [3]}
     assert "Grid by category" in (out / "report.html").read_text(encoding="utf-8")

@@ -43,3 +43,19 @@ def test_each_block_has_the_kl_of_two_plain_models(make_tiny_llama: Any, tiny_to
     loaded = type(grid).load(grid.save(tmp_path / "grid"))
     torch.testing.assert_close(loaded.kl, grid.kl, equal_nan=True)
     assert "ordinary_first_token_kl" not in sc.scaling_grid(model, PROMPTS, max_length=1, **options).record()
+
+
+def test_a_search_has_the_kl_of_each_configuration_and_of_none_where_it_was_not_asked(tmp_path: Path) -> None:
+    model = sc.load_model("organism:aligned")
+    borderline, ordinary = (sc.load_prompts(f"organism:{name}", n=4) for name in ("over_rejection", "normal"))
+    options: dict[str, Any] = {"alpha": 1.3, "reach": 1, "max_new_tokens": 4, "resume": tmp_path / "sweep.jsonl"}
+    plain = sc.localize(model, borderline, (3, 4), **options)
+    assert "ordinary_first_token_kl" not in plain.to_frame()
+    found = sc.localize(model, borderline, (3, 4), ordinary=ordinary, **options)  # from what is on disk
+    assert torch.equal(found.baseline.refused, plain.baseline.refused)
+    grid = sc.scaling_grid(model, borderline, alpha=1.3, ordinary=ordinary, max_new_tokens=4)
+    for row in found.to_frame().itertuples():
+        assert row.ordinary_first_token_kl == pytest.approx(float(grid.kl[row.first, row.last]), rel=1e-6)
+        assert row.ordinary_first_token_kl > 0
+    assert found.baseline.kl == 0
+    assert type(found).load(found.save(tmp_path / "found")).equals(found)

@@ -12,9 +12,9 @@ import torch
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.measured import Behavior
-from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.layers.transplanting import Transplant, TransplantTable
 from safecircuits.model.sites import ModelShape
 from safecircuits.papers.page import StudyPage

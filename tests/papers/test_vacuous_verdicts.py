@@ -23,9 +23,9 @@ from safecircuits.demo.overview import located_line
 from safecircuits.demo.settings import DemoSettings
 from safecircuits.demo.study import DemoStudy, DemoSubject
 from safecircuits.demo.units import ABLATION, CURVE
-from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.malicious_check import MaliciousCheck
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.model.sites import ModelShape
 from safecircuits.papers.conclusion import keeps_refusal
 from safecircuits.papers.safety_layers.checks import locates

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.measured import Behavior
-from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.pairs import PairCurve
 from safecircuits.layers.similarity import LayerGap
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.papers.page import StudyPage, behavior_exhibit
 from safecircuits.plots.layers import plot_gap, plot_pair_curves, plot_sweeps
 from safecircuits.plots.rates import plot_behavior, plot_finetune

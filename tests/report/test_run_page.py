@@ -13,10 +13,10 @@ from commands import refuse, succeed
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.measured import Behavior
-from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.localization import Localization, Sweep
 from safecircuits.layers.pairs import PairCurve
 from safecircuits.layers.similarity import LayerGap
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.load_record import load_run
 from safecircuits.results.result import Result

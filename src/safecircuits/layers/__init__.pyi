@@ -6,7 +6,6 @@ from .comparison import GapComparison as GapComparison
 from .comparison import GapDifference as GapDifference
 from .comparison import compare_gaps as compare_gaps
 from .counting import RefusalCounter as RefusalCounter
-from .counting import SweepPoint as SweepPoint
 from .decision import DecisionLayers as DecisionLayers
 from .decision import DecisionRule as DecisionRule
 from .decision import decision_layers as decision_layers
@@ -27,6 +26,7 @@ from .similarity import LayerGap as LayerGap
 from .similarity import compare as compare
 from .similarity import gap_of_cosines as gap_of_cosines
 from .similarity import layer_gap as layer_gap
+from .sweep_point import SweepPoint as SweepPoint
 from .transplanting import TransplantTable as TransplantTable
 from .transplanting import transplant as transplant
 from .transplanting import transplant_study as transplant_study

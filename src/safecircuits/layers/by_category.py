@@ -14,10 +14,10 @@ from safecircuits.base.notices import notify
 from safecircuits.behavior.categories import category_frame
 from safecircuits.hooks.collect import Residuals
 from safecircuits.layers.angles import Formula
-from safecircuits.layers.counting import SweepPoint
 from safecircuits.layers.interval import interval_of
 from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import Pairs, compare
+from safecircuits.layers.sweep_point import SweepPoint
 
 if TYPE_CHECKING:
     import pandas as pd

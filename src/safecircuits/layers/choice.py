@@ -10,7 +10,7 @@ from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL, chosen_p, rivals
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import canonical_order
-from safecircuits.layers.counting import SweepPoint
+from safecircuits.layers.sweep_point import SweepPoint
 
 
 def resampled_best(points: Sequence[SweepPoint], up: bool) -> list[SweepPoint]:

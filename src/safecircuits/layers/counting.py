@@ -7,34 +7,30 @@ sweep with ``early_stop`` end where its own detector was certain; the file says 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jaxtyping import Bool
-from torch import Tensor
-
 from safecircuits.base.arguments import number, whole
-from safecircuits.base.counted import answers_name, beside
 from safecircuits.base.errors import keeping
 from safecircuits.base.files import write_text
 from safecircuits.base.processes import of_main, rank
 from safecircuits.base.progress import track
 from safecircuits.base.reading import parse_json
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.categories import Counted, refused_by_category
 from safecircuits.behavior.coherence import incoherent
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import RefusalDetector
+from safecircuits.behavior.divergence import KLReference
 from safecircuits.behavior.early import EarlyVerdict
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.incoherence import degenerate
 from safecircuits.behavior.scaled_completions import generate_scaled
 from safecircuits.behavior.verdict import tokens_needed, verdicts
-from safecircuits.behavior.verdict_table import Tally
 from safecircuits.behavior.wording import open_thought
-from safecircuits.hooks.scale import ComponentSet, substituted
+from safecircuits.hooks.scale import ComponentSet, scaled, substituted
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape, require_hooked, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet
@@ -46,59 +42,6 @@ FORMAT, VERSION = "safecircuits-sweep", 1
 _TOGETHER = 5
 
 _LOOKED_AT = 64
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One configuration: which prompts were refused with ``layers`` scaled by ``alpha`` (None: the model as it is).
-
-    Examples:
-        >>> counter = sc.layers.RefusalCounter(model, over_rejection)
-        >>> point = counter.count(sc.LayerRange(3, 5), alpha=1.2)
-        >>> point.layers, point.alpha, point.refused.shape
-        (LayerRange(first=3, last=5), 1.2, torch.Size([8]))
-    """
-
-    layers: LayerRange | None
-    alpha: float
-    refused: Bool[Tensor, " prompt"]
-    degenerate: float
-    """Share of completions that are empty or one thing over and over: an over-scaled model."""
-    completions: Completions
-    tally: Tally | None = None
-    """What the completions are; None where they end early for a verdict's sake, and in files of earlier versions."""
-    kinds: Mapping[str, Tally] = field(default_factory=dict)
-    """The same by category of the prompts, where they have categories."""
-
-    @property
-    def count(self) -> int:
-        return int(self.refused.sum())
-
-    @property
-    def by_category(self) -> dict[str, Counted]:
-        """What is refused by category of the prompts; empty without categories."""
-        return refused_by_category(self.refused, self.completions.prompts.categories, self.kinds)
-
-    @property
-    def at_limit(self) -> float:
-        """Share of completions that the limit of tokens ended, and not the model; NaN where that is not known."""
-        ended = self.completions.ended
-        return float("nan") if ended is None else ended.count(False) / len(ended)
-
-    def record(self) -> dict[str, Any]:
-        """What stands beside the count: ``n``, and the shares ``incoherent`` and ``cut``, NaN where not known.
-
-        ``answers`` names the completions, by which a report leads to them.
-        """
-        name = answers_name(self.completions.prompts.ids, self.completions.texts, self.refused.tolist())
-        strange = float("nan") if self.tally is None else self.tally.incoherent / self.tally.n
-        return {"n": len(self.refused), "incoherent": strange, "cut": self.at_limit, "answers": name}
-
-
-def counted(best: SweepPoint, unscaled: SweepPoint) -> str:
-    """``9 of 16 refused (0 % incoherent, …), 4 unscaled (…)``: both counts with what stands beside them."""
-    ours, theirs = (beside(point.record(), "refused") for point in (best, unscaled))
-    return f"{best.count} of {len(best.refused)} refused{ours}, {unscaled.count} unscaled{theirs}"
 
 
 def checked_alpha(alpha: Any, other: str = "") -> float:
@@ -137,6 +80,7 @@ class CountingOptions(TypedDict, total=False):
     template: str
     early_stop: bool
     resume: str | Path | None
+    ordinary: PromptSet | Sequence[str] | None
 
 
 class RefusalCounter:
@@ -155,6 +99,8 @@ class RefusalCounter:
             interrupted run are read. The unscaled model runs in any case, and must answer as it did then. What an
             interruption loses are the configurations that were being decoded together, at most five: they share their
             batches, so that none of them is finished before all are.
+        ordinary: prompts on which each configuration's first-token KL to the unscaled model is measured, a pass each:
+            how much of what scaling does to refusals it does to any answer.
 
     Raises:
         ValueError: if the file was made with other prompts, settings or another model, or is no such file; for a model
@@ -179,6 +125,7 @@ class RefusalCounter:
         template: str = "auto",
         early_stop: bool = False,
         resume: str | Path | None = None,
+        ordinary: PromptSet | Sequence[str] | None = None,
     ) -> None:
         require_hooked(model, "scaling layers")
         self.model, self.prompts, self.components, self.detector = model, prompts, components, detector
@@ -190,6 +137,7 @@ class RefusalCounter:
         }
         self.until = early_verdict(model, prompts, detector, template) if early_stop else None
         self.known: dict[tuple[LayerRange | None, float], SweepPoint] = {}
+        self.reference = None if ordinary is None else KLReference.of(model, ordinary, n_tokens=1, template=template)
         self.path = None if resume is None else Path(resume)
         self._drafts: list[list[int]] = []
         answers = generate(model, prompts, **self.generation, until=self.until, token_ids=self._drafts)
@@ -281,8 +229,16 @@ class RefusalCounter:
         broken = sum(map(degenerate, answers.texts)) / len(answers)
         with keeping(lambda: {"points": tuple(self.known.values())}):
             found = verdicts(answers, self.detector)
-        known = (found.tally, found.by_category) if answers.cut is None else (None, {})
-        self.known[layers, alpha] = SweepPoint(layers, alpha, found.refused, broken, answers, *known)
+        tally, kinds = (found.tally, found.by_category) if answers.cut is None else (None, {})
+        self.known[layers, alpha] = SweepPoint(
+            layers, alpha, found.refused, broken, answers, tally, kinds, self._first_token_kl(layers, alpha)
+        )
+
+    def _first_token_kl(self, layers: LayerRange | None, alpha: float) -> float | None:
+        if self.reference is None or layers is None:
+            return None if self.reference is None else 0.0
+        with scaled(self.model, layers, alpha, components=self.components):
+            return float(self.reference.divergence(self.model).first.mean())
 
     def _header(self) -> dict[str, Any]:
         return {

@@ -15,8 +15,6 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.paired import LEVEL
 from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.divergence import KLReference
-from safecircuits.hooks.scale import scaled
 from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.choice import (
     against_unscaled,
@@ -26,7 +24,8 @@ from safecircuits.layers.choice import (
     rivals_of,
     tell_if_nothing_can_move,
 )
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, counted
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, checked_alpha
+from safecircuits.layers.sweep_point import SweepPoint, counted
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.results.result import Result
@@ -149,7 +148,6 @@ def scaling_grid(
     *,
     alpha: float,
     max_length: int | None = None,
-    ordinary: PromptSet | Sequence[str] | None = None,
     progress: bool = False,
     **counting: Unpack[CountingOptions],
 ) -> ScalingGrid:
@@ -157,10 +155,6 @@ def scaling_grid(
 
     n(n+1)/2 configurations for n layers; ``max_length`` leaves out longer blocks. ``resume`` names a file that lets an
     interrupted run go on. The other arguments are those of ``localize``.
-
-    Args:
-        ordinary: prompts on which each block's first-token KL to the unscaled model is measured, a pass a block: how
-            much of what a block does to refusals it does to any answer.
 
     Examples:
         >>> grid = sc.scaling_grid(model, over_rejection, alpha=1.2, max_length=2)
@@ -184,17 +178,9 @@ def scaling_grid(
     configurations = [(block, alpha) for block in blocks]
     points = counter.count_all(configurations, what=f"grid, alpha {alpha:g}", progress=progress)
     kl = torch.empty(0)
-    if ordinary is not None:
-        kl = _first_token_kl(model, as_prompt_set(ordinary, "ordinary"), blocks, alpha, counter)
+    if counter.reference is not None:
+        kl = torch.full((n_layers, n_layers), torch.nan, dtype=torch.float64)
+        for block, point in zip(blocks, points, strict=True):
+            assert point.kl is not None
+            kl[block.first, block.last] = point.kl
     return ScalingGrid(alpha, counter.baseline, tuple(points), n_layers, counter.provenance, kl)
-
-
-def _first_token_kl(
-    model: HookedModel, ordinary: PromptSet, blocks: Sequence[LayerRange], alpha: float, counter: RefusalCounter
-) -> Float[Tensor, "first last"]:
-    reference = KLReference.of(model, ordinary, n_tokens=1, template=counter.generation["template"])
-    kl = torch.full((int(model.cfg.n_layers),) * 2, torch.nan, dtype=torch.float64)
-    for block in blocks:
-        with scaled(model, block, alpha, components=counter.components):
-            kl[block.first, block.last] = reference.divergence(model).first.mean()
-    return kl

@@ -26,9 +26,10 @@ from safecircuits.layers.choice import (
     rivals_of,
     tell_if_nothing_can_move,
 )
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha, counted
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, checked_alpha
 from safecircuits.layers.decision import DecisionLayers
 from safecircuits.layers.onset import Onset
+from safecircuits.layers.sweep_point import SweepPoint, counted
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.results.result import Result
@@ -237,8 +238,9 @@ def localize(
             completions are degenerate, or are no language to the unscaled model (``behavior.coherence``): the model is
             then broken, not more careful.
         direction: of the search: ``"up"`` (α > 1, the default) or ``"down"``. A given α has its own.
-        counting: components, detector, max_new_tokens, template, early_stop, and ``resume``, a file in which finished
-            configurations are kept, so that an interrupted search goes on from them; see ``RefusalCounter``.
+        counting: components, detector, max_new_tokens, template, early_stop, ``ordinary`` prompts for the KL, and
+            ``resume``, a file in which finished configurations are kept, so that an interrupted search goes on from
+            them; see ``RefusalCounter``.
 
     Raises:
         ValueError: without a start, for a range outside the model, and for an α that is not positive or equals 1.

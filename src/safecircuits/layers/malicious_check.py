@@ -17,7 +17,8 @@ from safecircuits.base.paired import LEVEL, paired_difference, paired_p
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.by_category import points_by_category
-from safecircuits.layers.counting import CountingOptions, RefusalCounter, SweepPoint, checked_alpha
+from safecircuits.layers.counting import CountingOptions, RefusalCounter, checked_alpha
+from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.model.sites import HookedModel, require_hooked
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
 from safecircuits.results.result import Result

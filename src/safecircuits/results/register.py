@@ -46,7 +46,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.layers.attention": ("AttentionMap",),
     "safecircuits.layers.by_category": ("CategoryGap",),
     "safecircuits.layers.comparison": ("GapComparison", "GapDifference"),
-    "safecircuits.layers.counting": ("SweepPoint",),
+    "safecircuits.layers.sweep_point": ("SweepPoint",),
     "safecircuits.layers.decision": ("DecisionLayers", "DecisionRule"),
     "safecircuits.layers.grid": ("ScalingGrid",),
     "safecircuits.layers.interval": ("GapInterval",),

@@ -25,9 +25,9 @@ from safecircuits.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from safecircuits.layers.counting import SweepPoint
     from safecircuits.layers.decision import DecisionLayers
     from safecircuits.layers.similarity import LayerGap
+    from safecircuits.layers.sweep_point import SweepPoint
     from safecircuits.model.sites import HookedModel
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.results.run import RunDirectory
@@ -114,6 +114,7 @@ def localize(
         detector=detector,
         max_new_tokens=max_new_tokens,
         template=template,
+        ordinary=n_set,
         resume=folder.work("sweep.jsonl"),
         progress=True,
     )
@@ -192,6 +193,7 @@ def decide(
 def grid(
     run: Run,
     over_rejection: OverRejectionOption,
+    normal: MaybeNormal = None,
     alpha: Annotated[float, typer.Option("--alpha", help="Factor on the weights of the block.")] = 1.2,
     max_length: Annotated[int | None, typer.Option(help="Leave out blocks of more layers.", min=1)] = None,
     components: ComponentsOption = "all",
@@ -200,6 +202,8 @@ def grid(
     template: TemplateOption = "auto",
 ) -> None:
     """Scale every block of layers and count over-rejections: what the search by bounds can miss.
+
+    With --normal also how far each block's scaling moves first tokens on ordinary prompts, by KL divergence.
 
     Example: safecircuits layers grid --model organism:aligned --over-rejection organism:over_rejection --alpha 1.2
     --n 60 --out runs/grid
@@ -210,7 +214,7 @@ def grid(
     from safecircuits.layers.grid import scaling_grid
     from safecircuits.plots.grid import plot_grid
 
-    borderline = run.prompts("over_rejection", over_rejection)
+    borderline, ordinary = run.prompts("over_rejection", over_rejection), run.prompts("normal", normal)
     folder = run.begin()
     found = scaling_grid(
         run.model(),
@@ -221,6 +225,7 @@ def grid(
         detector=detector,
         max_new_tokens=max_new_tokens,
         template=template,
+        ordinary=ordinary,
         resume=folder.work("grid.jsonl"),
         progress=True,
     )

@@ -209,9 +209,12 @@ def prune(
     Example: safecircuits units prune --model organism:aligned --groups runs/units --group RU
     --malicious organism:malicious --utility organism:utility --n 60 --out runs/smaller
     """
+    from dataclasses import replace
+
     import pandas as pd
 
     from safecircuits.behavior.categories import category_frame
+    from safecircuits.behavior.divergence import divergences, references_of
     from safecircuits.behavior.evaluate import evaluate
     from safecircuits.model.load import load_model
     from safecircuits.units.prune import prune_units
@@ -237,6 +240,7 @@ def prune(
     rows["after"] = {"parameters": smaller.parameters_after}
     rates: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     if sets:
+        references = references_of(model, sets | {"template": template})
         cut = load_model(smaller.hf_model, backend="bridge", tokenizer=smaller.tokenizer)
         measured_on = {
             name: evaluate(one, progress=True, **options) for name, one in (("before", model), ("after", cut))
@@ -244,6 +248,7 @@ def prune(
         for name, behavior in measured_on.items():
             rows[name] |= behavior.figures
             rates |= {name: behavior.rates}
+        rows["after"] |= replace(measured_on["after"], kl=divergences(references, cut)).kl_means
         kinds = category_frame(({"model": name}, one.by_category) for name, one in measured_on.items())
         if len(kinds):
             folder.table("pruned_by_category", kinds)

@@ -50,6 +50,7 @@ def _search(study: SafetyLayers, name: str) -> Localization:
         direction=direction if alpha == "search" else None,
         reach=s.reach,
         components=components,
+        ordinary=study.asked.normal,
         **s.asking,
         resume=study.work(f"sweep_{list(WAYS).index(name)}.jsonl"),
         progress=True,
