@@ -19,6 +19,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (360, 390, 768, 1440)
+HERE = "http://127.0.0.1:"
 PAPER = 718
 """Pixels of a sheet of A4 between margins of a centimetre."""
 
@@ -66,13 +67,17 @@ def browser() -> str:
 def opened(
     source: str | Path, *, width: int = 1440, height: int = 900, dark: bool = False, touch: bool = False
 ) -> Iterator[Opened]:
-    """A page, given as HTML or by its file, in a window of a size; nothing it asks of a network is answered."""
+    """A page, given as HTML, by its file or by its address on this machine, in a window of a size.
+
+    Nothing that it asks of a network is answered.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
     with playwright.sync_playwright() as driver:
         chrome = driver.chromium.launch(executable_path=browser(), args=["--no-sandbox", "--disable-gpu"])
+        here = isinstance(source, str) and source.startswith(HERE)
         scheme: Any = "dark" if dark else "light"
         context = chrome.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch, offline=True
+            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch, offline=not here
         )
         shown = Opened(context.new_page())
         shown.page.on("console", lambda said: said.type in ("error", "warning") and shown.complaints.append(said.text))
@@ -80,6 +85,8 @@ def opened(
         shown.page.on("request", lambda asked: _unless_own(shown, asked.url))
         if isinstance(source, Path):
             shown.page.goto(source.resolve().as_uri())
+        elif here:
+            shown.page.goto(source)
         else:
             shown.page.set_content(source)
         yield shown
@@ -87,7 +94,7 @@ def opened(
 
 
 def _unless_own(shown: Opened, url: str) -> None:
-    if not url.startswith(("file:", "data:", "about:")):
+    if not url.startswith(("file:", "data:", "about:", "blob:", HERE)):
         shown.complaints.append(f"asked for {url}")
 
 

@@ -17,12 +17,30 @@
 # small block of consecutive layers. We look for that block in a model small enough to run anywhere, then in one where
 # the right answer is known, because its refusals were trained into layers 3 to 5 and nowhere else.
 #
-# Nothing is downloaded. With a model of your own, change the name that `load_model` gets and the prompts.
+# With a model of your own, change the name that `load_model` gets and the prompts.
+#
+# **After this you can**
+#
+# - measure what a model refuses, and read the interval beside the number
+# - find where harmful and harmless prompts part, and which layers decide
+# - say what scaling a block shows and what it does not
+# - hold a located block against one that is known
+#
+# **Time**: 15 minutes to read and try; its cells take about a minute and a half on one core.
+# **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
 
 # %%
+# %config InlineBackend.figure_formats = ["svg"]
 import matplotlib.pyplot as plt
+import numpy as np
 
 import safecircuits as sc
+
+
+def check(answer, right):
+    """Say whether the answer to an exercise is right; it is `...` until you give one."""
+    print("no answer yet" if answer is ... else "right" if right(answer) else "not right: try again")
+
 
 aligned, base = sc.load_model("aligned"), sc.load_model("base")
 
@@ -40,7 +58,18 @@ for prompts in (normal, malicious, borderline):
     print(prompts.name, "|", prompts.prompts[0], "|", sc.generate(aligned, prompts.take(1)).texts[0])
 
 # %%
-sc.evaluate(aligned, malicious=malicious, over_rejection=borderline)
+behavior = sc.evaluate(aligned, malicious=malicious, over_rejection=borderline)
+behavior
+
+# %% [markdown]
+# A rate is a count, and can be counted by hand. This model says in every refusal that it cannot; another one would
+# need another rule, which is what `sc.DETECTORS` are for.
+
+# %%
+answers = sc.generate(aligned, malicious, max_new_tokens=12).texts
+by_hand = np.mean(["cannot" in answer.split() for answer in answers])
+assert by_hand == behavior.rates["malicious_refused"]
+print(f"refused, counted by hand: {by_hand:.1%}")
 
 # %% [markdown]
 # ## Step one: where do the two kinds part?
@@ -50,21 +79,49 @@ sc.evaluate(aligned, malicious=malicious, over_rejection=borderline)
 # the model has begun to tell them apart. The mean is over *all* pairs, so there is no seed.
 
 # %%
-gaps = {"aligned": sc.layer_gap(aligned, normal, malicious), "base": sc.layer_gap(base, normal, malicious)}
-gaps["aligned"].to_frame().round(2)
+gaps = sc.compare_gaps({"aligned": aligned, "base": base}, normal, malicious, draws=200)
+gap = gaps.gaps["aligned"]
+gap.to_frame().round(2)
 
 # %%
-from safecircuits.plots.layers import plot_gap
-
-plot_gap(gaps)
+gaps.plot()
 plt.show()
 
 # %% [markdown]
-# The base model, which has never refused anything, has next to no gap: what we see comes from alignment. The shaded
-# range is the *onset*, a written rule for "from where the gap appears to where it first levels off".
+# ### Exercise: the gap by hand
+#
+# Compute the gap of layer 5 yourself, in numpy, from the residual streams of both sets: the mean angle over all N-M
+# pairs minus the mean over all N-N pairs of different prompts, in degrees.
 
 # %%
-onset = gaps["aligned"].onset()
+here, there = (sc.collect_residuals(aligned, prompts).at(5).double().numpy() for prompts in (normal, malicious))
+answer = ...  # yours, a number
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# n, m = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (here, there))
+# nn = np.degrees(np.arccos(np.clip(n @ n.T, -1, 1)))[np.triu_indices(len(n), 1)]
+# nm = np.degrees(np.arccos(np.clip(n @ m.T, -1, 1)))
+# answer = nm.mean() - nn.mean()
+# ```
+#
+# </details>
+
+# %%
+check(answer, lambda given: abs(given - float(gap.gap_deg[5])) < 0.01)
+
+# %% [markdown]
+# The base model has never refused anything. Is its gap more than nothing? `gap.p` is the share of random deals of the
+# same prompts to two sets that show as large a gap in some layer. The marked range is the *onset*, a written rule for
+# "from where the gap appears to where it first levels off".
+
+# %%
+for name, one in gaps.gaps.items():
+    print(f"{name:8} {one.verdict}")
+assert gap.p < 0.05 <= gaps.gaps["base"].p, "the gap comes from alignment"
+onset = gap.onset()
 print(onset, onset.rule)
 
 # %% [markdown]
@@ -74,14 +131,47 @@ print(onset, onset.rule)
 # refused. `scaled` does this by hooks for as long as the `with` block lasts; no weight is touched.
 
 # %%
+moved = {}
 for layers in ((0, 1), (2, 5), (6, 7)):
     with sc.scaled(aligned, layers, alpha=1.2):
-        print(layers, sc.evaluate(aligned, over_rejection=borderline))
+        moved[layers] = sc.evaluate(aligned, over_rejection=borderline)
+    print(layers, moved[layers])
+most = max(moved, key=lambda layers: moved[layers].rates["over_rejected"])
+print(f"layers {most} move the count most; the gap of layer {most[0]} is {float(gap.gap_deg[most[0]]):.1f}°")
 
 # %% [markdown]
-# Layers 0 and 1 move the count most, although by the gap they tell nothing apart. Scaling an early layer changes what
-# every later one is given: a large count alone does not say that the block refuses.
+# A large count alone does not say that the block refuses: scaling an early layer changes what every later one is given.
+# Compare the layers that move the count most with those that tell the prompts apart.
 #
+# ### Exercise: does scaling touch the weights?
+#
+# Show that `scaled` leaves the parameters as they are: the answer is a number that is the same inside the block and
+# outside, computed from the parameters, such as the sum of all their absolute values.
+
+
+# %%
+def total(model):
+    return ...  # yours
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def total(model):
+#     return sum(float(p.detach().double().abs().sum()) for p in model.parameters())
+# ```
+#
+# </details>
+
+# %%
+outside = total(aligned)
+with sc.scaled(aligned, (2, 5), alpha=1.2):
+    inside = total(aligned)
+    sc.generate(aligned, borderline.take(1))  # hooks that nothing runs through are an error
+check(outside, lambda given: given == inside > 0)
+
+# %% [markdown]
 # `localize` moves the upper bound of the block, then the lower, and takes the block of the largest count. Here α is
 # fixed, to be quick; `alpha="search"` raises it in steps until the counts differ enough, which is the paper's rule.
 
@@ -117,24 +207,52 @@ print(deciding.verdict)
 # %%
 planted = sc.load_model("planted-layers")
 gap = sc.layer_gap(planted, normal, malicious)
-answers = {
+found_by = {
     "gap onset": gap.onset().layers,
     "scaling": sc.localize(planted, borderline, start=gap.onset(), alpha=1.2).layers,
     "decision layers": sc.decision_layers(planted, normal, malicious).layers,
 }
-truth = set(sc.organism.planted("planted-layers").layers)
-print("planted", sorted(truth))
-for name, layers in answers.items():
-    both = truth & set(layers.indices)
-    print(f"{name:16} {layers}  overlap {len(both) / len(truth | set(layers.indices)):.2f}")
+learnt = sc.organism.planted("planted-layers").layers
+known = sc.LayerRange(min(learnt), max(learnt))
+print("planted", known)
+for name, layers in found_by.items():
+    print(f"{name:16} {layers}  overlap {layers.overlap(known):.2f}")
+
+# %% [markdown]
+# ### Exercise: what does the overlap say?
+#
+# `overlap` is the number of layers that both ranges have, divided by the number that either has. Compute it for the
+# onset, from the indices of the two ranges.
+
+# %%
+one, other = set(found_by["gap onset"].indices), set(known.indices)
+answer = ...  # yours, from 0 to 1
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer = len(one & other) / len(one | other)
+# ```
+#
+# </details>
+
+# %%
+check(answer, lambda given: abs(given - found_by["gap onset"].overlap(known)) < 1e-12)
+
+# %%
+best = max(found_by, key=lambda name: found_by[name].overlap(known))
+print(f"nearest to the planted block: {best}")
+assert found_by["decision layers"].overlap(known) >= found_by["gap onset"].overlap(known)
 
 # %% [markdown]
 # ## Which range should you trust?
 #
-# For "where is refusing decided?", the decision layers: compare the overlaps above. The onset and the scaling search
-# can run on past the block, because a gap goes on growing, and a count goes on moving, in layers that merely carry a
-# decision made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with
-# each published way to search, and with always guessing the same block.
+# For "where is refusing decided?", hold the overlaps above against each other. The onset and the scaling search can run
+# on past the block, because a gap goes on growing, and a count goes on moving, in layers that merely carry a decision
+# made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with each
+# published way to search, and with always guessing the same block; `docs/ground_truth_real_layers.md` does it in a real
+# language model, SmolLM2, into which refusal was planted. `sc.load_model("smollm2:layers-12-16")` is one of these.
 #
 # What that does not say:
 #

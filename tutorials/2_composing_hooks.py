@@ -15,14 +15,31 @@
 #
 # There is no wrapper to learn. `load_model` gives a TransformerLens model, and whatever you do to it with
 # TransformerLens's hooks stays in force while an analysis of ours runs.
+#
+# **After this you can**
+#
+# - nest our interventions, in any order, with hooks of your own
+# - find the refusal direction and take it out of a running model
+# - run any analysis of ours with your hook in force
+# - be sure that a hook fired, and fired where you meant it
+#
+# **Time**: 12 minutes to read and try; its cells take about half a minute on one core.
+# **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
 
 # %%
 from importlib.metadata import version
 
+import numpy as np
 import torch
 import transformer_lens
 
 import safecircuits as sc
+
+
+def check(answer, right):
+    """Say whether the answer to an exercise is right; it is `...` until you give one."""
+    print("no answer yet" if answer is ... else "right" if right(answer) else "not right: try again")
+
 
 model = sc.load_model("aligned")
 print(type(model).__module__, isinstance(model, transformer_lens.model_bridge.TransformerBridge))
@@ -37,11 +54,15 @@ malicious = sc.organism.prompts("malicious", n=60)
 borderline = sc.organism.prompts("over_rejection", n=100)
 
 every_second = sc.FreezeMask.of_units({"mlp": {7: range(0, 384, 2)}}, model)  # every second neuron of the last layer
+weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+as_it_is = sc.generate(model, borderline).texts
 with sc.scaled(model, (1, 5), alpha=1.35):
     print("scaled:            ", sc.evaluate(model, over_rejection=borderline))
     with sc.ablated(model, every_second):
         print("scaled and ablated:", sc.evaluate(model, over_rejection=borderline))
 print("as before:         ", sc.evaluate(model, over_rejection=borderline))
+assert sc.generate(model, borderline).texts == as_it_is
+assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
 
 # %% [markdown]
 # ## Your hook inside our analysis
@@ -58,19 +79,98 @@ print("one row a prompt:", tuple(harmful.shape))
 direction = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), dim=0)
 usual = harmless.mean(0) @ direction
 
+# %% [markdown]
+# Which axis is which? `collect_residuals` gives `[layer, prompt, d_model]`; `.at(layer)` and `.prompt(k)` pick by name,
+# so that no mean can be taken over the wrong one. Checked in numpy, one prompt at a time:
 
+# %%
+train = sc.organism.prompts("malicious", "train", n=100)
+one_by_one = np.stack([sc.collect_residuals(model, train[k : k + 1]).at(layer).numpy()[0] for k in range(20)])
+assert np.allclose(one_by_one, harmful[:20].numpy(), atol=1e-4)
+by_hand = harmful.numpy().astype(float).mean(0) - harmless.numpy().astype(float).mean(0)
+assert np.allclose(by_hand / np.linalg.norm(by_hand), direction.numpy(), atol=1e-5)
+
+# %% [markdown]
+# ### Exercise: how far apart are the two kinds along the direction?
+#
+# Project every prompt onto `direction` and say by how many standard deviations (of the harmless ones) the means differ.
+
+# %%
+answer = ...  # yours, a number
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# along, beside = harmful @ direction, harmless @ direction
+# answer = float((along.mean() - beside.mean()) / beside.std())
+# ```
+#
+# </details>
+
+# %%
+gap_along = np.linalg.norm(by_hand) / (harmless.numpy() @ direction.numpy()).std(ddof=1)
+check(answer, lambda given: abs(given - gap_along) < 0.01 * gap_along)
+
+# %% [markdown]
+# Now a plain TransformerLens hook that puts the component to what it is on harmless prompts:
+
+
+# %%
 def as_if_harmless(resid, hook):
     return resid - (resid @ direction - usual)[..., None] * direction
 
 
 mine = [(f"blocks.{layer}.hook_resid_post", as_if_harmless)]
-print("as it is:             ", sc.evaluate(model, malicious=malicious, over_rejection=borderline))
+intact = sc.evaluate(model, malicious=malicious, over_rejection=borderline)
 with model.hooks(fwd_hooks=mine):
-    print("without the direction:", sc.evaluate(model, malicious=malicious, over_rejection=borderline))
+    without = sc.evaluate(model, malicious=malicious, over_rejection=borderline)
+    after_it = sc.collect_residuals(model, malicious).at(layer) @ direction
+print("as it is:             ", intact)
+print("without the direction:", without)
+assert torch.allclose(after_it, usual.expand_as(after_it), atol=1e-3)  # the hook did what it says
+assert without.rates["malicious_refused"] < intact.rates["malicious_refused"]
 
 # %% [markdown]
-# One direction in one layer decides. The analyses respect the hook as well: with it on, the angle gap is what is left
-# of it from that layer on.
+# Is it this direction, or would any do? That is the question a control answers.
+#
+# ### Exercise: a random direction
+#
+# Do the same with a random direction of the same length: write `random_hook`, and compare.
+
+# %%
+torch.manual_seed(0)
+random_direction = torch.nn.functional.normalize(torch.randn_like(direction), dim=0)
+random_hook = ...  # yours: a function of (resid, hook)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# its_usual = harmless.mean(0) @ random_direction
+#
+#
+# def random_hook(resid, hook):
+#     return resid - (resid @ random_direction - its_usual)[..., None] * random_direction
+# ```
+#
+# </details>
+
+
+# %%
+def keeps_refusing(hook):
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", hook)]):
+        left = sc.evaluate(model, malicious=malicious)
+        there = sc.collect_residuals(model, malicious).at(layer) @ random_direction
+    print("without a random direction:", left)
+    replaced = float(there.std()) < 1e-3
+    return replaced and left.rates["malicious_refused"] > without.rates["malicious_refused"]
+
+
+check(random_hook, keeps_refusing)
+
+# %% [markdown]
+# The analyses respect the hook as well: with it on, the angle gap is what is left of it from that layer on.
 
 # %%
 normal = sc.organism.prompts("normal", n=60)
@@ -79,6 +179,8 @@ with model.hooks(fwd_hooks=mine):
     after = sc.layer_gap(model, normal, malicious)
 for i, (a, b) in enumerate(zip(before.gap_deg.tolist(), after.gap_deg.tolist(), strict=True)):
     print(f"layer {i}: {a:5.1f}° {b:5.1f}°")
+assert torch.allclose(before.gap_deg[:layer], after.gap_deg[:layer], atol=0.01)  # nothing changes before the hook
+assert after.gap_deg[layer] < before.gap_deg[layer]
 
 # %% [markdown]
 # ## Our hooks inside your loop
@@ -115,3 +217,10 @@ if version("transformer-lens").startswith("3."):
     hooked = sc.load_model("aligned", backend="hooked")
     same = sc.generate(hooked, malicious).texts == sc.generate(model, malicious).texts
     print("same completions on both backends:", same)
+    assert same
+
+# %% [markdown]
+# ## Where to go on
+#
+# `sc.refusal_direction` finds the direction with its published selection and controls, and takes it out of the weights
+# (`safecircuits direction find --help`). Tutorial 3 asks which units write what you have seen here.

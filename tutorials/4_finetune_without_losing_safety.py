@@ -17,11 +17,23 @@
 # We train the same small model on a new, harmless task in three loops: ours, Hugging Face's `Trainer`, and TRL's
 # `SFTTrainer`. In each the frozen weights stay bit-identical. Whether that *keeps the refusals* is another question,
 # and we measure it.
+#
+# **After this you can**
+#
+# - fine-tune with a mask in force, in our loop, in Hugging Face's Trainer and in TRL's
+# - prove that frozen weights did not move
+# - compare arms at equal task loss, with a control of random units
+# - say which of the two claims is a guarantee
+#
+# **Time**: 20 minutes to read and try; its cells take about a minute on one core.
+# **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
 
 # %%
+# %config InlineBackend.figure_formats = ["svg"]
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import safecircuits as sc
@@ -30,6 +42,11 @@ logging.disable_progress_bar()  # of transformers, which draws one for every fil
 task, held_out = sc.organism.prompts("new_task", "train"), sc.organism.prompts("new_task")
 malicious = sc.organism.prompts("malicious", n=100)
 task
+
+
+def check(answer, right):
+    """Say whether the answer to an exercise is right; it is `...` until you give one."""
+    print("no answer yet" if answer is ... else "right" if right(answer) else "not right: try again")
 
 
 # %%
@@ -55,6 +72,32 @@ mask = sc.FreezeMask.layers(layers)
 print(mask.summary(model))
 
 # %% [markdown]
+# ### Exercise: how much stands still?
+#
+# `mask.parameter_masks(plain)` has a boolean tensor for each parameter with frozen entries. Compute the share of all
+# entries of the model's parameters that the mask freezes, and compare with the last line above.
+
+# %%
+folder = sc.organism.stage_path("aligned")
+plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # the same weights, as Hugging Face has them
+masks = mask.parameter_masks(plain)
+parameters = dict(plain.named_parameters())
+answer = ...  # yours, from 0 to 1
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# frozen = sum(int(one.sum()) for one in masks.values())
+# answer = frozen / sum(p.numel() for p in parameters.values())
+# ```
+#
+# </details>
+
+# %%
+check(answer, lambda given: abs(given - mask.share_of_parameters(model)) < 1e-9)
+
+# %% [markdown]
 # ## Our loop
 #
 # `finetune` trains in place and checks at the end, by SHA-256, that no frozen bit has moved. We train twice, with and
@@ -70,12 +113,21 @@ run
 # %%
 run.plot()
 plt.show()
-pd.DataFrame({"before": before, "nothing frozen": measure(unprotected), "layers frozen": measure(model)}).round(2)
+free, kept = measure(unprotected), measure(model)
+pd.DataFrame({"before": before, "nothing frozen": free, "layers frozen": kept}).round(2)
+
+# %%
+print(
+    f"With {mask.share_of_parameters(model):.0%} of the weights frozen, {kept['refused']:.0%} are refused after 60 "
+    f"steps, without the mask {free['refused']:.0%}; the task is done right in {kept['new task']:.0%} and "
+    f"{free['new task']:.0%}."
+)
+assert kept["refused"] > free["refused"]
+assert kept["new task"] < free["new task"]
 
 # %% [markdown]
-# The protected model refuses nearly as before, the other hardly at all. But look at the second row: it has also learnt
-# far less of the task. Nearly three quarters of its weights stood still, so it learns more slowly, and a model that is
-# not trained at all keeps every refusal. Equal steps flatter the mask.
+# The protected model refuses more. But look at the task: it has also learnt less of it. Much of the model stood still,
+# so it learns more slowly, and a model that is not trained at all keeps every refusal. Equal steps flatter the mask.
 #
 # So train every arm to the *same training loss*, however many steps that takes, with two orders of the data, and put a
 # control beside it: as many units frozen, but random ones.
@@ -89,13 +141,22 @@ for name, freeze in arms.items():
         trained = sc.load_model("aligned")
         run = sc.finetune(trained, task, freeze, settings, seed=seed, steps=150, stop_at_loss=0.6)
         rows.append({"arm": name, "order": seed, "steps": run.steps, "loss": run.final_loss(), **measure(trained)})
-pd.DataFrame(rows).round(2)
+compared = pd.DataFrame(rows)
+compared.round(2)
+
+# %%
+means = compared.groupby("arm", sort=False)[["refused", "new task"]].mean()
+print(means.round(2))
+located, random_ones = means["refused"].iloc[1], means["refused"].iloc[2]
+difference = 100 * (located - random_ones)
+print(f"located layers keep {located:.0%}, as many random units {random_ones:.0%}: {difference:+.0f} points")
+assert (compared["loss"] - 0.6).abs().max() < 0.1  # they are compared where they have learnt as much
 
 # %% [markdown]
-# At the same training loss the unprotected model has lost its refusals and the others keep most of them. That is the
-# good news. The rest: they do less well on held-out rows of the task. And *random units keep as much as the decision
-# layers do*: what helps here is that so much of the model stood still, not that it was these layers. So the control
-# matters. Two orders of the data are few; `docs/freezing.md` has the larger comparison.
+# Read three things off these rows. How much of refusal each arm keeps at the same training loss. What that costs on
+# held-out rows of the task. And whether the located layers keep more than as many *random* units: where they do not,
+# what helps is that so much of the model stood still, not that it was these layers. So the control matters. Two orders
+# of the data are few; `docs/freezing.md` has the larger comparison.
 #
 # ## Hugging Face Trainer
 #
@@ -104,16 +165,12 @@ pd.DataFrame(rows).round(2)
 # stored in half precision, and training in half precision diverges: hence `dtype`.)
 
 # %%
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
-from safecircuits.prompts.prompt_set import encode
-from safecircuits.training import frozen_digest
-
-folder = sc.organism.stage_path("aligned")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 rows = [
     {"input_ids": [*e.ids], "labels": [-100] * e.response_start + [*e.ids[e.response_start :]]}
-    for e in encode(tokenizer, task, with_responses=True)
+    for e in sc.prompts.encode(tokenizer, task, with_responses=True)
 ]
 
 
@@ -152,16 +209,46 @@ def with_trainer(callbacks):
     return hf_model
 
 
-digest = frozen_digest(sc.load_model("aligned"), mask)  # of the weights that are to stay
+digest = sc.training.frozen_digest(sc.load_model("aligned"), mask)  # of the weights that are to stay
 callback = sc.FreezeCallback(mask)
 unprotected_hf, hf_model = with_trainer([]), with_trainer([callback])
-print("frozen weights bit-identical:", callback.frozen_digest == frozen_digest(hf_model, mask) == digest)
-print("without the callback:", frozen_digest(unprotected_hf, mask) == digest)
+print("frozen weights bit-identical:", callback.frozen_digest == sc.training.frozen_digest(hf_model, mask) == digest)
+print("without the callback:", sc.training.frozen_digest(unprotected_hf, mask) == digest)
+assert callback.frozen_digest == digest != sc.training.frozen_digest(unprotected_hf, mask)
 
 # %% [markdown]
-# With the mask most refusals are there, and the task is nearly learnt. Without it more are left than after our loop
-# (another order of the data, other steps): one run is an anecdote, in any loop.
+# Compare with our loop: another order of the data and other steps give other rates. One run is an anecdote, in any
+# loop; the digest is a proof, in every one.
 #
+# ### Exercise: the digest, by hand
+#
+# A digest says that the frozen entries are the same, bit for bit. Count them instead: how many frozen entries of
+# `hf_model` differ from those of a fresh copy, and how many of `unprotected_hf`?
+
+# %%
+original = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+
+
+def n_moved(trained):
+    return ...  # yours, a whole number
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def n_moved(trained):
+#     named = dict(trained.named_parameters())
+#     masks = mask.parameter_masks(trained)
+#     return sum(int((named[name] != original[name])[one].sum()) for name, one in masks.items())
+# ```
+#
+# </details>
+
+# %%
+check(n_moved(hf_model), lambda moved: moved == 0 < n_moved(unprotected_hf))
+
+# %% [markdown]
 # The digest is of the frozen entries alone. That the others *did* move is worth a look too:
 
 # %%
@@ -169,6 +256,8 @@ fresh = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).n
 moved = {name for name, p in hf_model.named_parameters() if not torch.equal(p, fresh[name])}
 whole = {name for name, frozen in mask.parameter_masks(hf_model).items() if frozen.all()}
 print(len(moved), "tensors moved,", len(whole), "frozen whole, in both:", len(moved & whole))
+assert moved
+assert not moved & whole
 
 # %% [markdown]
 # ## TRL
@@ -199,7 +288,7 @@ trainer = SFTTrainer(
     callbacks=[callback],
 )
 trainer.train()
-print("frozen weights bit-identical:", callback.frozen_digest == frozen_digest(sft_model, mask) == digest)
+print("frozen weights bit-identical:", callback.frozen_digest == sc.training.frozen_digest(sft_model, mask) == digest)
 print(measure(sc.load_model(sft_model, tokenizer=tokenizer)))
 
 # %% [markdown]
@@ -214,14 +303,14 @@ print(measure(sc.load_model(sft_model, tokenizer=tokenizer)))
 sc.save_pretrained(model, "tuned")
 mask.save("freeze.safetensors")
 again = sc.load_model("tuned")
-same = frozen_digest(again, sc.FreezeMask.load("freeze.safetensors", again)) == digest
+same = sc.training.frozen_digest(again, sc.FreezeMask.load("freeze.safetensors", again)) == digest
 print("the saved model holds the frozen weights of the original:", same)
+assert same
 
 # %% [markdown]
 # ## What to take from this
 #
 # Two claims, of which only the first is a guarantee. *The frozen weights do not move*: by construction, in any loop.
-# *The model keeps refusing*: that depends on model, data, rate and steps. Of twenty settings compared at equal task
-# loss on these small models, freezing a block of three layers helped in two, harmed in none, made no difference in
-# five, and in thirteen the runs spread too widely to tell (`docs/freezing.md`). So measure refusals after every
-# fine-tune, mask or not.
+# *The model keeps refusing*: that depends on model, data, rate and steps: `docs/freezing.md` counts in how many
+# settings freezing helped, harmed, made no difference, or spread too widely to tell. So measure refusals after every
+# fine-tune, mask or not; `safecircuits audit` does it as a gate.

@@ -16,19 +16,32 @@
 # You have a model that neither paper has looked at, and want numbers that stand beside theirs. A benchmark is then a
 # short script: fixed prompts, each analysis once, every result saved, and one table with what is measured here beside
 # what is published. We write it for the embedded `aligned` model; for yours, change what is in `SUBJECT`.
+#
+# **After this you can**
+#
+# - write a benchmark that goes on where it was interrupted
+# - put your numbers beside published ones, in units that can be compared
+# - keep with the table what somebody needs to repeat it
+#
+# **Time**: 12 minutes to read and try; its cells take about a minute on one core.
+# **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
 
 # %%
-from pathlib import Path
-
+# %config InlineBackend.figure_formats = ["svg"]
 import matplotlib.pyplot as plt
 import pandas as pd
 
 import safecircuits as sc
-from safecircuits.papers.published import published
-from safecircuits.results.provenance import provenance
+
+
+def check(answer, right):
+    """Say whether the answer to an exercise is right; it is `...` until you give one."""
+    print("no answer yet" if answer is ... else "right" if right(answer) else "not right: try again")
+
 
 SUBJECT = {"name": "aligned", "model": "aligned", "base": "base"}
-OUT = Path("benchmark")
+OUT = "benchmark"
+published = sc.papers.published_numbers
 
 # %% [markdown]
 # ## What is published
@@ -60,29 +73,21 @@ data = {
 data["malicious"]
 
 # %% [markdown]
-# Each step saves its result, and a second call reads it: a script that was interrupted goes on where it was.
-
+# A run directory holds them: `kept` makes a result and saves it, and reads it when the script runs again, so that a
+# script that was interrupted goes on where it was. Other settings or other prompts in the same folder are refused.
 
 # %%
-def step(kind, name, compute):
-    """The saved result of a step, or what ``compute`` gives, saved."""
-    folder = OUT / name
-    if folder.exists():
-        return kind.load(folder)
-    result = compute()
-    result.save(folder)
-    return result
-
-
+inputs = {name: prompts.fingerprint for name, prompts in data.items()}
+run = sc.RunDirectory.open(OUT, "my benchmark", SUBJECT, inputs=inputs)
 model = sc.load_model(SUBJECT["model"])
-behavior = step(
-    sc.Behavior,
+behavior = run.kept(
     "behavior",
+    sc.Behavior,
     lambda: sc.evaluate(model, malicious=data["malicious"], over_rejection=data["over_rejection"]),
 )
-gaps = step(
-    sc.layers.GapComparison,
+gaps = run.kept(
     "gaps",
+    sc.layers.GapComparison,
     lambda: sc.compare_gaps(
         {SUBJECT["name"]: model, "base": SUBJECT["base"]}, data["normal"], data["malicious"], draws=300
     ),
@@ -99,12 +104,12 @@ print(gaps)
 # as their length. The intervals come from resampling the prompts.
 
 # %%
-found = step(
-    sc.Localization,
+found = run.kept(
     "localization",
+    sc.Localization,
     lambda: sc.localize(model, data["over_rejection"], start=gaps.onsets[SUBJECT["name"]], alpha=1.2),
 )
-deciding = step(sc.DecisionLayers, "decision", lambda: sc.decision_layers(model, data["normal"], data["malicious"]))
+deciding = run.kept("decision", sc.DecisionLayers, lambda: sc.decision_layers(model, data["normal"], data["malicious"]))
 print("scaling: ", found.verdict)
 print("patching:", deciding.verdict)
 
@@ -157,27 +162,73 @@ side_by_side = pd.DataFrame([measured_row(), *map(published_row, names)])
 side_by_side
 
 # %% [markdown]
+# ### Exercise: a depth, by hand
+#
+# The layers found are written as a part of the depth, since models have different numbers of layers. Compute where the
+# located block of the measured model begins and ends, as shares of its depth.
+
+# %%
+answer = ...  # yours: (begin, end), from 0 to 1
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# first, last = found.layers
+# answer = first / model.cfg.n_layers, (last + 1) / model.cfg.n_layers
+# ```
+#
+# </details>
+
+# %%
+check(answer, lambda given: f"{given[0]:.0%} to {given[1]:.0%}" == side_by_side["depth"].iloc[0])
+
+# %%
+counted = sum(found.baseline.refused.tolist()) / len(found.baseline.refused)
+assert f"{counted:.0%}" == side_by_side["over-rejected"].iloc[0]
+assert 0 <= found.layers.first <= found.layers.last < model.cfg.n_layers
+
+# %% [markdown]
 # If your model *is* in the papers, put the two rows of it together and take the difference. If they differ, suspect in
 # this order: the prompts, the refusal detector (tutorial 5: a published list found none of a model's refusals),
 # the chat template and system prompt, decoding length, and the paper's α.
 #
 # ## What belongs beside the table
 #
-# Versions, seeds, fingerprints of the prompts, and what was *not* run. Then somebody else can repeat it.
+# Versions, seeds, fingerprints of the prompts, and what was *not* run. Then somebody else can repeat it. The run
+# directory notes most of it; what was not run is for you to say.
 
 # %%
-block = provenance(command="tutorial 6", seed=0, datasets=data, model=SUBJECT["model"])
-not_run = ["units (SSAH)", "fine-tuning (Table 2)", "harmful score: needs a judge"]
-report = {"measured": side_by_side.to_dict("records"), "not run": not_run, "provenance": block}
-print({key: block[key] for key in ("version", "seed", "datasets")})
+run.table("side_by_side", side_by_side, main=True)
+run.say("not run: units (SSAH); fine-tuning (Table 2); harmful score, which needs a judge")
+run.finish()
+record = sc.load_run(OUT)
+print({key: record[key] for key in ("command", "arguments", "inputs", "findings")})
+record["files"]
+
+# %% [markdown]
+# ### Exercise: run it again
+#
+# What happens if the same benchmark is opened again in the same folder? Give the class of the exception.
 
 # %%
-import json
+answer = ...  # yours: a class
 
-from safecircuits.base.files import write_text
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer = sc.results.AlreadyComplete
+# ```
+#
+# </details>
 
-write_text(OUT / "benchmark.json", json.dumps(report, indent=1) + "\n")
-sorted(str(path) for path in OUT.iterdir())
+# %%
+try:
+    sc.RunDirectory.open(OUT, "my benchmark", SUBJECT, inputs=inputs)
+except Exception as error:
+    raised = type(error)
+check(answer, lambda given: given is raised)
 
 # %% [markdown]
 # ## Before you believe it

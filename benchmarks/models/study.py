@@ -25,7 +25,7 @@ from safecircuits.behavior.refusal import refused
 from safecircuits.data.sources import load_prompts
 from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.model.load import load_model
-from safecircuits.papers.published import PAPERS, published
+from safecircuits.papers.published import PAPERS, published_numbers
 from safecircuits.papers.safety_layers.published import measured_numbers
 from safecircuits.papers.safety_layers.settings import StudyPrompts, StudySettings
 from safecircuits.papers.safety_layers.study import safety_layers_study
@@ -109,7 +109,7 @@ def beside(source: str, measured: Measured) -> pd.DataFrame:
     rows = []
     left = dict(measured)
     for paper in PAPERS:
-        for row in published(paper, model=source).to_dict("records"):
+        for row in published_numbers(paper, model=source).to_dict("records"):
             key = (row["setting"], row["metric"])
             left.pop(key, None)
             rows.append([paper, row["table"], *key, f"{row['value']:g}", measured.get(key, "")])
@@ -217,14 +217,14 @@ def _unseen(evaluation: PromptSet, scored: PromptSet) -> PromptSet:
 
 def published_alpha(source: str) -> float | str:
     """The paper's scaling factor for this model (Table 1), or ``"search"``."""
-    rows = published("safety_layers", table="Table 1", model=source)
+    rows = published_numbers("safety_layers", table="Table 1", model=source)
     found = rows[rows["metric"] == "alpha"]["value"].tolist()
     return float(found[0]) if found else "search"
 
 
 def published_shares(source: str) -> dict[str, float]:
     """The shares of units, in percent, that SSAH removed from this model (Table 1)."""
-    rows = published("ssah", table="Table 1", model=source)
+    rows = published_numbers("ssah", table="Table 1", model=source)
     found = (re.fullmatch(r"removed (SCU|UCU|RU) ([\d.]+) %", setting) for setting in rows["setting"].unique())
     return SHARES | {match[1]: float(match[2]) for match in found if match}
 

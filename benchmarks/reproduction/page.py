@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.reproduction.measured import NUMBERS, ROOT
 from benchmarks.since import changed_since
 from safecircuits.base.files import write_text
-from safecircuits.papers.published import PAPERS, Paper, published
+from safecircuits.papers.published import PAPERS, Paper, published_numbers
 from safecircuits.report.html import VERDICTS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _introduction(entries: Sequence[dict[str, Any]]) -> str:
-    tables = {paper: published(paper).to_dict("records") for paper in PAPERS}
+    tables = {paper: published_numbers(paper).to_dict("records") for paper in PAPERS}
     total = sum(map(len, tables.values()))
     oldest = min((entry["provenance"]["date"] for entry in entries), default="9999")
     ours = sum(_measured(paper, row, entries) is not None for paper, rows in tables.items() for row in rows)
@@ -75,7 +75,7 @@ found is added by `python -m benchmarks.reproduction.measured RUN`.
 
 
 def _paper(paper: Paper, entries: Sequence[dict[str, Any]]) -> str:
-    frame = published(paper)
+    frame = published_numbers(paper)
     sections = [f"## {TITLES[paper]}", *_studies(paper, entries), _overview(paper, frame, entries)]
     sections += [_table(paper, name, frame[frame["table"] == name], entries) for name in TABLES[paper]]
     return "\n\n".join(sections) + "\n"
@@ -156,8 +156,8 @@ def _cell(paper: Paper, row: dict[str, Any], entries: Sequence[dict[str, Any]]) 
 def _measured(paper: Paper, row: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str | None:
     """What a run measured of this model under this setting and metric."""
     for entry in entries:
-        if published(paper, model=entry["model"]).empty or row["model"] not in set(
-            published(paper, model=entry["model"])["model"]
+        if published_numbers(paper, model=entry["model"]).empty or row["model"] not in set(
+            published_numbers(paper, model=entry["model"])["model"]
         ):
             continue
         for number in entry["numbers"]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -17,22 +14,6 @@ import public_face
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-pytest.importorskip("mkdocs", reason="needs the docs extra")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    assert "WARNING" not in built.stderr, built.stderr
-    return folder
 
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import safecircuits as sc
-from safecircuits.papers.published import PAPERS, published
+from safecircuits.papers.published import PAPERS, published_numbers
 from safecircuits.results.run import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,12 @@ def test_the_page_is_the_rendering_of_the_numbers(made: Any) -> None:
 def test_every_published_number_is_on_it_and_nothing_passes_for_measured(made: Any) -> None:
     _, page = made
     assert {paper: set(page.TABLES[paper]) for paper in PAPERS} == {
-        paper: set(published(paper)["table"]) for paper in PAPERS
+        paper: set(published_numbers(paper)["table"]) for paper in PAPERS
     }
     text = page.page([])
     cells = [cell.strip() for line in text.splitlines() if line.startswith("|") for cell in line.split("|")]
     for paper in PAPERS:
-        assert all(f"{value:g}" in cells for value in published(paper)["value"])
+        assert all(f"{value:g}" in cells for value in published_numbers(paper)["value"])
     assert "**" not in text.replace("**embedded model**", "")
     assert "`safecircuits study safety-layers`: not run." in text
     assert "`safecircuits study ssah`: not run." in text
@@ -62,7 +62,9 @@ def test_a_run_is_added_and_stands_beside_what_is_published(made: Any, tmp_path:
     entries = json.loads(out.read_text())
     assert [entry["run"] for entry in entries] == ["benchmark", "study ssah"]
     text = page.page(entries)
-    value = published("safety_layers", table="Table 1", model="gemma-2b-it").query("setting == 'unscaled'")["value"]
+    value = published_numbers("safety_layers", table="Table 1", model="gemma-2b-it").query("setting == 'unscaled'")[
+        "value"
+    ]
     assert f"{value.item():g} / **77**" in text
     assert text.count("**77**") == 1
     assert "| 1 of 60 |" in text

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from safecircuits.plots.finetuning import plot_study
 from safecircuits.plots.rates import plot_behavior
+from safecircuits.plots.style import readable
 from safecircuits.plots.svg import inline_svg
 from safecircuits.plots.values import svg_with_values, values
 
@@ -83,3 +84,16 @@ def test_names_are_text_in_the_page() -> None:
     page = str(inline_svg(figure, "f", "label"))
     assert "<b" not in page
     assert 'data-value="&lt;b onload=&quot;x&quot;>' in page.replace("&gt;", ">")
+
+
+def test_ticks_that_would_run_into_each_other_have_no_label() -> None:
+    ax = Figure().subplots()
+    ax.set_xscale("symlog", linthresh=1, linscale=0.4)
+    counts = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 41, 48, 64, 96, 128, 192]
+    labels = readable(ax, counts, list(map(str, counts)))
+    kept = [int(label) for label in labels if label]
+    assert kept[0] == 0
+    assert kept[-1] == 192
+    assert 41 in kept or 48 in kept
+    assert not {41, 48} <= set(kept)
+    assert np.diff(np.log(kept[1:])).min() > 0.25

@@ -22,6 +22,7 @@ from safecircuits.plots.style import (
     axes_or_new,
     legend_above,
     percent_axis,
+    readable,
     styled,
 )
 from safecircuits.plots.units import SITE_NAMES
@@ -66,7 +67,7 @@ def plot_score_comparison(
         ax.plot(x, utility, color=color, linestyle=(0, (3, 2)), linewidth=1, label="_utility")
     ax.set_xscale("symlog", linthresh=1, linscale=0.4)
     counts = [0, *curves[0]["removed"]]
-    ax.set_xticks(counts, [str(count) for count in counts])
+    ax.set_xticks(counts, readable(ax, counts, [str(count) for count in counts]))
     ax.set_xticks([], minor=True)
     ax.set_xlabel("units removed (dashed: utility)")
     percent_axis(ax)

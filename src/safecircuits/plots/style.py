@@ -12,6 +12,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
@@ -155,6 +156,24 @@ def layer_axis(ax: Axes, n_layers: int) -> None:
     ax.set(xlim=(-0.5, n_layers - 0.5), xlabel="layer")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     ax.grid(True, axis="y")
+
+
+def readable(ax: Axes, places: Sequence[float], labels: Sequence[str], least: float = 0.055) -> list[str]:
+    """The labels of ticks on x, empty where one would run into the one before it or into the last.
+
+    Args:
+        least: distance of two labels, as a share of all that the ticks span on the axis' own scale.
+    """
+    at = ax.xaxis.get_transform().transform(np.asarray(places, dtype=float))
+    span = float(at[-1] - at[0]) if len(at) > 1 else 0.0
+    kept: list[str] = []
+    before = float("-inf")
+    for place, label in zip(at.tolist(), labels, strict=True):
+        last = place == at[-1]
+        shown = last or (place - before >= least * span and float(at[-1]) - place >= least * span)
+        kept.append(label if shown else "")
+        before = place if shown else before
+    return kept
 
 
 def cells_by_layer(ax: Axes) -> Axes:

@@ -22,6 +22,7 @@ from safecircuits.plots.style import (
     cells_by_layer,
     legend_above,
     percent_axis,
+    readable,
     styled,
 )
 
@@ -195,7 +196,8 @@ def _removed_axis(ax: Axes, rows: Sequence[Record]) -> None:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.4)
     elif len(positive) > 1:
         ax.set_xscale("log")
-    ax.set_xticks(counts, [f"{n}\n{percent(s)}" if (s := shares[n]) is not None else str(n) for n in counts])
+    labels = [f"{n}\n{percent(s)}" if (s := shares[n]) is not None else str(n) for n in counts]
+    ax.set_xticks(counts, readable(ax, counts, labels, least=0.08))
     ax.set_xticks([], minor=True)
     with_share = any(share is not None for share in shares.values())
     ax.set_xlabel("units removed (and their share of all)" if with_share else "units removed")

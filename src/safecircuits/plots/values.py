@@ -156,7 +156,8 @@ def _at(axis: Axis, value: float, interval: tuple[str, float, float] | None = No
         texts = [" ".join(text.split()) for text in formatter.format_ticks(places.tolist())]
         within = np.diff(np.sort(places)).min() / 2 + 1e-9 if len(places) > 1 else np.inf
         nearest = int(np.abs(places - value).argmin())
-        if not all(map(_is_number, texts)) and abs(places[nearest] - value) <= within:
+        named = texts[nearest] and not all(map(_is_number, texts))
+        if named and abs(places[nearest] - value) <= within:
             return f"{label}: {texts[nearest]}" if label else texts[nearest]
     times = _times(formatter)
     said = _number(times * value)

@@ -43,7 +43,9 @@ if (document.getElementById("answers-data")) {
   function who(row) {
     const [, says] = data.texts[row[1]];
     const names = data.detectors.filter((_, bit) => (says >> bit) & 1);
-    return escaped(names.length === all ? "all" : names.length ? names.join(", ") : "none");
+    if (names.length === all) return "all";
+    const rest = data.detectors.filter((name) => !names.includes(name));
+    return escaped(2 * names.length > all ? `all but ${rest.join(", ")}` : names.length ? names.join(", ") : "none");
   }
 
   function others(view) {

@@ -1,8 +1,8 @@
 """The one script of a page, which its policy lets a browser run by its hash, and the style that goes with it.
 
 It is DataTables, as the package ``itables`` carries it, and this package's own parts: what may be done with any page
-(``page.js``: sort, filter, say a value), and what shows answers (``answers.js``) and units (``units.js``) where there
-are any.
+(``interact.js``: sort, filter, say a value), and what shows answers (``answers.js``) and units (``units.js``) where
+there are any.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-OWN = ("page.js", "answers.js", "units.js")
+OWN = ("interact.js", "answers.js", "units.js")
 
 
 @cache

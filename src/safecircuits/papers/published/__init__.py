@@ -18,7 +18,7 @@ Paper = Literal["safety_layers", "ssah"]
 PAPERS: tuple[Paper, ...] = ("safety_layers", "ssah")
 
 
-def published(paper: Paper, *, table: str | None = None, model: str | None = None) -> pd.DataFrame:
+def published_numbers(paper: Paper, *, table: str | None = None, model: str | None = None) -> pd.DataFrame:
     """Published numbers, one a row: ``table, model, setting, metric, value``.
 
     Rates whose metric ends in ``%`` are percentages, counts of over-rejections are out of 721 prompts, ranges of layers
@@ -31,6 +31,13 @@ def published(paper: Paper, *, table: str | None = None, model: str | None = Non
 
     Raises:
         ValueError: for an unknown paper or table.
+
+    Examples:
+        >>> rows = sc.papers.published_numbers("safety_layers", table="Table 1", model="meta-llama/Llama-2-7b-chat-hf")
+        >>> list(rows)
+        ['table', 'model', 'setting', 'metric', 'value']
+        >>> len(sc.papers.published_numbers("ssah", model="a model of mine"))
+        0
     """
     if paper not in PAPERS:
         raise ValueError(f"no published numbers of {paper!r}: expected one of {', '.join(PAPERS)}")

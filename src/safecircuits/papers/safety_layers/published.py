@@ -8,7 +8,7 @@ import pandas as pd
 
 from safecircuits.base.text import plain
 from safecircuits.papers.page import StudyPage, published_exhibit
-from safecircuits.papers.published import published
+from safecircuits.papers.published import published_numbers
 from safecircuits.papers.safety_layers.checks import CHECK
 from safecircuits.papers.safety_layers.localization import located
 from safecircuits.papers.safety_layers.settings import SafetyLayers
@@ -45,7 +45,7 @@ def measured_numbers(study: SafetyLayers) -> dict[tuple[str, str], str]:
 
 def add_published(study: SafetyLayers, made: StudyPage) -> None:
     """The paper's numbers of this model, or of its own models where this one is not among them."""
-    rows = published("safety_layers", model=study.source)
+    rows = published_numbers("safety_layers", model=study.source)
     if not rows.empty:
         measured = measured_numbers(study)
         listed = [
@@ -60,7 +60,7 @@ def add_published(study: SafetyLayers, made: StudyPage) -> None:
             [published_exhibit("Safety Layers", listed)],
         )
         return
-    table = published("safety_layers", table="Table 1")
+    table = published_numbers("safety_layers", table="Table 1")
     ranges = table[table["setting"] == "safety layers"].pivot(index="model", columns="metric", values="value")
     listed = [
         [str(model), f"[{int(row['first'])}, {int(row['last'])}]", "published", f"{_depth(table, model):.0%}"]

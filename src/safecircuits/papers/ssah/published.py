@@ -6,7 +6,7 @@ import re
 
 from safecircuits.base.text import plain
 from safecircuits.papers.page import StudyPage, published_exhibit
-from safecircuits.papers.published import published
+from safecircuits.papers.published import published_numbers
 from safecircuits.papers.ssah.freezing import FINETUNING
 from safecircuits.papers.ssah.groups import UNITS
 from safecircuits.papers.ssah.removals import removed
@@ -51,7 +51,7 @@ def _figures(study: Ssah) -> dict[str, str]:
 
 def _group_settings(source: str) -> dict[str, str]:
     """The setting of each group's removal in Table 1: the paper's shares differ between its models."""
-    rows = published("ssah", table="Table 1", model=source)
+    rows = published_numbers("ssah", table="Table 1", model=source)
     return {s.split()[1]: s for s in rows["setting"].unique() if s.startswith("removed ")}
 
 
@@ -104,7 +104,7 @@ def nearest_tables(study: Ssah) -> list[Table]:
 
 def _removal_rows(study: Ssah) -> Table:
     metrics = ("asr_nosys", "asr_sys")
-    table = published("ssah", table="Table 1")
+    table = published_numbers("ssah", table="Table 1")
     values = {(r["model"], r["setting"], r["metric"]): r["value"] for r in table.to_dict("records")}
     keys = dict.fromkeys((model, setting) for model, setting, _ in values)
     rows = [[model, setting, *(plain(values.get((model, setting, m))) for m in metrics)] for model, setting in keys]
@@ -117,7 +117,7 @@ def _removal_rows(study: Ssah) -> Table:
 
 
 def _tuned_rows(study: Ssah) -> list[Table]:
-    table = published("ssah", table="Table 2")
+    table = published_numbers("ssah", table="Table 2")
     table = table[table["metric"] == "advbench_keyword_%"]
     rows = [[r["model"], r["setting"], plain(r["value"])] for r in table.to_dict("records")]
     if (tuned := study[FINETUNING]) is not None:
@@ -132,7 +132,7 @@ def _tuned_rows(study: Ssah) -> list[Table]:
 def _flow_rows(study: Ssah) -> list[Table]:
     made = []
     for figure, start in _figures(study).items():
-        values = {r["setting"]: r["value"] for r in published("ssah", table=figure).to_dict("records")}
+        values = {r["setting"]: r["value"] for r in published_numbers("ssah", table=figure).to_dict("records")}
         measured = {
             name: _flows(transfer)
             for name, found in transfers(study).items()
@@ -153,7 +153,7 @@ def _flow_rows(study: Ssah) -> list[Table]:
 
 def add_published(study: Ssah, made: StudyPage) -> None:
     """The paper's numbers of this model, or of its own models where this one is not among them."""
-    rows = published("ssah", model=study.source)
+    rows = published_numbers("ssah", model=study.source)
     if rows.empty:
         made.add(
             "published",
