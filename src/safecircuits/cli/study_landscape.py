@@ -63,7 +63,7 @@ def landscape(
 
     Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
     """
-    from safecircuits.studies.landscape_study import landscape_study
+    from safecircuits.studies.units_landscape import landscape_study
 
     distances = _distances(at)
     require(run, malicious=malicious)

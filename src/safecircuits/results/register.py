@@ -70,7 +70,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.studies.comparison": ("Comparison",),
     "safecircuits.studies.grid": ("FreezingGrid", "GridCell"),
     "safecircuits.studies.landscape": ("Landscape",),
-    "safecircuits.studies.landscape_study": ("UnitsLandscape",),
+    "safecircuits.studies.units_landscape": ("UnitsLandscape",),
     "safecircuits.studies.outcome": ("FinetuningStudy", "StudyRun"),
     "safecircuits.training.safety_filter": ("FilteredData",),
     "safecircuits.units.ablation": ("Ablation", "AblationTable"),

@@ -21,8 +21,6 @@ from .landscape import of_equal_norm as of_equal_norm
 from .landscape import random_direction as random_direction
 from .landscape import slices as slices
 from .landscape import visage as visage
-from .landscape_study import UnitsLandscape as UnitsLandscape
-from .landscape_study import landscape_study as landscape_study
 from .outcome import FinetuningStudy as FinetuningStudy
 from .outcome import StudyRun as StudyRun
 from .preparation import Preparation as Preparation
@@ -32,3 +30,5 @@ from .ssah import llama_adapter_arm as llama_adapter_arm
 from .ssah import prefix_arm as prefix_arm
 from .ssah import rewound_arm as rewound_arm
 from .ssah import ssah_arms as ssah_arms
+from .units_landscape import UnitsLandscape as UnitsLandscape
+from .units_landscape import landscape_study as landscape_study
