@@ -158,7 +158,8 @@ class RefusalCounter:
     def provenance(self) -> dict[str, Any]:
         """What the counts depend on besides the model: prompts, components, detector and how completions are made.
 
-        ``substituted`` names the matrices that were scaled behind a norm that would have cancelled α, if any.
+        ``ordinary`` are the prompts of the KL, if it was measured. ``substituted`` names the matrices that were scaled
+        behind a norm that would have cancelled α, if any.
         """
         prompts, detector = self.prompts, self.detector
         return {
@@ -167,6 +168,7 @@ class RefusalCounter:
             "substituted": substituted(self.model, self.components),
             "detector": detector if isinstance(detector, str) else repr(detector),
             "early_stop": self.until is not None,
+            **({} if self.reference is None else {"ordinary": self.reference.provenance["prompts"]}),
             **self.generation,
         }
 
