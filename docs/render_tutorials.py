@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             str(notebook), resources={"unique_key": notebook.stem, "output_files_dir": f"{notebook.stem}_files"}
         )
         title, body = text.split("\n", 1)
-        body = re.sub(r'<table border="\d" class="dataframe">', "<table>", body)  # as the site's own tables look
+        body = re.sub(r"<table\b[^>]*\bdataframe\b[^>]*>", "<table>", body)  # as the site's own tables look, and scroll
         body = body.replace("<details>", '<details markdown="1">')  # the code of a solution is code there, too
         page = f"{title}\n\n{SOURCE.format(name=notebook.stem, colab=colab(config.repo_url, notebook.name))}{body}"
         files.append(File.generated(config, f"tutorials/{notebook.stem}.md", content=page))

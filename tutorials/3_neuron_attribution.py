@@ -16,14 +16,32 @@
 # The SSAH paper looks finer than layers. A *unit* is one MLP neuron or one attention head, and units are sorted into
 # four groups: safety-critical (SCU), utility-critical (UCU), redundant (RU) and the rest, complex ones (CU). We sort
 # them in a model where the answer is known: in `planted-units`, refusing was trained into 192 neurons and nothing else.
+#
+# **After this you can**
+#
+# - score every neuron and head, and sort them into the four groups
+# - say what removing a group shows, beside as many random units
+# - compare scores by their whole order and not by one cut
+# - see which prompts drive a unit, and which tokens it writes
+#
+# **Time**: 20 minutes to read and try; its cells take about two minutes on one core.
+# **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
 
 # %%
+# %config InlineBackend.figure_formats = ["svg"]
 import matplotlib.pyplot as plt
 import pandas as pd
 
 import safecircuits as sc
 
 model = sc.load_model("planted-units")
+
+
+def check(answer, right):
+    """Say whether the answer to an exercise is right; it is `...` until you give one."""
+    print("no answer yet" if answer is ... else "right" if right(answer) else "not right: try again")
+
+
 planted = sc.FreezeMask.of_units({"mlp": sc.organism.planted("planted-units").mlp_units}, model)
 planted
 
@@ -51,10 +69,42 @@ safety
 groups = sc.classify_units(safety, utility, scu=0.013, ucu=0.133, ru=0.148)
 print({name: f"{share:.1%}" for name, share in groups.shares().items()})
 
-from safecircuits.plots.units import plot_ablation, plot_ablation_curve, plot_unit_map
-
-plot_unit_map(groups)
+groups.plot()
 plt.show()
+
+# %% [markdown]
+# ### Exercise: WIFV by hand
+#
+# From the statistics of one neuron, `safety.moments["mlp"]` (variance of its activation) and
+# `safety.weight_norms["mlp"]` (squared norm of its outgoing weights), compute its safety score: neuron 7 of layer 3.
+
+# %%
+moments, norms = safety.moments["mlp"], safety.weight_norms["mlp"]
+variance, norm = float(moments.variance[3, 7]), float(norms[3, 7])
+answer = ...  # yours, a number
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer = variance * norm
+# ```
+#
+# </details>
+
+# %%
+check(answer, lambda given: abs(given / float(safety.scores["mlp"][3, 7]) - 1) < 1e-4)
+
+# %% [markdown]
+# ## What are they about?
+#
+# Before anything is removed, look at the units: which prompts drive each most, and which tokens' logits it raises
+# directly, where the answer is about to start. The report of `safecircuits units score` has the same to click through.
+
+# %%
+looked = {"malicious": refusals.at_most(40), "utility": answers.at_most(40)}
+profiles = sc.units.unit_profiles(model, groups.top(8, "SCU"), looked, scores=groups)
+profiles.to_frame()[["site", "layer", "unit", "adds to", "peak on malicious", "peak on utility"]].round(2)
 
 # %% [markdown]
 # ## And back: what happens without them?
@@ -65,17 +115,30 @@ plt.show()
 # %%
 tests = {"malicious": sc.organism.prompts("malicious", n=60), "utility": sc.organism.prompts("utility", n=60)}
 table = sc.ablate_groups(model, groups, controls=2, **tests)
-plot_ablation(table)
+table.plot()
 plt.show()
-table.to_frame().round(2)
+frame = table.to_frame()
+frame.round(2)
+
+# %%
+rows = {row.name: row for row in table.rows}
+for name, row in rows.items():
+    random_ones = [control.rates["malicious_refused"] for control in row.random_controls]
+    print(
+        f"without {name}: refusal {row.behavior.rates['malicious_refused']:.0%}, utility "
+        f"{row.behavior.rates['utility']:.0%}; without as many random units refusal "
+        f"{sum(random_ones) / len(random_ones):.0%}"
+    )
+scu = rows["SCU"]
+assert scu.behavior.rates["malicious_refused"] < min(one.rates["malicious_refused"] for one in scu.random_controls)
 
 # %% [markdown]
-# Read it against the diamonds, the random units. Without the SCU refusal is gone and nothing else, which random units
-# do not do: these deserve their name. Without the UCU it is the reverse. Without the RU nothing is missed, but so it is
-# with as many random units: "redundant" is no achievement in a model with units to spare.
+# Read it against the diamonds, the random units. A group deserves its name where its removal does what the name says
+# and random units do not do it. Where nothing is missed without the RU, nor without as many random units, "redundant"
+# is no achievement: the model has units to spare.
 #
 # It hangs on a choice that the paper leaves open. Count the fluctuation over the answer's tokens alone, as earlier code
-# does, and the SCU do nothing:
+# does, and compare the SCU's row with that above:
 
 # %%
 on_answers = [sc.score_units(model, data, tokens="response") for data in (refusals, answers)]
@@ -111,10 +174,17 @@ control = sc.ablation_curve(model, {n: sc.FreezeMask.random_units(groups.top(n))
 with sc.ablated(model, planted):
     truth = {"removed": 192, **sc.evaluate(model, **tests).rates}
 
-for name, curve in curves.items():
-    ax = plot_ablation_curve(curve, control, planted=truth)
-    ax.set_xlabel(f"units removed, highest {name} first")
-    plt.show()
+fig, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+for ax, (name, curve) in zip(axes, curves.items(), strict=True):
+    for rate, color in (("malicious_refused", "tab:red"), ("utility", "tab:blue")):
+        shares = [behavior.shares[rate] for behavior in curve.values()]
+        ends = [[abs(share.rate - end) for share in shares for end in [share.interval[side]]] for side in (0, 1)]
+        ax.errorbar(list(curve), [share.rate for share in shares], ends, marker="o", color=color, label=rate)
+        ax.plot(list(control), [one.rates[rate] for one in control.values()], ":", color=color, label=f"{rate}, random")
+        ax.plot(truth["removed"], truth[rate], "*", markersize=12, color=color)
+    ax.set(xscale="log", xlabel=f"units removed, highest {name} first")
+axes[0].legend(fontsize=7)
+plt.show()
 
 
 # %%
@@ -133,15 +203,45 @@ pd.DataFrame(
     }
 ).round(2)
 
+# %%
+chance = 192 * planted.n_units() / (384 + 8) / 8
+print(f"by chance {chance:.0f} of 192 would be planted")
+assert min(hits["WIFV"], hits["attribution"]) > 2 * chance
+
 # %% [markdown]
-# Two virtues. Attribution finds at once what refusal hangs on: a handful of units of three thousand, where as many
-# random ones do nothing. But it was asked about refusal alone, and further down its list come units that utility needs
-# as well. WIFV, with what utility needs subtracted, takes more units but leaves utility whole.
+# Two virtues. Attribution finds at once what refusal hangs on: compare how many units each score takes until refusal is
+# halved. But it was asked about refusal alone, and further down its list come units that utility needs as well. WIFV,
+# with what utility needs subtracted, takes more units and spares utility.
 #
-# Neither finds just the planted neurons: nearly a third of the first 192 is planted, and chance is 6 %. The star
-# says that removing exactly those takes all refusals and no utility. Yet refusal also passes through neurons that were
-# never trained, which only hand on what the trained ones say: *planted* and *needed* are not the same.
+# Neither finds just the planted neurons: hold the precision against chance. The star says what removing exactly those
+# does. Refusal also passes through neurons that were never trained, which only hand on what the trained ones say:
+# *planted* and *needed* are not the same.
 #
+# ### Exercise: precision and recall
+#
+# Of the SCU, which share is planted (precision), and which share of the planted neurons is among them (recall)? Masks
+# are sets: `&` is their intersection, `n_units()` counts.
+
+# %%
+answer = ...  # yours: (precision, recall)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# both = (groups["SCU"] & planted).n_units()
+# answer = both / groups["SCU"].n_units(), both / planted.n_units()
+# ```
+#
+# </details>
+
+# %%
+is_scu, is_planted = groups["SCU"].at("mlp"), planted.at("mlp")
+shared = int((is_scu & is_planted).sum())
+expected = shared / groups["SCU"].n_units(), shared / int(is_planted.sum())
+check(answer, lambda given: max(abs(a - b) for a, b in zip(given, expected, strict=True)) < 1e-9)
+
+# %% [markdown]
 # ## A mask of units
 #
 # SCU can be cut by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. Whatever gives
@@ -191,8 +291,8 @@ table = overlap.to_frame()[["a", "b", "n_a", "n_b", "both", "expected", "low", "
 table.round(1)
 
 # %% [markdown]
-# Every pair shares more than chance has (the grey bars hold 95 % of it), and none is the other. The same table for all
-# planted models, and which method finds which object at what cost, is in `docs/leaderboard.md`.
+# Hold each pair against chance: the grey bars hold 95 % of it. The same table for all planted models, and which method
+# finds which object at what cost, is in `docs/leaderboard.md`.
 #
 # `docs/concepts/units.md` has all the scores, `docs/ground_truth_units.md` how they do on six models;
 # `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` asks whether other prompts
