@@ -39,7 +39,7 @@ def answer_table(studies: Mapping[str, AttackStudy]) -> str:
             for arm in study.arms:
                 if arm == study.reference and study is not fast[0]:
                     continue
-                held = cells(slow, arm) if slow is not None and arm in slow.arms else ["–", "–"]
+                held = cells(slow, arm) if slow is not None and arm in slow.arms else ["not measured", "–"]
                 named = "none" if arm == study.reference else arm
                 rows.append([kind, named, *cells(study, arm), *held, verdict(study, arm, "weights")])
     return markdown_table(HEAD, rows)
@@ -55,6 +55,6 @@ def verdict(study: AttackStudy, arm: str, access: Access = "training") -> str:
     if arm == study.reference:
         return "–"
     found = study.against(arm, "steps", access)
-    ends = f"[{found.low:.2g}, {found.high:.2g}]"
-    times = f" (×{found.mean:.2g} {ends})" if found.mean == found.mean else f" (× {ends})"
+    ends = f"[{found.low:.3g}, {found.high:.3g}]"
+    times = f" (×{found.mean:.3g} {ends})" if found.mean == found.mean else f" (× {ends})"
     return f"{ANSWERS[found.verdict]}{times}"

@@ -260,7 +260,20 @@ def _limits(record: dict[str, Any]) -> str:
   would have trained. SafeLoRA trains adapters, as published, so that it stands beside the arm lora.
 - Repairs may take of the model's use what fine-tuning gave it; that is not measured here, since attackers want none.
 - Seconds are of one thread of a machine on which other work was running.
-"""
+{_missing(record)}"""
+
+
+def _missing(record: dict[str, Any]) -> str:
+    """What the command measures and this file does not hold yet."""
+    titles = [title[0].lower() + title[1:] for name, title in TITLES.items() if name not in record["studies"]]
+    real = (
+        []
+        if "real" in record["studies"]
+        else ["a real model (`safecircuits study attack --model smollm2:layers-12-16`)"]
+    )
+    other = record["studies"].get("more", {"arms": {"safe-delta": {}}})
+    lacking = [*(["the arm safe-delta"] if "safe-delta" not in other["arms"] else []), *titles, *real]
+    return f"- Not measured yet: {'; '.join(lacking)}.\n" if lacking else ""
 
 
 def main() -> None:
