@@ -163,6 +163,8 @@ def render(columns: dict[str, Any]) -> str:
 
 BILLIONS = {"8B": 8.03, "70B": 70.55}
 """Parameters of Llama-3's two sizes."""
+EMBEDDINGS = 2 * 128_256 * 8192 / 1e9
+"""Billions of them that 70B has in its embedding and unembedding, which are not quantised."""
 CARDS, CARD_GB = 8, 80
 
 
@@ -180,15 +182,28 @@ def plan(full: dict[str, Any] | None) -> list[str]:
         f"on one card times {larger:.1f} (parameters), however many cards there are.",
         "Prompts, tokens and configurations are those above.",
         "",
-        "| operation | seconds |",
-        "|---|---|",
+        "| operation | tokens | seconds |",
+        "|---|---|---|",
     ]
+    scale = SCALES["full"]
+    tokens = {
+        "gap": f"{2 * scale.gap} prompts",
+        "localization": f"{scale.blocks * scale.prompts * 16:,} new ones",
+        "scores": f"{scale.texts * scale.text_tokens:,}",
+        "finetune": f"{scale.steps * scale.batch * scale.text_tokens:,}",
+    }
     for key, text in OPERATIONS.items():
         row = full["rows"].get(key) if full else None
         expected = f"about {row['seconds'] * larger:,.0f}" if row else f"{larger:.1f} × the full column's"
-        lines.append(f"| {text.format(**vars(SCALES['full']))} | {expected} |")
+        lines.append(f"| {text.format(**vars(scale))} | {tokens[key]} | {expected} |")
     quarter = weights / 4
+    packed = (BILLIONS["70B"] - EMBEDDINGS) / 2 + 2 * EMBEDDINGS
     lines += [
+        "",
+        f'With `quantization="4bit"` the weights take about {packed:.0f} GB, so that each card holds all of them: then '
+        f"{CARDS} processes share",
+        f"the prompts, and what reads alone (all but fine-tuning) takes about 1/{CARDS} of these seconds, if the "
+        "4-bit kernels keep up.",
         "",
         "What breaks first is fine-tuning: gradients and two moments of the three quarters that train are "
         f"{3 * (weights - quarter):.0f} GB in bfloat16 beside",

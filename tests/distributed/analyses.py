@@ -91,12 +91,70 @@ def behavior(model: Any, p: dict[str, sc.PromptSet]) -> list[str]:
     return [found.to_frame().to_csv()]
 
 
+def changes(model: Any, p: dict[str, sc.PromptSet]) -> Found:
+    """Of two checkpoints: units by how far they moved."""
+    before = like(model, "base")
+    found = {
+        f"{method} {same}": sc.units.change_scores(before, model, p["malicious"], method=method, same_stream=same)
+        for method, same in (("change", False), ("wchange", True))
+    }
+    return {f"{name} {site}": values for name, one in found.items() for site, values in one.scores.items()}
+
+
+def single_weights(model: Any, p: dict[str, sc.PromptSet]) -> Found:
+    found = {
+        method: sc.weights.score_weights(model, p["utility"], method=method, components=["out", "k"])
+        for method in ("wanda", "snip")
+    }
+    return {f"{method} {key}": values for method, one in found.items() for key, values in one.scores.items()}
+
+
+def flap(model: Any, p: dict[str, sc.PromptSet]) -> Found:
+    """Whose rule depends on the order of the prompts, so that each process goes through all of them."""
+    return {
+        f"{method} {site}": values
+        for method in ("flap_wifv", "flap_wifn")
+        for site, values in sc.score_units(model, p["utility"], method=method).scores.items()
+    }
+
+
+def sampled(model: Any, p: dict[str, sc.PromptSet]) -> list[str]:
+    found = sc.behavior.sampled_refusals(model, p["malicious"], samples=3, temperature=0.8, seed=4)
+    return [text for completions in found.completions for text in completions.texts] + [str(found)]
+
+
+def patched(model: Any, p: dict[str, sc.PromptSet]) -> list[str]:
+    """Answers with units of another checkpoint, and how many refuse with more and more of them."""
+    before = like(model, "base")
+    scores, few = sc.units.change_scores(before, model, p["malicious"]), p["malicious"].take(5)
+    curves = sc.units.patching_curves(before, model, scores, few, counts=[1500], controls=1)
+    return [curves.to_frame().to_csv()]
+
+
+def like(model: Any, name: str) -> Any:
+    """Another checkpoint as ``model`` was loaded."""
+    backend = "bridge" if hasattr(model, "original_model") else "hooked"
+    return sc.load_model(name, backend=backend, dtype=next(model.parameters()).dtype)
+
+
 EXACT: dict[str, Callable[..., list[str]]] = {
-    one.__name__: one for one in (completions, one_prompt, localization, behavior)
+    one.__name__: one for one in (completions, one_prompt, localization, behavior, sampled, patched)
 }
 """Verdicts, counts and texts."""
 CLOSE: dict[str, Callable[..., Found]] = {
-    one.__name__: one for one in (residuals, gap, scores, removed_heads, losses, decision, divergence)
+    one.__name__: one
+    for one in (
+        residuals,
+        gap,
+        scores,
+        removed_heads,
+        losses,
+        decision,
+        divergence,
+        changes,
+        single_weights,
+        flap,
+    )
 }
 """Statistics, which differ by the order of sums."""
 
@@ -129,7 +187,21 @@ def errors(model: Any, p: dict[str, sc.PromptSet]) -> dict[str, str]:
         with sc.attached(model, {"blocks.3.hook_resid_post": fail}):
             sc.collect_residuals(model, p["normal"])
 
+    def divided() -> None:
+        from transformers import AutoModelForCausalLM
+
+        from safecircuits.organism.catalog import stage_path
+
+        part = AutoModelForCausalLM.from_pretrained(stage_path("aligned"), tp_plan="auto", dtype=torch.float32)
+        sc.load_model(part, tokenizer=model.tokenizer)
+
+    def other_base() -> None:
+        before = like(model, "base" if rank() else "tuned" if "tuned" in sc.organism.STAGES else "aligned")
+        sc.units.change_scores(before, model, p["malicious"])
+
     return {
+        "tensor parallel": error_of(divided) if size() == 2 else "",
+        "other base": error_of(other_base),
         "prompts": error_of(lambda: sc.generate(model, p["normal"].take(5 + rank()))),
         "models": error_of(lambda: sc.collect_residuals(other, p["normal"])),
         "one fails": error_of(hooked),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,9 @@ def test_all_processes_raise_the_same_error(by_several: tuple[str, list[Any], An
     errors = several[0]["errors"]
     assert "differs from process 0 in its prompts (6 of them" in errors["prompts"]
     assert "differs from process 0 in its model" in errors["models"]
+    assert "differs from process 0 in its work" in errors["other base"]
+    if len(several) == 2:
+        assert "are divided among processes (tensor parallel, FSDP): inside a layer each" in errors["tensor parallel"]
     assert errors["one fails"] == "FloatingPointError: this process alone"
 
 
@@ -105,6 +110,14 @@ def test_commands_print_write_and_fail_once(tmp_path: Path) -> None:
     failed = launch(2, *command, "--where", "kind=x")
     assert failed.returncode != 0
     assert failed.stderr.count("error: ") == 1
+    large = tmp_path / "large"
+    large.mkdir()
+    sizes = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 200, "num_attention_heads": 128}
+    (large / "config.json").write_text(json.dumps({"model_type": "llama"} | sizes))
+    full = launch(2, *command[:5], large, *command[6:-1], tmp_path / "other")
+    assert full.returncode != 0
+    assert full.stderr.count("error: ") == 1
+    assert re.search(r"out of memory on the device: the weights take .* GB, but .* free", full.stderr)
     trains = launch(2, "-m", "safecircuits", "demo", "--out", tmp_path / "demo")
     assert trains.stderr.count("'safecircuits demo' trains, which it does in one process") == 1
     assert not (tmp_path / "demo").exists()

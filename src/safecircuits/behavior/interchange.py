@@ -12,6 +12,7 @@ from safecircuits.behavior.generate import Jobs, completions_of, decode_all, req
 from safecircuits.hooks.lockstep import UnitPatching, as_sets
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.memory import batch_tokens
+from safecircuits.model.shares import in_order, spread, weights_digest
 from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
 from safecircuits.prompts.templates import stop_string
@@ -76,8 +77,14 @@ def generate_patched(
     writer.ends |= end_tokens(source)
     # Each row has a cache in either model.
     budget = max(1, batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True) // 2)
-    n = len(examples)
-    owner = tuple(which for which in range(len(sets)) for _ in range(n))
-    with patching.running() as runner:
-        written = decode_all(runner, Jobs(examples * len(sets), owner, budget), patching, writer, progress)
-    return {name: completions_of(prompts, written[i * n : (i + 1) * n], writer) for i, name in enumerate(sets)}
+
+    def part(share: list[int]) -> list[list[list[int]]]:
+        mine = tuple(examples[row] for row in share)
+        owner = tuple(which for which in range(len(sets)) for _ in mine)
+        with patching.running() as runner:
+            found = decode_all(runner, Jobs(mine * len(sets), owner, budget), patching, writer, progress)
+        return [[found[i * len(mine) + k] for i in range(len(sets))] for k in range(len(mine))]
+
+    what = f"completions with units of a source, {weights_digest(source)}"
+    by_prompt = in_order(spread(model, examples, part, what))
+    return {name: completions_of(prompts, [written[i] for written in by_prompt], writer) for i, name in enumerate(sets)}

@@ -23,9 +23,10 @@ from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.refusal import refused
 from safecircuits.hooks.passes import running
 from safecircuits.model.memory import batch_tokens
+from safecircuits.model.shares import in_order, spread
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import Batch, each_batch
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.prompts.templates import stop_string
 from safecircuits.results.result import Result
 
@@ -143,14 +144,47 @@ def sample(
     once = encode(tokenizer_of(model), prompts, template=template, system=system)
     examples = [example for _ in range(samples) for example in once]
     writer = Writer(model, max_new_tokens, None, stop_string(model.tokenizer, template))
-    written = [list[int]() for _ in examples]
+
+    def part(share: list[int]) -> list[list[int]]:
+        return _written(model, examples, share, len(once), writer, temperature, seed, max_tokens, progress)
+
+    written = in_order(spread(model, examples, part, "sampled completions"))
+    texts = [text.strip() for text in writer.texts(written)]
+    n = len(once)
+    ended, lengths = tuple(map(writer.ended, written)), tuple(map(len, written))
+    parts = [slice(n * k, n * (k + 1)) for k in range(samples)]
+    return tuple(
+        Completions(
+            prompts,
+            tuple(texts[rows]),
+            ended=ended[rows],
+            tokens=lengths[rows],
+        )
+        for rows in parts
+    )
+
+
+def _written(
+    model: HookedModel,
+    examples: Sequence[Encoded],
+    share: list[int],
+    n_prompts: int,
+    writer: Writer,
+    temperature: float,
+    seed: int,
+    max_tokens: int | None,
+    progress: bool,
+) -> list[list[int]]:
+    """Token ids of the answers of these rows, by this process; a row is a prompt and a sample."""
+    written = {row: list[int]() for row in share}
+    mine = [examples[row] for row in share]
     with running(model) as runner:
 
         def work(batch: Batch) -> None:
-            rows = list(batch.rows)
+            rows = [share[place] for place in batch.rows]
             for row in rows:
                 written[row].clear()  # a batch that ran out of memory is tried again in parts
-            draws = [random.Random(f"{seed} {row % len(once)} {row // len(once)}") for row in rows]
+            draws = [random.Random(f"{seed} {row % n_prompts} {row // n_prompts}") for row in rows]
             going = [True] * len(rows)
             decoder, new, mask = runner.decoder(), batch.input_ids, batch.attention_mask
             while any(going):
@@ -164,21 +198,9 @@ def sample(
                     going[place] = going[place] and writer.goes_on(written[rows[place]], token)
                 mask = torch.ones_like(new)
 
-        budget = batch_tokens(model, examples, max_tokens, more=max_new_tokens, cached=True)
-        finished = each_batch(examples, work, budget)
+        budget = batch_tokens(model, mine, max_tokens, more=writer.max_new_tokens, cached=True)
+        finished = each_batch(mine, work, budget)
         each_done = (1 for n in finished for _ in range(n))
-        for _ in track(each_done, "sampled completions", total=len(examples), enabled=progress):
+        for _ in track(each_done, "sampled completions", total=len(mine), enabled=progress):
             pass
-    texts = [text.strip() for text in writer.texts(written)]
-    n = len(once)
-    ended, lengths = tuple(map(writer.ended, written)), tuple(map(len, written))
-    parts = [slice(n * k, n * (k + 1)) for k in range(samples)]
-    return tuple(
-        Completions(
-            prompts,
-            tuple(texts[part]),
-            ended=ended[part],
-            tokens=lengths[part],
-        )
-        for part in parts
-    )
+    return [written[row] for row in share]

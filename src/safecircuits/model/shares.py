@@ -44,7 +44,7 @@ def spread(
     done: T | None = None
     failed: Exception | None = None
     try:
-        same = {"its work": what, "its prompts": _of_examples(examples), "its model": _of_weights(model)}
+        same = {"its work": what, "its prompts": _of_examples(examples), "its model": weights_digest(model)}
         done = work(mine) if mine else None
     except Exception as error:
         failed = that_travels(error)
@@ -98,7 +98,7 @@ def _of_examples(examples: Sequence[Encoded]) -> str:
     return f"{len(examples)} of them, digest {digest.hexdigest()[:8]}"
 
 
-def _of_weights(model: Any) -> str:
+def weights_digest(model: Any) -> str:
     """A digest of a few entries of every parameter and buffer, on whatever device."""
     digest = hashlib.sha256()
     for name, tensor in named_tensors(model):

@@ -31,10 +31,11 @@ from safecircuits.model.attach import HookFn
 from safecircuits.model.beginning import beginning_facts, chosen_positions, encode_to_score, require_tokens
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.pair import require_pair
+from safecircuits.model.shares import spread, weights_digest
 from safecircuits.model.sites import HookedModel, ModelShape, output_weight, require_hooked, unit_hook
 from safecircuits.prompts.batching import Batch, each_batch
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set
-from safecircuits.units.moments import RunningMoments
+from safecircuits.units.moments import Moments, RunningMoments, merged
 from safecircuits.units.scores import UnitScores, model_facts, require_sites
 
 ChangeMethod = Literal["change", "wchange"]
@@ -112,7 +113,12 @@ def change_scores(
             f"the aligned model answers none of {prompts.name!r} by a single token; score the prompts: tokens='prompt'"
         )
     reading = _Reading(base, aligned, method, tokens, tuple(sites), same_stream)
-    seen = reading.differences(examples, max_tokens, progress)
+
+    def part(share: list[int]) -> dict[tuple[str, int], Moments]:
+        return reading.differences([examples[row] for row in share], max_tokens, progress).by_key
+
+    what = f"change scores against a base, {weights_digest(base)}"
+    seen = RunningMoments(merged(found for _, found in spread(aligned, examples, part, what)))
     moments = {site: seen.stack(site, n_layers) for site in sites}
     provenance = {
         "data": prompts.identity,
@@ -229,7 +235,12 @@ class _Reading:
 def _rows(activation: Tensor, index: Int[Tensor, " token"]) -> Float[Tensor, "token ..."]:
     """The chosen tokens, at least float32: ``[token d_mlp]`` or ``[token head d_head]``."""
     rows = activation.flatten(0, 1).index_select(0, index.to(activation.device))
-    return rows if rows.dtype == torch.float64 else rows.float()
+    return _at_least_single(rows)
+
+
+def _at_least_single(values: Tensor) -> Tensor:
+    """The same in float32, or in float64 where it is in that."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 Written = Callable[[Tensor, Tensor], Float[Tensor, "token unit"]]
@@ -241,7 +252,7 @@ def _written_changes(base: HookedModel, aligned: HookedModel, sites: Sequence[Si
     for site in sites:
         n_units = ModelShape.of(aligned).n_units(site)
         for layer in range(int(aligned.cfg.n_layers)):
-            new, old = (output_weight(model, site, layer).float() for model in (aligned, base))
+            new, old = (_at_least_single(output_weight(model, site, layer)) for model in (aligned, base))
             moved = new - old.to(new)
             found[site, layer] = _of_neurons(new, moved) if site == "mlp" else _of_heads(new, moved, n_units)
     return found

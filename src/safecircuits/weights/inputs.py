@@ -35,8 +35,12 @@ def each_input(
     progress: bool,
     what: str = "inputs",
     layers: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> int:
     """Hand what enters each matrix of every layer, or of some, to ``use``, batch by batch; returns how many tokens.
+
+    Args:
+        rows: of these prompts alone.
 
     Raises:
         ValueError: for an unknown choice of tokens, or data without responses where they count.
@@ -44,6 +48,7 @@ def each_input(
     examples = encode_to_score(
         tokenizer_of(model), data, tokens=tokens, template=template, count_beginning=count_beginning
     )
+    examples = examples if rows is None else [examples[row] for row in rows]
     counting: Bool[Tensor, "batch pos"]
     count = 0
 

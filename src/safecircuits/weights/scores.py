@@ -22,15 +22,16 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import Component, TokenChoice
 from safecircuits.hooks.linear_maps import Matrix, components_of
-from safecircuits.model.beginning import beginning_facts, require_tokens
+from safecircuits.model.beginning import beginning_facts, encode_to_score, require_tokens
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.offload import require_in_place
 from safecircuits.model.parameters import Masks, checkpoint_parameters, in_checkpoint_names
+from safecircuits.model.shares import spread
 from safecircuits.model.sites import HookedModel, ModelShape, is_bridge, tokenizer_of
 from safecircuits.prompts.prompt_set import PromptSet, encode
 from safecircuits.results.result import Result
 from safecircuits.units.gradient_scores import each_prompts_gradients
-from safecircuits.units.moments import RunningMoments
+from safecircuits.units.moments import Moments, RunningMoments, merged
 from safecircuits.units.scores import tokenizer_fingerprint
 from safecircuits.weights.inputs import each_input
 
@@ -186,23 +187,21 @@ def score_weights(
         count = len(examples)
         factor = {key: sums[key] / count for key in keys}
     elif method == "wanda":
-        means = RunningMoments()
+        settings: dict[str, Any] = {"tokens": tokens, "template": template, "count_beginning": count_beginning}
 
-        def look(layer: int, component: Component, x: Tensor) -> None:
-            means.add(str(component), layer, x, f"the inputs of matrix {layer}.{component}")
+        def part(share: list[int]) -> tuple[int, dict[tuple[str, int], Moments]]:
+            means = RunningMoments()
 
-        count = each_input(
-            model,
-            data,
-            chosen,
-            look,
-            tokens=tokens,
-            template=template,
-            max_tokens=max_tokens,
-            count_beginning=count_beginning,
-            progress=progress,
-        )
-        factor = {(layer, c): means.by_key[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
+            def look(layer: int, component: Component, x: Tensor) -> None:
+                means.add(str(component), layer, x, f"the inputs of matrix {layer}.{component}")
+
+            n = each_input(model, data, chosen, look, rows=share, max_tokens=max_tokens, progress=progress, **settings)
+            return n, means.by_key
+
+        examples = encode_to_score(tokenizer_of(model), data, **settings)
+        parts = [found for _, found in spread(model, examples, part, "wanda scores")]
+        count, seen = sum(n for n, _ in parts), merged(moments for _, moments in parts)
+        factor = {(layer, c): seen[str(c), layer].mean_square.sqrt().float().cpu() for layer, c in keys}
     else:
         factor = {key: torch.ones((), dtype=torch.float32) for key in keys}
     with used_alone(model):
