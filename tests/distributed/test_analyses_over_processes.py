@@ -49,7 +49,8 @@ def test_statistics_are_those_of_one_process_to_rounding(by_several: tuple[str, 
         for name in CLOSE:
             for key, value in alone[name].items():
                 far = (found[name][key].double() - value.double()).abs().nan_to_num().max() / value.double().abs().max()
-                assert float(far) <= KINDS[kind][1], (name, key)
+                kept = 0 if value.dtype == torch.float64 else 1e-6  # scores of single weights are saved in float32
+                assert float(far) <= max(KINDS[kind][1], kept), (name, key)
                 assert torch.equal(found[name][key].isnan(), value.isnan())
 
 
