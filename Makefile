@@ -28,7 +28,9 @@ VENV4   ?= .venv-tl4
 LENS4   ?= 4.3.0
 READY4  := $(VENV4)/.ready
 
-.PHONY: demo demo-real smollm2 test test-quick test-tl4 support check docs tutorials env clean
+VENV_NEWEST ?= .venv-newest
+
+.PHONY: demo demo-real smollm2 test test-quick test-tl4 test-newest support check docs tutorials env clean
 
 demo: $(READY)
 	$(BIN)/safecircuits demo --out $(OUT) --backend $(BACKEND)
@@ -49,6 +51,16 @@ test-quick: $(READY)
 
 test-tl4: $(READY4)
 	$(VENV4)/bin/python -m pytest $(IN_PARALLEL)
+
+# The suite on the newest releases that pyproject.toml allows, whatever constraints.txt says, in an environment made anew.
+# WITH chooses tests: make test-newest PYTHON=python3.13 WITH="tests/prompts tests/training -m 'not slow'"
+test-newest:
+	rm -rf $(VENV_NEWEST)
+	$(PYTHON) -m venv $(VENV_NEWEST)
+	PIP_CONSTRAINT=/dev/null $(VENV_NEWEST)/bin/python -m pip install --quiet --upgrade $(PIP_ARGS) -e '.[dev]'
+	PIP_CONSTRAINT=/dev/null $(VENV_NEWEST)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps $(REAL_MODEL)
+	$(VENV_NEWEST)/bin/safecircuits doctor
+	$(VENV_NEWEST)/bin/python -m pytest $(IN_PARALLEL) $(WITH)
 
 # Writes the support table of both environments; see docs/reference/support.md.
 support: $(READY) $(READY4)
@@ -87,4 +99,4 @@ $(READY4): pyproject.toml constraints.txt
 	@touch $(READY4)
 
 clean:
-	rm -rf $(VENV) $(VENV4) $(OUT) $(OUT_REAL)
+	rm -rf $(VENV) $(VENV4) $(VENV_NEWEST) $(OUT) $(OUT_REAL)

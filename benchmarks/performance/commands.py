@@ -2,7 +2,6 @@
 
 Each runs by itself on one thread, on the real planted model (135 million parameters, 30 layers) with sixteen prompts a
 set unless said otherwise. What counts is processor time, so that what else the machine does has no part in it.
-``--help`` of each command says the number of this table.
 """
 
 from __future__ import annotations
@@ -36,26 +35,26 @@ COMMANDS: dict[str, str] = {
     "layers localize": "--model {real} {on_over} {on_normal} {on_malicious} --alpha 1.2",
     "layers decide": "--model {real} {on_normal} {on_malicious}",
     "layers grid": "--model organism:aligned --over-rejection organism:over_rejection --alpha 1.2",
-    "layers transplant": f"--model smollm2 --source {{real}} --block 12,16 {_MEASURED}",
-    "direction find": "--model {real} {on_malicious} {on_normal}",
+    "layers transplant": f"--model {{base}} --source {{real}} --block {{block}} {_MEASURED}",
+    "direction find": "--model {real} {on_malicious} {on_normal} --rule bypass --ablation affine",
     "direction evaluate": f"--model {{real}} --direction {{out}}/direction-find {_MEASURED}",
     "direction export": f"--model {{real}} --direction {{out}}/direction-find {_MEASURED}",
-    "probe": "--model {real} --compare base=smollm2 --malicious {malicious} --benign-suffix 'Sorry' "
+    "probe": "--model {real} --compare base={base} --malicious {malicious} --benign-suffix 'Sorry' "
     "--malicious-suffix 'Sure' --state mean",
     "units score": "--model {real} --data {refusals} --method wifv",
     "units classify": f"--model {{real}} {_SCORED}",
     "units ablate": f"--model {{real}} --groups {{out}}/units-classify {_MEASURED}",
-    "units enrichment": "--model {real} --groups {out}/units-classify --layers 12,16",
+    "units enrichment": "--model {real} --groups {out}/units-classify --layers {block}",
     "units stability": f"--model {{real}} {_SCORED} --subset 8 --draws 3",
     "units sweep": f"--model {{real}} --groups {{out}}/units-classify {_MEASURED} --shares 0.01,0.05",
     "units compare": f"--model {{real}} {_SCORED} --reference {{normal}} --malicious {{malicious}} --known {{utility}} "
     "--score wifv --score attribution --counts 4,16",
     "units prune": f"--model {{real}} --groups {{out}}/units-classify --group RU {_MEASURED}",
-    "units transfer": f"--model smollm2 --after {{real}} {_SCORED}",
+    "units transfer": f"--model {{base}} --after {{real}} {_SCORED}",
     "generate": "--model {real} --data {malicious}",
     "evaluate": f"--model {{real}} {_MEASURED}",
     "judge robustness": "--completions {out}/evaluate/completions/malicious.jsonl",
-    "audit": f"smollm2 {{real}} {_MEASURED}",
+    "audit": f"{{base}} {{real}} {_MEASURED}",
     "finetune": "--model {real} --data {utility} --batch-size 8 --steps 10",
     "mask combine": "{out}/units-classify/freeze.safetensors {out}/units-classify/freeze.safetensors --op union "
     "--out {out}/both.safetensors",
@@ -64,6 +63,7 @@ COMMANDS: dict[str, str] = {
     "report": "{out}/evaluate --out {out}/page.html",
 }
 """Commands with their options; those that read what another leaves come after it."""
+_NO_SETS = ("layers heatmap", "units enrichment", "judge robustness")
 _NO_RUN = ("doctor", "organism list", "mask combine", "mask show", "mask convert", "report")
 
 
@@ -85,7 +85,8 @@ def main() -> int:
                 continue
             options = options.format(**values)
             if command not in _NO_RUN:
-                options += f" --n {N} --out {out}/{command.replace(' ', '-')}"
+                options += "" if command in _NO_SETS else f" --n {N}"
+                options += f" --out {out}/{command.replace(' ', '-')}"
             spent = processor_seconds(f"{command} {options}")
             if spent is None:
                 failed.append(command)
@@ -127,7 +128,7 @@ def _values(out: Path) -> dict[str, str]:
     for name, rows in (("refusals", refused), ("utility", sums)):
         write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     files = {name: str(out / f"{name}.jsonl") for name in ("refusals", "utility")}
-    values = {**_SETS, **files, "real": REAL, "out": str(out)}
+    values = {**_SETS, **files, "real": REAL, "base": "smollm2", "block": "12,16", "out": str(out)}
     return values | {f"on_{name}": option.format(**values) for name, option in _ON.items()}
 
 
@@ -141,7 +142,7 @@ def page(document: dict[str, Any]) -> str:
             "",
             f"Processor seconds on one thread, start and page included, on `{REAL}` (135",
             f"million parameters, 30 layers) with {N} prompts a set; `layers grid` on",
-            "`organism:aligned` (8 layers, 36 blocks). `--help` of each says what they grow with.",
+            "`organism:aligned` (8 layers, 36 blocks).",
             "Starting Python, and loading and checking the model, are 10 to 15 s of each. Printed by",
             "",
             "```",

@@ -66,6 +66,7 @@ def generate(
     found.save_lines(folder.file(ANSWERS))
     folder.record["answers"] = ANSWERS
     run.say(_counted(found, max_new_tokens))
+    run.answer(n=len(found), verdicts=dict(Counter(found.verdicts)))
 
 
 ANSWERS = "completions/answers.jsonl"

@@ -98,6 +98,11 @@ def probe(
     folder.table("verdicts", pd.concat(frames, ignore_index=True))
     folder.figure("probe", found.figure(layer=layer), of=found)
     run.say(str(found))
+    leaning = {name: one.leans_to_refusing(layer).float().mean().item() for name, one in found.probes.items()}
+    run.answer(
+        leans_to_refusing=leaning,
+        refused={name: one.refused.float().mean().item() for name, one in found.probes.items()},
+    )
     if len(sources) > 1 and all(one.measured(layer).any() for one in found.probes.values()):
         table = found.verdicts(layer)
         run.say(

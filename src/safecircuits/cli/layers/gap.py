@@ -84,6 +84,8 @@ def similarity(
         folder.figure("models", models_side_by_side(found.gaps), shows="Similarities of pairs, one panel a model")
         folder.figure("comparison", found.figure(), shows="Similarities and gaps of the models, and their differences")
     run.say(str(found))
+    onsets = {name: gap.onset() for name, gap in found.gaps.items()}
+    run.answer(onset={name: None if onset is None else [*onset.layers] for name, onset in onsets.items()})
 
 
 def heatmap(
@@ -123,6 +125,7 @@ def heatmap(
     for found in maps:
         mean = found.values.mean(0)
         run.say(f"{found.prompt!r}: most attended over all layers is {found.tokens[int(mean.argmax())]!r}")
+    run.answer(most_attended=[found.tokens[int(found.values.mean(0).argmax())] for found in maps])
 
 
 def _loader(run: Run, source: str) -> Any:

@@ -126,6 +126,7 @@ def localize(
         folder.table("alpha_trials", _trials(found))
     folder.figure("sweeps", found.plot(axis()), of=found)
     run.say(found.verdict)
+    run.answer(layers=[*found.layers], located=found.located, alpha=found.alpha, alpha_found=found.alpha_found)
     _tell_of_answers(run, found.baseline)
     if found.located or mask_anyway:
         origin = {"command": run.command, "model": run.source, "located": found.located}
@@ -178,6 +179,7 @@ def decide(
     model = run.model()
     found = _decision(folder, model, n_set, m_set, detector, max_new_tokens, template, main=True)
     run.say(found.verdict)
+    run.answer(layers=None if found.layers is None else [*found.layers])
     if found.layers is None or found.resampled is None:
         run.say("no freeze mask is written")
         return
@@ -256,6 +258,8 @@ def grid(
         folder.table("grid_by_category", kinds)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
+    best_layers = None if best.layers is None else [*best.layers]
+    run.answer(layers=best_layers, refused=int(best.refused.sum()), unscaled=int(found.baseline.refused.sum()))
     _tell_of_answers(run, found.baseline)
 
 

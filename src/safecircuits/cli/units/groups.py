@@ -68,6 +68,7 @@ def score(
     folder.result("profiles", profiles)
     folder.table("profiles", profiles.to_frame())
     best = highest.iloc[0]
+    run.answer(highest={"site": best["site"], "layer": int(best["layer"]), "unit": int(best["unit"])})
     run.say(
         f"{found.verdict}: highest is {best['site']} unit {best['unit']} of layer "
         f"{best['layer']}; half of the {n} highest lie in layers {_where(highest['layer'])}"
@@ -123,6 +124,7 @@ def classify(
         folder.table("profiles", profiles.to_frame())
     mask = replace(scu, provenance={"command": run.command, "model": run.source, **scu.provenance})
     counted = groups.to_frame()
+    run.answer(**{group: int(counted[group].sum()) for group in groups.shares()})
     for group, share in groups.shares().items():
         run.say(f"{int(counted[group].sum())} {GROUP_WORDS[group]} units ({group}), {100 * share:.2f} % of all")
     if mask:

@@ -78,6 +78,7 @@ def ablate(
     folder.tables("ablation", found, main=True)
     shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
     folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()), of=found)
+    run.answer(intact=found.intact.rates, **{f"without_{row.name}": row.behavior.rates for row in found.rows})
     run.say(f"intact: {found.intact}")
     for row in found.rows:
         run.say(f"without {row.name} ({row.n_units} units): {row.behavior}")
@@ -117,6 +118,7 @@ def stability(
     folder.table("stability", found.to_frame(), main=True)
     for name in found.jaccard:
         folder.figure(f"stability_{name}", plot_stability(found, name, ax=axis((4.2, 4.2))), of=found)
+    run.answer(stability={row.what: row.mean for row in found.to_frame().itertuples(index=False)})
     for row in found.to_frame().itertuples(index=False):
         run.say(f"{row.what}: mean {row.mean:.2f}, least {row.least:.2f}, by chance {row.chance:.2f}")
 
@@ -155,6 +157,8 @@ def enrichment(
     folder.table("enrichment", found.to_frame(), main=True)
     folder.figure("enrichment", found.plot(axis((4.2, 3.0))), of=found)
     run.say(str(found))
+    above = [layer for layer, (q, n) in enumerate(zip(found.q, found.total, strict=True)) if q < 0.05 and n]
+    run.answer(group=found.group, units=int(found.total.sum()), layers_above_chance=above)
     if block is not None:
         overlap = mask_overlap(chosen[group], FreezeMask.layers(block, chosen.shape))
         folder.result("overlap", overlap)

@@ -60,3 +60,4 @@ def transfer(
     folder.table("transfer", found.to_frame(threshold), main=True)
     folder.figure("transfer", found.plot(axis((5.2, 3.6)), threshold=threshold), of=found)
     run.say(str(found))
+    run.answer(totals=found.totals)
