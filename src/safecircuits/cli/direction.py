@@ -197,6 +197,7 @@ def _write(run: Run, rows: dict[str, Behavior], shows: str) -> None:
     for name, behavior in rows.items():
         folder.result(name.replace(" ", "_").replace(",", ""), behavior)
         run.say(f"{name}: {behavior}")
+        run.answer(**{name.replace(" ", "_").replace(",", ""): behavior.rates})
     table = [{"model": name, **behavior.figures, **behavior.kl_means} for name, behavior in rows.items()]
     folder.table("rates", pd.DataFrame(table), main=True)
     kinds = category_frame(({"model": name}, behavior.by_category) for name, behavior in rows.items())
