@@ -28,6 +28,7 @@ INSTEAD = {
     "units stability": "--model {real} --safety {refusals} --utility {utility} --subset 3 --draws 2",
     "direction find": "--model {real} {on_malicious} {on_normal} --rule bypass --ablation affine",
     "layers grid": "--model {real} --over-rejection {over} --alpha 1.2 --max-new-tokens 2",
+    "audit": "{real} {real} --malicious {malicious} --utility {utility}",  # a model is as safe as itself: exit code 0
     "finetune": "--model {real} --data {utility} --batch-size 2 --steps 2",
 }
 

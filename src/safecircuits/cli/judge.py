@@ -90,6 +90,7 @@ def robustness(
     for one in found:
         name, share = one.worst
         run.say(f"{one.detector}: most verdicts that should stay flip by {name!r}, {share}")
+    run.answer(worst={one.detector: {"change": one.worst[0], "flipped": one.worst[1].rate} for one in found})
 
 
 def _read(run: Run, path: Path) -> Completions:
