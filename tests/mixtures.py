@@ -1,4 +1,4 @@
-"""Tiny random mixtures of experts of the true configuration classes, as transformers keeps them."""
+"""Mixtures of experts of the zoo, and what their experts compute, taken apart by hand."""
 
 from __future__ import annotations
 
@@ -6,43 +6,18 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import zoo
+from safecircuits.model.beginning import chosen_positions, encode_to_score
+from safecircuits.prompts.batching import pad_left
 
-_MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-_DEEPSEEK: dict[str, Any] = _MOE | {
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "n_group": 2,
-    "topk_group": 1,
-}
-
-MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Mixtral": ("MixtralConfig", _MOE | {"num_local_experts": 4}),
-    "OLMoE": ("OlmoeConfig", _MOE | {"num_experts": 4}),
-    "Qwen2-MoE": ("Qwen2MoeConfig", _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 40}),
-    "Qwen3-MoE": ("Qwen3MoeConfig", _MOE | {"num_experts": 4, "head_dim": 8}),
-    "gpt-oss": ("GptOssConfig", _MOE | {"num_local_experts": 4, "head_dim": 8, "layer_types": ["full_attention"] * 2}),
-    "GLM-4.5": ("Glm4MoeConfig", _DEEPSEEK | {"head_dim": 8}),
-}
-"""GLM-4.5's mixture is DeepSeek-V3's: a dense first layer, a shared expert, and a router that takes groups first."""
+MIXTURES = tuple(name for name, member in zoo.ZOO.items() if isinstance(member, zoo.MixtureMember))
 
 
-def build(name: str, **changes: Any) -> Any:
+def build(name: str) -> Any:
     """A fresh Hugging Face model with random weights and biases."""
-    from transformers import AutoModelForCausalLM
-
-    from conftest import randomised
-
-    kind, settings = MIXTURES[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = randomised(AutoModelForCausalLM.from_config(zoo._of(kind, **settings | changes)()))
-        for parameter_name, parameter in model.named_parameters():
-            if parameter_name.endswith("_bias"):  # gpt-oss's experts start with none
-                parameter.data.normal_(0, 0.3)
-    return model.eval()
+    return zoo.ZOO[name].build()
 
 
 @cache
@@ -55,3 +30,41 @@ def hugging_face(name: str) -> Any:
 def bridge(name: str) -> Any:
     """A TransformerBridge over the same parameters, shared: do not change it."""
     return zoo.load(hugging_face(name), "bridge")
+
+
+def neurons_by_expert(hf: Any, layer: int, data: Any, tokens: str = "all") -> dict[int, Tensor]:
+    """Each expert's neurons for each of its tokens, in float64, one prompt at a time and expert by expert."""
+    block = hf.model.layers[layer].mlp
+    experts, given = block.experts, {}
+    kept = [
+        block.register_forward_pre_hook(lambda _, args: given.update(x=args[0])),
+        experts.register_forward_pre_hook(lambda _, args: given.update(to=args[1])),
+    ]
+    found: dict[int, list[Tensor]] = {}
+    examples = encode_to_score(zoo.tokenizer(), data, tokens=tokens, template="none", count_beginning=False)
+    for example in examples:
+        batch = pad_left([example], (0,))
+        with torch.no_grad():
+            hf(batch.input_ids)
+        for position in chosen_positions(batch, tokens)[0].nonzero().flatten().tolist():
+            for expert in given["to"][position].tolist():
+                found.setdefault(expert, []).append(neurons(experts, expert, given["x"][0, position].double()))
+    for handle in kept:
+        handle.remove()
+    return {expert: torch.stack(rows) for expert, rows in found.items()}
+
+
+def neurons(experts: Any, expert: int, x: Tensor) -> Tensor:
+    """What an expert makes of one token before its output projection."""
+    matrix, bias = experts.gate_up_proj[expert].detach().to(x), getattr(experts, "gate_up_proj_bias", None)
+    out = x @ (matrix if experts.is_transposed else matrix.T)
+    out = out if bias is None else out + bias[expert].detach().to(x)
+    result: Tensor = type(experts)._apply_gate(experts, out[None])[0]
+    return result
+
+
+def outgoing(hf: Any, layer: int) -> Tensor:
+    """``[expert, neuron, d_model]`` in float64."""
+    experts = hf.model.layers[layer].mlp.experts
+    down = experts.down_proj.detach().double()
+    return down if experts.is_transposed else down.transpose(1, 2)

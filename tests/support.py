@@ -12,7 +12,7 @@ import copy
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -353,6 +353,14 @@ def mask_differences(got: dict[str, Tensor], want: dict[str, Tensor]) -> int:
 def examine(member: zoo.Member, backend: str) -> list[Row]:
     """The rows of one member on one backend, as found here."""
     here = version("transformer-lens")
+    if backend == "hooked" and member.bridge_only:
+        note = member.bridge_only
+        return [Row(member.name, backend, c.name, "n/a", c.tolerance, note, here) for c in CAPABILITIES]
+    checks: Mapping[str, Callable[[zoo.Member, str], float]] = {}
+    if isinstance(member, zoo.MixtureMember):
+        import support_mixtures
+
+        checks = support_mixtures.CHECKS
     try:
         zoo.hooked_model(member.name, backend)
     except ValueError as error:
@@ -366,7 +374,7 @@ def examine(member: zoo.Member, backend: str) -> list[Row]:
     for capability in CAPABILITIES:
         status, note = "ok", ""
         try:
-            error = capability.error(member, backend)
+            error = checks.get(capability.name, capability.error)(member, backend)
             if not error <= capability.tolerance:
                 status, note = "fail", f"error {error:.1g}"
         except Exception as problem:  # whatever it is, the table says so

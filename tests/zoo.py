@@ -44,6 +44,8 @@ class Member:
     bridge_note: str = ""
     everywhere: bool = True
     """Whether the tests of single capabilities take it too, and not the support table alone."""
+    bridge_only: str = ""
+    """Why the support table has no rows of its HookedTransformer, though it may load."""
 
     def build(self, seed: int = 0) -> Any:
         """A fresh plain Hugging Face model with random weights, norms and biases."""
@@ -115,6 +117,41 @@ class Member:
         yield changed
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class MixtureMember(Member):
+    """A mixture of experts: gate, in and out are those of every expert, of the shared one, and of dense layers."""
+
+    def build(self, seed: int = 0) -> Any:
+        hf = super().build(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, parameter in hf.named_parameters():
+                if name.endswith("proj_bias"):  # gpt-oss's experts start with none
+                    parameter.data.normal_(0, 0.3)
+        return hf
+
+    def edited(self, hf: Any, layers: tuple[int, ...], components: tuple[Component, ...], alpha: float) -> Any:
+        changed = super().edited(hf, layers, tuple(c for c in components if c in "qkvo"), alpha)
+        for layer in layers:
+            for module in self.block(changed, layer).modules():
+                for component in set(components) - set("qkvo"):
+                    self._scale_in(module, component, alpha)
+        return changed
+
+    @staticmethod
+    def _scale_in(module: Any, component: Component, alpha: float) -> None:
+        alone = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}[component]
+        fused, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+        if isinstance(getattr(module, alone, None), nn.Linear):
+            getattr(module, alone).weight.data.mul_(alpha)
+        elif fused is not None and component == "out":
+            down.data.mul_(alpha)
+        elif fused is not None and hasattr(module, "gate_up_proj_bias"):  # gpt-oss: [expert, d_model, in turn]
+            fused.data[:, :, component == "in" :: 2].mul_(alpha)
+        elif fused is not None:
+            fused.data.chunk(2, dim=1)[component == "in"].mul_(alpha)
 
 
 def _llama_qkv(whole: Tensor, component: Component, kv_heads: int, width: int) -> Tensor:
@@ -402,6 +439,39 @@ _MEMBERS = [
         bridge_note="transformer-lens 3.9 makes a bridge of it that computes something else, which is refused",
         everywhere=False,
     ),
+]
+_MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_DEEPSEEK: dict[str, Any] = _MOE | {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
+_MEMBERS += [
+    MixtureMember(
+        name,
+        _of(kind, **settings),
+        "model.layers",
+        _LLAMA,
+        norm_after=norms,
+        everywhere=False,
+        bridge_only="experts have units on a TransformerBridge alone",
+    )
+    for name, kind, settings, norms in (
+        ("Mixtral", "MixtralConfig", _MOE | {"num_local_experts": 4}, {}),
+        ("OLMoE", "OlmoeConfig", _MOE | {"num_experts": 4}, _QK_NORM),
+        ("Qwen2-MoE", "Qwen2MoeConfig", _MOE | {"num_experts": 4, "shared_expert_intermediate_size": 40}, {}),
+        ("Qwen3-MoE", "Qwen3MoeConfig", _MOE | {"num_experts": 4, "head_dim": D_HEAD}, _QK_NORM),
+        (
+            "gpt-oss",
+            "GptOssConfig",
+            _MOE | {"num_local_experts": 4, "head_dim": D_HEAD, "layer_types": ["full_attention"] * LAYERS},
+            {},
+        ),
+        # GLM-4.5's is DeepSeek-V3's: a dense first layer, a shared expert, and a router that takes groups first.
+        ("GLM-4.5", "Glm4MoeConfig", _DEEPSEEK | {"head_dim": D_HEAD}, {}),
+    )
 ]
 ZOO = {member.name: member for member in _MEMBERS}
 

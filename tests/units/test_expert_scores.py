@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import mixtures
 import safecircuits as sc
 import zoo
 from conftest import randomised
 from safecircuits.hooks.lockstep import UnitPatching
-from safecircuits.model.beginning import chosen_positions, encode_to_score
-from safecircuits.prompts.batching import pad_left
 from safecircuits.units.routed import RoutedMoments
 
 DATA = sc.PromptSet(
@@ -29,31 +26,6 @@ PLAIN: Any = {"template": "none"}
 every = pytest.mark.parametrize("name", mixtures.MIXTURES)
 
 
-def neurons_by_expert(hf: Any, layer: int, tokens: str = "all") -> dict[int, np.ndarray[Any, Any]]:
-    """Each expert's neurons for each of its tokens, in float64, one prompt at a time and expert by expert."""
-    block = hf.model.layers[layer].mlp
-    experts, given = block.experts, {}
-    kept = [
-        block.register_forward_pre_hook(lambda _, args: given.update(x=args[0])),
-        experts.register_forward_pre_hook(lambda _, args: given.update(to=args[1])),
-    ]
-    found: dict[int, list[Tensor]] = {}
-    examples = encode_to_score(zoo.tokenizer(), DATA, tokens=tokens, template="none", count_beginning=False)
-    for example in examples:
-        batch = pad_left([example], (0,))
-        with torch.no_grad():
-            hf(batch.input_ids)
-        for position in chosen_positions(batch, tokens)[0].nonzero().flatten().tolist():
-            for expert in given["to"][position].tolist():
-                matrix, bias = experts.gate_up_proj[expert].double(), getattr(experts, "gate_up_proj_bias", None)
-                out = given["x"][0, position].double() @ (matrix if experts.is_transposed else matrix.T)
-                out = out if bias is None else out + bias[expert].double()
-                found.setdefault(expert, []).append(type(experts)._apply_gate(experts, out[None])[0].detach())
-    for handle in kept:
-        handle.remove()
-    return {expert: torch.stack(rows).numpy() for expert, rows in found.items()}
-
-
 @every
 @pytest.mark.parametrize("tokens", ["all", "response"])
 def test_scores_are_those_of_the_routed_tokens(name: str, tokens: Any) -> None:
@@ -61,9 +33,8 @@ def test_scores_are_those_of_the_routed_tokens(name: str, tokens: Any) -> None:
     scores = sc.score_units(model, DATA, tokens=tokens, **PLAIN)
     shape = sc.ModelShape.of(model)
     layer, mixture = shape.mixture.layers[-1], shape.mixture
-    want = neurons_by_expert(hf, layer, tokens)
-    down = hf.model.layers[layer].mlp.experts.down_proj.detach().double()
-    down = (down if hf.model.layers[layer].mlp.experts.is_transposed else down.transpose(1, 2)).numpy()
+    want = {e: rows.numpy() for e, rows in mixtures.neurons_by_expert(hf, layer, DATA, tokens).items()}
+    down = mixtures.outgoing(hf, layer).numpy()
     moments = scores.moments["expert"]
     assert isinstance(moments, RoutedMoments)
     assert moments.routed[layer].tolist() == [len(want.get(e, ())) for e in range(mixture.n_experts)]
@@ -132,11 +103,12 @@ def test_scores_go_on_to_masks_groups_and_files(name: str, tmp_path: Path) -> No
     assert np.isfinite(frame.score).all()
     with sc.ablated(model, top, to=scores.mean):
         sc.generate(model, DATA, max_new_tokens=2, **PLAIN)
-    if len(mixture.layers) < 2:
-        with pytest.raises(ValueError, match=r"of this model has no units of the site '\w+', so that its units"):
-            sc.classify_units(scores, other, scu=0.1, ucu=0.1, ru=0.1)
-        return
+    shape = sc.ModelShape.of(model)
+    cut = sc.units.set_difference(scores, other, p=0.1, q=0.2)
     groups = sc.classify_units(scores, other, scu=0.1, ucu=0.1, ru=0.1)
+    assert groups.n_units == cut.n_units == shape.total_units - shape.n_units("router") * len(mixture.layers)
+    every = groups["SCU"] | groups["UCU"] | groups["CU"] | groups["RU"]
+    assert every == (~sc.FreezeMask.of_units({}, shape)).restrict(sites=("mlp", "attn", "expert", "shared"))
     assert groups["SCU"].n_units("expert") > 0
     assert sum(groups.shares().values()) == pytest.approx(1)
     assert groups["RU"].restrict(sites="expert").parameter_masks(model)

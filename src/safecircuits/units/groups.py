@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import Site
 from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.reading import present
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
 from safecircuits.units.score_methods import ATTRIBUTION_METHODS
@@ -75,7 +76,7 @@ class UnitGroups(Result):
     @property
     def n_units(self) -> int:
         """How many units were classified."""
-        return sum(labels.numel() for labels in self.labels.values())
+        return sum(int((labels >= 0).sum()) for labels in self.labels.values())
 
     def shares(self) -> dict[str, float]:
         """Share of all scored units in each group."""
@@ -175,7 +176,6 @@ def classify_units(
     if scu + ucu + ru > 1:
         raise ValueError(f"the shares of SCU, UCU and RU add up to {scu + ucu + ru:g}, more than all units")
     _require_same_way(safety, utility)
-    _require_all_there(safety)
     if safety.method in ATTRIBUTION_METHODS and (ucu or ru):
         raise ValueError(
             f"UCU and RU cannot be cut by {safety.method} scores, which say what promotes refusal but not what utility "
@@ -186,13 +186,13 @@ def classify_units(
     s, u = (normalised_scores(scores, normalize) for scores in (safety, utility))
     difference = {site: s[site] - u[site] for site in s}
     total = {site: s[site] + u[site] for site in s}
-    units = _shares(safety, share_of)
-    safest = flat(difference if scu_by is None else {site: scu_by.scores[site] for site in s})
+    there, units = _there(safety), _shares(safety, share_of)
+    safest = flat(difference if scu_by is None else {site: scu_by.scores[site] for site in s})[there]
     labels = torch.full((len(safest),), GROUPS.index("CU"), dtype=torch.int8)
     cuts: tuple[tuple[Group, float, Tensor], ...] = (
         ("SCU", scu, safest),
-        ("UCU", ucu, -flat(difference)),
-        ("RU", ru, -flat(total)),
+        ("UCU", ucu, -flat(difference)[there]),
+        ("RU", ru, -flat(total)[there]),
     )
     for group, share, order in cuts:
         labels[units.highest(order, share, labels == GROUPS.index("CU"))] = GROUPS.index(group)
@@ -204,7 +204,10 @@ def classify_units(
         "shares": shares,
         "share_of": share_of,
     }
-    return UnitGroups(unflat(labels, difference), difference, total, safety.shape, provenance)
+    found = unflat(_of_all(labels, there), difference)
+    return UnitGroups(
+        found, _or_none(difference, safety.shape), _or_none(total, safety.shape), safety.shape, provenance
+    )
 
 
 @checked
@@ -245,9 +248,8 @@ def set_difference(
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} is a share between 0 and 1, not {share}")
     _require_same_way(safety, utility)
-    _require_all_there(safety)
-    units = _shares(safety, share_of)
-    s, u = flat(safety.scores), flat(utility.scores)
+    there, units = _there(safety), _shares(safety, share_of)
+    s, u = flat(safety.scores)[there], flat(utility.scores)[there]
     everything = torch.ones(len(s), dtype=torch.bool)
     useful = units.highest(u, p, everything)
     safe = units.highest(s, q, everything) if q is not None else units.highest(s, result or 0.0, ~useful)
@@ -261,7 +263,10 @@ def set_difference(
         "shares": {"p": p, "q": q, "result": result},
         "share_of": share_of,
     }
-    return UnitGroups(unflat(labels, like), difference, total, safety.shape, provenance)
+    found = unflat(_of_all(labels, there), like)
+    return UnitGroups(
+        found, _or_none(difference, safety.shape), _or_none(total, safety.shape), safety.shape, provenance
+    )
 
 
 _TOP_BY = torch.tensor([[GROUPS.index(g) for g in row] for row in (("RU", "UCU"), ("SCU", "CU"))], dtype=torch.int8)
@@ -277,19 +282,24 @@ def _shares(scores: UnitScores, share_of: ShareOf) -> Shares:
     if share_of not in get_args(ShareOf):
         raise ValueError(f"share_of is 'units', 'parameters' or 'pooled', not {share_of!r}")
     per_unit = scores.unit_parameters if share_of == "parameters" else dict.fromkeys(scores.scores, 1.0)
-    sizes = unit_sizes(scores.scores, per_unit)
-    return Shares(sizes, by_site(scores.scores) if share_of == "units" else None)
+    there, sites = _there(scores), by_site(scores.scores)
+    sizes = unit_sizes(scores.scores, per_unit)[there]
+    return Shares(sizes, tuple(site[there] for site in sites) if share_of == "units" else None)
 
 
-def _require_all_there(scores: UnitScores) -> None:
-    """Groups are shares of every layer's units, and normalised layer by layer."""
-    for site in scores.scores:
-        missing = set(range(scores.shape.n_layers)) - set(scores.shape.layers_with(site))
-        if missing:
-            raise ValueError(
-                f"layer {min(missing)} of this model has no units of the site {site!r}, so that its units cannot be "
-                "sorted into groups of every layer; take the highest of a score: scores.top(n)"
-            )
+def _there(scores: UnitScores) -> Bool[Tensor, " unit"]:
+    """Which entries, in the order of ``flat``, are units: beside mixtures of experts not all layers have all sites."""
+    return flat({site: present(scores.shape, site).expand(rows.shape) for site, rows in scores.scores.items()})
+
+
+def _of_all(labels: Int[Tensor, " there"], there: Bool[Tensor, " unit"]) -> Int[Tensor, " unit"]:
+    """With −1, which is no group, where there is no unit."""
+    return torch.full(there.shape, -1, dtype=torch.int8).masked_scatter(there, labels)
+
+
+def _or_none(values: Mapping[Site, Tensor], shape: ModelShape) -> dict[Site, Tensor]:
+    """With −∞ where there is no unit."""
+    return {site: torch.where(present(shape, site), rows, -torch.inf) for site, rows in values.items()}
 
 
 def _require_same_way(safety: UnitScores, utility: UnitScores) -> None:
