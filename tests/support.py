@@ -353,7 +353,7 @@ def mask_differences(got: dict[str, Tensor], want: dict[str, Tensor]) -> int:
 def examine(member: zoo.Member, backend: str) -> list[Row]:
     """The rows of one member on one backend, as found here."""
     here = version("transformer-lens")
-    if backend == "hooked" and member.bridge_only:
+    if backend == "hooked" and member.bridge_only and backend in zoo.backends():
         note = member.bridge_only
         return [Row(member.name, backend, c.name, "n/a", c.tolerance, note, here) for c in CAPABILITIES]
     checks: Mapping[str, Callable[[zoo.Member, str], float]] = {}

@@ -456,7 +456,7 @@ _MEMBERS += [
         _LLAMA,
         norm_after=norms,
         everywhere=False,
-        bridge_only="experts have units on a TransformerBridge alone",
+        bridge_only="not examined: experts have units on a TransformerBridge alone",
     )
     for name, kind, settings, norms in (
         ("Mixtral", "MixtralConfig", _MOE | {"num_local_experts": 4}, {}),

@@ -80,7 +80,6 @@ def test_a_router_that_tells_malicious_prompts_apart_is_found() -> None:
     assert found.low[0, 3] > 0
     assert found.difference[0].argmax() == 3
     assert "most to layer" in found.verdict
-    assert found.top(1).members("expert")[0][0] == 3 * 48
 
 
 def test_what_has_no_experts_is_refused() -> None:

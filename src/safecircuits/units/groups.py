@@ -6,24 +6,23 @@ the lowest S + U, and CU are the rest. SCU can be taken by a causal score of ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import Site
 from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.masks.reading import present
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
 from safecircuits.units.score_methods import ATTRIBUTION_METHODS
 from safecircuits.units.scores import UnitScores, require_same_origin
-from safecircuits.units.selection import Shares, by_site, flat, mean_ranks, top, unflat, unit_sizes
+from safecircuits.units.selection import Shares, by_site, flat, mean_ranks, top, unflat, unit_sizes, units_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,7 +185,7 @@ def classify_units(
     s, u = (normalised_scores(scores, normalize) for scores in (safety, utility))
     difference = {site: s[site] - u[site] for site in s}
     total = {site: s[site] + u[site] for site in s}
-    there, units = _there(safety), _shares(safety, share_of)
+    there, units = units_there(safety.scores, safety.shape), _shares(safety, share_of)
     safest = flat(difference if scu_by is None else {site: scu_by.scores[site] for site in s})[there]
     labels = torch.full((len(safest),), GROUPS.index("CU"), dtype=torch.int8)
     cuts: tuple[tuple[Group, float, Tensor], ...] = (
@@ -204,10 +203,7 @@ def classify_units(
         "shares": shares,
         "share_of": share_of,
     }
-    found = unflat(_of_all(labels, there), difference)
-    return UnitGroups(
-        found, _or_none(difference, safety.shape), _or_none(total, safety.shape), safety.shape, provenance
-    )
+    return _groups_of(labels, (difference, total), safety, provenance)
 
 
 @checked
@@ -248,7 +244,7 @@ def set_difference(
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} is a share between 0 and 1, not {share}")
     _require_same_way(safety, utility)
-    there, units = _there(safety), _shares(safety, share_of)
+    there, units = units_there(safety.scores, safety.shape), _shares(safety, share_of)
     s, u = flat(safety.scores)[there], flat(utility.scores)[there]
     everything = torch.ones(len(s), dtype=torch.bool)
     useful = units.highest(u, p, everything)
@@ -263,10 +259,7 @@ def set_difference(
         "shares": {"p": p, "q": q, "result": result},
         "share_of": share_of,
     }
-    found = unflat(_of_all(labels, there), like)
-    return UnitGroups(
-        found, _or_none(difference, safety.shape), _or_none(total, safety.shape), safety.shape, provenance
-    )
+    return _groups_of(labels, (difference, total), safety, provenance)
 
 
 _TOP_BY = torch.tensor([[GROUPS.index(g) for g in row] for row in (("RU", "UCU"), ("SCU", "CU"))], dtype=torch.int8)
@@ -282,24 +275,19 @@ def _shares(scores: UnitScores, share_of: ShareOf) -> Shares:
     if share_of not in get_args(ShareOf):
         raise ValueError(f"share_of is 'units', 'parameters' or 'pooled', not {share_of!r}")
     per_unit = scores.unit_parameters if share_of == "parameters" else dict.fromkeys(scores.scores, 1.0)
-    there, sites = _there(scores), by_site(scores.scores)
+    there, sites = units_there(scores.scores, scores.shape), by_site(scores.scores)
     sizes = unit_sizes(scores.scores, per_unit)[there]
     return Shares(sizes, tuple(site[there] for site in sites) if share_of == "units" else None)
 
 
-def _there(scores: UnitScores) -> Bool[Tensor, " unit"]:
-    """Which entries, in the order of ``flat``, are units: beside mixtures of experts not all layers have all sites."""
-    return flat({site: present(scores.shape, site).expand(rows.shape) for site, rows in scores.scores.items()})
-
-
-def _of_all(labels: Int[Tensor, " there"], there: Bool[Tensor, " unit"]) -> Int[Tensor, " unit"]:
-    """With −1, which is no group, where there is no unit."""
-    return torch.full(there.shape, -1, dtype=torch.int8).masked_scatter(there, labels)
-
-
-def _or_none(values: Mapping[Site, Tensor], shape: ModelShape) -> dict[Site, Tensor]:
-    """With −∞ where there is no unit."""
-    return {site: torch.where(present(shape, site), rows, -torch.inf) for site, rows in values.items()}
+def _groups_of(
+    labels: Int[Tensor, " there"], values: Sequence[Mapping[Site, Tensor]], scores: UnitScores, made: dict[str, Any]
+) -> UnitGroups:
+    """With the group −1, which is none, and −∞ where there is no unit."""
+    there = units_there(scores.scores, scores.shape)
+    every = torch.full(there.shape, -1, dtype=torch.int8).masked_scatter(there, labels)
+    difference, total = (unflat(torch.where(there, flat(rows), -torch.inf), rows) for rows in values)
+    return UnitGroups(unflat(every, difference), difference, total, scores.shape, made)
 
 
 def _require_same_way(safety: UnitScores, utility: UnitScores) -> None:

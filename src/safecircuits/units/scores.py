@@ -21,7 +21,7 @@ from safecircuits.model.in_use import used_alone
 from safecircuits.model.sites import HookedModel, ModelShape, output_weight, require_units
 from safecircuits.results.result import Result
 from safecircuits.units.moments import Comoments, Moments
-from safecircuits.units.routed import said
+from safecircuits.units.routed import RoutedMoments, said
 from safecircuits.units.score_methods import ACTIVATION_METHODS, CHANGE_METHODS, FLAP_METHODS, REMOVAL_METHODS, Method
 from safecircuits.units.selection import flat, top
 
@@ -44,7 +44,7 @@ class UnitScores(Result):
     """
 
     scores: Mapping[Site, Float[Tensor, "layer unit"]]
-    moments: Mapping[Site, Moments]
+    moments: Mapping[Site, Moments | RoutedMoments]
     """Per site. Of activation scores over tokens, ``[layer, channel]``: a neuron is a channel, a head ``d_head``
     consecutive ones; of FLAP's own scores its statistic of each channel, as the mean. Of gradient and attribution
     scores over prompts, ``[layer, unit]``. Of change scores over tokens: each channel's difference (``"change"``), or

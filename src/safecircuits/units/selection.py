@@ -13,12 +13,18 @@ from torch import Tensor
 from safecircuits.base.arguments import whole
 from safecircuits.base.vocabulary import Site
 from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.masks.reading import present
 from safecircuits.model.sites import ModelShape
 
 
 def flat(by_site: Mapping[Site, Tensor]) -> Tensor:
     """All units in one row, site after site, layer after layer."""
     return torch.cat([values.flatten() for values in by_site.values()])
+
+
+def units_there(like: Mapping[Site, Tensor], shape: ModelShape) -> Bool[Tensor, " unit"]:
+    """Which entries, in the order of ``flat``, are units: beside mixtures of experts not all layers have all sites."""
+    return flat({site: present(shape, site).expand(rows.shape) for site, rows in like.items()})
 
 
 def unflat(row: Tensor, like: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
