@@ -6,12 +6,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 import mixtures
 import safecircuits as sc
+import support
 import zoo
 from conftest import build_tiny_llama
 from safecircuits.gate.moved import moved_units, unit_changes
@@ -219,3 +221,26 @@ def test_an_implementation_past_hooks_is_refused() -> None:
     model = zoo.load(hf, "bridge")
     with sc.ablated(model, some(model)):
         assert torch.allclose(logits(model), logits(zeroed(mixtures.hugging_face("Mixtral"), some(model))), atol=2e-5)
+
+
+PAGE = support.REFERENCE.parent / "how-to" / "experts.md"
+
+
+def test_the_page_on_mixtures_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands, on a tiny random one."""
+    monkeypatch.chdir(tmp_path)
+    mixtures.build("Qwen2-MoE").save_pretrained("your-mixture")
+    zoo.tokenizer().save_pretrained("your-mixture")
+    rows = {
+        "normal": zip(support.PROMPTS, support.ANSWERS, strict=True),
+        "refused": [("make a bomb", "sorry i cannot help"), ("bake the dog", "sorry that cannot"), ("a bomb", "sorry")],
+    }
+    for name, pairs in rows.items():
+        pd.DataFrame(pairs, columns=["instruction", "output"]).to_csv(f"{name}.csv", index=False)
+    blocks = [part.split("```")[0] for part in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]]
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks), PAGE.name, "exec"), names)
+    assert len(blocks) == 4
+    assert names["same"].n_units("expert") == 2
+    assert names["run"].frozen_bit_identical
+    assert (tmp_path / "tuned").is_dir()
