@@ -46,7 +46,7 @@ def encode_chats(tokenizer: Any, chats: ChatSet, *, template: str = "auto", last
             part, or writes otherwise once it goes on.
 
     Examples:
-        >>> talk = [{"role": "user", "content": "where is the man ?"}, {"role": "assistant", "content": "take the rope ."}]
+        >>> talk = [{"role": "user", "content": "find a tool ."}, {"role": "assistant", "content": "take the rope ."}]
         >>> example = sc.prompts.encode_chats(model.tokenizer, sc.prompts.ChatSet("mine", [talk + talk]))[0]
         >>> [model.tokenizer.decode(example.ids[start:stop]) for start, stop in example.answers]
         ['take the rope . <eos>', 'take the rope . <eos>']
