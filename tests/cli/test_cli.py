@@ -64,7 +64,7 @@ class TestLayers:
         torch.testing.assert_close(found.gaps["aligned"].gap_deg, alone.gap_deg)
         assert table(out, "gap")["gap_deg"].tolist() == pytest.approx(alone.gap_deg.tolist())
         assert {path.name for path in (out / "figures").iterdir()} == {
-            f"{name}.{kind}" for name in ("gap", "pairs") for kind in ("svg", "png")
+            f"{name}.{kind}" for name in ("gap", "pairs") for kind in ("svg", "png", "pdf")
         }
         assert got.stdout.splitlines() == str(found).splitlines()
         assert f"wrote {out / 'run.json'}" in got.stderr
