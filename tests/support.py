@@ -2,6 +2,7 @@
 
     python tests/support.py            prints what the installed transformer-lens supports
     python tests/support.py --write    also replaces its rows in docs/reference/support.json and renders support.md
+    … --write --lacking                leaves the rows that are there, and adds those of members without any
 
 A test asserts that the committed rows of this environment are what the suite finds.
 """
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 import safecircuits as sc
+import support_ways
 import zoo
 from safecircuits.base.progress import without_bars
 from safecircuits.base.vocabulary import COMPONENTS
@@ -438,19 +440,22 @@ def rendered(rows: list[Row]) -> str:
                 page.append(f"| {name} | {' | '.join(shown)} |")
             page += [""] if notes else []
             page += [f"{i}. {note}" for i, note in enumerate(notes, 1)]
-    return "\n".join(page) + "\n"
+    return "\n".join(page) + "\n" + support_ways.rendered(support_ways.committed(), support_ways.measured_with())
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = [row for member in zoo.ZOO.values() for backend in BACKENDS for row in examine(member, backend)]
+    here = version("transformer-lens")
+    kept = [row for row in committed() if row.transformer_lens == here] if "--lacking" in sys.argv else []
+    names = [name for name in zoo.ZOO if name not in {row.architecture for row in kept}]
+    found = [row for name in names for backend in BACKENDS for row in examine(zoo.ZOO[name], backend)]
     for row in found:
         if row.status == "fail" or "--all" in sys.argv:
             print(f"{row.architecture:18} {row.backend:7} {row.capability:18} {row.status:5} {row.note}")
     counts = {status: sum(row.status == status for row in found) for status in ("ok", "n/a", "fail")}
     print(f"transformer-lens {version('transformer-lens')}: {counts}")
     if "--write" in sys.argv:
-        write(found)
+        write([row for name in zoo.ZOO for row in (*kept, *found) if row.architecture == name])
 
 
 if __name__ == "__main__":
