@@ -45,7 +45,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from safecircuits.base.files import lock, remove_partials, replacing, write_text
+from safecircuits.base.files import lock, remove_partials, write_text
 from safecircuits.base.processes import gather, size
 from safecircuits.base.reading import inside
 from safecircuits.results.by_category import ByCategory, with_categories
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from safecircuits.results.result import Result
 
 R = TypeVar("R", bound="Result")
-
-DPI = 300
 
 
 class AlreadyComplete(Exception):
@@ -258,11 +256,9 @@ class RunDirectory:
             of: results of this run that it draws.
             shows: what it shows, for those who do not see it; what ``plot()`` of the first of these says unless given.
         """
-        from matplotlib import rc_context
         from matplotlib.figure import Figure
 
-        from safecircuits.plots.style import RC
-        from safecircuits.plots.values import svg_with_values
+        from safecircuits.plots.files import write_figure
 
         results: list[Any] = list(of) if isinstance(of, Iterable) else [of]
         if results and not shows:
@@ -271,18 +267,8 @@ class RunDirectory:
             names = [self._names[id(result)] for result in results]
             self.record.setdefault("figures", {})[name] = {"of": names, "shows": " ".join(shows.split())}
         figure: Any = drawn if isinstance(drawn, Figure) else drawn.figure
-        paths = []
-        with rc_context(RC):
-            for kind, dated in (("svg", "Date"), ("pdf", "CreationDate"), ("png", None)):
-                path = self._path("figures", f"{name}.{kind}")
-                metadata: Any = {dated: None} if dated else None  # the same figure is the same file
-                if kind == "svg":
-                    write_text(path, svg_with_values(figure, dpi=DPI, metadata=metadata))
-                else:
-                    with replacing(path) as partial:
-                        figure.savefig(partial, format=kind, dpi=DPI, metadata=metadata)
-                paths.append(self._note(path))
-        return paths
+        written = write_figure(figure, lambda kind: self._path("figures", f"{name}.{kind}"))
+        return [self._note(path) for path in written]
 
     def file(self, name: str) -> Path:
         """The path of any other file of the run, such as ``freeze.safetensors``; the caller writes it."""
