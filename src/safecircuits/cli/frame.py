@@ -68,6 +68,7 @@ class Run:
         self.seed, self.device = shared["seed"], shared["device"]
         self.backend: Any = shared["backend"]
         self.dtype = shared["dtype"]
+        self.device_map, self.quantization = shared.get("device_map"), shared.get("quantization")
         self.out: Path = shared["out"]
         self.force, self.json = shared["force"], shared["json"]
         self.where = conditions(shared.get("where") or [])
@@ -134,7 +135,12 @@ class Run:
 
         with nullcontext() if console.is_terminal else without_bars():
             return load_model(
-                source or self.source, backend=self.backend, dtype=self.torch_dtype, device=self.torch_device
+                source or self.source,
+                backend=self.backend,
+                dtype=self.torch_dtype,
+                device=torch_device(self.device),
+                device_map=self.device_map,
+                quantization=self.quantization,
             )
 
     @property
@@ -144,7 +150,13 @@ class Run:
 
     @property
     def torch_device(self) -> Any:
-        """``--device``, checked: a ValueError where this machine has no such device."""
+        """``--device``, checked: a ValueError where this machine has no such device.
+
+        It is for what loads models itself, in one place and with plain numbers, and refuses the options of others.
+        """
+        for option, value in (("--device-map", self.device_map), ("--quantization", self.quantization)):
+            if value is not None:
+                raise ValueError(f"{option} is for commands that read a model; {self.command!r} also writes its weights")
         return torch_device(self.device)
 
     @property

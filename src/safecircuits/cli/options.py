@@ -45,6 +45,24 @@ DtypeOption = Annotated[
     Dtype | None,
     typer.Option("--dtype", help="float32 on a CPU, else the checkpoint's own.", rich_help_panel=EVERY_PANEL),
 ]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="Instead of --device: auto spreads the model over all devices, as Accelerate does. For reading alone where "
+        "a part is left to the CPU.",
+        rich_help_panel=EVERY_PANEL,
+    ),
+]
+QuantizationOption = Annotated[
+    Any,
+    Of(
+        "model.quantised:Quantization",
+        "Quantise while loading, for reading alone. A quantised checkpoint needs no option.",
+        optional=True,
+        panel=EVERY_PANEL,
+    ),
+]
 BackendOption = Annotated[
     Any, Of("model.load:load_model.backend", "TransformerBridge or HookedTransformer.", panel=EVERY_PANEL)
 ]

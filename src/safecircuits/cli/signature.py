@@ -19,24 +19,28 @@ from safecircuits.cli.options import (
     ColumnOption,
     CountOption,
     DateOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     JsonOption,
     ModelOption,
     OutOption,
+    QuantizationOption,
     ResponsesOption,
     SeedOption,
     SystemOption,
     WhereOption,
 )
 
-# In the order of --help. None of these but the first five changes an outcome.
+# In the order of --help. None of these but the first seven changes an outcome.
 SHARED: Mapping[str, tuple[Any, Any]] = {
     "model": (ModelOption, inspect.Parameter.empty),
     "seed": (SeedOption, 0),
     "device": (DeviceOption, None),
     "dtype": (DtypeOption, None),
+    "device_map": (DeviceMapOption, None),
+    "quantization": (QuantizationOption, None),
     "backend": (BackendOption, inspect.Parameter.empty),
     "out": (OutOption, inspect.Parameter.empty),
     "config": (ConfigOption, None),
