@@ -77,8 +77,16 @@ def walk(command: Any, words: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 ALL = walk(typer.main.get_command(app))
-ELSEWHERE = ("demo", "study ssah", "study safety-layers", "study attack", "organism build", "organism get",
-             "judge completions")  # fmt: skip
+ELSEWHERE = (
+    "demo",
+    "study ssah",
+    "study safety-layers",
+    "study attack",
+    "study landscape",
+    "organism build",
+    "organism get",
+    "judge completions",
+)
 """Which take minutes, a download or a server: their own tests run them."""
 
 

@@ -1,4 +1,4 @@
-"""``--quantization`` and ``--device-map``: the model that a command reads is the one that ``load_model`` makes of them."""
+"""``--quantization`` and ``--device-map``: a command reads the very model that ``load_model`` makes of them."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def test_a_model_over_all_devices(tmp_path: Path) -> None:
 )
 def test_what_writes_weights_takes_neither(tmp_path: Path, option: tuple[str, ...], command: tuple[str, ...]) -> None:
     message = refuse(*command, "--model", "organism:base", *option, "--out", tmp_path / "run")
-    assert option[0] in message and "writes its weights" in message
+    assert message.startswith(f"error: {option[0]} is for commands that read a model")
     assert not (tmp_path / "run" / "run.json").exists()

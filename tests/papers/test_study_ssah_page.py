@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SsahStudy, 
 def test_every_part_is_there_and_loads_again(done: tuple[SsahStudy, Path]) -> None:
     study, folder = done
     kept = {path.name for path in (folder / "results").iterdir()}
-    both = {f"{part}_{i}" for part in ("groups", "stability", "enrichment", "overlap") for i in (0, 1)}
+    both = {f"{part}_{i}" for part in ("groups", "profiles", "stability", "enrichment", "overlap") for i in (0, 1)}
     both |= {f"removals_{i}_{how}" for i in (0, 1) for how in ("zero", "mean", "system")}
     both |= {f"pruned_{i}_{group}" for i in (0, 1) for group in ("SCU", "UCU", "RU")}
     both |= {f"transfer_{i}_{kind}" for i in (0, 1) for kind in ("base", "unaligned", "tuned")}
@@ -227,8 +228,8 @@ def test_a_model_of_the_paper_is_put_beside_its_published_numbers(done: tuple[Ss
     html, _ = replace(study, source="meta-llama/Llama-2-7b-chat-hf").page({})
     row = next(row for row in study.removed["wifv"]["zero"].rows if row.name == "SCU")
     success = f"{100 * (1 - row.behavior.rates['malicious_refused']):.2f}"
-    cells = "".join(html.split("removed SCU 1.3 %", 1)[1].split("asr_nosys", 1)[1].split("</tr>")[0].split())
-    assert cells == f"</td><td>84</td><td>{success}</td>"
+    cells = html.split("removed SCU 1.3 %", 1)[1].split("asr_nosys", 1)[1].split("</tr>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", cells) == ["84", success]
 
 
 class TestVerdict:

@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tiny_bridge: Any) -
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
         ({"schedule": "step"}, "schedule is one of linear, constant, cosine, not 'step'"),
-        ({"loss_on": "prompt"}, "loss_on is one of response, all, not 'prompt'"),
+        ({"loss_on": "prompt"}, "loss_on is one of response, last, all, not 'prompt'"),
         ({"optimizer": "lion"}, "optimizer is 'adamw', 'sgd', 'adafactor' or a function that makes one, not 'lion'"),
     ],
 )

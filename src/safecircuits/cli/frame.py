@@ -23,7 +23,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, redirect_stdout
 from enum import Enum
@@ -47,14 +46,11 @@ from safecircuits.cli.options import (
     torch_dtype,
 )
 from safecircuits.cli.signature import PROMPTS, SHARED, TEMPLATE, OwnOptions, option, with_options
+from safecircuits.cli.written import REPORT, listed, write_page
 
 if TYPE_CHECKING:
     from safecircuits.model.sites import HookedModel
     from safecircuits.results.run import RunDirectory
-
-REPORT = "report.html"  # as ``results.run_record`` has it, whose import would cost --help a second
-MANY = 6
-"""Files of one folder that are still named one by one when a command says what it wrote."""
 
 _NO_ARGUMENTS = {"out", "config", "json", "force"}
 
@@ -154,9 +150,9 @@ class Run:
 
         It is for what loads models itself, in one place and with plain numbers, and refuses the options of others.
         """
-        for option, value in (("--device-map", self.device_map), ("--quantization", self.quantization)):
+        for name, value in (("--device-map", self.device_map), ("--quantization", self.quantization)):
             if value is not None:
-                raise ValueError(f"{option} is for commands that read a model; {self.command!r} also writes its weights")
+                raise ValueError(f"{name} is for commands that read a model; {self.command!r} also writes its weights")
         return torch_device(self.device)
 
     @property
@@ -186,7 +182,7 @@ class Run:
         page = self.out / REPORT
         if page not in self.directory.written:
             write_page(self.out)
-        for line in _listed([path for path in (*self.directory.written, last) if path != page]):
+        for line in listed([path for path in (*self.directory.written, last) if path != page]):
             typer.echo(f"wrote {line}", err=True)
         self.show(self.directory.record)
         typer.echo(f"wrote {page}", err=True)
@@ -213,22 +209,6 @@ class Run:
                 typer.echo(printable(line))
             for row in answers:
                 typer.echo(f"\n> {printable(row['prompt'])}\n{printable(row['completion'])}")
-
-
-def write_page(folder: Path) -> None:
-    """Write the page of a complete run, made from what it saved."""
-    from safecircuits.base.files import write_text
-    from safecircuits.report.run_pages import run_page
-    from safecircuits.report.saved import SavedRun
-
-    write_text(folder / REPORT, run_page(SavedRun.open(folder)))
-
-
-def _listed(paths: list[Path]) -> list[str]:
-    """Paths, those of a folder with many together."""
-    together = Counter(path.parent for path in paths)
-    lines = [f"{p.parent} ({together[p.parent]} files)" if together[p.parent] > MANY else str(p) for p in paths]
-    return list(dict.fromkeys(lines))
 
 
 def run_command(

@@ -49,8 +49,8 @@ DeviceMapOption = Annotated[
     str | None,
     typer.Option(
         "--device-map",
-        help="Instead of --device: auto spreads the model over all devices, as Accelerate does. For reading alone where "
-        "a part is left to the CPU.",
+        help="Instead of --device: auto spreads the model over all devices, as Accelerate does. For reading alone "
+        "where a part is left to the CPU.",
         rich_help_panel=EVERY_PANEL,
     ),
 ]

@@ -162,7 +162,8 @@ def is_packed(module: Any) -> bool:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return True
-    if type(weight) not in (Tensor, nn.Parameter) and not hasattr(weight, "device_mesh"):
+    plain = type(weight) in (Tensor, nn.Parameter) or getattr(weight, "plain_numbers", False)
+    if not plain and not hasattr(weight, "device_mesh"):
         return True
     if weight.dtype not in _READABLE:
         return True

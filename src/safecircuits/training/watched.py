@@ -49,6 +49,7 @@ class Watch:
 class _Given(Tensor):
     """A tensor that computes as any other; what comes of it is a plain tensor."""
 
+    plain_numbers = True
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     @property

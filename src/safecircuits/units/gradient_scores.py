@@ -29,6 +29,7 @@ from safecircuits.base.vocabulary import Component, Site, TokenChoice
 from safecircuits.hooks.linear_maps import Matrix, components_of, watched
 from safecircuits.model.attach import attached
 from safecircuits.model.beginning import chosen_positions, encode_to_score
+from safecircuits.model.in_use import used_alone
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.shares import spread
 from safecircuits.model.sites import HookedModel, ModelShape, tokenizer_of, unit_hook
@@ -160,7 +161,8 @@ def each_prompts_gradients(
     Gradients are made during the backward pass, handed to ``use`` in pieces, and dropped.
     """
     entered: dict[tuple[int, Component], Tensor] = {}
-    largest = max(Matrix.of(model, 0, component).view.numel() for component in components)
+    with used_alone(model):  # or another thread has changed them for a moment
+        largest = max(Matrix.of(model, 0, component).view.numel() for component in components)
     step = max(1, CHUNK // largest)
 
     def remember(layer: int, component: Component, x: Tensor) -> None:
