@@ -262,7 +262,7 @@ class RunDirectory:
 
         results: list[Any] = list(of) if isinstance(of, Iterable) else [of]
         if results and not shows:
-            shows = str(type(results[0]).plot.__doc__).split(".\n")[0].split(";")[0].rstrip(".")
+            shows = str(type(results[0]).plot.__doc__).split(".\n")[0].split(";")[0].rstrip(".").replace("``", "")
         if results or shows:
             names = [self._names[id(result)] for result in results]
             self.record.setdefault("figures", {})[name] = {"of": names, "shows": " ".join(shows.split())}

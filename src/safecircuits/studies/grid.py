@@ -77,7 +77,7 @@ class FreezingGrid(Result):
         )
 
     def plot(self, scenario: str, at: str = "matched loss", *, ax: Axes | None = None) -> Axes:
-        """Differences as a map, rows of models and rates, columns of blocks (``plots.finetuning``)."""
+        """Differences as a map, rows of models and rates, columns of blocks; see ``plots.finetuning``."""
         from safecircuits.plots.finetuning import plot_grid
 
         return plot_grid(self.to_frame(), scenario, at, ax=ax)

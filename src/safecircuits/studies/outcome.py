@@ -255,7 +255,7 @@ class FinetuningStudy(Result):
         return {"runs": [{name: getattr(run, name) for name in names} for run in self.runs]}
 
     def plot(self, scenario: str | None = None, *, ax: Axes | None = None) -> Axes:
-        """Refusal against task loss along training, a line an arm (see ``plots.finetuning.plot_study``)."""
+        """Refusal against task loss along training, a line an arm; see ``plots.finetuning.plot_study``."""
         from safecircuits.plots.finetuning import plot_study
 
         return plot_study(self, scenario, ax=ax)
