@@ -18,7 +18,7 @@ from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.report.answers import View
 from safecircuits.report.explored import explored
 from safecircuits.report.sections import Exhibit
-from safecircuits.report.tables import Table, leading_number, sortable
+from safecircuits.report.tables import Table, leading_number, sortable, worded
 from safecircuits.report.unit_views import units_shown
 from safecircuits.units.profiles import UnitProfiles
 
@@ -258,3 +258,9 @@ def test_the_number_that_a_cell_begins_with(cell: str, number: float | None) -> 
 def test_columns_of_words_and_of_plain_numbers_are_left_alone() -> None:
     table = Table("t", ["a", "b", "c"], [["x", "1", "5 %"], ["y", "2.5", "–"]])
     assert sortable(table) == [[("x", None), ("1", None), ("5 %", 5.0)], [("y", None), ("2.5", None), ("–", -1e300)]]
+
+
+def test_columns_of_words_stand_to_the_left() -> None:
+    rows = [["a", "1", "is 'clay'", "–"], ["b", "2 of 3", "–", ""]]
+    assert worded(Table("t", ["name", "n", "adds to", "none"], rows)) == [False, False, True, False]
+    assert worded(Table("t", ["name", "n"], [])) == [False, False]

@@ -25,7 +25,7 @@ from safecircuits.report import scripts
 from safecircuits.report.explored import Explored
 from safecircuits.report.opening import WORDS, counted
 from safecircuits.report.sections import Exhibit, Section
-from safecircuits.report.tables import mapping, sortable
+from safecircuits.report.tables import mapping, sortable, worded
 from safecircuits.report.unit_views import UnitsShown
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def page(
         found=counted(conclusions),
         words_of=WORDS,
         sortable=sortable,
+        worded=worded,
         verdicts=VERDICTS,
         parts=plates,
         provenance_facts=[(key, plain(v)) for key, v in provenance.items() if not isinstance(v, Mapping)],

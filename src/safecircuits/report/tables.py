@@ -37,6 +37,13 @@ def sortable(table: Table) -> list[list[tuple[str, float | None]]]:
     ]
 
 
+def worded(table: Table) -> list[bool]:
+    """Which columns hold words and no numbers; the first, which names its rows, is none of them."""
+    texts = [[cell for cell in column if cell not in _MISSING] for column in zip(*table.rows, strict=True)]
+    words = [bool(column) and all(leading_number(cell) is None for cell in column) for column in texts]
+    return [False, *words[1:]] if words else [False] * len(table.columns)
+
+
 def _in_words(column: Sequence[str]) -> bool:
     """Whether all its cells begin with a number or miss one, and are not plain numbers anyway."""
     found = [leading_number(cell) for cell in column]
