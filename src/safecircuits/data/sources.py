@@ -85,12 +85,7 @@ def load_prompts(
     if read is None:
         listed: list[Any] = list(source)  # type: ignore[arg-type]  # no file and no table
         return as_prompt_set(listed, name or "prompts").take(n, seed=seed)
-    column, responses, categories = (
-        known if given is None else given
-        for given, known in zip((column, responses, categories), read.usual, strict=True)
-    )
-    rows = from_table(read.columns, column, responses, read.label, categories)
-    return PromptSet(read.label, *rows).take(n, seed=seed)
+    return _prompts_in(read, column, responses, categories).take(n, seed=seed)
 
 
 @checked
@@ -139,7 +134,18 @@ def load_chats(
     return _taken(ChatSet(read.label, tuple(chats)), n, seed)
 
 
-def load_training_data(source: Any, **options: Any) -> TrainingData:
+def load_training_data(
+    source: Any,
+    *,
+    column: str | None = None,
+    responses: str | None = None,
+    categories: str | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> TrainingData:
     """Chats where a source holds any longer than one exchange, prompts otherwise; options are those of these.
 
     Examples:
@@ -150,19 +156,19 @@ def load_training_data(source: Any, **options: Any) -> TrainingData:
     if isinstance(source, Iterator):
         source = list(source)
     if isinstance(source, ChatSet):
-        return load_chats(source, **{key: options[key] for key in options if key in ("n", "seed", "where")})
-    if isinstance(source, PromptSet) or _is_ours(source) or options.get("responses"):
-        return load_prompts(source, **options)
-    read = _table(source, options.get("split"), options.get("where"), options.get("name"))
-    column = options.get("column")
-    chats = None
-    if read is not None and not any(read.usual):
-        chats = chats_in(read.columns, column, read.label)
+        return load_chats(source, n=n, seed=seed, where=where)
+    read = None
+    if not (isinstance(source, PromptSet) or _is_ours(source) or responses):
+        read = _table(source, split, where, name)
+    if read is None:
+        options: Any = {"column": column, "responses": responses, "categories": categories}
+        return load_prompts(source, **options, n=n, seed=seed, split=split, where=where, name=name)
+    chats = None if any(read.usual) else chats_in(read.columns, column, read.label)
     if chats is None:
-        return load_prompts(source, **options)
-    if options.get("categories"):
-        raise ValueError(f"{read.label!r} holds chats, which have no categories: leave them out")  # type: ignore[union-attr]
-    return _taken(ChatSet(read.label, tuple(chats)), options.get("n"), options.get("seed"))  # type: ignore[union-attr]
+        return _prompts_in(read, column, responses, categories).take(n, seed=seed)
+    if categories:
+        raise ValueError(f"{read.label!r} holds chats, which have no categories: leave them out")
+    return _taken(ChatSet(read.label, tuple(chats)), n, seed)
 
 
 def _taken(chats: ChatSet, n: int | None, seed: int | None) -> ChatSet:
@@ -178,6 +184,15 @@ class _Read(NamedTuple):
     columns: dict[str, list[Any]]
     label: str
     usual: tuple[str | None, str | None, str | None] = (None, None, None)
+
+
+def _prompts_in(read: _Read, column: str | None, responses: str | None, categories: str | None) -> PromptSet:
+    """The prompts of a table, by the columns that are named, else by those of a known data set, else by usual names."""
+    column, responses, categories = (
+        known if given is None else given
+        for given, known in zip((column, responses, categories), read.usual, strict=True)
+    )
+    return PromptSet(read.label, *from_table(read.columns, column, responses, read.label, categories))
 
 
 def _table(source: Any, split: str | None, where: Mapping[str, Any] | None, name: str | None) -> _Read | None:
