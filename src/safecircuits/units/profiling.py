@@ -18,7 +18,7 @@ from safecircuits.model.attach import HookFn, attached
 from safecircuits.model.beginning import chosen_positions, encode_to_score
 from safecircuits.model.forward import run
 from safecircuits.model.memory import batch_tokens
-from safecircuits.model.shares import spread
+from safecircuits.model.shares import in_order, spread
 from safecircuits.model.sites import (
     HookedModel,
     ModelShape,
@@ -108,15 +108,11 @@ def unit_profiles(
     def part(share: list[int]) -> list[_Seen]:
         return _seen(model, [examples[row] for row in share], chosen, norm, max_tokens, progress)
 
-    seen: list[_Seen | None] = [None] * len(examples)
-    for rows, found in spread(model, examples, part, "unit_profiles"):
-        for row, looked in zip(rows, found, strict=True):
-            seen[row] = looked
-    there = [one for one in seen if one is not None]
+    seen = in_order(spread(model, examples, part, "unit_profiles"))
     first = len(next(iter(sets.values())))
     straight = straight_layers(model, sorted({layer for _, layer, _ in chosen}), sorted(examples, key=len)[:2])
-    writes = token_logits(model, _mean_writes(model, chosen, there[:first]))
-    return _profiles(tokenizer, chosen, values, sets, examples, there, writes, straight, shown, n_tokens)
+    writes = token_logits(model, norm, _mean_writes(model, chosen, seen[:first]))
+    return _profiles(tokenizer, chosen, values, sets, examples, seen, writes, straight, shown, n_tokens)
 
 
 def scu_profiles(
@@ -204,14 +200,19 @@ def _heads(model: HookedModel, layer: int, units: Sequence[int]) -> Float[Tensor
 
 
 def _mean_writes(model: HookedModel, chosen: Sequence[Unit], seen: Sequence[_Seen]) -> Float[Tensor, "unit d_model"]:
-    written = []
-    for row, (site, layer, unit) in enumerate(chosen):
-        mean = torch.stack([one.last[row] for one in seen]).mean(0)
-        if site == "mlp":
-            written.append(mean * output_weight(model, site, layer)[unit].float().cpu())
-        else:
-            written.append(mean @ _heads(model, layer, [unit])[0])
-    return torch.stack(written)
+    places: dict[tuple[Site, int], list[int]] = {}
+    for row, (site, layer, _) in enumerate(chosen):
+        places.setdefault((site, layer), []).append(row)
+    written: dict[int, Tensor] = {}
+    for (site, layer), rows in places.items():  # a matrix is read once, which of a packed one takes a pass
+        units = [chosen[row][2] for row in rows]
+        weights = (
+            _heads(model, layer, units) if site == "attn" else output_weight(model, site, layer)[units].float().cpu()
+        )
+        for row, weight in zip(rows, weights, strict=True):
+            mean = torch.stack([one.last[row] for one in seen]).mean(0)
+            written[row] = mean @ weight if site == "attn" else mean * weight
+    return torch.stack([written[row] for row in range(len(chosen))])
 
 
 def _profiles(

@@ -64,10 +64,12 @@ class FinalNorm:
 
 
 @torch.inference_mode()
-def token_logits(model: HookedModel, written: Float[Tensor, "some d_model"]) -> Float[Tensor, "some d_vocab"]:
+def token_logits(
+    model: HookedModel, norm: FinalNorm, written: Float[Tensor, "some d_model"]
+) -> Float[Tensor, "some d_vocab"]:
     """What directions of the residual stream, divided by the final norm's scale, add to the logit of every token."""
     unembed = cast(Any, model).unembed  # both backends have it
-    rows = torch.cat([torch.zeros_like(written[:1]), FinalNorm.of(model).along(written)])
+    rows = torch.cat([torch.zeros_like(written[:1]), norm.along(written)])
     out: Tensor = unembed(rows[:, None].to(device_of(model), next(model.parameters()).dtype))[:, 0].float().cpu()
     return out[1:] - out[0]
 
