@@ -114,8 +114,8 @@ def source_of(name: str) -> tuple[Any, str]:
 
 def made(
     model: Any, name: str, delta: str, data: Path, each: int | None, known: Collection[tuple[str, str, str, int]]
-) -> Iterator[Made]:
-    """Every completion of ``prompts_of`` that is not known, group by group."""
+) -> Iterator[list[Made]]:
+    """Every completion of ``prompts_of`` that is not known, a list a group."""
     for kind, system, prompts in prompts_of(data, each):
         missing = [p for p in prompts if (prompt_id(kind, system, p), name, delta, 0) not in known]
         if not missing:
@@ -123,11 +123,13 @@ def made(
         tokens: list[list[int]] = []
         asked = PromptSet(kind, tuple(missing))
         generate(model, asked, system=system, max_new_tokens=LIMITS[-1], max_tokens=1024, token_ids=tokens)
+        found = []
         for prompt, ids in zip(asked, tokens, strict=True):
             written = model.tokenizer.batch_decode([ids[:limit] for limit in LIMITS], skip_special_tokens=True)
             texts = {limit: text.strip() for limit, text in zip(LIMITS, written, strict=True)}
             whole_in = len(ids) if len(ids) < LIMITS[-1] else None
-            yield Made(prompt_id(kind, system, prompt), name, kind, 0, prompt, texts, whole_in, delta)
+            found.append(Made(prompt_id(kind, system, prompt), name, kind, 0, prompt, texts, whole_in, delta))
+        yield found
         print(f"{name}: {kind}{' with system prompt' if system else ''}: {len(asked)}", flush=True)
 
 
@@ -145,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {one.key for one in before if set(LIMITS) <= set(one.texts)}
     kept = [one for one in before if one.key in known]
     for name, (source, delta) in sources.items():
-        for one in made(sc.load_model(source), name, delta, given.data, given.each, known):
-            kept.append(one)
+        for found in made(sc.load_model(source), name, delta, given.data, given.each, known):
+            kept += found
             write_text(given.out, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in kept))
     print(f"{len(kept)} completions in {given.out}")
 

@@ -72,19 +72,16 @@ class SafeDelta(Repair):
 
     def edit(self, job: TrainingJob) -> Edit:
         matrices = matrices_of(job.model)
-        aligned = read(matrices)
         live = live_parameters(job.model)
         start = {name: parameter.detach().clone() for name, parameter in live.items()}
         factors = self._factors(job)
 
         def keep_what_is_safe() -> None:
-            kept = {
-                key: safe_delta(value, matrices[key].read(), factors[key], self.scale) for key, value in aligned.items()
-            }
+            trained = read(matrices)
             for name, parameter in live.items():
                 parameter.copy_(start[name])
-            for key, value in kept.items():
-                matrices[key].write(value)
+            for key, matrix in matrices.items():
+                matrix.write(safe_delta(matrix.read(), trained[key], factors[key], self.scale))
 
         return keep_what_is_safe
 

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from safecircuits.model.quantised import method_of
+
 _ROWS = 1024
 """Rows of the identity that a map is fed at once."""
 
@@ -140,11 +142,7 @@ def require_unpacked(model: Any, purpose: str) -> None:
 
 
 def _noted(holder: Any) -> str | None:
-    noted = getattr(holder, "quantization_config", None)
-    if noted is None:
-        return None
-    method = noted.get("quant_method") if isinstance(noted, dict) else getattr(noted, "quant_method", None)
-    return str(getattr(method, "value", method) or "unknown method")
+    return method_of(getattr(holder, "quantization_config", None))
 
 
 def packed_maps(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
