@@ -14,7 +14,9 @@ from test_landscape import bits
 
 from commands import refuse, succeed
 from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.fingerprint import fingerprint_checkpoint
 from safecircuits.model.parameters import live_parameters
+from safecircuits.results.load_record import load_run
 from safecircuits.studies import UnitsLandscape, basins, landscape_study
 from zoo import backends
 
@@ -106,4 +108,6 @@ def test_the_command_writes_page_figure_and_json(tmp_path: Path) -> None:
     assert [len(answer["slices"][of]) for of in ("units", "random")] == [3, 3]
     assert {row["of"] for row in answer["basins"]} == {"units", "random"}
     assert (out / "report.html").exists()
+    source = next(word for word in words if str(word).startswith("organism:"))
+    assert load_run(out)["inputs"][f"model {source}"] == fingerprint_checkpoint(source)
     assert "difference" in (out / "report.html").read_text(encoding="utf-8")

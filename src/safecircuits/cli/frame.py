@@ -6,7 +6,7 @@ A command is a function whose first argument is a ``Run``; ``run_command`` adds 
     def similarity(run: Run, normal: NormalOption, malicious: MaliciousOption) -> None:
         \"\"\"One sentence for --help. Example: safecircuits layers similarity …\"\"\"
         n, m = run.prompts("normal", normal), run.prompts("malicious", malicious)
-        folder = run.begin("model")             # all inputs are known: a finished run ends here
+        folder = run.begin()                    # all inputs are known: a finished run ends here
         gap = layer_gap(run.model(), n, m)
         folder.result("gap", gap)
         folder.table("gap", gap.to_frame(), main=True)

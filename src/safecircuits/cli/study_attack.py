@@ -19,9 +19,10 @@ from safecircuits.cli.options import (
     whole_numbers,
 )
 from safecircuits.cli.study_attack_arms import ARMS, Means, arms_of
+from safecircuits.cli.study_evaluation import study_evaluation
 from safecircuits.cli.study_inputs import EMBEDDED, require, study_prompts
 from safecircuits.cli.study_mask import study_mask
-from safecircuits.cli.study_real import REAL, real_judging
+from safecircuits.cli.study_real import REAL
 from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from safecircuits.studies.attack.attackers import Attacker
     from safecircuits.studies.attack.outcome import AttackStudy
 
-EMBEDDED_TOKENS = 10
-"""Every refusal and every answer to a harmful request of the embedded language has ended by then."""
 ROWS = 400
 """Ordinary rows of a model that brings its own."""
 
@@ -131,13 +130,7 @@ def attack(
     arms = arms_of(run, arm or list(ARMS), means)
     ordinary = study_prompts(run, "normal", normal)
     attackers = _attackers(run, data, harmful, asked[:half], ordinary, family, lr)
-    evaluation: dict[str, Any] = {"detector": detector, "refusal_tokens": max_new_tokens, "template": template}
-    if embedded and max_new_tokens is None:
-        evaluation["refusal_tokens"] = EMBEDDED_TOKENS
-    if real:
-        judging = real_judging(run, detector, max_new_tokens or 16)
-        evaluation |= {"detector": judging["detector"], "refusal_tokens": judging["max_new_tokens"]}
-        evaluation |= {"grading": judging["grading"], "max_new_tokens": judging["utility_tokens"]}
+    evaluation = study_evaluation(run, detector, max_new_tokens, template)
     folder = run.begin(run.source, *([unaligned] if unaligned else []))
     found = attack_study(
         run.source,

@@ -16,16 +16,14 @@ from safecircuits.cli.options import (
     TemplateOption,
     TokensOrNeededOption,
 )
-from safecircuits.cli.study_inputs import EMBEDDED, require, study_prompts
+from safecircuits.cli.study_evaluation import study_evaluation
+from safecircuits.cli.study_inputs import require, study_prompts
 from safecircuits.cli.study_mask import study_mask
-from safecircuits.cli.study_real import REAL, real_judging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from safecircuits.prompts.prompt_set import PromptSet
-
-EMBEDDED_TOKENS = 10
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,14 +68,8 @@ def landscape(
     asked = study_prompts(run, "malicious", malicious, own="evaluation")
     known = study_prompts(run, "utility", utility, responses=True)
     units, words = study_mask(run, mask, freeze_layers, "a landscape of units needs")
-    evaluation: dict[str, Any] = {"detector": detector, "refusal_tokens": max_new_tokens, "template": template}
-    if run.source.startswith(EMBEDDED) and max_new_tokens is None:
-        evaluation["refusal_tokens"] = EMBEDDED_TOKENS
-    if run.source.startswith(REAL):
-        judging = real_judging(run, detector, max_new_tokens or 16)
-        evaluation |= {"detector": judging["detector"], "refusal_tokens": judging["max_new_tokens"]}
-        evaluation |= {"grading": judging["grading"], "max_new_tokens": judging["utility_tokens"]}
-    folder = run.begin("model")
+    evaluation = study_evaluation(run, detector, max_new_tokens, template)
+    folder = run.begin()
     found = landscape_study(
         run.model(),
         units,

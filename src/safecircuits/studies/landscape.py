@@ -224,6 +224,13 @@ def moving(model: Any) -> Iterator[Callable[[Sequence[tuple[float, WeightDirecti
             fuse_again(model)
 
 
+def units_and_random(model: Any, units: FreezeMask, shape: ModelShape, draw: int) -> dict[str, dict[str, Tensor]]:
+    """A random direction of some units, and one of as many random units of the same length."""
+    own = random_direction(model, draw, units)
+    elsewhere = random_direction(model, draw, FreezeMask.random_units(units, shape, draw))
+    return {"units": own, "random": of_equal_norm(elsewhere, own)}
+
+
 @checked
 def basins(
     model: Any,
@@ -257,9 +264,7 @@ def basins(
 
     shape, rows = ModelShape.of(as_hooked(model)), []
     for draw in range(seed, seed + controls):
-        own = random_direction(model, draw, units)
-        elsewhere = random_direction(model, draw, FreezeMask.random_units(units, shape, draw))
-        for of, direction in (("units", own), ("random", of_equal_norm(elsewhere, own))):
+        for of, direction in units_and_random(model, units, shape, draw).items():
             low, high = slices(model, [direction], measure, at=at).basin(figure, least)
             rows.append({"of": of, "seed": draw, "low": low, "high": high})
     return pd.DataFrame(rows)

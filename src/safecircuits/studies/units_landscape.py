@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
@@ -16,7 +17,7 @@ from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.parameters import as_hooked
 from safecircuits.model.sites import ModelShape
 from safecircuits.results.result import Result
-from safecircuits.studies.landscape import Landscape, Measure, moving, of_equal_norm, random_direction, visage
+from safecircuits.studies.landscape import Landscape, Measure, moving, units_and_random, visage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,14 +163,15 @@ def landscape_study(
         if name not in origin:
             raise ValueError(f"no figure {name!r} was measured; there are {', '.join(origin)}")
     points: list[dict[str, Any]] = []
-    pairs = [(draw, of) for draw in range(seed, seed + draws) for of in OF]
     with moving(model) as move:
-        for draw, of in track(pairs, "landscape", enabled=progress):
-            move([])
-            direction = random_direction(model, draw, units)
-            if of == "random":
-                elsewhere = random_direction(model, draw, FreezeMask.random_units(units, shape, draw))
-                direction = of_equal_norm(elsewhere, direction)
+
+        def pairs() -> Iterator[tuple[int, str, dict[str, Tensor]]]:
+            for draw in range(seed, seed + draws):
+                move([])  # directions are as long as the weights' own rows
+                for of, direction in units_and_random(model, units, shape, draw).items():
+                    yield draw, of, direction
+
+        for draw, of, direction in track(pairs(), "landscape", total=draws * len(OF), enabled=progress):
             points.append({"of": of, "draw": draw, "a": 0.0, **origin})
             for a in distances:
                 move([(a, direction)])
