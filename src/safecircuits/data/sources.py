@@ -134,6 +134,7 @@ def load_chats(
     return _taken(ChatSet(read.label, tuple(chats)), n, seed)
 
 
+@checked
 def load_training_data(
     source: Any,
     *,
