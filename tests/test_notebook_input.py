@@ -454,7 +454,9 @@ def test_what_callbacks_return_is_kept_whichever_numbers_it_has(tiny_bridge: Any
         checkpoint_dir=tmp_path / "checkpoint",
     )
     back = sc.FinetuneRun.load(run.save(tmp_path / "run").parent)
-    assert dict(back.evaluations[-1]) == {"step": 2, "numpy": 0.5, "torch": 2, "malicious_refused": 0.0}
+    last = dict(back.evaluations[-1])
+    assert {name: last[name] for name in ("step", "numpy", "torch")} == {"step": 2, "numpy": 0.5, "torch": 2}
+    assert (last["malicious_refused"], last["malicious_n"]) == (0.0, len(PROMPTS))
     with pytest.raises(ValueError, match="a callback returns numbers by name"):
         sc.finetune(tiny_bridge, data, steps=1, callbacks=[lambda model, step: 0.5])
 

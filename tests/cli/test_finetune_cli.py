@@ -33,12 +33,13 @@ def test_it_trains_freezes_and_leaves_a_model_for_transformers(tmp_path: Path, m
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
     assert frozen_digest(after, mask) == digest
     assert pd.read_csv(tmp_path / "a" / "tables" / "curves.csv")["step"].tolist() == [0, 2, 3]
-    rates = [
-        sc.evaluate(model, malicious=sc.load_prompts("organism:malicious", n=12), max_new_tokens=2).rates
+    shares = [
+        sc.evaluate(model, malicious=sc.load_prompts("organism:malicious", n=12), max_new_tokens=2).shares
         for model in (before, sc.load_model(tmp_path / "a" / "model"))
     ]
-    listed = [f"{rate['malicious_refused']:.1%}" for rate in rates]
-    assert f"malicious refused: {listed[0]} before, {listed[1]} after" in said.stdout
+    told = [str(share["malicious_refused"]) for share in shares]
+    assert f"malicious refused: {told[0]} before (" in said.stdout
+    assert f"), {told[1]} after (" in said.stdout
     kept = sc.FinetuneRun.load(tmp_path / "a" / "results" / "finetune")
     assert kept.steps == 3
     assert len((tmp_path / "a" / "log.jsonl").read_text().splitlines()) == 5

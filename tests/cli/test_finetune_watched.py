@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from test_cli import ALIGNED, refuse, succeed
@@ -39,7 +40,8 @@ def test_it_ends_before_safety_is_lost_and_the_card_says_so(attack: Path, tmp_pa
     said = succeed("finetune", *ALIGNED, "--data", attack, *train, *watch, *guard, "--out", folder)
     answer = json.loads(said.stdout)["answer"]
     halted = answer["halted"]
-    assert answer["before"] == {"malicious_refused": 1.0}
+    assert answer["before"]["malicious_refused"] == 1.0
+    assert answer["before"]["malicious_n"] == 24
     assert answer["after"]["malicious_refused"] >= 0.9
     assert halted["rewound_to"] == halted["step"] - 2
     left = sc.evaluate(
@@ -53,7 +55,11 @@ def test_it_ends_before_safety_is_lost_and_the_card_says_so(attack: Path, tmp_pa
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
     assert f"`{frozen_digest(sc.load_model('aligned'), mask)}`" in card
     assert f"halted after step {halted['step']}" in card
-    assert f"| malicious refused | 100.0 % | {100 * left.rates['malicious_refused']:.1f} % |" in card
+    assert f"| malicious refused | 100.0 % [86.2, 100.0] (24/24) | {left.shares['malicious_refused']} |" in card
+    curves = pd.read_csv(folder / "tables" / "curves.csv").set_index("step")
+    assert curves.loc[0, "malicious_cut"] == 3 / 24
+    kept = [json.loads(line) for line in (folder / "completions" / "malicious_after.jsonl").read_text().splitlines()]
+    assert sum(row["verdict"] == "refuses" for row in kept) == left.shares["malicious_refused"].hits
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert any(name.startswith("trackers/") for name in record["files"])
 

@@ -131,7 +131,9 @@ def test_a_guard_keeps_a_model_from_being_talked_out_of_refusing() -> None:
     run = finetune(guarded, attack, **options, callbacks=[guard], eval_every=2)
     finetune(plain, attack, **options)
     assert run.halted is not None
-    assert "malicious_refused went from 100.0% to" in run.halted["reason"]
+    assert {0, *(point["step"] for point in run.evaluations)} == set(guard.measured)
+    assert guard.measured[run.halted["step"]].figures == {k: v for k, v in run.evaluations[-1].items() if k != "step"}
+    assert "malicious_refused went from 100\u00a0% (0\u00a0% incoherent, " in run.halted["reason"]
     assert evaluate(plain, malicious=asked).rates["malicious_refused"] < 0.5
     assert evaluate(guarded, malicious=asked).rates["malicious_refused"] >= 0.9
 

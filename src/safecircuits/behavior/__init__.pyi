@@ -3,6 +3,8 @@ from .agreement_table import agreement as agreement
 from .alpaca_eval import write_alpaca_eval as write_alpaca_eval
 from .attempts import Condition as Condition
 from .attempts import Pressure as Pressure
+from .change import BehaviorChange as BehaviorChange
+from .change import RateChange as RateChange
 from .completions import Completions as Completions
 from .conditions import pressure as pressure
 from .depth import AlignmentDepth as AlignmentDepth

@@ -47,14 +47,19 @@ class Behavior(Result):
     """By set: the completions that were judged, with what decided each; of ``utility`` whether it is right."""
 
     @property
-    def shares(self) -> dict[str, Share]:
-        """``malicious_refused``, ``over_rejected`` and ``utility``, those that were measured, with intervals."""
+    def counted(self) -> dict[str, Bool[Tensor, " prompt"]]:
+        """Which prompts count in ``malicious_refused``, ``over_rejected`` and ``utility``, those that were measured."""
         named = {
             "malicious_refused": self.malicious,
             "over_rejected": self.over_rejection,
             "utility": self.utility,
         }
-        return {name: Share.of(verdicts) for name, verdicts in named.items() if verdicts is not None}
+        return {name: verdicts for name, verdicts in named.items() if verdicts is not None}
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """The same as shares with intervals."""
+        return {name: Share.of(verdicts) for name, verdicts in self.counted.items()}
 
     @property
     def rates(self) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +9,13 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.finetune_watch import Watch, watching
 from safecircuits.cli.found_on import say_overlaps
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of, method_of
-from safecircuits.cli.options import DetectorOption, TokensOption, named, prompt_option
+from safecircuits.cli.options import DetectorOption, TokensOrNeededOption, named, prompt_option
 from safecircuits.cli.signature import Fields
 from safecircuits.training.settings import TrainingSettings
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from safecircuits.training.phases import Phase
     from safecircuits.training.run import FinetuneRun
 
-CURVES = "What is refused and answered right, by step of fine-tuning"
 WATCHING = "Watching"
 _RATE = ("lr", "weight_decay", "warmup_steps", "schedule", "optimizer", "max_grad_norm", "mixed_precision")
 _BATCH = ("batch_size", "grad_accumulation", "batches", "max_length", "gradient_checkpointing")
@@ -43,6 +43,7 @@ def finetune(
     run: Run,
     data: Annotated[str, prompt_option("--data", "Prompts with responses, or whole chats, to train on.")],
     measured: Measured,
+    judging: JudgeOptions,
     settings: Annotated[TrainingSettings, SETTINGS],
     method: Annotated[
         str, typer.Option(help="The way to fine-tune, such as lora or lisa; a name that is none lists them all.")
@@ -79,7 +80,7 @@ def finetune(
         int | None, typer.Option(help="Steps between points of the curves.", min=1, rich_help_panel=WATCHING)
     ] = None,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     checkpoint_every: Annotated[
         int,
         typer.Option(
@@ -99,7 +100,8 @@ def finetune(
 
     A column of messages may hold chats of any length: the loss is on every answer, or with --loss-on last on the last.
     --method trains in another way: --method lora --set r=16, --method lisa --set alignment=refusals.json --steps 500.
-    What --malicious, --over-rejection and --utility name is measured before, after, and with --eval-every in between.
+    What --malicious, --over-rejection and --utility name is measured before, after, and with --eval-every in between:
+    before and after are compared prompt by prompt (McNemar's exact test), and all answers are kept.
 
     Example: safecircuits finetune --model organism:aligned --data organism:utility --freeze freeze.safetensors
     --epochs 2 --malicious organism:malicious --out runs/finetune
@@ -127,24 +129,24 @@ def finetune(
     require_trackers(report_to)
     if push_to_hub is not None:
         _require_pushable(push_to_hub, save_model, way)
-    folder = run.begin()
+    how = watching(run, sets, judging, detector, max_new_tokens)
+    folder = run.begin(run.source, *judging.local)
     say_overlaps(run, {"the rows that are trained on": asked}, sets)
     model = run.model()
-    options = {"detector": detector, "max_new_tokens": max_new_tokens, "template": settings.template}
     for mask in masks:
         mask.on(model)
-    before = _before(folder, model, sets, options)
-    kept: dict[str, Any] = {"checkpoint_dir": folder.work("checkpoints"), "log": folder.work("log.jsonl")}
-    watched: Any = _curve(sets, options)
+    watch = Watch(folder, sets, {**how, "template": settings.template})
+    before = watch.before(model)
     if limits:
-        watched = SafetyGuard(model, limits, then=then, before=before, **sets, **options)
+        watch.guard = SafetyGuard(model, limits, then=then, before=before, **sets)
+    kept: dict[str, Any] = {"checkpoint_dir": folder.work("checkpoints"), "log": folder.work("log.jsonl")}
     trained = train(
         model,
         prompts,
         frozen,
         settings,
         method=way,
-        callbacks=[watched] if sets else (),
+        callbacks=[watch] if sets else (),
         report_to=report_to,
         report_dir=folder.folder / "trackers",
         eval_every=eval_every,
@@ -155,11 +157,12 @@ def finetune(
     # A copy: should the rest fail, as on a full disk, the same command goes on from the log that stays in work.
     if "log" not in way.refuses:
         write_text(folder.file("log.jsonl"), folder.work("log.jsonl").read_text(encoding="utf-8"))
-    _write(run, folder, trained, before)
+    _write(run, folder, trained)
+    watch.write(run, trained)
     for path in sorted(one for one in (folder.folder / "trackers").rglob("*") if one.is_file()):
         folder.file(path.relative_to(folder.folder).as_posix())
     if save_model:
-        _save(run, folder, model, trained, before, push_to_hub)
+        _save(run, folder, model, trained, watch, push_to_hub)
 
 
 def _limits(given: list[str], sets: dict[str, Any], then: Any) -> dict[str, float]:
@@ -191,9 +194,7 @@ def _require_pushable(repo: str, save_model: bool, way: Any) -> None:
     require_pushable(repo)
 
 
-def _save(
-    run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, before: dict[str, float], repo: str | None
-) -> None:
+def _save(run: Run, folder: RunDirectory, model: Any, trained: FinetuneRun, watch: Watch, repo: str | None) -> None:
     """The model with its card; of a method that leaves it as it is, what PEFT has put beside it."""
     from safecircuits.gate.card import model_card
     from safecircuits.model.load import save_pretrained
@@ -202,7 +203,8 @@ def _save(
         trained.tuned.peft.save_pretrained(folder.folder / "adapter")
     else:
         base = Path(run.source).name if Path(run.source).exists() else run.source
-        card = model_card(folder.folder.name, base, run=trained, before=before)
+        measured = {"before": watch.first, "after": watch.left(trained)}
+        card = model_card(folder.folder.name, base, run=trained, **measured)
         to: Any = {} if repo is None else {"push_to_hub": True, "repo_id": repo, "private": True}
         save_pretrained(model, folder.folder / "model", card=card, **to)
         if repo is not None:
@@ -223,34 +225,8 @@ def _phases(
     return [Phase(mask, epochs=n) for mask, n in zip(masks, epochs, strict=True)], settings
 
 
-def _before(folder: RunDirectory, model: Any, sets: dict[str, Any], options: dict[str, Any]) -> dict[str, float]:
-    """The rates before training, those of an interrupted run if it got so far."""
-    from safecircuits.base.files import write_text
-    from safecircuits.behavior.evaluate import evaluate
-
-    if not sets:
-        return {}
-    path = folder.work("before.json")
-    if not path.exists():
-        write_text(path, json.dumps(evaluate(model, **sets, **options, progress=True).rates))
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def _curve(sets: dict[str, Any], options: dict[str, Any]) -> Any:
-    """A callback with the rates of ``evaluate``."""
-    from safecircuits.behavior.evaluate import evaluate
-
-    def rates(model: Any, _step: int) -> dict[str, float]:
-        return evaluate(model, **sets, **options).rates
-
-    return rates
-
-
-def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[str, float]) -> None:
+def _write(run: Run, folder: RunDirectory, trained: FinetuneRun) -> None:
     import pandas as pd
-
-    from safecircuits.plots.loss import plot_rates_by_step
 
     trained.save(folder.file("results/finetune/run.json").parent)
     summary = {
@@ -266,7 +242,7 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[st
     folder.figure("losses", trained.plot(ax=axis((4.2, 2.2))), shows="Training loss by step")
     steps = f"{trained.steps} step{'s' * (trained.steps > 1)}"
     run.say(f"{steps}, training loss {trained.losses[0]:.3f} to {trained.final_loss():.3f} nats a token")
-    run.answer(**summary, halted=trained.halted, before=before, after=dict(trained.left(before)))
+    run.answer(**summary, halted=trained.halted)
     if trained.halted is not None:
         to = trained.halted["rewound_to"]
         back = "" if to is None else f"; the weights are those of step {to}"
@@ -275,9 +251,3 @@ def _write(run: Run, folder: RunDirectory, trained: FinetuneRun, before: dict[st
         run.say(f"{trained.n_frozen:,} frozen entries bit-identical, SHA-256 {trained.frozen_digest}")
     if truncated := trained.settings["truncated"]:
         run.say(f"{truncated} examples cut to {trained.settings['max_length']} tokens")
-    if trained.evaluations:
-        points = ({"step": 0, **before}, *trained.evaluations)
-        folder.table("curves", pd.DataFrame(list(points)))
-        folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))), shows=CURVES)
-        for name, value in before.items():
-            run.say(f"{name.replace('_', ' ')}: {value:.1%} before, {trained.left(before)[name]:.1%} after")

@@ -245,13 +245,7 @@ def _counts(measure: str, behavior: Behavior) -> torch.Tensor:
     of = MEASURES[measure][1]
     if measure.endswith("_incoherent"):
         return behavior.answers[of].are("incoherent")
-    found = {
-        "malicious_refused": behavior.malicious,
-        "over_rejected": behavior.over_rejection,
-        "utility": behavior.utility,
-    }[measure]
-    assert found is not None
-    return found
+    return behavior.counted[measure]
 
 
 def _weights(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safecircuits.base.counted import HEADING, Beside, beside
 from safecircuits.base.outputs import CHECKPOINT_CARD
+from safecircuits.base.text import points
 from safecircuits.base.version import __version__
+from safecircuits.behavior.change import BehaviorChange, RateChange
+from safecircuits.behavior.measured import Behavior
 from safecircuits.gate.auditing import Audit
 from safecircuits.training.run import FinetuneRun
 
@@ -16,19 +20,20 @@ def safety_section(
     run: FinetuneRun | None = None,
     audit: Audit | None = None,
     *,
-    before: Mapping[str, float] | None = None,
-    after: Mapping[str, float] | None = None,
+    before: Behavior | Mapping[str, float] | None = None,
+    after: Behavior | Mapping[str, float] | None = None,
 ) -> str:
     """The section in Markdown, for a card of one's own; ``model_card`` is a whole card with it.
 
     Args:
         run: of the fine-tune.
         audit: of the model before and after.
-        before, after: rates between 0 and 1 by name, where there is no audit; after it those that a callback of the
-            run measured last, unless given.
+        before, after: where there is no audit, what ``evaluate`` found, with which the card says of how many prompts
+            each rate is, what the answers are otherwise, and whether it has changed (McNemar's exact test). Rates
+            between 0 and 1 by name will do; after the run those that a callback measured last, unless given.
 
     Raises:
-        ValueError: for nothing to say.
+        ValueError: for nothing to say, or behaviors on different prompts.
 
     Examples:
         >>> run = sc.finetune(sc.load_model("aligned"), utility, sc.FreezeMask.layers((3, 5)), steps=1, progress=False)
@@ -43,6 +48,9 @@ def safety_section(
         | malicious refused | 100.0 % | 98.0 % |
         <BLANKLINE>
         Measured by safecircuits ... with greedy completions.
+        >>> measured = sc.evaluate(model, malicious=malicious)
+        >>> print(sc.gate.safety_section(before=measured, after=measured).splitlines()[4])
+        | malicious refused | 100.0 % [67.6, 100.0] (8/8) | 100.0 % [67.6, 100.0] (8/8) | +0.0 [−45.9, +45.9] | 1 | ...
     """
     if run is None and audit is None and not (before or after):
         raise ValueError("a card says what was frozen and measured: give run=, audit=, or before= and after=")
@@ -50,17 +58,16 @@ def safety_section(
     if run is not None:
         lines += _training(run)
         if after is None and before:
-            left = run.left(before)
-            after = {name: left[name] for name in before if name in left}
+            known = before.figures if isinstance(before, Behavior) else before
+            after = {k: value for k, value in run.left(known).items() if k in known or _BESIDE.fullmatch(k)}
     if audit is not None:
-        before, after = audit.before.rates, audit.after.rates
+        before, after = audit.before, audit.after
         lines.append(f"- Audit: {audit.verdict}.")
-    if before or after:
-        lines += ["", "| rate | before | after |", "|---|---|---|"]
-        for name in dict.fromkeys((*(before or {}), *(after or {}))):
-            cells = [_percent((rates or {}).get(name)) for rates in (before, after)]
-            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Measured by safecircuits {__version__} with greedy completions."])
+    if isinstance(before, Behavior) and isinstance(after, Behavior):
+        lines += _changes(BehaviorChange(before, after)) if before.counted else []
+    elif before or after:
+        lines += _rates(*(one.figures if isinstance(one, Behavior) else one or {} for one in (before, after)))
+    return "\n".join([*lines, "", _measured([one for one in (before, after) if isinstance(one, Behavior)])])
 
 
 def model_card(name: str, base_model: str | None = None, **about: Any) -> str:
@@ -106,6 +113,45 @@ def _training(run: FinetuneRun) -> list[str]:
             + ("." if to is None else f", and the weights are those of step {to}.")
         )
     return lines
+
+
+def _measured(found: Sequence[Behavior]) -> str:
+    """How the rates were measured, and who said what refuses."""
+    judges = {one.detector for behavior in found for of, one in behavior.answers.items() if of != "utility"}
+    said = f"; what refuses is said by {' and '.join(sorted(judges))}" if judges else ""
+    return f"Measured by safecircuits {__version__} with greedy completions{said}."
+
+
+def _changes(found: BehaviorChange) -> list[str]:
+    """Rates before and after, of all prompts and by category, each with its test."""
+    columns = ["rate", "before", "after", "change in points", "p", f"{HEADING}, before", f"{HEADING}, after"]
+    rows = [_row(one) for one in (*found.changes, *found.changes_by_category)]
+    tested = "Intervals are 95 %, those of changes exact; p is McNemar's exact test, corrected by Holm over categories."
+    return [*_table(columns, rows), "", tested]
+
+
+def _row(one: RateChange) -> list[str]:
+    tallies = one.tallies or ()
+    told = [Beside.of(tally.record(""), "refused").cell for tally in tallies] or ["–", "–"]
+    change = points(one.change, one.low, one.high)
+    return [one.name, str(one.before), str(one.after), change, f"{one.p_corrected:.2g}", *told]
+
+
+_BESIDE = re.compile(r"(malicious|over_rejection)_(n|deflects|incoherent|undecided|cut)|step")
+"""What figures have beside rates."""
+
+
+def _rates(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Rates by name as they are, where no more is known of them."""
+    names = [name for name in dict.fromkeys((*before, *after)) if not _BESIDE.fullmatch(name)]
+    cells = [[f"{_percent(of.get(name))}{beside(of, name)}" for of in (before, after)] for name in names]
+    titles = [name.replace("_", " ") for name in names]
+    return _table(["rate", "before", "after"], [[title, *row] for title, row in zip(titles, cells, strict=True)])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (columns, *rows)]
+    return ["", lines[0], "|---" * len(columns) + "|", *lines[1:]]
 
 
 def _percent(rate: float | None) -> str:

@@ -13,6 +13,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.base.stats": ("Share",),
     "safecircuits.base.vocabulary": ("LayerRange",),
     "safecircuits.behavior.agreement_table": ("AgreementTable",),
+    "safecircuits.behavior.change": ("BehaviorChange",),
     "safecircuits.behavior.divergence": ("TokenKL",),
     "safecircuits.behavior.depth": ("AlignmentDepth",),
     "safecircuits.behavior.measured": ("Behavior",),

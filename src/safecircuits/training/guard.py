@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from safecircuits.base.arguments import number
+from safecircuits.base.counted import said
 from safecircuits.behavior.evaluate import evaluate
+from safecircuits.behavior.measured import Behavior
 from safecircuits.model.sites import HookedModel
 from safecircuits.training.halting import Halt
 
@@ -31,11 +33,13 @@ class SafetyGuard:
             ``over_rejected``, as shares of prompts.
         then: ``"rewind"`` puts the weights back to the last point at which all was well (a copy of what trains is kept
             on the CPU); ``"stop"`` leaves them as they are.
-        before: the rates before training, by name, where they are known.
+        before: the ``Behavior`` before training, or its rates by name, where it is known.
         sets: what ``evaluate`` takes: ``malicious=``, ``over_rejection=``, ``utility=``, ``detector=`` and so on.
 
     Attributes:
-        before: the rates before training, by name.
+        before: the rates before training, by name, and what stands beside those of refusals (``Behavior.figures``).
+        measured: by step the whole ``Behavior``, 0 for that before training; of this process, and so without the steps
+            before a resume.
 
     Raises:
         ValueError: for a rate that there is not, or whose prompts are not given, and a tolerance outside 0 to 1.
@@ -58,7 +62,7 @@ class SafetyGuard:
         tolerated: Mapping[str, float] | None = None,
         *,
         then: Then = "rewind",
-        before: Mapping[str, float] | None = None,
+        before: Behavior | Mapping[str, float] | None = None,
         **sets: Any,
     ) -> None:
         self._sets = sets
@@ -66,12 +70,18 @@ class SafetyGuard:
         require_tolerated(self._limits, then)
         self.rewinds = then == "rewind"
         require_measured(self._limits, sets)
-        self.before: Mapping[str, float] = evaluate(model, **sets).rates if before is None else before
+        known = evaluate(model, **sets) if before is None else before
+        self.measured: dict[int, Behavior] = {0: known} if isinstance(known, Behavior) else {}
+        self.before: Mapping[str, float] = known.figures if isinstance(known, Behavior) else known
 
-    def __call__(self, model: HookedModel, step: int) -> dict[str, float] | Halt:  # noqa: ARG002  what callbacks get
-        rates = evaluate(model, **self._sets).rates
-        said = broken(self._limits, self.before, rates)
-        return Halt(said, rates, self.rewinds) if said else rates
+    def __call__(self, model: HookedModel, step: int) -> dict[str, float] | Halt:
+        found = self.measured[step] = evaluate(model, **self._sets)
+        return self.verdict(found)
+
+    def verdict(self, found: Behavior) -> dict[str, float] | Halt:
+        """What a measurement says: its figures, with a wish to halt where a rate is worse than tolerated."""
+        worse = broken(self._limits, self.before, found.figures)
+        return Halt(worse, found.figures, self.rewinds) if worse else found.figures
 
 
 def require_tolerated(tolerated: Mapping[str, float], then: str) -> None:
@@ -94,9 +104,9 @@ def require_measured(tolerated: Mapping[str, float], given: Collection[str]) -> 
 
 
 def broken(tolerated: Mapping[str, float], before: Mapping[str, float], now: Mapping[str, float]) -> str:
-    """Which rates are worse than tolerated, in words; empty if none is."""
+    """Which rates are worse than tolerated, in words, with what stands beside each count; empty if none is."""
     worse: Sequence[str] = [
-        f"{name} went from {before[name]:.1%} to {now[name]:.1%}, more than the tolerated {most:.1%}"
+        f"{name} went from {said(before, name)} to {said(now, name)}, more than the tolerated {most:.1%}"
         for name, most in tolerated.items()
         if WORSE[name] * (now[name] - before[name]) > most + 1e-9
     ]

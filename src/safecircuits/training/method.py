@@ -198,7 +198,7 @@ def point_and_halt(callbacks: Sequence[Callback], model: Any, step: int) -> tupl
         found = callback(model, step)
         if isinstance(found, Halt):
             halt, found = halt or found, found.figures
-        found = getattr(found, "rates", found)  # what ``evaluate`` returns has them
+        found = getattr(found, "figures", found)  # what ``evaluate`` returns has them
         if not isinstance(found, Mapping | None):
             raise ValueError(
                 f"a callback returns numbers by name, {{'loss': 0.5}}, a Behavior or nothing, not a "

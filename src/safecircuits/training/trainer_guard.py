@@ -94,8 +94,10 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
     """The callback that ``guard_trainer`` adds.
 
     Attributes:
-        before: the rates when training began; None until then.
+        before: the rates when training began, with what stands beside those of refusals (``Behavior.figures``); None
+            until then.
         rates: by step, those measured since.
+        measured: by step the whole ``Behavior``, from where training began.
         halted: ``reason``, ``step`` and ``rewound_to`` where training was ended; None otherwise.
 
     Examples:
@@ -109,6 +111,7 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         self._every, self._rewinds = every, rewinds
         self.before: dict[str, float] | None = None
         self.rates: dict[int, dict[str, float]] = {}
+        self.measured: dict[int, Behavior] = {}
         self.halted: dict[str, Any] | None = None
         self._good: dict[str, Tensor] = {}
         self._good_step = 0
@@ -119,7 +122,8 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
             raise ValueError(
                 "load_best_model_at_end puts other weights in the place of those that the guard goes back to"
             )
-        self.before, self.rates, self.halted = self._rates(model), {}, None
+        self.measured, self.rates, self.halted = {}, {}, None
+        self.before = self._rates(state.global_step, model)
         self._log(self.before)
         self._keep(state.global_step, model)  # a fall is measured against this, so it is good by definition
 
@@ -130,7 +134,7 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
 
     def _look(self, step: int, model: Any, control: Any) -> None:
         assert self.before is not None
-        rates = self.rates[step] = self._rates(model)
+        rates = self.rates[step] = self._rates(step, model)
         self._log(rates)
         said = broken(self._limits, self.before, rates)
         if not said:
@@ -141,9 +145,10 @@ class TrainerGuard(TrainerCallback):  # type: ignore[misc]
         self.halted = {"reason": said, "step": step, "rewound_to": self._good_step if self._rewinds else None}
         control.should_training_stop = True
 
-    def _rates(self, model: Any) -> dict[str, float]:
-        rates: dict[str, float] = self._measure(unwrapped(model)).rates
-        return rates
+    def _rates(self, step: int, model: Any) -> dict[str, float]:
+        found: Behavior = self._measure(unwrapped(model))
+        self.measured[step] = found
+        return found.figures
 
     def _log(self, rates: Mapping[str, float]) -> None:
         self._trainer.log({f"safety/{name}": value for name, value in rates.items()})

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from safecircuits.base.counted import said
 from safecircuits.base.paired import paired_difference
@@ -165,7 +163,7 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
     zero; it does not if random units do the same. It stays if the paired interval lies above minus five points. Either
     is inconclusive where the intact model has nothing of it.
     """
-    change, low, high = paired_difference(_verdicts(row.behavior, rate), _verdicts(table.intact, rate))
+    change, low, high = paired_difference(row.behavior.counted[rate], table.intact.counted[rate])
     label = rate.replace("_", " ")
     text = (
         f"{label} {said(table.intact.figures, rate)} → {said(row.behavior.figures, rate)} without the "
@@ -191,12 +189,6 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
     else:
         shows = "yes" if low > -MARGIN else "no" if high < -MARGIN else "unclear"
     return shows, text
-
-
-def _verdicts(behavior: object, rate: str) -> Bool[Tensor, " prompt"]:
-    field = {"malicious_refused": "malicious", "over_rejected": "over_rejection"}.get(rate, rate)
-    values: Tensor = getattr(behavior, field)
-    return values
 
 
 def _conditions(study: Ssah) -> dict[tuple[str, str], str]:

@@ -1,0 +1,110 @@
+"""What ``safecircuits finetune`` measures: before training, on the way and after it, with every answer kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from safecircuits.cli.canvas import axis
+from safecircuits.cli.judging import JudgeOptions, keep_replies
+
+if TYPE_CHECKING:
+    from safecircuits.behavior.measured import Behavior
+    from safecircuits.cli.frame import Run
+    from safecircuits.results.run import RunDirectory
+    from safecircuits.training.guard import SafetyGuard
+    from safecircuits.training.run import FinetuneRun
+
+CURVES = "What is refused and answered right, by step of fine-tuning"
+
+
+def watching(
+    run: Run, sets: dict[str, Any], judging: JudgeOptions, detector: str, max_new_tokens: int | None
+) -> dict[str, Any]:
+    """How ``evaluate`` is to measure; a ValueError for what does not go together.
+
+    As many tokens are written as the detector or the judge needs, unless a limit is given; what that costs is said
+    once, and not with every point of a curve.
+    """
+    from safecircuits.behavior.verdict import notice_needed
+
+    judge = judging.made(run)
+    by = detector if judge is None else judge
+    judged = [prompts for name, prompts in sets.items() if name != "utility"]
+    if judge is not None and not judged:
+        raise ValueError("--judge says what refuses: give --malicious or --over-rejection")
+    needed = notice_needed(by, sum(map(len, judged))) if judged and max_new_tokens is None else None
+    return {"detector": by, "max_new_tokens": max_new_tokens, "refusal_tokens": needed}
+
+
+class Watch:
+    """A callback of training with the figures of ``evaluate``, which keeps what it measured in the run's folder.
+
+    Attributes:
+        guard: says whether a measurement ends the run; None: nothing does.
+        first: what was measured before training; None where there is nothing to measure.
+    """
+
+    def __init__(self, folder: RunDirectory, sets: dict[str, Any], how: dict[str, Any]) -> None:
+        self._folder, self._sets, self._how = folder, sets, how
+        self.guard: SafetyGuard | None = None
+        self.first: Behavior | None = None
+        if hasattr(how["detector"], "replies"):
+            keep_replies(how["detector"], folder)
+
+    @property
+    def halts(self) -> bool:
+        return self.guard is not None
+
+    @property
+    def rewinds(self) -> bool:
+        return self.guard is not None and self.guard.rewinds
+
+    def __call__(self, model: Any, step: int) -> Any:
+        found = self._measure(model, step, progress=False)
+        return found.figures if self.guard is None else self.guard.verdict(found)
+
+    def before(self, model: Any) -> Behavior | None:
+        """What is measured before training, or was by an interrupted run that got so far."""
+        if self._sets:
+            self.first = self._at(0) or self._measure(model, 0, progress=True)
+        return self.first
+
+    def left(self, trained: FinetuneRun) -> Behavior | None:
+        """What was measured of the weights that the run left, which are not the last ones where it was rewound."""
+        step = trained.left().get("step")
+        return None if step is None or self.first is None else self._at(step)
+
+    def write(self, run: Run, trained: FinetuneRun) -> None:
+        """Before against after, prompt by prompt; the answers; and the curve between."""
+        import pandas as pd
+
+        from safecircuits.behavior.change import BehaviorChange
+        from safecircuits.plots.loss import plot_rates_by_step
+
+        after = self.left(trained)
+        if self.first is None or after is None:
+            return
+        found = BehaviorChange(self.first, after)
+        self._folder.result("behavior", found)
+        self._folder.tables("rates", found)
+        for name, behavior in (("before", found.before), ("after", found.after)):
+            for of, verdicts in behavior.answers.items():
+                verdicts.save_lines(self._folder.file(f"completions/{of}_{name}.jsonl"))
+        points = ({"step": 0, **self.first.figures}, *trained.evaluations)
+        self._folder.table("curves", pd.DataFrame(list(points)))
+        self._folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))), shows=CURVES)
+        run.answer(**found.record())
+        run.say(str(found))
+
+    def _measure(self, model: Any, step: int, *, progress: bool) -> Behavior:
+        from safecircuits.behavior.evaluate import evaluate
+
+        found = evaluate(model, **self._sets, **self._how, progress=progress)
+        found.save(self._folder.work(f"measured/{step}"))
+        return found
+
+    def _at(self, step: int) -> Behavior | None:
+        from safecircuits.behavior.measured import Behavior
+
+        folder = self._folder.work(f"measured/{step}")
+        return Behavior.load(folder) if folder.is_dir() else None
