@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,15 @@ def test_every_name_of_the_package_on_a_page_exists(page: Path) -> None:
         reduce(getattr, name.split("."), sc)
 
 
-def test_the_quickstart_runs() -> None:
+def test_the_quickstart_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "quickstart.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    for block in blocks:
+    page = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == page.count("```python")
+    for block, told in blocks:
         exec(compile(block, "quickstart.md", "exec"), names)
+        printed = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
+        assert OutputChecker().check_output(told, printed, ELLIPSIS | NORMALIZE_WHITESPACE), printed
     assert names["decided"].layers == sc.LayerRange(3, 5)
     assert names["run"].frozen_bit_identical
 
@@ -61,6 +66,11 @@ def lines_with_commands(page: Path) -> list[str]:
     return [line for line in blocks + re.findall(r"`safecircuits ([^`]+)`", text) if not line.startswith("…")]
 
 
+def required(command: Any) -> set[str]:
+    """Options without which a command ends at once; a line with ``--out`` is one to be typed as it stands."""
+    return {one.opts[0] for one in command.params if one.required and one.opts[0].startswith("--")}
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_every_command_on_a_page_exists_with_its_options(page: Path) -> None:
     group = typer.main.get_command(app)
@@ -73,6 +83,7 @@ def test_every_command_on_a_page_exists_with_its_options(page: Path) -> None:
         known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
         given = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
         assert set(given) <= known | {"--help", "--install-completion", "--show-completion"}, line
+        assert "--config" in given or "--out" not in given or required(command) <= set(given), line
 
 
 def test_what_tables_of_expectations_name_exists() -> None:

@@ -28,10 +28,15 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-_SOURCE = "A file (csv, tsv, json, jsonl, parquet, txt), organism:KIND, or a hub data set."
+_SOURCE = "A file (csv, tsv, json, jsonl, parquet, txt), organism:KIND, requests:KIND, or a hub data set."
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="A hub id, a folder, or organism:STAGE.", rich_help_panel=RUN_PANEL)
+    str,
+    typer.Option(
+        "--model",
+        help="A hub id, a folder, a GGUF file, organism:NAME or smollm2:NAME (organism list has them).",
+        rich_help_panel=RUN_PANEL,
+    ),
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", help="Folder of the run; made if missing.", rich_help_panel=RUN_PANEL)

@@ -14,6 +14,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.counted import mean_beside
 from safecircuits.base.progress import track
 from safecircuits.base.stats import rate_interval
+from safecircuits.base.text import percent
 from safecircuits.behavior.categories import category_frame, sum_of
 from safecircuits.behavior.divergence import divergences, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
@@ -80,6 +81,15 @@ class AblationTable(Result):
     intact: Behavior
     rows: tuple[Ablation, ...]
 
+    @property
+    def verdict(self) -> str:
+        """Each rate intact and without each selection, beside the mean over as many random units: a line each."""
+        lines = [f"intact: {_shown(self.intact.rates)}"]
+        for row in self.rows:
+            beside = mean_rates(row.random_controls) if row.random_controls else {}
+            lines.append(f"without {row.name} ({row.n_units:,} units): {_shown(row.behavior.rates, beside)}")
+        return "\n".join(lines)
+
     def to_frame(self) -> pd.DataFrame:
         """One row an ablation: rates, KL to the intact model in nats; of random controls the mean over draws."""
         import pandas as pd
@@ -140,6 +150,14 @@ class AblationTable(Result):
         from safecircuits.plots.units import plot_ablation
 
         return plot_ablation(self, metrics=tuple(self.intact.rates), ax=ax)
+
+
+def _shown(rates: Mapping[str, float], beside: Mapping[str, float] | None = None) -> str:
+    """``malicious refused 27.0 % (random 98.0 %), …``."""
+    controls = {name: f" (random {percent(rate)})" for name, rate in (beside or {}).items()}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {percent(rate)}{controls.get(name, '')}" for name, rate in rates.items()
+    )
 
 
 def mean_rates(behaviors: Sequence[Behavior]) -> dict[str, float]:

@@ -46,6 +46,8 @@ class UnitGroups(Result):
     Examples:
         >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
         >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
+        >>> print(groups)
+        3,136 units: 31 SCU, 313 UCU, 2,479 CU, 313 RU
         >>> {name: round(share, 2) for name, share in groups.shares().items()}
         {'SCU': 0.01, 'UCU': 0.1, 'CU': 0.79, 'RU': 0.1}
         >>> (groups["SCU"] | groups["CU"]).n_units() == groups["SCU"].n_units() + groups["CU"].n_units()
@@ -76,6 +78,12 @@ class UnitGroups(Result):
     def n_units(self) -> int:
         """How many units were classified."""
         return sum(int((labels >= 0).sum()) for labels in self.labels.values())
+
+    @property
+    def verdict(self) -> str:
+        """How many units are in each group."""
+        sizes = ", ".join(f"{self[group].n_units():,} {group}" for group in GROUPS)
+        return f"{self.n_units:,} units: {sizes}"
 
     def shares(self) -> dict[str, float]:
         """Share of all scored units in each group."""
