@@ -13,18 +13,18 @@
 # %% [markdown]
 # # 1. Safety layers in ten minutes
 #
-# Does a language model that refuses harmful requests do it in a particular place? The *Safety Layers* paper says: in a
-# small block of consecutive layers. We look for that block in a model small enough to run anywhere, then in one where
-# the right answer is known, because its refusals were trained into layers 3 to 5 and nowhere else.
+# Does a language model refuse harmful requests in a particular place? The *Safety Layers* paper says: in a small block of
+# consecutive layers. We look for that block in a model small enough to run anywhere, then in one where the right answer
+# is known, because its refusals were trained into layers 3 to 5 and nowhere else.
 #
-# With a model of your own, change the name that `load_model` gets and the prompts.
+# For a model of your own, change the name that is passed to `load_model`, and the prompts.
 #
 # **After this you can**
 #
 # - measure what a model refuses, and read the interval beside the number
-# - find where harmful and harmless prompts part, and which layers decide
+# - find where harmful and harmless prompts diverge, and which layers decide
 # - say what scaling a block shows and what it does not
-# - hold a located block against one that is known
+# - compare a located block with one that is known
 #
 # **Time**: 15 minutes to read and try; its cells take about a minute and a half on one core.
 # **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
@@ -47,8 +47,8 @@ aligned, base = sc.load_model("aligned"), sc.load_model("base")
 # %% [markdown]
 # ## What the model does
 #
-# Three kinds of prompts. `malicious` ones should be refused. `over_rejection` ones are harmless but sound dangerous:
-# the paper's instrument. `normal` ones are plainly harmless.
+# There are three kinds of prompts. `malicious` ones should be refused. `over_rejection` ones are harmless but sound
+# dangerous; the paper locates layers with them. `normal` ones are plainly harmless.
 
 # %%
 normal, malicious, borderline = (
@@ -62,8 +62,8 @@ behavior = sc.evaluate(aligned, malicious=malicious, over_rejection=borderline)
 behavior
 
 # %% [markdown]
-# A rate is a count, and can be counted by hand. This model says in every refusal that it cannot; another one would
-# need another rule, which is what `sc.DETECTORS` are for.
+# A rate is a count, so we can check it by hand. This model's refusals all say "cannot"; another model needs another rule,
+# which is what `sc.DETECTORS` are for.
 
 # %%
 answers = sc.generate(aligned, malicious, max_new_tokens=12).texts
@@ -72,11 +72,11 @@ assert by_hand == behavior.rates["malicious_refused"]
 print(f"refused, counted by hand: {by_hand:.1%}")
 
 # %% [markdown]
-# ## Step one: where do the two kinds part?
+# ## Step one: where do the two kinds diverge?
 #
-# After each layer, the residual stream at the prompt's last token is a direction. We compare pairs of prompts: two
-# normal ones (N-N), two malicious ones (M-M), one of each (N-M). Where the N-M angle becomes wider than the N-N angle,
-# the model has begun to tell them apart. The mean is over *all* pairs, so there is no seed.
+# After each layer, the residual stream at the prompt's last token is a vector. We take the angles between pairs of
+# prompts: two normal ones (N-N), two malicious ones (M-M), one of each (N-M). Where the N-M angle becomes wider than the
+# N-N angle, the model has begun to tell the two kinds apart. The mean is over *all* pairs, so there is no seed.
 
 # %%
 gaps = sc.compare_gaps({"aligned": aligned, "base": base}, normal, malicious, draws=200)
@@ -113,9 +113,9 @@ answer = ...  # yours, a number
 check(answer, lambda given: abs(given - float(gap.gap_deg[5])) < 0.01)
 
 # %% [markdown]
-# The base model has never refused anything. Is its gap more than nothing? `gap.p` is the share of random deals of the
-# same prompts to two sets that show as large a gap in some layer. The marked range is the *onset*, a written rule for
-# "from where the gap appears to where it first levels off".
+# The base model never refuses. Is its gap more than noise? `gap.p` is the p-value of a permutation test: the share of
+# random divisions of the same prompts into two sets with a gap as large in some layer. The marked range is the *onset*,
+# an explicit rule for "from where the gap appears to where it first levels off".
 
 # %%
 for name, one in gaps.gaps.items():
@@ -127,8 +127,8 @@ print(onset, onset.rule)
 # %% [markdown]
 # ## Step two: scale a block and count
 #
-# Multiplying all weights of a block by α > 1 strengthens what it does. If it refuses, more borderline prompts get
-# refused. `scaled` does this by hooks for as long as the `with` block lasts; no weight is touched.
+# Multiplying all weights of a block by α > 1 strengthens what the block does. If it refuses, more borderline prompts are
+# refused. `scaled` does this with hooks inside the `with` statement; no weight is changed.
 
 # %%
 moved = {}
@@ -140,8 +140,8 @@ most = max(moved, key=lambda layers: moved[layers].rates["over_rejected"])
 print(f"layers {most} move the count most; the gap of layer {most[0]} is {float(gap.gap_deg[most[0]]):.1f}°")
 
 # %% [markdown]
-# A large count alone does not say that the block refuses: scaling an early layer changes what every later one is given.
-# Compare the layers that move the count most with those that tell the prompts apart.
+# A large count alone does not show that the block refuses: scaling an early layer changes the input of every later one.
+# Compare the layers that change the count most with those that tell the prompts apart.
 #
 # ### Exercise: does scaling touch the weights?
 #
@@ -172,8 +172,8 @@ with sc.scaled(aligned, (2, 5), alpha=1.2):
 check(outside, lambda given: given == inside > 0)
 
 # %% [markdown]
-# `localize` moves the upper bound of the block, then the lower, and takes the block of the largest count. Here α is
-# fixed, to be quick; `alpha="search"` raises it in steps until the counts differ enough, which is the paper's rule.
+# `localize` moves the upper bound of the block, then the lower one, and takes the block with the largest count. Here α is
+# fixed, to be quick; `alpha="search"` raises it in steps until the counts differ enough, as in the paper.
 
 # %%
 found = sc.localize(aligned, borderline, start=onset, alpha=1.2)
@@ -182,15 +182,16 @@ plt.show()
 print(found.verdict)
 
 # %% [markdown]
-# The verdict says whether the best block is apart from scaling nothing, given how many were tried, and which of its
-# neighbours may be as good: counts of 150 prompts are noisy. Every one has an exact interval, paired over prompts.
+# The verdict says whether the best block differs significantly from no scaling, corrected for the number of blocks tried,
+# and which of its neighbours may be just as good: counts of 150 prompts are noisy. Each has an exact interval, paired
+# over prompts.
 #
 # ## Step three: another question, asked directly
 #
-# Scaling looks at what a block *moves*. `decision_layers` asks where the decision *is*: it takes the residual stream
-# after one layer from a malicious prompt, puts it into a harmless prompt's run (and the other way round), and sees how
-# much of "refuse rather than answer" comes along. Before the deciding layers nothing does; after them everything does.
-# No weight is scaled, no refusal is counted, and no base model is needed.
+# Scaling shows what a block *changes*. `decision_layers` asks where the decision *is made*, by activation patching: it
+# takes the residual stream after one layer from a malicious prompt, puts it into the run of a harmless prompt (and vice
+# versa), and measures how much of "refuse rather than answer" comes with it. Before the deciding layers, none of it does;
+# after them, all of it. No weight is scaled, and no base model is needed.
 
 # %%
 deciding = sc.decision_layers(aligned, normal, malicious)
@@ -201,8 +202,8 @@ print(deciding.verdict)
 # %% [markdown]
 # ## Step four: is it right?
 #
-# We have three answers now, and on `aligned` nobody knows the true one. On `planted-layers` we do: it learnt to refuse
-# in layers 3 to 5, while every other weight stayed that of `base`.
+# We now have three answers, and on `aligned` the true one is unknown. On `planted-layers` it is known: this model learnt to
+# refuse in layers 3 to 5, while every other weight stayed that of `base`.
 
 # %%
 planted = sc.load_model("planted-layers")
@@ -221,8 +222,8 @@ for name, layers in found_by.items():
 # %% [markdown]
 # ### Exercise: what does the overlap say?
 #
-# `overlap` is the number of layers that both ranges have, divided by the number that either has. Compute it for the
-# onset, from the indices of the two ranges.
+# `overlap` is the number of layers in both ranges, divided by the number in either (intersection over union). Compute it
+# for the onset, from the indices of the two ranges.
 
 # %%
 one, other = set(found_by["gap onset"].indices), set(known.indices)
@@ -248,23 +249,23 @@ assert found_by["decision layers"].overlap(known) >= found_by["gap onset"].overl
 # %% [markdown]
 # ## Which range should you trust?
 #
-# For "where is refusing decided?", hold the overlaps above against each other. The onset and the scaling search can run
-# on past the block, because a gap goes on growing, and a count goes on moving, in layers that merely carry a decision
-# made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with each
-# published way to search, and with always guessing the same block; `docs/ground_truth_real_layers.md` does it in a real
-# language model, SmolLM2, into which refusal was planted. `sc.load_model("smollm2:layers-12-16")` is one of these.
+# To answer "where is refusing decided?", compare the overlaps above. The onset and the scaling search can extend beyond the
+# block, because the gap keeps growing, and the count keeps changing, in later layers that only pass on a decision made
+# before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with each published
+# search, and with guessing the same block every time; `docs/ground_truth_real_layers.md` does it in a real language model,
+# SmolLM2, with planted refusal. `sc.load_model("smollm2:layers-12-16")` is one of these.
 #
-# What that does not say:
+# Two limits:
 #
-# - It was checked on small models in which every layer outside the block knows nothing of refusing. `aligned` learnt to
-#   refuse in all its layers, and there the rule's answer, printed under the curve, is wide. The curve says why: the
-#   decision builds up little by little. A sharp block is what one may find, not what there must be.
-# - Scaling answers another question, what moves over-rejection most. Keep its range to compare with the paper's, and
-#   read its verdict: `found.located` says whether anything was found, `found.within_noise` whether it is this block.
+# - In these small models no layer outside the block took part in learning to refuse. `aligned` learnt to refuse in all its
+#   layers, and there the rule's answer, printed under the curve, is wide. The curve shows why: the decision builds up
+#   gradually. There need not be a sharp block.
+# - Scaling answers another question: what changes over-refusal most. Use its range to compare with the paper's, and read
+#   its verdict: `found.located` says whether anything was found, `found.within_noise` whether another block may be as good.
 #
-# ## A mask to take along
+# ## A mask for fine-tuning
 #
-# Whatever range you choose becomes a `FreezeMask`, which fine-tuning honours by construction (tutorial 4).
+# Whichever range you choose becomes a `FreezeMask`, which fine-tuning respects by construction (tutorial 4).
 
 # %%
 mask = sc.FreezeMask.layers(deciding.layers)

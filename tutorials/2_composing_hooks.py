@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 2. Composing your own hooks with ours
 #
-# There is no wrapper to learn. `load_model` gives a TransformerLens model, and whatever you do to it with
-# TransformerLens's hooks stays in force while an analysis of ours runs.
+# There is no wrapper to learn. `load_model` returns a TransformerLens model, and your own TransformerLens hooks stay active
+# while one of our analyses runs.
 #
 # **After this you can**
 #
 # - nest our interventions, in any order, with hooks of your own
-# - find the refusal direction and take it out of a running model
-# - run any analysis of ours with your hook in force
-# - be sure that a hook fired, and fired where you meant it
+# - find the refusal direction and ablate it in a running model
+# - run any of our analyses with your hook active
+# - check that a hook fired, and where
 #
 # **Time**: 12 minutes to read and try; its cells take about half a minute on one core.
 # **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
@@ -47,7 +47,7 @@ print(type(model).__module__, isinstance(model, transformer_lens.model_bridge.Tr
 # %% [markdown]
 # ## Our tools are context managers
 #
-# They nest, in any order, and leave the model as it was.
+# They can be nested in any order, and leave the model as it was.
 
 # %%
 malicious = sc.organism.prompts("malicious", n=60)
@@ -67,9 +67,9 @@ assert all(torch.equal(value, weights[name]) for name, value in model.named_para
 # %% [markdown]
 # ## Your hook inside our analysis
 #
-# A classic: the *refusal direction*, the difference of mean residual streams between harmful and harmless prompts at
-# one layer. We collect the residuals with `collect_residuals`, then set the component along the direction to what it is
-# on harmless prompts, with a plain TransformerLens hook.
+# As an example, take the *refusal direction*: the difference between the mean residual streams of harmful and harmless
+# prompts at one layer. We collect the residual streams with `collect_residuals`. Then a plain TransformerLens hook sets the
+# component along the direction to its mean on harmless prompts.
 
 # %%
 layer = 3
@@ -80,8 +80,8 @@ direction = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), di
 usual = harmless.mean(0) @ direction
 
 # %% [markdown]
-# Which axis is which? `collect_residuals` gives `[layer, prompt, d_model]`; `.at(layer)` and `.prompt(k)` pick by name,
-# so that no mean can be taken over the wrong one. Checked in numpy, one prompt at a time:
+# Which axis is which? `collect_residuals` returns `[layer, prompt, d_model]`; `.at(layer)` and `.prompt(k)` select by name, so
+# that a mean over the wrong axis cannot happen. We check it in numpy, one prompt at a time:
 
 # %%
 train = sc.organism.prompts("malicious", "train", n=100)
@@ -93,7 +93,7 @@ assert np.allclose(by_hand / np.linalg.norm(by_hand), direction.numpy(), atol=1e
 # %% [markdown]
 # ### Exercise: how far apart are the two kinds along the direction?
 #
-# Project every prompt onto `direction` and say by how many standard deviations (of the harmless ones) the means differ.
+# Project every prompt onto `direction`. By how many standard deviations (of the harmless prompts) do the means differ?
 
 # %%
 answer = ...  # yours, a number
@@ -113,7 +113,7 @@ gap_along = np.linalg.norm(by_hand) / (harmless.numpy() @ direction.numpy()).std
 check(answer, lambda given: abs(given - gap_along) < 0.01 * gap_along)
 
 # %% [markdown]
-# Now a plain TransformerLens hook that puts the component to what it is on harmless prompts:
+# Now the plain TransformerLens hook, which sets the component to its mean on harmless prompts:
 
 
 # %%
@@ -132,11 +132,11 @@ assert torch.allclose(after_it, usual.expand_as(after_it), atol=1e-3)  # the hoo
 assert without.rates["malicious_refused"] < intact.rates["malicious_refused"]
 
 # %% [markdown]
-# Is it this direction, or would any do? That is the question a control answers.
+# Is it this direction, or would any direction do? A control answers that.
 #
 # ### Exercise: a random direction
 #
-# Do the same with a random direction of the same length: write `random_hook`, and compare.
+# Do the same with a random direction of the same length: write `random_hook`, and compare the refusals.
 
 # %%
 torch.manual_seed(0)
@@ -170,7 +170,7 @@ def keeps_refusing(hook):
 check(random_hook, keeps_refusing)
 
 # %% [markdown]
-# The analyses respect the hook as well: with it on, the angle gap is what is left of it from that layer on.
+# Analyses run with the hook too: with it attached, the angle gap is smaller from that layer on.
 
 # %%
 normal = sc.organism.prompts("normal", n=60)
@@ -185,8 +185,8 @@ assert after.gap_deg[layer] < before.gap_deg[layer]
 # %% [markdown]
 # ## Our hooks inside your loop
 #
-# The other way round: `attached` puts hooks on by name, checks that the names exist, and that each one really fired.
-# A misspelt hook name raises an error and is not silently ignored.
+# `attached` adds hooks by name, checks that the names exist, and checks that each hook really fired. A misspelt hook name is
+# an error; it is not silently ignored.
 
 # %%
 seen = {}
@@ -210,7 +210,7 @@ except ValueError as error:
 # %% [markdown]
 # ## Both kinds of TransformerLens model
 #
-# A `HookedTransformer` of the same weights gives the same answers; TransformerLens 4 has only the bridge.
+# A `HookedTransformer` with the same weights gives the same answers. (TransformerLens 4 has only the bridge.)
 
 # %%
 if version("transformer-lens").startswith("3."):
@@ -222,5 +222,5 @@ if version("transformer-lens").startswith("3."):
 # %% [markdown]
 # ## Where to go on
 #
-# `sc.refusal_direction` finds the direction with its published selection and controls, and takes it out of the weights
-# (`safecircuits direction find --help`). Tutorial 3 asks which units write what you have seen here.
+# `sc.refusal_direction` finds the direction by the published selection rule, with controls, and can remove it from the weights
+# (`safecircuits direction find --help`). Tutorial 3 asks which units write this direction.

@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 3. Neuron attribution: from activations to groups of units, and back by ablation
 #
-# The SSAH paper looks finer than layers. A *unit* is one MLP neuron or one attention head, and units are sorted into
-# four groups: safety-critical (SCU), utility-critical (UCU), redundant (RU) and the rest, complex ones (CU). We sort
-# them in a model where the answer is known: in `planted-units`, refusing was trained into 192 neurons and nothing else.
+# The SSAH paper looks at parts smaller than layers. A *unit* is one MLP neuron or one attention head, and units are sorted
+# into four groups: safety-critical (SCU), utility-critical (UCU), redundant (RU), and complex (CU), which are the rest. We
+# sort them in a model where the answer is known: in `planted-units`, refusing was trained into 192 neurons only.
 #
 # **After this you can**
 #
 # - score every neuron and head, and sort them into the four groups
-# - say what removing a group shows, beside as many random units
-# - compare scores by their whole order and not by one cut
+# - say what removing a group shows, compared with as many random units
+# - compare scores by their whole ranking, not at one threshold
 # - see which prompts drive a unit, and which tokens it writes
 #
 # **Time**: 20 minutes to read and try; its cells take about two minutes on one core.
@@ -48,7 +48,7 @@ planted
 # %% [markdown]
 # ## From activations to scores
 #
-# Two data sets with answers: refusals of malicious prompts, and right answers to ordinary ones. On each, every unit
+# We use two data sets with answers: refusals of malicious prompts, and right answers to ordinary ones. On each, every unit
 # gets a score. The paper's is WIFV: how much the unit's activation *fluctuates* over the tokens of prompt and answer,
 # times the size of its outgoing weights. We score on training prompts and measure on others.
 
@@ -61,9 +61,9 @@ safety
 # %% [markdown]
 # ## From scores to groups
 #
-# SCU have the highest safety score minus utility score, UCU the lowest; RU the lowest sum. How many is up to you: these
-# are the paper's shares for Llama-2-7b-chat. Nothing is proved yet: a share of 1.3 % *makes* 1.3 % of the units SCU, in
-# any model, a random one too.
+# SCU have the highest safety score minus utility score, UCU the lowest, and RU the lowest sum. You choose how many: these are
+# the paper's shares for Llama-2-7b-chat. Nothing is proved yet: a share of 1.3 % *makes* 1.3 % of the units SCU, in any
+# model, even a random one.
 
 # %%
 groups = sc.classify_units(safety, utility, scu=0.013, ucu=0.133, ru=0.148)
@@ -96,10 +96,10 @@ answer = ...  # yours, a number
 check(answer, lambda given: abs(given / float(safety.scores["mlp"][3, 7]) - 1) < 1e-4)
 
 # %% [markdown]
-# ## What are they about?
+# ## What do they do?
 #
-# Before anything is removed, look at the units: which prompts drive each most, and which tokens' logits it raises
-# directly, where the answer is about to start. The report of `safecircuits units score` has the same to click through.
+# Before removing anything, look at the units: which prompts drive each one most, and which tokens' logits it raises directly
+# at the position where the answer starts. The report of `safecircuits units score` shows the same interactively.
 
 # %%
 looked = {"malicious": refusals.at_most(40), "utility": answers.at_most(40)}
@@ -107,9 +107,9 @@ profiles = sc.units.unit_profiles(model, groups.top(8, "SCU"), looked, scores=gr
 profiles.to_frame()[["site", "layer", "unit", "adds to", "peak on malicious", "peak on utility"]].round(2)
 
 # %% [markdown]
-# ## And back: what happens without them?
+# ## What happens without them?
 #
-# A group deserves its name if removing it does what the name says, and removing as many random units does not.
+# A group deserves its name if ablating it has the effect that the name says, and ablating as many random units does not.
 # `ablate_groups` measures both.
 
 # %%
@@ -133,12 +133,11 @@ scu = rows["SCU"]
 assert scu.behavior.rates["malicious_refused"] < min(one.rates["malicious_refused"] for one in scu.random_controls)
 
 # %% [markdown]
-# Read it against the diamonds, the random units. A group deserves its name where its removal does what the name says
-# and random units do not do it. Where nothing is missed without the RU, nor without as many random units, "redundant"
-# is no achievement: the model has units to spare.
+# Compare each bar with its diamond, the random units. If removing the RU changes nothing, but removing as many random units
+# changes nothing either, then "redundant" says little: the model simply has units to spare.
 #
-# It hangs on a choice that the paper leaves open. Count the fluctuation over the answer's tokens alone, as earlier code
-# does, and compare the SCU's row with that above:
+# The result depends on a choice that the paper leaves open. Count the fluctuation over the answer's tokens only, as earlier
+# code does, and compare the SCU's row with the one above:
 
 # %%
 on_answers = [sc.score_units(model, data, tokens="response") for data in (refusals, answers)]
@@ -146,14 +145,14 @@ others = sc.classify_units(*on_answers, scu=0.013, ucu=0.133, ru=0.148)
 sc.ablate_groups(model, others, controls=0, **tests).to_frame().round(2)
 
 # %% [markdown]
-# Refusing is decided before the answer begins; what fluctuates in the answer follows from it. And is 1.3 % much or
-# little? That takes the whole order, not one cut.
+# Refusing is decided before the answer begins; the fluctuation during the answer is a consequence. And is 1.3 % much or
+# little? To see that, we need the whole ranking, not one threshold.
 #
 # ## Another score: attribution
 #
-# WIFV never asks what an activation *does*. Attribution does: it multiplies how far each activation is from its usual
-# value on normal prompts with the gradient of "refuse minus comply", the difference of the logits at the first answer
-# token. One forward and one backward pass score all units of all layers.
+# WIFV does not consider what an activation *does*. Attribution does: it multiplies each activation's difference from its mean
+# on normal prompts with the gradient of "refuse minus comply", the logit difference at the first answer token. One forward
+# and one backward pass score all units of all layers.
 
 # %%
 normal = sc.organism.prompts("normal", "train", n=128)
@@ -161,8 +160,8 @@ attribution = sc.score_units(model, refusals, method="attribution", reference=no
 attribution.provenance["answers"]
 
 # %% [markdown]
-# Which score is right? Remove units one after the other, from the highest score down, and watch. A good score loses
-# refusal after few units, and utility late. Units at random are the control.
+# Which score is better? Ablate units one after the other, from the highest score down. With a good score, refusal is lost
+# after few units and utility only late. Random units are the control.
 
 # %%
 counts = (1, 4, 8, 16, 32, 64, 192)
@@ -209,18 +208,18 @@ print(f"by chance {chance:.0f} of 192 would be planted")
 assert min(hits["WIFV"], hits["attribution"]) > 2 * chance
 
 # %% [markdown]
-# Two virtues. Attribution finds at once what refusal hangs on: compare how many units each score takes until refusal is
-# halved. But it was asked about refusal alone, and further down its list come units that utility needs as well. WIFV,
-# with what utility needs subtracted, takes more units and spares utility.
+# Each has its strength. Attribution needs fewer units: compare how many each score takes to halve refusal. But it considers
+# refusal only, so further down its ranking come units that utility needs as well. WIFV, with the utility score subtracted,
+# takes more units and spares utility.
 #
-# Neither finds just the planted neurons: hold the precision against chance. The star says what removing exactly those
-# does. Refusal also passes through neurons that were never trained, which only hand on what the trained ones say:
-# *planted* and *needed* are not the same.
+# Neither finds exactly the planted neurons: compare the precision with chance. The star shows the effect of removing exactly
+# the planted ones. Refusal also passes through neurons that were never trained, which only pass on what the trained ones
+# write: *planted* and *needed* are not the same.
 #
 # ### Exercise: precision and recall
 #
-# Of the SCU, which share is planted (precision), and which share of the planted neurons is among them (recall)? Masks
-# are sets: `&` is their intersection, `n_units()` counts.
+# What share of the SCU is planted (precision), and what share of the planted neurons is among the SCU (recall)? Masks are
+# sets: `&` is the intersection, `n_units()` counts.
 
 # %%
 answer = ...  # yours: (precision, recall)
@@ -244,9 +243,9 @@ check(answer, lambda given: max(abs(a - b) for a, b in zip(given, expected, stri
 # %% [markdown]
 # ## A mask of units
 #
-# SCU can be cut by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. Whatever gives
-# units gives a `FreezeMask`: a set, so it has unions, intersections and complements. Here the union of what the score
-# found and what we know:
+# SCU can be chosen by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. Every set of units
+# is a `FreezeMask`, with unions, intersections and complements. Here is the union of what the score found and what was
+# planted:
 
 # %%
 mask = groups["SCU"]
@@ -261,10 +260,10 @@ print((mask | planted).summary(model))
 # %% [markdown]
 # ## Three objects that should be one
 #
-# Others look for a block of *layers*, or for one *direction* of the residual stream, and report that refusal is there.
-# The three meet in sets of units: a block is all units of its layers, and a direction is written by some units more
-# than by others. `direction_writers` splits what harmful prompts have more of the direction into the shares that each
-# neuron and each head has written.
+# Others look for a block of *layers*, or for a *direction* in the residual stream, and report that refusal is there. All three
+# can be compared as sets of units: a block is all units of its layers, and a direction is written by some units more than by
+# others. `direction_writers` decomposes the difference between harmful and harmless prompts along the direction into the
+# contribution of each neuron and each head.
 
 # %%
 harmful, harmless = refusals[:64], normal[:64]
@@ -273,8 +272,8 @@ writers = sc.direction.direction_writers(model, direction, harmful, harmless)
 writers.to_frame()[["layer", "attention", "mlp"]].round(2)
 
 # %% [markdown]
-# SCU, the top writers (as many as there are SCU), the layers in which refusing is decided, and, since we know it, what
-# was planted. Sets of this size share units by chance, so each pair stands beside what chance has.
+# We compare the SCU, the top writers (as many as there are SCU), the layers in which refusing is decided, and the planted
+# neurons. Sets of this size share units by chance, so each overlap is shown with what chance gives.
 
 # %%
 layers = sc.decision_layers(model, harmless, harmful).layers
@@ -291,9 +290,9 @@ table = overlap.to_frame()[["a", "b", "n_a", "n_b", "both", "expected", "low", "
 table.round(1)
 
 # %% [markdown]
-# Hold each pair against chance: the grey bars hold 95 % of it. The same table for all planted models, and which method
-# finds which object at what cost, is in `docs/leaderboard.md`.
+# Compare each pair with chance: the grey bars cover 95 % of chance overlaps. `docs/leaderboard.md` has the same table for all
+# planted models, and which method finds which object at what cost.
 #
-# `docs/concepts/units.md` has all the scores, `docs/ground_truth_units.md` how they do on six models;
-# `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` asks whether other prompts
-# would have found the same units. Tutorial 4 trains under a mask.
+# `docs/concepts/units.md` describes all the scores, and `docs/ground_truth_units.md` has their results on six models.
+# `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` tests whether other prompts would
+# have found the same units. Tutorial 4 fine-tunes with a mask.

@@ -20,7 +20,7 @@
 #
 # **After this you can**
 #
-# - fine-tune with a mask in force, in our loop, in Hugging Face's Trainer and in TRL's
+# - fine-tune with a mask, in our loop, in Hugging Face's Trainer and in TRL's
 # - prove that frozen weights did not move
 # - compare arms at equal task loss, with a control of random units
 # - say which of the two claims is a guarantee
@@ -63,7 +63,7 @@ before
 # %% [markdown]
 # ## What to freeze
 #
-# Whatever an analysis gave you. Here: the layers that decide (tutorial 1). A mask knows how much of the model that is.
+# You can freeze whatever an analysis found. Here: the decision layers (tutorial 1). A mask says how much of the model it is.
 
 # %%
 normal = sc.organism.prompts("normal", n=60)
@@ -72,7 +72,7 @@ mask = sc.FreezeMask.layers(layers)
 print(mask.summary(model))
 
 # %% [markdown]
-# ### Exercise: how much stands still?
+# ### Exercise: how much is frozen?
 #
 # `mask.parameter_masks(plain)` has a boolean tensor for each parameter with frozen entries. Compute the share of all
 # entries of the model's parameters that the mask freezes, and compare with the last line above.
@@ -100,8 +100,8 @@ check(answer, lambda given: abs(given - mask.share_of_parameters(model)) < 1e-9)
 # %% [markdown]
 # ## Our loop
 #
-# `finetune` trains in place and checks at the end, by SHA-256, that no frozen bit has moved. We train twice, with and
-# without the mask; data, order, rate and steps are equal.
+# `finetune` trains in place and checks at the end, by SHA-256, that no frozen bit has changed. We train twice, with and
+# without the mask; data, order, learning rate and steps are the same.
 
 # %%
 settings = sc.TrainingSettings(steps=60, batch_size=8, lr=6e-4)
@@ -126,11 +126,11 @@ assert kept["refused"] > free["refused"]
 assert kept["new task"] < free["new task"]
 
 # %% [markdown]
-# The protected model refuses more. But look at the task: it has also learnt less of it. Much of the model stood still,
-# so it learns more slowly, and a model that is not trained at all keeps every refusal. Equal steps flatter the mask.
+# The protected model refuses more. But it has also learnt less of the task. Much of the model was frozen, so it learns more
+# slowly, and a model that is not trained at all keeps every refusal. Comparing at equal steps favours the mask.
 #
-# So train every arm to the *same training loss*, however many steps that takes, with two orders of the data, and put a
-# control beside it: as many units frozen, but random ones.
+# So we train every arm to the *same training loss*, however many steps that takes, with two orders of the data, and add a
+# control: as many frozen units, chosen at random.
 
 # %%
 control = sc.FreezeMask.random_units(mask, model)
@@ -153,16 +153,16 @@ print(f"located layers keep {located:.0%}, as many random units {random_ones:.0%
 assert (compared["loss"] - 0.6).abs().max() < 0.1  # they are compared where they have learnt as much
 
 # %% [markdown]
-# Read three things off these rows. How much of refusal each arm keeps at the same training loss. What that costs on
-# held-out rows of the task. And whether the located layers keep more than as many *random* units: where they do not,
-# what helps is that so much of the model stood still, not that it was these layers. So the control matters. Two orders
-# of the data are few; `docs/freezing.md` has the larger comparison.
+# Read three things from these rows: how much refusal each arm keeps at the same training loss; what that costs on held-out
+# rows of the task; and whether the located layers keep more than as many *random* units. If they do not, it helped that so
+# much of the model was frozen, not that it was these layers. Two orders of the data are few; `docs/freezing.md` has the
+# larger comparison.
 #
 # ## Hugging Face Trainer
 #
-# Now a plain Hugging Face model, as your own script has it. One line is added: the callback. It freezes before the
-# optimizer is made, checks every checkpoint, and gives the model back with its own parameters. (The checkpoint is
-# stored in half precision, and training in half precision diverges: hence `dtype`.)
+# Now a plain Hugging Face model, as in a script of your own. One line is added: the callback. It freezes before the
+# optimizer is created, checks every checkpoint, and returns the model with its original parameters. (The checkpoint is
+# stored in half precision, in which training diverges: hence `dtype`.)
 
 # %%
 from transformers import AutoTokenizer, Trainer, TrainingArguments
@@ -217,12 +217,12 @@ print("without the callback:", sc.training.frozen_digest(unprotected_hf, mask) =
 assert callback.frozen_digest == digest != sc.training.frozen_digest(unprotected_hf, mask)
 
 # %% [markdown]
-# Compare with our loop: another order of the data and other steps give other rates. One run is an anecdote, in any
-# loop; the digest is a proof, in every one.
+# Compare with our loop: another order of the data and other steps give other rates. In any loop, the rates of one run are an
+# anecdote, while the digest is a proof.
 #
 # ### Exercise: the digest, by hand
 #
-# A digest says that the frozen entries are the same, bit for bit. Count them instead: how many frozen entries of
+# The digest shows that the frozen entries are the same, bit for bit. Count instead: how many frozen entries of
 # `hf_model` differ from those of a fresh copy, and how many of `unprotected_hf`?
 
 # %%
@@ -249,7 +249,7 @@ def n_moved(trained):
 check(n_moved(hf_model), lambda moved: moved == 0 < n_moved(unprotected_hf))
 
 # %% [markdown]
-# The digest is of the frozen entries alone. That the others *did* move is worth a look too:
+# The digest covers the frozen entries only. Check that the others *did* change:
 
 # %%
 fresh = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
@@ -262,7 +262,7 @@ assert not moved & whole
 # %% [markdown]
 # ## TRL
 #
-# The same callback goes to `SFTTrainer`, which formats and tokenizes by itself.
+# The same callback works in `SFTTrainer`, which formats and tokenizes the data itself.
 
 # %%
 import warnings
@@ -292,12 +292,12 @@ print("frozen weights bit-identical:", callback.frozen_digest == sc.training.fro
 print(measure(sc.load_model(sft_model, tokenizer=tokenizer)))
 
 # %% [markdown]
-# In code without a place for callbacks, `with sc.frozen(model, mask) as handle:` around any loop does the same; make
-# the optimizer inside, from `handle.trainable_parameters()`.
+# In a loop without callbacks, `with sc.frozen(model, mask) as handle:` around it does the same; create the optimizer inside,
+# from `handle.trainable_parameters()`.
 #
-# ## Away with it
+# ## Save it
 #
-# What was trained is a plain checkpoint. The mask is a file of its own, and refuses a model that it was not made for.
+# The trained model is a plain checkpoint. The mask is a file of its own, and refuses a model that it was not made for.
 
 # %%
 sc.save_pretrained(model, "tuned")
@@ -308,9 +308,9 @@ print("the saved model holds the frozen weights of the original:", same)
 assert same
 
 # %% [markdown]
-# ## What to take from this
+# ## Summary
 #
-# Two claims, of which only the first is a guarantee. *The frozen weights do not move*: by construction, in any loop.
-# *The model keeps refusing*: that depends on model, data, rate and steps: `docs/freezing.md` counts in how many
-# settings freezing helped, harmed, made no difference, or spread too widely to tell. So measure refusals after every
-# fine-tune, mask or not; `safecircuits audit` does it as a gate.
+# There are two claims, and only the first is a guarantee. *The frozen weights do not change*: by construction, in any loop.
+# *The model keeps refusing*: that depends on the model, data, learning rate and steps. `docs/freezing.md` counts in how many
+# settings freezing helped, harmed, made no difference, or varied too much to tell. So measure refusals after every
+# fine-tune, with or without a mask; `safecircuits audit` does it in CI.

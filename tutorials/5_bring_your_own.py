@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 5. Your own model, your own data, your own refusal detector
 #
-# Nothing so far was bound to the embedded models. Here everything comes from outside: a csv with column names that we
-# have never seen, a Mistral from a folder, and a detector that you wrote. To keep it small and offline we make the csv
-# and the model in the notebook; from the second section on, pretend that you found them on your disk.
+# Nothing so far depends on the embedded models. Here everything comes from outside: a csv file with unusual column names, a
+# Mistral from a folder, and a detector that you write. To stay small and offline, the notebook first creates the csv file and
+# the model; from the second section on, pretend that they were on your disk.
 #
 # **After this you can**
 #
-# - read prompts from files of any columns, and trust what was read
-# - load any checkpoint that Hugging Face knows
-# - write a refusal detector, and hold it against the published ones
+# - read prompts from files with any columns, and know what was read
+# - load a checkpoint of any architecture in the support table
+# - write a refusal detector, and compare it with published ones
 # - go from there to a mask and a protected checkpoint
 #
 # **Time**: 15 minutes to read and try; its cells take about a minute on one core.
@@ -57,7 +57,7 @@ for part in ("train", "test"):
             writer.writerows([prompt, label, reply] for prompt, reply in zip(prompts, prompts.responses, strict=True))
 
 # %% [markdown]
-# The model: a Mistral checkpoint in a folder. A random one would neither refuse nor answer, so we write the weights of
+# The model is a Mistral checkpoint in a folder. A random one would neither refuse nor answer, so we copy the weights of
 # `aligned`, a Llama, into Mistral's architecture, whose matrices have the same names and shapes. From here on it is a
 # checkpoint that this package knows nothing about.
 
@@ -93,7 +93,7 @@ except ValueError as error:
     print("error:", error)
 
 # %% [markdown]
-# So we name them, and take the rows of one label each. The fingerprint is of the text, and ends up in every result.
+# So we name the columns, and select rows by label. The fingerprint is a hash of the prompts, and is recorded in every result.
 
 
 # %%
@@ -110,7 +110,7 @@ assert set(bad.prompts) <= {line["what_they_ask"] for line in lines}
 bad
 
 # %% [markdown]
-# A damaged file is an error that says where, and never a shorter set:
+# A damaged file is an error that says where; it never silently gives a shorter set:
 
 # %%
 Path("damaged.csv").write_text("question,label\nhow do i open the box ?,fine\nhow, exactly, do i open it ?,fine\n")
@@ -129,8 +129,8 @@ for attempt in (
 # %% [markdown]
 # ## Your model
 #
-# A folder is enough; so is a hub id or a model object with its tokenizer. How prompts are put to it is the chat
-# template's business if the tokenizer has one; `template=` changes it, everywhere.
+# A folder is enough; so is a hub id, or a model object with its tokenizer. Prompts are formatted by the tokenizer's chat
+# template, if it has one; `template=` changes that in every function.
 
 # %%
 model = sc.load_model("my-model")
@@ -141,13 +141,12 @@ llama = sc.load_model("aligned")
 assert sc.generate(llama, bad).texts == sc.generate(model, bad).texts
 
 # %% [markdown]
-# It says what the model says whose weights it has, word for word, which is what should be. Every count comes with its
-# 95 % interval.
+# It answers word for word like `aligned`, whose weights it has. Every rate comes with its 95 % interval.
 #
 # ## Your refusal detector
 #
-# What counts as a refusal? A detector is any function from a completion to True or False. Published lists of phrases
-# come by name (`sc.DETECTORS`). They do not agree, and yours may be better for your model: look.
+# What counts as a refusal? A detector is any function from a completion to True or False. Published lists of phrases are
+# available by name (`sc.DETECTORS`). They do not always agree, and your own may be better for your model.
 
 
 # %%
@@ -171,9 +170,9 @@ none = frame.query("b_refused == 0")["b"].tolist()
 print(f"the same as mine in every answer: {', '.join(alike)}; finds no refusal at all: {', '.join(none)}")
 
 # %% [markdown]
-# This model refuses in a handful of sentences, so that lists of phrases agree on it, but for one that was made for
-# another model: it would have reported a model without refusals. Real models write more freely, and then the lists
-# part. These sentences are ours; where detectors differ, read the texts. That, and no table, tells which one is wrong.
+# This model refuses in a handful of sentences, so the lists of phrases agree, except for one that was made for another model:
+# it would have reported no refusals at all. Real models write more freely, and then the lists disagree. The sentences below
+# are ours. Where detectors differ, read the texts: only that shows which one is wrong.
 
 # %%
 sentences = [
@@ -192,7 +191,7 @@ for text, by in freely.disagreements("mine", "opening", "wei2024"):
 #
 # ### Exercise: a better detector
 #
-# Write one that calls these two refusals and the other three not, without naming whole sentences.
+# Write a detector that counts these two as refusals and the other three not, without listing whole sentences.
 
 # %%
 better = ...  # yours: a function from a text to True or False
@@ -214,14 +213,13 @@ better = ...  # yours: a function from a text to True or False
 check(better, lambda detector: [bool(detector(text)) for text in sentences] == [True, False, False, True, False])
 
 # %% [markdown]
-# That five sentences come out right proves nothing about the sixth: `safecircuits judge agreement` holds detectors
-# against labels that people gave.
+# Five right sentences prove nothing about a sixth: `safecircuits judge agreement` compares detectors with labels given by
+# people.
 #
 # ## A judge
 #
-# A judge reads the prompt as well. `JudgeDetector` takes a language model, or any function from a question to an
-# answer: the client of an API, for instance. Ours is a stand-in with two lines of code, to show what it gets and what
-# it must return. It is asked nothing twice.
+# A judge reads the prompt as well. `JudgeDetector` takes a language model, or any function from a question to an answer, such
+# as an API client. Ours is a stand-in of two lines, to show what it gets and what it must return. No question is asked twice.
 
 
 # %%
@@ -245,8 +243,8 @@ for detector in ("opening", says_it_cannot, judge):
 # %% [markdown]
 # ## From there to a mask, a protected fine-tune, and a checkpoint
 #
-# The rest is as with any model. The layers that decide depend on what the bad prompts are told from: we take the
-# borderline ones, which are worded like them, so that it is about harm and not about the form of a question.
+# The rest is the same for any model. The decision layers depend on which harmless prompts the harmful ones are compared with:
+# we take the borderline ones, which are worded similarly, so that the difference is harm and not the form of the question.
 
 # %%
 found = sc.decision_layers(model, borderline, bad, detector=says_it_cannot)
@@ -255,9 +253,9 @@ plt.show()
 print(found.verdict)
 
 # %% [markdown]
-# ### Exercise: what the mask will hold
+# ### Exercise: what the mask will freeze
 #
-# How many whole layers, and which share of all layers, would a mask of the deciding block freeze? Take it from `found`.
+# How many whole layers, and what share of all layers, would a mask of the decision layers freeze? Compute it from `found`.
 
 # %%
 answer = ...  # yours: (number of layers, share of all)
@@ -297,8 +295,8 @@ print(sc.evaluate(model, malicious=bad, utility=fine, detector=says_it_cannot))
 print("saved to", sc.save_pretrained(model, "my-model-tuned"), "and", mask.save("freeze.safetensors"))
 
 # %% [markdown]
-# Twenty steps on data that the model already answers right are no test of what a fine-tune costs: tutorial 4 is.
-# Whether a mask of the SCU is worth trying is said by the table above it: refusal without them beside refusal without
-# as many random units. Tutorial 3 says how to find out more.
+# Twenty steps on data that the model already answers right do not show what fine-tuning costs; tutorial 4 does. Whether a
+# mask of the SCU is worth trying can be read from the table above: refusal without them, compared with refusal without as
+# many random units. Tutorial 3 goes further.
 #
-# The same on the command line, with run folders and a configuration file: `safecircuits --help`.
+# The same steps on the command line, from files to a report, are in `docs/how-to/your-model.md`.

@@ -13,15 +13,15 @@
 # %% [markdown]
 # # 6. Writing a benchmark for a new model
 #
-# You have a model that neither paper has looked at, and want numbers that stand beside theirs. A benchmark is then a
-# short script: fixed prompts, each analysis once, every result saved, and one table with what is measured here beside
-# what is published. We write it for the embedded `aligned` model; for yours, change what is in `SUBJECT`.
+# You have a model that neither paper studied, and want numbers to compare with theirs. A benchmark is a short script: fixed
+# prompts, each analysis once, every result saved, and one table with the measured numbers beside the published ones. We write
+# it for the embedded `aligned` model; for yours, change `SUBJECT`.
 #
 # **After this you can**
 #
-# - write a benchmark that goes on where it was interrupted
+# - write a benchmark that resumes where it was interrupted
 # - put your numbers beside published ones, in units that can be compared
-# - keep with the table what somebody needs to repeat it
+# - record what somebody needs to repeat it
 #
 # **Time**: 12 minutes to read and try; its cells take about a minute on one core.
 # **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
@@ -46,14 +46,14 @@ published = sc.papers.published_numbers
 # %% [markdown]
 # ## What is published
 #
-# The tables of both papers come with the package, one number a row: figures only, retyped. Hub ids are understood.
+# The tables of both papers come with the package, one number per row (numbers only, retyped). Models are named by hub id.
 
 # %%
 theirs = published("safety_layers", table="Table 1", model="meta-llama/Llama-2-7b-chat-hf")
 theirs.head()
 
 # %% [markdown]
-# A model that no table has gives an empty frame, not an error: a script can always ask.
+# A model that is in no table gives an empty frame, not an error, so a script can always ask.
 
 # %%
 len(published("safety_layers", model=SUBJECT["name"]))
@@ -61,8 +61,8 @@ len(published("safety_layers", model=SUBJECT["name"]))
 # %% [markdown]
 # ## What is measured
 #
-# Prompts first, fixed and fingerprinted. The paper uses 100 normal, 100 malicious and 721 over-rejection prompts; say
-# so if you use others. With real ones: `sc.load_prompts("advbench", n=100)`, or your own file (tutorial 5).
+# First the prompts, fixed and fingerprinted. The paper uses 100 normal, 100 malicious and 721 over-rejection prompts; say so
+# if you use others. For real ones: `sc.load_prompts("advbench", n=100)`, or your own file (tutorial 5).
 
 # %%
 data = {
@@ -73,8 +73,8 @@ data = {
 data["malicious"]
 
 # %% [markdown]
-# A run directory holds them: `kept` makes a result and saves it, and reads it when the script runs again, so that a
-# script that was interrupted goes on where it was. Other settings or other prompts in the same folder are refused.
+# A run directory holds the results: `kept` computes a result and saves it, or reads it if the script runs again, so an
+# interrupted script resumes where it was. Other settings or other prompts in the same folder are refused.
 
 # %%
 inputs = {name: prompts.fingerprint for name, prompts in data.items()}
@@ -100,8 +100,8 @@ plt.show()
 print(gaps)
 
 # %% [markdown]
-# The base model is the first control: without it a gap could be anything that sets the two kinds of prompts apart, such
-# as their length. The intervals come from resampling the prompts.
+# The base model is the first control: without it, the gap could come from anything that distinguishes the two kinds of
+# prompts, such as their length. The intervals are bootstrapped over prompts.
 
 # %%
 found = run.kept(
@@ -116,8 +116,8 @@ print("patching:", deciding.verdict)
 # %% [markdown]
 # ## Side by side
 #
-# What can be compared? Not counts: theirs are of 721 prompts, ours of 150 others. Not layer numbers: their models have
-# 18 to 32 layers. So: shares, and layers as a part of the depth. Everything else stays in its own units.
+# What can be compared? Not counts: theirs are of 721 prompts, ours of 150 others. Not layer numbers: their models have 18 to
+# 32 layers. So we compare shares, and layers as a fraction of the depth. Everything else keeps its own units.
 
 
 # %%
@@ -164,8 +164,8 @@ side_by_side
 # %% [markdown]
 # ### Exercise: a depth, by hand
 #
-# The layers found are written as a part of the depth, since models have different numbers of layers. Compute where the
-# located block of the measured model begins and ends, as shares of its depth.
+# Layers are given as a fraction of the depth, since models have different numbers of layers. Compute where the located block
+# of the measured model begins and ends, as fractions of its depth.
 
 # %%
 answer = ...  # yours: (begin, end), from 0 to 1
@@ -189,14 +189,13 @@ assert f"{counted:.0%}" == side_by_side["over-rejected"].iloc[0]
 assert 0 <= found.layers.first <= found.layers.last < model.cfg.n_layers
 
 # %% [markdown]
-# If your model *is* in the papers, put the two rows of it together and take the difference. If they differ, suspect in
-# this order: the prompts, the refusal detector (tutorial 5: a published list found none of a model's refusals),
+# If your model *is* in the papers, compare its two rows. If they differ, suspect in this order: the prompts, the refusal detector (tutorial 5: a published list found none of a model's refusals),
 # the chat template and system prompt, decoding length, and the paper's α.
 #
 # ## What belongs beside the table
 #
-# Versions, seeds, fingerprints of the prompts, and what was *not* run. Then somebody else can repeat it. The run
-# directory notes most of it; what was not run is for you to say.
+# Versions, seeds, fingerprints of the prompts, and what was *not* run, so that somebody else can repeat it. The run directory
+# records most of it; what was not run is for you to say.
 
 # %%
 run.table("side_by_side", side_by_side, main=True)
@@ -233,10 +232,9 @@ check(answer, lambda given: given is raised)
 # %% [markdown]
 # ## Before you believe it
 #
-# - *Does it find what is known?* Set `SUBJECT` to `planted-layers` first, where refusing was trained into layers 3 to
-#   5. What a script finds there says what its answer is worth elsewhere (tutorial 1: scaling is off, patching is
-#   right).
-# - *Would a control give it too?* The base model beside the aligned one, random units beside the found ones.
-# - *How wide is it?* `found.verdict` says here that other ranges do as well. A range without this is half a result.
-# - *What is not comparable?* α was fixed here and searched in the paper; the prompts are another language; eight layers
-#   are not thirty-two. A table may stand side by side and still not be a replication: say which it is.
+# - *Does it find what is known?* First set `SUBJECT` to `planted-layers`, where refusing was trained into layers 3 to 5. What
+#   a script finds there shows what its answer is worth elsewhere (tutorial 1: scaling is off, patching is right).
+# - *Would a control give it too?* Compare the base model with the aligned one, and random units with the ones found.
+# - *How certain is it?* Here `found.verdict` says that other ranges do as well. A range without this is half a result.
+# - *What is not comparable?* α was fixed here and searched in the paper; the prompts are another language; eight layers are
+#   not thirty-two. Numbers side by side are not yet a replication: say which it is.
