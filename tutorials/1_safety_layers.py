@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 1. Safety layers in ten minutes
 #
-# Does a language model refuse harmful requests in a particular place? The *Safety Layers* paper says: in a small block of
-# consecutive layers. We look for that block in a model small enough to run anywhere, then in one where the right answer
-# is known, because its refusals were trained into layers 3 to 5 and nowhere else.
+# Does a language model refuse harmful requests in a particular place? The *Safety Layers* paper says: in a small
+# block of consecutive layers. We look for that block in a model small enough to run anywhere, then in one where the
+# right answer is known, because its refusals were trained into layers 3 to 5 and nowhere else.
 #
 # For a model of your own, change the name that is passed to `load_model`, and the prompts.
 #
@@ -62,8 +62,8 @@ behavior = sc.evaluate(aligned, malicious=malicious, over_rejection=borderline)
 behavior
 
 # %% [markdown]
-# A rate is a count, so we can check it by hand. This model's refusals all say "cannot"; another model needs another rule,
-# which is what `sc.DETECTORS` are for.
+# A rate is a count, so we can check it by hand. This model's refusals all say "cannot"; another model needs another
+# rule, which is what `sc.DETECTORS` are for.
 
 # %%
 answers = sc.generate(aligned, malicious, max_new_tokens=12).texts
@@ -75,8 +75,8 @@ print(f"refused, counted by hand: {by_hand:.1%}")
 # ## Step one: where do the two kinds diverge?
 #
 # After each layer, the residual stream at the prompt's last token is a vector. We take the angles between pairs of
-# prompts: two normal ones (N-N), two malicious ones (M-M), one of each (N-M). Where the N-M angle becomes wider than the
-# N-N angle, the model has begun to tell the two kinds apart. The mean is over *all* pairs, so there is no seed.
+# prompts: two normal ones (N-N), two malicious ones (M-M), one of each (N-M). Where the N-M angle becomes wider than
+# the N-N angle, the model has begun to tell the two kinds apart. The mean is over *all* pairs, so there is no seed.
 
 # %%
 gaps = sc.compare_gaps({"aligned": aligned, "base": base}, normal, malicious, draws=200)
@@ -127,8 +127,8 @@ print(onset, onset.rule)
 # %% [markdown]
 # ## Step two: scale a block and count
 #
-# Multiplying all weights of a block by α > 1 strengthens what the block does. If it refuses, more borderline prompts are
-# refused. `scaled` does this with hooks inside the `with` statement; no weight is changed.
+# Multiplying all weights of a block by α > 1 strengthens what the block does. If it refuses, more borderline prompts
+# are refused. `scaled` does this with hooks inside the `with` statement; no weight is changed.
 
 # %%
 moved = {}
@@ -172,8 +172,8 @@ with sc.scaled(aligned, (2, 5), alpha=1.2):
 check(outside, lambda given: given == inside > 0)
 
 # %% [markdown]
-# `localize` moves the upper bound of the block, then the lower one, and takes the block with the largest count. Here α is
-# fixed, to be quick; `alpha="search"` raises it in steps until the counts differ enough, as in the paper.
+# `localize` moves the upper bound of the block, then the lower one, and takes the block with the largest count. Here
+# α is fixed, to be quick; `alpha="search"` raises it in steps until the counts differ enough, as in the paper.
 
 # %%
 found = sc.localize(aligned, borderline, start=onset, alpha=1.2)
@@ -182,16 +182,16 @@ plt.show()
 print(found.verdict)
 
 # %% [markdown]
-# The verdict says whether the best block differs significantly from no scaling, corrected for the number of blocks tried,
-# and which of its neighbours may be just as good: counts of 150 prompts are noisy. Each has an exact interval, paired
-# over prompts.
+# The verdict says whether the best block differs significantly from no scaling, corrected for the number of blocks
+# tried, and which of its neighbours may be just as good: counts of 150 prompts are noisy. Each has an exact interval,
+# paired over prompts.
 #
 # ## Step three: another question, asked directly
 #
-# Scaling shows what a block *changes*. `decision_layers` asks where the decision *is made*, by activation patching: it
-# takes the residual stream after one layer from a malicious prompt, puts it into the run of a harmless prompt (and vice
-# versa), and measures how much of "refuse rather than answer" comes with it. Before the deciding layers, none of it does;
-# after them, all of it. No weight is scaled, and no base model is needed.
+# Scaling shows what a block *changes*. `decision_layers` asks where the decision *is made*, by activation patching:
+# it takes the residual stream after one layer from a malicious prompt, puts it into the run of a harmless prompt (and
+# vice versa), and measures how much of "refuse rather than answer" comes with it. Before the deciding layers, none of
+# it does; after them, all of it. No weight is scaled, and no base model is needed.
 
 # %%
 deciding = sc.decision_layers(aligned, normal, malicious)
@@ -202,8 +202,8 @@ print(deciding.verdict)
 # %% [markdown]
 # ## Step four: is it right?
 #
-# We now have three answers, and on `aligned` the true one is unknown. On `planted-layers` it is known: this model learnt to
-# refuse in layers 3 to 5, while every other weight stayed that of `base`.
+# We now have three answers, and on `aligned` the true one is unknown. On `planted-layers` it is known: this model
+# learnt to refuse in layers 3 to 5, while every other weight stayed that of `base`.
 
 # %%
 planted = sc.load_model("planted-layers")
@@ -222,8 +222,8 @@ for name, layers in found_by.items():
 # %% [markdown]
 # ### Exercise: what does the overlap say?
 #
-# `overlap` is the number of layers in both ranges, divided by the number in either (intersection over union). Compute it
-# for the onset, from the indices of the two ranges.
+# `overlap` is the number of layers in both ranges, divided by the number in either (intersection over union). Compute
+# it for the onset, from the indices of the two ranges.
 
 # %%
 one, other = set(found_by["gap onset"].indices), set(known.indices)
@@ -249,19 +249,20 @@ assert found_by["decision layers"].overlap(known) >= found_by["gap onset"].overl
 # %% [markdown]
 # ## Which range should you trust?
 #
-# To answer "where is refusing decided?", compare the overlaps above. The onset and the scaling search can extend beyond the
-# block, because the gap keeps growing, and the count keeps changing, in later layers that only pass on a decision made
-# before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with each published
-# search, and with guessing the same block every time; `docs/ground_truth_real_layers.md` does it in a real language model,
-# SmolLM2, with planted refusal. `sc.load_model("smollm2:layers-12-16")` is one of these.
+# To answer "where is refusing decided?", compare the overlaps above. The onset and the scaling search can extend
+# beyond the block, because the gap keeps growing, and the count keeps changing, in later layers that only pass on a
+# decision made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with
+# each published search, and with guessing the same block every time; `docs/ground_truth_real_layers.md` does it in a
+# real language model, SmolLM2, with planted refusal. `sc.load_model("smollm2:layers-12-16")` is one of these.
 #
 # Two limits:
 #
-# - In these small models no layer outside the block took part in learning to refuse. `aligned` learnt to refuse in all its
-#   layers, and there the rule's answer, printed under the curve, is wide. The curve shows why: the decision builds up
-#   gradually. There need not be a sharp block.
-# - Scaling answers another question: what changes over-refusal most. Use its range to compare with the paper's, and read
-#   its verdict: `found.located` says whether anything was found, `found.within_noise` whether another block may be as good.
+# - In these small models no layer outside the block took part in learning to refuse. `aligned` learnt to refuse in
+#   all its layers, and there the rule's answer, printed under the curve, is wide. The curve shows why: the decision
+#   builds up gradually. There need not be a sharp block.
+# - Scaling answers another question: what changes over-refusal most. Use its range to compare with the paper's, and
+#   read its verdict: `found.located` says whether anything was found, `found.within_noise` whether another block may
+#   be as good.
 #
 # ## A mask for fine-tuning
 #

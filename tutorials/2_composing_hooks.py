@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 2. Composing your own hooks with ours
 #
-# There is no wrapper to learn. `load_model` returns a TransformerLens model, and your own TransformerLens hooks stay active
-# while one of our analyses runs.
+# There is no wrapper to learn. `load_model` returns a TransformerLens model, and your own TransformerLens hooks stay
+# active while one of our analyses runs.
 #
 # **After this you can**
 #
@@ -67,9 +67,9 @@ assert all(torch.equal(value, weights[name]) for name, value in model.named_para
 # %% [markdown]
 # ## Your hook inside our analysis
 #
-# As an example, take the *refusal direction*: the difference between the mean residual streams of harmful and harmless
-# prompts at one layer. We collect the residual streams with `collect_residuals`. Then a plain TransformerLens hook sets the
-# component along the direction to its mean on harmless prompts.
+# As an example, take the *refusal direction*: the difference between the mean residual streams of harmful and
+# harmless prompts at one layer. We collect the residual streams with `collect_residuals`. Then a plain
+# TransformerLens hook sets the component along the direction to its mean on harmless prompts.
 
 # %%
 layer = 3
@@ -80,8 +80,8 @@ direction = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), di
 usual = harmless.mean(0) @ direction
 
 # %% [markdown]
-# Which axis is which? `collect_residuals` returns `[layer, prompt, d_model]`; `.at(layer)` and `.prompt(k)` select by name, so
-# that a mean over the wrong axis cannot happen. We check it in numpy, one prompt at a time:
+# Which axis is which? `collect_residuals` returns `[layer, prompt, d_model]`; `.at(layer)` and `.prompt(k)` select by
+# name, so that a mean over the wrong axis cannot happen. We check it in numpy, one prompt at a time:
 
 # %%
 train = sc.organism.prompts("malicious", "train", n=100)
@@ -185,8 +185,8 @@ assert after.gap_deg[layer] < before.gap_deg[layer]
 # %% [markdown]
 # ## Our hooks inside your loop
 #
-# `attached` adds hooks by name, checks that the names exist, and checks that each hook really fired. A misspelt hook name is
-# an error; it is not silently ignored.
+# `attached` adds hooks by name, checks that the names exist, and checks that each hook really fired. A misspelt hook
+# name is an error; it is not silently ignored.
 
 # %%
 seen = {}
@@ -222,5 +222,5 @@ if version("transformer-lens").startswith("3."):
 # %% [markdown]
 # ## Where to go on
 #
-# `sc.refusal_direction` finds the direction by the published selection rule, with controls, and can remove it from the weights
-# (`safecircuits direction find --help`). Tutorial 3 asks which units write this direction.
+# `sc.refusal_direction` finds the direction by the published selection rule, with controls, and can remove it from
+# the weights (`safecircuits direction find --help`). Tutorial 3 asks which units write this direction.

@@ -13,9 +13,10 @@
 # %% [markdown]
 # # 3. Neuron attribution: from activations to groups of units, and back by ablation
 #
-# The SSAH paper looks at parts smaller than layers. A *unit* is one MLP neuron or one attention head, and units are sorted
-# into four groups: safety-critical (SCU), utility-critical (UCU), redundant (RU), and complex (CU), which are the rest. We
-# sort them in a model where the answer is known: in `planted-units`, refusing was trained into 192 neurons only.
+# The SSAH paper looks at parts smaller than layers. A *unit* is one MLP neuron or one attention head, and units are
+# sorted into four groups: safety-critical (SCU), utility-critical (UCU), redundant (RU), and complex (CU), which are
+# the rest. We sort them in a model where the answer is known: in `planted-units`, refusing was trained into 192
+# neurons only.
 #
 # **After this you can**
 #
@@ -48,9 +49,9 @@ planted
 # %% [markdown]
 # ## From activations to scores
 #
-# We use two data sets with answers: refusals of malicious prompts, and right answers to ordinary ones. On each, every unit
-# gets a score. The paper's is WIFV: how much the unit's activation *fluctuates* over the tokens of prompt and answer,
-# times the size of its outgoing weights. We score on training prompts and measure on others.
+# We use two data sets with answers: refusals of malicious prompts, and right answers to ordinary ones. On each, every
+# unit gets a score. The paper's is WIFV: how much the unit's activation *fluctuates* over the tokens of prompt and
+# answer, times the size of its outgoing weights. We score on training prompts and measure on others.
 
 # %%
 refusals = sc.organism.prompts("malicious", "train", n=128)
@@ -61,9 +62,9 @@ safety
 # %% [markdown]
 # ## From scores to groups
 #
-# SCU have the highest safety score minus utility score, UCU the lowest, and RU the lowest sum. You choose how many: these are
-# the paper's shares for Llama-2-7b-chat. Nothing is proved yet: a share of 1.3 % *makes* 1.3 % of the units SCU, in any
-# model, even a random one.
+# SCU have the highest safety score minus utility score, UCU the lowest, and RU the lowest sum. You choose how many:
+# these are the paper's shares for Llama-2-7b-chat. Nothing is proved yet: a share of 1.3 % *makes* 1.3 % of the units
+# SCU, in any model, even a random one.
 
 # %%
 groups = sc.classify_units(safety, utility, scu=0.013, ucu=0.133, ru=0.148)
@@ -98,8 +99,9 @@ check(answer, lambda given: abs(given / float(safety.scores["mlp"][3, 7]) - 1) <
 # %% [markdown]
 # ## What do they do?
 #
-# Before removing anything, look at the units: which prompts drive each one most, and which tokens' logits it raises directly
-# at the position where the answer starts. The report of `safecircuits units score` shows the same interactively.
+# Before removing anything, look at the units: which prompts drive each one most, and which tokens' logits it raises
+# directly at the position where the answer starts. The report of `safecircuits units score` shows the same
+# interactively.
 
 # %%
 looked = {"malicious": refusals.at_most(40), "utility": answers.at_most(40)}
@@ -109,8 +111,8 @@ profiles.to_frame()[["site", "layer", "unit", "adds to", "peak on malicious", "p
 # %% [markdown]
 # ## What happens without them?
 #
-# A group deserves its name if ablating it has the effect that the name says, and ablating as many random units does not.
-# `ablate_groups` measures both.
+# A group deserves its name if ablating it has the effect that the name says, and ablating as many random units does
+# not. `ablate_groups` measures both.
 
 # %%
 tests = {"malicious": sc.organism.prompts("malicious", n=60), "utility": sc.organism.prompts("utility", n=60)}
@@ -133,11 +135,11 @@ scu = rows["SCU"]
 assert scu.behavior.rates["malicious_refused"] < min(one.rates["malicious_refused"] for one in scu.random_controls)
 
 # %% [markdown]
-# Compare each bar with its diamond, the random units. If removing the RU changes nothing, but removing as many random units
-# changes nothing either, then "redundant" says little: the model simply has units to spare.
+# Compare each bar with its diamond, the random units. If removing the RU changes nothing, but removing as many random
+# units changes nothing either, then "redundant" says little: the model simply has units to spare.
 #
-# The result depends on a choice that the paper leaves open. Count the fluctuation over the answer's tokens only, as earlier
-# code does, and compare the SCU's row with the one above:
+# The result depends on a choice that the paper leaves open. Count the fluctuation over the answer's tokens only, as
+# earlier code does, and compare the SCU's row with the one above:
 
 # %%
 on_answers = [sc.score_units(model, data, tokens="response") for data in (refusals, answers)]
@@ -150,9 +152,9 @@ sc.ablate_groups(model, others, controls=0, **tests).to_frame().round(2)
 #
 # ## Another score: attribution
 #
-# WIFV does not consider what an activation *does*. Attribution does: it multiplies each activation's difference from its mean
-# on normal prompts with the gradient of "refuse minus comply", the logit difference at the first answer token. One forward
-# and one backward pass score all units of all layers.
+# WIFV does not consider what an activation *does*. Attribution does: it multiplies each activation's difference from
+# its mean on normal prompts with the gradient of "refuse minus comply", the logit difference at the first answer
+# token. One forward and one backward pass score all units of all layers.
 
 # %%
 normal = sc.organism.prompts("normal", "train", n=128)
@@ -160,8 +162,8 @@ attribution = sc.score_units(model, refusals, method="attribution", reference=no
 attribution.provenance["answers"]
 
 # %% [markdown]
-# Which score is better? Ablate units one after the other, from the highest score down. With a good score, refusal is lost
-# after few units and utility only late. Random units are the control.
+# Which score is better? Ablate units one after the other, from the highest score down. With a good score, refusal is
+# lost after few units and utility only late. Random units are the control.
 
 # %%
 counts = (1, 4, 8, 16, 32, 64, 192)
@@ -208,18 +210,18 @@ print(f"by chance {chance:.0f} of 192 would be planted")
 assert min(hits["WIFV"], hits["attribution"]) > 2 * chance
 
 # %% [markdown]
-# Each has its strength. Attribution needs fewer units: compare how many each score takes to halve refusal. But it considers
-# refusal only, so further down its ranking come units that utility needs as well. WIFV, with the utility score subtracted,
-# takes more units and spares utility.
+# Each has its strength. Attribution needs fewer units: compare how many each score takes to halve refusal. But it
+# considers refusal only, so further down its ranking come units that utility needs as well. WIFV, with the utility
+# score subtracted, takes more units and spares utility.
 #
-# Neither finds exactly the planted neurons: compare the precision with chance. The star shows the effect of removing exactly
-# the planted ones. Refusal also passes through neurons that were never trained, which only pass on what the trained ones
-# write: *planted* and *needed* are not the same.
+# Neither finds exactly the planted neurons: compare the precision with chance. The star shows the effect of removing
+# exactly the planted ones. Refusal also passes through neurons that were never trained, which only pass on what the
+# trained ones write: *planted* and *needed* are not the same.
 #
 # ### Exercise: precision and recall
 #
-# What share of the SCU is planted (precision), and what share of the planted neurons is among the SCU (recall)? Masks are
-# sets: `&` is the intersection, `n_units()` counts.
+# What share of the SCU is planted (precision), and what share of the planted neurons is among the SCU (recall)? Masks
+# are sets: `&` is the intersection, `n_units()` counts.
 
 # %%
 answer = ...  # yours: (precision, recall)
@@ -243,9 +245,9 @@ check(answer, lambda given: max(abs(a - b) for a, b in zip(given, expected, stri
 # %% [markdown]
 # ## A mask of units
 #
-# SCU can be chosen by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. Every set of units
-# is a `FreezeMask`, with unions, intersections and complements. Here is the union of what the score found and what was
-# planted:
+# SCU can be chosen by attribution and the other groups by WIFV: `classify_units(..., scu_by=attribution)`. Every set
+# of units is a `FreezeMask`, with unions, intersections and complements. Here is the union of what the score found
+# and what was planted:
 
 # %%
 mask = groups["SCU"]
@@ -260,10 +262,10 @@ print((mask | planted).summary(model))
 # %% [markdown]
 # ## Three objects that should be one
 #
-# Others look for a block of *layers*, or for a *direction* in the residual stream, and report that refusal is there. All three
-# can be compared as sets of units: a block is all units of its layers, and a direction is written by some units more than by
-# others. `direction_writers` decomposes the difference between harmful and harmless prompts along the direction into the
-# contribution of each neuron and each head.
+# Others look for a block of *layers*, or for a *direction* in the residual stream, and report that refusal is there.
+# All three can be compared as sets of units: a block is all units of its layers, and a direction is written by some
+# units more than by others. `direction_writers` decomposes the difference between harmful and harmless prompts along
+# the direction into the contribution of each neuron and each head.
 
 # %%
 harmful, harmless = refusals[:64], normal[:64]
@@ -272,8 +274,8 @@ writers = sc.direction.direction_writers(model, direction, harmful, harmless)
 writers.to_frame()[["layer", "attention", "mlp"]].round(2)
 
 # %% [markdown]
-# We compare the SCU, the top writers (as many as there are SCU), the layers in which refusing is decided, and the planted
-# neurons. Sets of this size share units by chance, so each overlap is shown with what chance gives.
+# We compare the SCU, the top writers (as many as there are SCU), the layers in which refusing is decided, and the
+# planted neurons. Sets of this size share units by chance, so each overlap is shown with what chance gives.
 
 # %%
 layers = sc.decision_layers(model, harmless, harmful).layers
@@ -290,9 +292,9 @@ table = overlap.to_frame()[["a", "b", "n_a", "n_b", "both", "expected", "low", "
 table.round(1)
 
 # %% [markdown]
-# Compare each pair with chance: the grey bars cover 95 % of chance overlaps. `docs/leaderboard.md` has the same table for all
-# planted models, and which method finds which object at what cost.
+# Compare each pair with chance: the grey bars cover 95 % of chance overlaps. `docs/leaderboard.md` has the same table
+# for all planted models, and which method finds which object at what cost.
 #
 # `docs/concepts/units.md` describes all the scores, and `docs/ground_truth_units.md` has their results on six models.
-# `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` tests whether other prompts would
-# have found the same units. Tutorial 4 fine-tunes with a mask.
+# `sc.score_comparison` draws the curves of all of them at once, and `sc.units.stability` tests whether other prompts
+# would have found the same units. Tutorial 4 fine-tunes with a mask.

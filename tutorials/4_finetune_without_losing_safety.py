@@ -63,7 +63,8 @@ before
 # %% [markdown]
 # ## What to freeze
 #
-# You can freeze whatever an analysis found. Here: the decision layers (tutorial 1). A mask says how much of the model it is.
+# You can freeze whatever an analysis found. Here: the decision layers (tutorial 1). A mask says how much of the model
+# it is.
 
 # %%
 normal = sc.organism.prompts("normal", n=60)
@@ -126,11 +127,12 @@ assert kept["refused"] > free["refused"]
 assert kept["new task"] < free["new task"]
 
 # %% [markdown]
-# The protected model refuses more. But it has also learnt less of the task. Much of the model was frozen, so it learns more
-# slowly, and a model that is not trained at all keeps every refusal. Comparing at equal steps favours the mask.
+# The protected model refuses more. But it has also learnt less of the task. Much of the model was frozen, so it
+# learns more slowly, and a model that is not trained at all keeps every refusal. Comparing at equal steps favours the
+# mask.
 #
-# So we train every arm to the *same training loss*, however many steps that takes, with two orders of the data, and add a
-# control: as many frozen units, chosen at random.
+# So we train every arm to the *same training loss*, however many steps that takes, with two orders of the data, and
+# add a control: as many frozen units, chosen at random.
 
 # %%
 control = sc.FreezeMask.random_units(mask, model)
@@ -153,10 +155,10 @@ print(f"located layers keep {located:.0%}, as many random units {random_ones:.0%
 assert (compared["loss"] - 0.6).abs().max() < 0.1  # they are compared where they have learnt as much
 
 # %% [markdown]
-# Read three things from these rows: how much refusal each arm keeps at the same training loss; what that costs on held-out
-# rows of the task; and whether the located layers keep more than as many *random* units. If they do not, it helped that so
-# much of the model was frozen, not that it was these layers. Two orders of the data are few; `docs/freezing.md` has the
-# larger comparison.
+# Read three things from these rows: how much refusal each arm keeps at the same training loss; what that costs on
+# held-out rows of the task; and whether the located layers keep more than as many *random* units. If they do not, it
+# helped that so much of the model was frozen, not that it was these layers. Two orders of the data are few;
+# `docs/freezing.md` has the larger comparison.
 #
 # ## Hugging Face Trainer
 #
@@ -217,8 +219,8 @@ print("without the callback:", sc.training.frozen_digest(unprotected_hf, mask) =
 assert callback.frozen_digest == digest != sc.training.frozen_digest(unprotected_hf, mask)
 
 # %% [markdown]
-# Compare with our loop: another order of the data and other steps give other rates. In any loop, the rates of one run are an
-# anecdote, while the digest is a proof.
+# Compare with our loop: another order of the data and other steps give other rates. In any loop, the rates of one run
+# are an anecdote, while the digest is a proof.
 #
 # ### Exercise: the digest, by hand
 #
@@ -292,8 +294,8 @@ print("frozen weights bit-identical:", callback.frozen_digest == sc.training.fro
 print(measure(sc.load_model(sft_model, tokenizer=tokenizer)))
 
 # %% [markdown]
-# In a loop without callbacks, `with sc.frozen(model, mask) as handle:` around it does the same; create the optimizer inside,
-# from `handle.trainable_parameters()`.
+# In a loop without callbacks, `with sc.frozen(model, mask) as handle:` around it does the same; create the optimizer
+# inside, from `handle.trainable_parameters()`.
 #
 # ## Save it
 #
@@ -310,7 +312,7 @@ assert same
 # %% [markdown]
 # ## Summary
 #
-# There are two claims, and only the first is a guarantee. *The frozen weights do not change*: by construction, in any loop.
-# *The model keeps refusing*: that depends on the model, data, learning rate and steps. `docs/freezing.md` counts in how many
-# settings freezing helped, harmed, made no difference, or varied too much to tell. So measure refusals after every
-# fine-tune, with or without a mask; `safecircuits audit` does it in CI.
+# There are two claims, and only the first is a guarantee. *The frozen weights do not change*: by construction, in any
+# loop. *The model keeps refusing*: that depends on the model, data, learning rate and steps. `docs/freezing.md`
+# counts in how many settings freezing helped, harmed, made no difference, or varied too much to tell. So measure
+# refusals after every fine-tune, with or without a mask; `safecircuits audit` does it in CI.

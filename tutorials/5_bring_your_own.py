@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 5. Your own model, your own data, your own refusal detector
 #
-# Nothing so far depends on the embedded models. Here everything comes from outside: a csv file with unusual column names, a
-# Mistral from a folder, and a detector that you write. To stay small and offline, the notebook first creates the csv file and
-# the model; from the second section on, pretend that they were on your disk.
+# Nothing so far depends on the embedded models. Here everything comes from outside: a csv file with unusual column
+# names, a Mistral from a folder, and a detector that you write. To stay small and offline, the notebook first creates
+# the csv file and the model; from the second section on, pretend that they were on your disk.
 #
 # **After this you can**
 #
@@ -93,7 +93,8 @@ except ValueError as error:
     print("error:", error)
 
 # %% [markdown]
-# So we name the columns, and select rows by label. The fingerprint is a hash of the prompts, and is recorded in every result.
+# So we name the columns, and select rows by label. The fingerprint is a hash of the prompts, and is recorded in every
+# result.
 
 
 # %%
@@ -129,8 +130,8 @@ for attempt in (
 # %% [markdown]
 # ## Your model
 #
-# A folder is enough; so is a hub id, or a model object with its tokenizer. Prompts are formatted by the tokenizer's chat
-# template, if it has one; `template=` changes that in every function.
+# A folder is enough; so is a hub id, or a model object with its tokenizer. Prompts are formatted by the tokenizer's
+# chat template, if it has one; `template=` changes that in every function.
 
 # %%
 model = sc.load_model("my-model")
@@ -145,8 +146,8 @@ assert sc.generate(llama, bad).texts == sc.generate(model, bad).texts
 #
 # ## Your refusal detector
 #
-# What counts as a refusal? A detector is any function from a completion to True or False. Published lists of phrases are
-# available by name (`sc.DETECTORS`). They do not always agree, and your own may be better for your model.
+# What counts as a refusal? A detector is any function from a completion to True or False. Published lists of phrases
+# are available by name (`sc.DETECTORS`). They do not always agree, and your own may be better for your model.
 
 
 # %%
@@ -170,9 +171,9 @@ none = frame.query("b_refused == 0")["b"].tolist()
 print(f"the same as mine in every answer: {', '.join(alike)}; finds no refusal at all: {', '.join(none)}")
 
 # %% [markdown]
-# This model refuses in a handful of sentences, so the lists of phrases agree, except for one that was made for another model:
-# it would have reported no refusals at all. Real models write more freely, and then the lists disagree. The sentences below
-# are ours. Where detectors differ, read the texts: only that shows which one is wrong.
+# This model refuses in a handful of sentences, so the lists of phrases agree, except for one that was made for
+# another model: it would have reported no refusals at all. Real models write more freely, and then the lists
+# disagree. The sentences below are ours. Where detectors differ, read the texts: only that shows which one is wrong.
 
 # %%
 sentences = [
@@ -213,13 +214,14 @@ better = ...  # yours: a function from a text to True or False
 check(better, lambda detector: [bool(detector(text)) for text in sentences] == [True, False, False, True, False])
 
 # %% [markdown]
-# Five right sentences prove nothing about a sixth: `safecircuits judge agreement` compares detectors with labels given by
-# people.
+# Five right sentences prove nothing about a sixth: `safecircuits judge agreement` compares detectors with labels
+# given by people.
 #
 # ## A judge
 #
-# A judge reads the prompt as well. `JudgeDetector` takes a language model, or any function from a question to an answer, such
-# as an API client. Ours is a stand-in of two lines, to show what it gets and what it must return. No question is asked twice.
+# A judge reads the prompt as well. `JudgeDetector` takes a language model, or any function from a question to an
+# answer, such as an API client. Ours is a stand-in of two lines, to show what it gets and what it must return. No
+# question is asked twice.
 
 
 # %%
@@ -243,8 +245,9 @@ for detector in ("opening", says_it_cannot, judge):
 # %% [markdown]
 # ## From there to a mask, a protected fine-tune, and a checkpoint
 #
-# The rest is the same for any model. The decision layers depend on which harmless prompts the harmful ones are compared with:
-# we take the borderline ones, which are worded similarly, so that the difference is harm and not the form of the question.
+# The rest is the same for any model. The decision layers depend on which harmless prompts the harmful ones are
+# compared with: we take the borderline ones, which are worded similarly, so that the difference is harm and not the
+# form of the question.
 
 # %%
 found = sc.decision_layers(model, borderline, bad, detector=says_it_cannot)
@@ -255,7 +258,8 @@ print(found.verdict)
 # %% [markdown]
 # ### Exercise: what the mask will freeze
 #
-# How many whole layers, and what share of all layers, would a mask of the decision layers freeze? Compute it from `found`.
+# How many whole layers, and what share of all layers, would a mask of the decision layers freeze? Compute it from
+# `found`.
 
 # %%
 answer = ...  # yours: (number of layers, share of all)
@@ -295,8 +299,8 @@ print(sc.evaluate(model, malicious=bad, utility=fine, detector=says_it_cannot))
 print("saved to", sc.save_pretrained(model, "my-model-tuned"), "and", mask.save("freeze.safetensors"))
 
 # %% [markdown]
-# Twenty steps on data that the model already answers right do not show what fine-tuning costs; tutorial 4 does. Whether a
-# mask of the SCU is worth trying can be read from the table above: refusal without them, compared with refusal without as
-# many random units. Tutorial 3 goes further.
+# Twenty steps on data that the model already answers right do not show what fine-tuning costs; tutorial 4 does.
+# Whether a mask of the SCU is worth trying can be read from the table above: refusal without them, compared with
+# refusal without as many random units. Tutorial 3 goes further.
 #
 # The same steps on the command line, from files to a report, are in `docs/how-to/your-model.md`.

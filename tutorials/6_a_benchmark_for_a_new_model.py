@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 6. Writing a benchmark for a new model
 #
-# You have a model that neither paper studied, and want numbers to compare with theirs. A benchmark is a short script: fixed
-# prompts, each analysis once, every result saved, and one table with the measured numbers beside the published ones. We write
-# it for the embedded `aligned` model; for yours, change `SUBJECT`.
+# You have a model that neither paper studied, and want numbers to compare with theirs. A benchmark is a short script:
+# fixed prompts, each analysis once, every result saved, and one table with the measured numbers beside the published
+# ones. We write it for the embedded `aligned` model; for yours, change `SUBJECT`.
 #
 # **After this you can**
 #
@@ -46,7 +46,8 @@ published = sc.papers.published_numbers
 # %% [markdown]
 # ## What is published
 #
-# The tables of both papers come with the package, one number per row (numbers only, retyped). Models are named by hub id.
+# The tables of both papers come with the package, one number per row (numbers only, retyped). Models are named by hub
+# id.
 
 # %%
 theirs = published("safety_layers", table="Table 1", model="meta-llama/Llama-2-7b-chat-hf")
@@ -61,8 +62,8 @@ len(published("safety_layers", model=SUBJECT["name"]))
 # %% [markdown]
 # ## What is measured
 #
-# First the prompts, fixed and fingerprinted. The paper uses 100 normal, 100 malicious and 721 over-rejection prompts; say so
-# if you use others. For real ones: `sc.load_prompts("advbench", n=100)`, or your own file (tutorial 5).
+# First the prompts, fixed and fingerprinted. The paper uses 100 normal, 100 malicious and 721 over-rejection prompts;
+# say so if you use others. For real ones: `sc.load_prompts("advbench", n=100)`, or your own file (tutorial 5).
 
 # %%
 data = {
@@ -116,8 +117,9 @@ print("patching:", deciding.verdict)
 # %% [markdown]
 # ## Side by side
 #
-# What can be compared? Not counts: theirs are of 721 prompts, ours of 150 others. Not layer numbers: their models have 18 to
-# 32 layers. So we compare shares, and layers as a fraction of the depth. Everything else keeps its own units.
+# What can be compared? Not counts: theirs are of 721 prompts, ours of 150 others. Not layer numbers: their models
+# have 18 to 32 layers. So we compare shares, and layers as a fraction of the depth. Everything else keeps its own
+# units.
 
 
 # %%
@@ -164,8 +166,8 @@ side_by_side
 # %% [markdown]
 # ### Exercise: a depth, by hand
 #
-# Layers are given as a fraction of the depth, since models have different numbers of layers. Compute where the located block
-# of the measured model begins and ends, as fractions of its depth.
+# Layers are given as a fraction of the depth, since models have different numbers of layers. Compute where the
+# located block of the measured model begins and ends, as fractions of its depth.
 
 # %%
 answer = ...  # yours: (begin, end), from 0 to 1
@@ -189,13 +191,14 @@ assert f"{counted:.0%}" == side_by_side["over-rejected"].iloc[0]
 assert 0 <= found.layers.first <= found.layers.last < model.cfg.n_layers
 
 # %% [markdown]
-# If your model *is* in the papers, compare its two rows. If they differ, suspect in this order: the prompts, the refusal detector (tutorial 5: a published list found none of a model's refusals),
-# the chat template and system prompt, decoding length, and the paper's α.
+# If your model *is* in the papers, compare its two rows. If they differ, suspect in this order: the prompts, the
+# refusal detector (tutorial 5: a published list found none of a model's refusals), the chat template and system
+# prompt, decoding length, and the paper's α.
 #
 # ## What belongs beside the table
 #
-# Versions, seeds, fingerprints of the prompts, and what was *not* run, so that somebody else can repeat it. The run directory
-# records most of it; what was not run is for you to say.
+# Versions, seeds, fingerprints of the prompts, and what was *not* run, so that somebody else can repeat it. The run
+# directory records most of it; what was not run is for you to say.
 
 # %%
 run.table("side_by_side", side_by_side, main=True)
@@ -232,9 +235,10 @@ check(answer, lambda given: given is raised)
 # %% [markdown]
 # ## Before you believe it
 #
-# - *Does it find what is known?* First set `SUBJECT` to `planted-layers`, where refusing was trained into layers 3 to 5. What
-#   a script finds there shows what its answer is worth elsewhere (tutorial 1: scaling is off, patching is right).
+# - *Does it find what is known?* First set `SUBJECT` to `planted-layers`, where refusing was trained into layers 3 to
+#   5. What a script finds there shows what its answer is worth elsewhere (tutorial 1: scaling is off, patching is
+#   right).
 # - *Would a control give it too?* Compare the base model with the aligned one, and random units with the ones found.
 # - *How certain is it?* Here `found.verdict` says that other ranges do as well. A range without this is half a result.
-# - *What is not comparable?* α was fixed here and searched in the paper; the prompts are another language; eight layers are
-#   not thirty-two. Numbers side by side are not yet a replication: say which it is.
+# - *What is not comparable?* α was fixed here and searched in the paper; the prompts are another language; eight
+#   layers are not thirty-two. Numbers side by side are not yet a replication: say which it is.
