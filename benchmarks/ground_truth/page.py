@@ -69,7 +69,7 @@ def _members(results: dict[str, Any]) -> str:
         "## The models",
         "",
         f"A member counts as planted if it refuses at least {MIN_REFUSED:.0%} of held-out malicious prompts and answers at "
-        f"least {MIN_UTILITY:.0%} of the utility prompts right. None was tuned until it did. The roles were fixed before "
+        f"least {MIN_UTILITY:.0%} of the utility prompts right. No member was tuned to reach this. The roles were fixed before "
         "training: thresholds were set on development members only, and the scores below are of the judged ones, whose "
         "blocks are all different from those of the development members.",
         "",
@@ -86,8 +86,8 @@ def _members(results: dict[str, Any]) -> str:
     over = [member["metrics"]["over_rejection"]["refused"] for member in results["members"].values()]
     lines += [
         "",
-        f"Over-rejection differs most, from {min(over):.1%} to {max(over):.1%}: the scaling methods count it, and where it is "
-        "close to none or all there is little room for a count to move.",
+        f"Over-rejection differs most, from {min(over):.1%} to {max(over):.1%}. The scaling methods count it, and where it is "
+        "close to none or all, there is little room for the count to change.",
     ]
     return "\n".join(lines)
 
@@ -115,14 +115,14 @@ Overlap is the intersection over union of found and planted layers; errors are f
 +1 for the last layer means that the found range ends one layer too late. Intervals are bootstrap intervals (95 %) over
 the {rows[0].n} judged members, which share one base: they say how the figures would move with other blocks and seeds, not
 with other models. "{GUESSES[0]}" is {_block(constant_guess(results))}, the best constant answer on the development
-members. The rows that start "from the planted block" are no methods, since they are told the answer; they show whether
-the search stays there.
+members. The rows "from the planted block" are not methods, since they are given the answer; they show whether the search
+stays there.
 
 {verdict}; the nearest is "{nearest.method}", {lead:.2f} [{low:.2f}, {high:.2f}] behind.
 
 - **decision layers** (`safecircuits.layers.decision.decision_layers`): the residual stream at the positions after the
   instruction is patched between a harmless and a malicious prompt after one layer at a time. {_read_off(rule)}
-- **gap onset**: `layer_gap(...).onset()`, the paper's first guess, read off the angle-gap curve by a written rule.
+- **gap onset**: `layer_gap(...).onset()`, the paper's first guess, read off the angle-gap curve by an explicit rule.
 - **bounds**: `localize(...)` from that onset, α by the paper's search; up is α > 1, down is α < 1. "all" scales all seven
   matrices; "qkv+mlp" leaves the output projection out, as the paper's code did until April 2025.
 - **grid**: `scaling_grid(...)`, every block at that α; the block with the extreme count.
@@ -171,10 +171,10 @@ def _misses(results: dict[str, Any]) -> str:
     after = mean(m["gap_deg"][-1] - m["gap_deg"][m["block"][1]] for m in planted)
     inside = mean(m["gap_deg"][m["block"][1]] for m in planted)
     text.append(
-        f"- **The gap goes on growing above the block.** At the last planted layer it is {inside:.0f}° on average, and it "
+        f"- **The gap keeps growing above the block.** At the last planted layer it is {inside:.0f}° on average, and it "
         f"grows by another {after:.0f}° in the layers above, which are those of a model without alignment. So the onset's "
         f"range ends too late in {late_end} of {n} members, and in {to_the_end} it runs to the last layer of the model. "
-        f"It starts too late in {late_start}: the first planted layers turn the stream by little."
+        f"It starts too late in {late_start}: the first planted layers rotate the residual stream only a little."
     )
     for direction in ("up", "down"):
         method = f"bounds {direction}, all"
@@ -186,7 +186,9 @@ def _misses(results: dict[str, Any]) -> str:
         settled = sum(bool(one.get("alpha_found")) for one in found)
         stays = sum(one["layers"] == m["block"] for one, m in zip(ours, planted, strict=True))
         away = mean(overlap(one["layers"], m["block"]) for one, m in zip(ours, planted, strict=True))
-        elsewhere = ": the start is not all that is wrong, the counts have their extreme elsewhere" if stays < n else ""
+        elsewhere = (
+            ": so the start is not the only problem; the counts have their extreme elsewhere" if stays < n else ""
+        )
         text.append(
             f"- **Bounds, α {'above' if direction == 'up' else 'below'} 1.** The α search reaches the paper's spread in "
             f"{settled} of {n} members; the result is within noise of another range, or of not scaling, in {noisy}. Told "
@@ -214,7 +216,7 @@ def _grid(planted: Sequence[dict[str, Any]], method: str, direction: str) -> str
     wrong = "lowers" if direction == "up" else "raises"
     return (
         f"- **Every block, α {'above' if direction == 'up' else 'below'} 1.** Of the {N_LAYERS * (N_LAYERS + 1) // 2} blocks "
-        f"the planted one ranks {mean(ranks):.0f}th on average (best {min(ranks)}, worst {max(ranks)}), and is the best or within "
+        f"the planted one is number {mean(ranks):.0f} on average (best {min(ranks)}, worst {max(ranks)}), and is the best or within "
         f"noise of it in {wider} of {len(planted)} members; {mean(rivals):.0f} blocks are within noise of the best on average. "
         f"In {harmed} of {len(planted)} scaling the planted block itself {wrong} the count, against the procedure's premise."
     )

@@ -3,7 +3,8 @@
     python -m benchmarks.performance.at_scale --scale full     # bfloat16, on a GPU of 80 GB
     python -m benchmarks.performance.at_scale --scale tiny     # the same in small, on any machine
 
-Each writes its own column of docs/at_scale.json and the page made from it; the other column stays as it is.
+Each writes its own column of docs/at_scale.json and the page made from it; the other column stays as it is. A scale that
+was not run has no table.
 """
 
 from __future__ import annotations
@@ -134,14 +135,12 @@ class Peak:
 
 
 def render(columns: dict[str, Any]) -> str:
-    """The page, from what the runs wrote; a scale that was not run has empty cells."""
+    """The page, from what the runs wrote; of a scale that was not run it says so, and what would be measured."""
     names = {"tiny": "tiny: 8 layers of width 256, float32", "full": "full: Llama-3-8B's shape, bfloat16"}
     lines = [
         "# At real scale",
         "",
-        "Each analysis once on random weights of Llama-3-8B's architecture: seconds, and peak memory with the weights. "
-        "Cells of a",
-        "scale that was not run are empty.",
+        "Each analysis once, on random weights of Llama-3-8B's architecture: seconds, and peak memory including the weights.",
         "",
         "```",
         "python -m benchmarks.performance.at_scale --scale full     # a GPU of 80 GB",
@@ -149,14 +148,16 @@ def render(columns: dict[str, Any]) -> str:
         "```",
     ]
     for name, title in names.items():
-        lines += ["", f"## {title[0].upper()}{title[1:]}", "", "| operation | seconds | GB |", "|---|---|---|"]
+        lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
         column = columns.get(name)
-        for key, text in OPERATIONS.items():
-            row = column["rows"].get(key) if column else None
-            cells = [f"{row[what]:g}" for what in ("seconds", "gigabytes")] if row else ["", ""]
-            lines.append(f"| {text.format(**vars(SCALES[name]))} | {cells[0]} | {cells[1]} |")
-        said = ", ".join(f"{what} {value}" for what, value in column["machine"].items()) if column else "Not run."
-        lines += ["", said]
+        asked = {key: text.format(**vars(SCALES[name])) for key, text in OPERATIONS.items()}
+        if not column:
+            lines += ["Not run. It would measure:", "", *(f"- {text}" for text in asked.values())]
+            continue
+        lines += ["| operation | seconds | GB |", "|---|---|---|"]
+        rows = {text: column["rows"][key] for key, text in asked.items() if key in column["rows"]}
+        lines += [f"| {text} | {row['seconds']:g} | {row['gigabytes']:g} |" for text, row in rows.items()]
+        lines += ["", ", ".join(f"{what} {value}" for what, value in column["machine"].items())]
     lines += plan(columns.get("full"))
     return "\n".join(lines) + "\n"
 
@@ -176,10 +177,10 @@ def plan(full: dict[str, Any] | None) -> list[str]:
         "",
         f"## On paper: Llama-3-70B's shape on {CARDS} cards of {CARD_GB} GB",
         "",
-        f"Not run. In bfloat16 the weights take {weights:.0f} GB: no card holds them, so that processes with a whole "
-        'model each are out, and `device_map="auto"` in one process puts',
-        f"{weights / CARDS:.1f} GB on each of {CARDS} cards. One card computes at a time, so seconds are those of 8B",
-        f"on one card times {larger:.1f} (parameters), however many cards there are.",
+        f"Not run. In bfloat16 the weights take {weights:.0f} GB. No card holds them, so several processes with a whole "
+        'model each are impossible, and `device_map="auto"` in one process puts',
+        f"{weights / CARDS:.1f} GB on each of {CARDS} cards. One card computes at a time, so the time is that of 8B on one card",
+        f"times {larger:.1f} (the ratio of parameters), however many cards there are.",
         "Prompts, tokens and configurations are those above.",
         "",
         "| operation | tokens | seconds |",
@@ -202,16 +203,15 @@ def plan(full: dict[str, Any] | None) -> list[str]:
         "",
         f'With `quantization="4bit"` the weights take about {packed:.0f} GB, so that each card holds all of them: then '
         f"{CARDS} processes share",
-        f"the prompts, and what reads alone (all but fine-tuning) takes about 1/{CARDS} of these seconds, if the "
-        "4-bit kernels keep up.",
+        f"the prompts, and everything but fine-tuning takes about 1/{CARDS} of this time, if the 4-bit kernels are as fast.",
         "",
-        "What breaks first is fine-tuning: gradients and two moments of the three quarters that train are "
+        "The first thing that does not fit is fine-tuning: gradients and two moments of the three quarters that train are "
         f"{3 * (weights - quarter):.0f} GB in bfloat16 beside",
         f"the weights, {(weights + 3 * (weights - quarter)) / CARDS:.0f} GB a card of {CARD_GB} before activations; "
         "with a float32 copy of them it does not fit.",
         "Next is the summed XXᵀ of `sparsegpt` and ActSVD: 28,672² float64 numbers for one layer's down projection, "
         "6.6 GB.",
-        "Everything else holds statistics a unit or a prompt.",
+        "Everything else holds statistics per unit or per prompt.",
     ]
     return lines
 

@@ -20,18 +20,18 @@ PAGES = ("benchmarks/RESULTS.md", "docs/performance.md")
 
 INTRODUCTION = """# Speed, measured
 
-`python -m benchmarks.performance --write` measures each operation beside what people would use in its place and writes
-this page. Every way runs in one process, in turns; the least of several runs counts. "x faster" is the peer's time by
-ours, "x its cost" ours by the peer's; a growth is the exponent p of "cost grows with size to the power p", fitted over
-the sizes named."""
+`python -m benchmarks.performance --write` compares each operation with what people would otherwise use, and writes this
+page. All variants run in one process, taking turns; the fastest of several runs counts. "x faster" is the other's time
+divided by ours, "x its cost" ours divided by the other's. A growth is the exponent p of "cost grows as size to the power p",
+fitted over the sizes named."""
 
 NO_REASON = "not looked into."
 
 NOTES = """## What was tried and left out
 
 - `torch.compile` for decoding (8 layers of width 512, 8 rows, one processor core): 1.11 x faster, after 56 s of
-  compiling. It needs a static cache, out of which finished rows cannot be dropped, and compiles anew for another number
-  of rows. `python -m benchmarks.performance.compiled` measures it."""
+  compiling. It needs a static cache, from which finished rows cannot be dropped, and recompiles for another number of
+  rows. `python -m benchmarks.performance.compiled` measures it."""
 
 LOAD = "load when finished"
 PACKAGES = ("safecircuits", "torch", "transformers", "transformer-lens", "nnsight", "pyvene")

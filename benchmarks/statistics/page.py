@@ -17,11 +17,11 @@ def render(results: dict[str, Any]) -> str:
     least = min(results["coverage"], key=lambda row: row["covered"])
     return f"""# How often the intervals are right
 
-Every interval in the package says 95 %. Here experiments whose truth is known were simulated {results["draws"]} times for each row, by `python -m benchmarks.statistics`, which wrote this page. The lowest coverage is {100 * least["covered"]:.1f} % ({least["what"]}, {least["setting"]}). Where rates are near 0 or 1 or runs are few, an interval that is never too short must often be too long, so that it holds the truth in more than 95 %. Not simulated are two bootstraps over prompts whose truth has no closed form: the area between two patching curves, and each layer's share of what writes a direction.
+Every interval in the package is a 95 % interval. For each row, experiments with a known true value were simulated {results["draws"]} times, by `python -m benchmarks.statistics`, which wrote this page; the last column is how often the interval contained it. The lowest coverage is {100 * least["covered"]:.1f} % ({least["what"]}, {least["setting"]}). Near rates of 0 or 1, or with few runs, an interval that is never too short must often be too long, and so contains the true value in more than 95 % of cases. Not simulated are two bootstraps over prompts whose true value has no closed form: the area between two patching curves, and each layer's share of what writes a direction.
 
-{markdown_table(["interval", "truth", "holds it in"], covered)}
+{markdown_table(["interval", "experiment", "contains the true value in"], covered)}
 
-A test at 5 % should see an effect where there is none in 5 % of cases at most, also when it is told of the best of many.
+A test at 5 % should find an effect where there is none in at most 5 % of cases, even if it is applied to the best of many.
 
-{markdown_table(["test", "nothing happens", "sees an effect in"], alarms)}
+{markdown_table(["test", "experiment without an effect", "finds one in"], alarms)}
 """

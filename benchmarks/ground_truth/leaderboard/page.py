@@ -100,31 +100,31 @@ def _opening(results: dict[str, Any]) -> str:
     which = "--family FAMILY" if small else "--real NAME …"
     commands += [f"python -m benchmarks.ground_truth.leaderboard {which} --out FILE.json --page PAGE.md"]
     what = paragraph(
-        f"""Three objects are said to carry refusal: a block of layers, a few units, one direction. Here methods that
-        look for one of them are run on {sum(n.values())} {"small models" if small else "real models"} in
+        f"""Refusal is said to sit in a block of layers, in a few units, or in one direction. Here methods that locate one
+        of these objects are run on {sum(n.values())} {"small models" if small else "real models"} in
         which refusal was *planted*, so that the answer is known. A method may be chosen and tuned on the
         {n["development"]} development models; the first table of each object is of the {n["judged"]} judged ones. All
         models are listed at the end."""
     )
     how = paragraph(
-        f"""**How to read a row.** *Overlap* is how much of what was found is what was planted, mean over models with a
-        95 % interval: compare it with *chance*, and with the best answer that is *the same for every model*, chosen on
-        the development models. *Smallest* is the median size at which refusal is gone (a tenth of it is left or less)
+        f"""**How to read a row.** *Overlap* compares what was found with what was planted, as the mean over models with a
+        95 % interval. Compare it with *chance*, and with the best answer that is *the same for every model*, chosen on
+        the development models. *Smallest* is the median of the smallest size at which refusal is gone (a tenth or less is left)
         at a cost of at most {100 * rules["utility_loss"]:.0f} points of utility and {rules["kl"]:g} nats of first-token
-        KL on ordinary prompts, and on how many models there is one among the sizes that were tried. *Area over random*:
-        the share of refusal lost minus the share of utility lost, mean over sizes on a log scale, minus the same of
+        KL on ordinary prompts, followed by the number of models with such a size among those tried. *Area over random*:
+        the share of refusal lost minus the share of utility lost, mean over sizes on a log scale, minus the same for
         random objects of that kind. *Forward* and *backward*: passes of one prompt through the whole model that the
-        search took; seconds are of one core. † looks at the checkpoint before planting, too, which nobody has of most
-        models. *Found nothing*: the method's own rule kept no answer, which counts as no overlap."""
+        search took; seconds are on one core. † also uses the checkpoint before planting, which for most models is not
+        available. *Found nothing*: the method's own rule gave no answer, which counts as no overlap."""
     )
     return "\n\n".join(
         [
-            "# Leaderboard: who finds what refusal hangs on?",
+            "# Leaderboard: which method finds where refusal is?",
             what,
             how,
             f"Measured on {results['provenance']['date']} by",
             "```\n" + "\n".join(commands) + "\n```",
-            "[Your method on this page](how-to/add-a-localizer.md) takes one function and its name.",
+            "To add [your method](how-to/add-a-localizer.md), write one function and give it a name.",
         ]
     )
 
@@ -163,11 +163,11 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
         for of, member in results["members"].items()
         if member["role"] == "judged" and member["cells"][name]["overlap"] < _least(kind, member["cells"][name])
     ]
-    bound = "less than twice what chance has" if kind == "units" else "less than half"
+    bound = "less than twice chance" if kind == "units" else "less than half"
     return (
-        f"**{TITLES[kind]}**: *{name}* overlaps most on the development models; on the judged ones it overlaps by "
+        f"**{TITLES[kind]}**: *{name}* has the largest overlap on the development models; on the judged ones its overlap is "
         f"{said}{same}, in {best.forward:,.0f} forward and {best.backward:,.0f} backward passes of one prompt. "
-        f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}. *{strong}* removes most beside random ones there; "
+        f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}. *{strong}* has the largest area over random there; "
         f"on the judged ones {_mean(judged[strong].above, sign=True)}, within the bounds on "
         f"{judged[strong].removes} of {judged[strong].n}."
     )
@@ -263,12 +263,12 @@ def _models(results: dict[str, Any]) -> str:
 
 def _limits(results: dict[str, Any]) -> str:
     points = [
-        """Intervals are over models of one base: they say how the figures would move with other places and seeds, not
-        with other models. Of three or four models they are hardly intervals at all.""",
-        """What was planted and what refusal hangs on are not the same: refusal also passes through units that were
+        """Intervals are over models of one base: they say how the figures would vary with other places and seeds, not
+        with other models. With three or four models they are very rough.""",
+        """What was planted and what refusal depends on are not the same: refusal also passes through units that were
         never trained.""",
-        """Blocks are replaced by the base's, units set to zero, directions taken out: sizes compare within an object,
-        not between objects.""",
+        """Blocks are replaced by the base's, units set to zero, directions ablated: sizes can be compared within one kind
+        of object, not between kinds.""",
     ]
     if results["family"] == "organisms":
         points.insert(0, "The base has 8 layers and a small vocabulary, and refusals begin with one token.")
