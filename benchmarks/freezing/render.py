@@ -49,22 +49,23 @@ def _introduction(record: dict[str, Any]) -> str:
     return f"""\
 # When does freezing help?
 
-SPPFT freezes a block of layers during fine-tuning to keep refusals (Safety Layers §4). This page measures whether that
-helps, on the embedded models, for several learning rates, amounts of alignment and frozen blocks, compared with full
-fine-tuning on the same data, in the same order, for as many steps. There are three comparisons. At **equal steps** an arm may
-keep refusals only because it has learnt less of the task. At **matched loss** both arms are compared where their training
-curves have the same held-out task loss: the lowest that all runs of the two arms reach. Since refusals are often all gone by
-then, **all losses** is the mean over every task loss that both pass through, from the start to that level.
+SPPFT freezes a block of layers during fine-tuning to keep refusals (Safety Layers §4). This page measures whether
+that helps, on the embedded models, for several learning rates, amounts of alignment and frozen blocks, compared with
+full fine-tuning on the same data, in the same order, for as many steps. There are three comparisons. At **equal
+steps** an arm may keep refusals only because it has learnt less of the task. At **matched loss** both arms are
+compared where their training curves have the same held-out task loss: the lowest that all runs of the two arms reach.
+Since refusals are often all gone by then, **all losses** is the mean over every task loss that both pass through,
+from the start to that level.
 
-A difference is in percentage points of malicious prompts refused, frozen minus full: above zero, freezing kept more. It is
-the mean over {len(setup["seeds"])} seeds (order of the data), paired by seed, with its 95 % Student-t interval. *No
-difference* means that the interval lies within ±{100 * MARGIN:.0f} points, *helps* and *harms* that it lies on one side
-of zero, *unclear* everything else.
+A difference is in percentage points of malicious prompts refused, frozen minus full: above zero, freezing kept more.
+It is the mean over {len(setup["seeds"])} seeds (order of the data), paired by seed, with its 95 % Student-t interval.
+*No difference* means that the interval lies within ±{100 * MARGIN:.0f} points, *helps* and *harms* that it lies on
+one side of zero, *unclear* everything else.
 
-Each run takes {setup["steps"]} steps of {setup["batch_size"]} examples with AdamW at a constant learning rate. Refusal is
-measured on {setup["malicious"]} held-out malicious prompts. `aligned-N` is the embedded base, aligned with all weights trainable for
-N steps (250 is the shipped stage); in `planted-layers` alignment was confined to layers 3 to 5. There are
-{_n_runs(record)} runs.
+Each run takes {setup["steps"]} steps of {setup["batch_size"]} examples with AdamW at a constant learning rate.
+Refusal is measured on {setup["malicious"]} held-out malicious prompts. `aligned-N` is the embedded base, aligned with
+all weights trainable for N steps (250 is the shipped stage); in `planted-layers` alignment was confined to layers 3
+to 5. There are {_n_runs(record)} runs.
 
 The numbers are in `docs/reference/freezing_grid.json`, made by `{origin["command"]}` ({versions}), and this page by
 `python -m benchmarks.freezing.render`.
@@ -156,8 +157,8 @@ def _cost(grid: FreezingGrid) -> str:
     return f"""\
 ## What freezing saves
 
-Memory is counted from the tensors themselves. The time of a step is the fastest run's mean, on one thread; the arms took
-turns. Other work was running on the machine, so small differences in time are noise.
+Memory is counted from the tensors themselves. The time of a step is the fastest run's mean, on one thread; the arms
+took turns. Other work was running on the machine, so small differences in time are noise.
 
 {_table(head, rows)}"""
 
@@ -166,13 +167,15 @@ def _limits(record: dict[str, Any]) -> str:
     return f"""\
 ## Limits
 
-- These are toy models with one alignment run for each amount of alignment: seeds vary the order of the fine-tuning data only.
-- {len(record["setup"]["seeds"])} seeds give wide intervals, especially because a run tends to lose nearly all refusals
-  or nearly none. *Unclear* is not *no difference*.
-- Refusal often falls within a few steps, and may come back, so a single point of a curve depends on where it is read. The
-  curves are in the JSON file.
+- These are toy models with one alignment run for each amount of alignment: seeds vary the order of the fine-tuning
+  data only.
+- {len(record["setup"]["seeds"])} seeds give wide intervals, especially because a run tends to lose nearly all
+  refusals or nearly none. *Unclear* is not *no difference*.
+- Refusal often falls within a few steps, and may come back, so a single point of a curve depends on where it is read.
+  The curves are in the JSON file.
 - Blocks are of equal size, and not the ones that a search would find in each model.
-- A learning rate that suits full fine-tuning need not suit a model with fewer trainable layers; here all arms share it.
+- A learning rate that suits full fine-tuning need not suit a model with fewer trainable layers; here all arms share
+  it.
 """
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.performance.at_scale --scale full     # bfloat16, on a GPU of 80 GB
     python -m benchmarks.performance.at_scale --scale tiny     # the same in small, on any machine
 
-Each writes its own column of docs/at_scale.json and the page made from it; the other column stays as it is. A scale that
-was not run has no table.
+Each writes its own column of docs/at_scale.json and the page made from it; the other column stays as it is. A scale
+that was not run has no table.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def render(columns: dict[str, Any]) -> str:
     lines = [
         "# At real scale",
         "",
-        "Each analysis once, on random weights of Llama-3-8B's architecture: seconds, and peak memory including the weights.",
+        "Each analysis once, on random weights of Llama-3-8B's architecture: seconds, and peak memory including the",
+        "weights.",
         "",
         "```",
         "python -m benchmarks.performance.at_scale --scale full     # a GPU of 80 GB",
@@ -177,10 +178,11 @@ def plan(full: dict[str, Any] | None) -> list[str]:
         "",
         f"## On paper: Llama-3-70B's shape on {CARDS} cards of {CARD_GB} GB",
         "",
-        f"Not run. In bfloat16 the weights take {weights:.0f} GB. No card holds them, so several processes with a whole "
+        f"Not run. In bfloat16 the weights take {weights:.0f} GB. No card holds them, so several processes with a "
+        "whole",
         'model each are impossible, and `device_map="auto"` in one process puts',
-        f"{weights / CARDS:.1f} GB on each of {CARDS} cards. One card computes at a time, so the time is that of 8B on one card",
-        f"times {larger:.1f} (the ratio of parameters), however many cards there are.",
+        f"{weights / CARDS:.1f} GB on each of {CARDS} cards. One card computes at a time, so the time is that of 8B on",
+        f"one card times {larger:.1f} (the ratio of parameters), however many cards there are.",
         "Prompts, tokens and configurations are those above.",
         "",
         "| operation | tokens | seconds |",
@@ -203,9 +205,11 @@ def plan(full: dict[str, Any] | None) -> list[str]:
         "",
         f'With `quantization="4bit"` the weights take about {packed:.0f} GB, so that each card holds all of them: then '
         f"{CARDS} processes share",
-        f"the prompts, and everything but fine-tuning takes about 1/{CARDS} of this time, if the 4-bit kernels are as fast.",
+        f"the prompts, and everything but fine-tuning takes about 1/{CARDS} of this time, if the 4-bit kernels are as",
+        "fast.",
         "",
-        "The first thing that does not fit is fine-tuning: gradients and two moments of the three quarters that train are "
+        "The first thing that does not fit is fine-tuning: gradients and two moments of the three quarters that train "
+        "are "
         f"{3 * (weights - quarter):.0f} GB in bfloat16 beside",
         f"the weights, {(weights + 3 * (weights - quarter)) / CARDS:.0f} GB a card of {CARD_GB} before activations; "
         "with a float32 copy of them it does not fit.",

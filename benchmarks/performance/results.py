@@ -20,10 +20,10 @@ PAGES = ("benchmarks/RESULTS.md", "docs/performance.md")
 
 INTRODUCTION = """# Speed, measured
 
-`python -m benchmarks.performance --write` compares each operation with what people would otherwise use, and writes this
-page. All variants run in one process, taking turns; the fastest of several runs counts. "x faster" is the other's time
-divided by ours, "x its cost" ours divided by the other's. A growth is the exponent p of "cost grows as size to the power p",
-fitted over the sizes named."""
+`python -m benchmarks.performance --write` compares each operation with what people would otherwise use, and writes
+this page. All variants run in one process, taking turns; the fastest of several runs counts. "x faster" is the
+other's time divided by ours, "x its cost" ours divided by the other's. A growth is the exponent p of "cost grows as
+size to the power p", fitted over the sizes named."""
 
 NO_REASON = "not looked into."
 

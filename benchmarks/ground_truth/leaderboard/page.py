@@ -100,22 +100,23 @@ def _opening(results: dict[str, Any]) -> str:
     which = "--family FAMILY" if small else "--real NAME …"
     commands += [f"python -m benchmarks.ground_truth.leaderboard {which} --out FILE.json --page PAGE.md"]
     what = paragraph(
-        f"""Refusal is said to sit in a block of layers, in a few units, or in one direction. Here methods that locate one
-        of these objects are run on {sum(n.values())} {"small models" if small else "real models"} in
-        which refusal was *planted*, so that the answer is known. A method may be chosen and tuned on the
-        {n["development"]} development models; the first table of each object is of the {n["judged"]} judged ones. All
-        models are listed at the end."""
+        f"""Refusal is said to sit in a block of layers, in a few units, or in one direction. Here methods that locate
+        one of these objects are run on {sum(n.values())} {"small models" if small else "real models"} in which
+        refusal was *planted*, so that the answer is known. A method may be chosen and tuned on the {n["development"]}
+        development models; the first table of each object is of the {n["judged"]} judged ones. All models are listed
+        at the end."""
     )
     how = paragraph(
-        f"""**How to read a row.** *Overlap* compares what was found with what was planted, as the mean over models with a
-        95 % interval. Compare it with *chance*, and with the best answer that is *the same for every model*, chosen on
-        the development models. *Smallest* is the median of the smallest size at which refusal is gone (a tenth or less is left)
-        at a cost of at most {100 * rules["utility_loss"]:.0f} points of utility and {rules["kl"]:g} nats of first-token
-        KL on ordinary prompts, followed by the number of models with such a size among those tried. *Area over random*:
-        the share of refusal lost minus the share of utility lost, mean over sizes on a log scale, minus the same for
-        random objects of that kind. *Forward* and *backward*: passes of one prompt through the whole model that the
-        search took; seconds are on one core. † also uses the checkpoint before planting, which for most models is not
-        available. *Found nothing*: the method's own rule gave no answer, which counts as no overlap."""
+        f"""**How to read a row.** *Overlap* compares what was found with what was planted, as the mean over models
+        with a 95 % interval. Compare it with *chance*, and with the best answer that is *the same for every model*,
+        chosen on the development models. *Smallest* is the median of the smallest size at which refusal is gone (a
+        tenth or less is left) at a cost of at most {100 * rules["utility_loss"]:.0f} points of utility and
+        {rules["kl"]:g} nats of first-token KL on ordinary prompts, followed by the number of models with such a size
+        among those tried. *Area over random*: the share of refusal lost minus the share of utility lost, mean over
+        sizes on a log scale, minus the same for random objects of that kind. *Forward* and *backward*: passes of one
+        prompt through the whole model that the search took; seconds are on one core. † also uses the checkpoint
+        before planting, which for most models is not available. *Found nothing*: the method's own rule gave no
+        answer, which counts as no overlap."""
     )
     return "\n\n".join(
         [
@@ -156,7 +157,7 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
     same = (
         ""
         if constant is None
-        else f", the same answer for every model {', '.join(_mean(v) for v in constant.values())}"
+        else f", that of the same answer for every model {', '.join(_mean(v) for v in constant.values())}"
     )
     wrong = [
         f"`{of}`"
@@ -165,8 +166,9 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
     ]
     bound = "less than twice chance" if kind == "units" else "less than half"
     return (
-        f"**{TITLES[kind]}**: *{name}* has the largest overlap on the development models; on the judged ones its overlap is "
-        f"{said}{same}, in {best.forward:,.0f} forward and {best.backward:,.0f} backward passes of one prompt. "
+        f"**{TITLES[kind]}**: *{name}* has the largest overlap on the development models; on the judged ones its "
+        f"overlap is {said}{same}, in {best.forward:,.0f} forward and {best.backward:,.0f} backward passes of one "
+        "prompt. "
         f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}. *{strong}* has the largest area over random there; "
         f"on the judged ones {_mean(judged[strong].above, sign=True)}, within the bounds on "
         f"{judged[strong].removes} of {judged[strong].n}."
@@ -267,8 +269,8 @@ def _limits(results: dict[str, Any]) -> str:
         with other models. With three or four models they are very rough.""",
         """What was planted and what refusal depends on are not the same: refusal also passes through units that were
         never trained.""",
-        """Blocks are replaced by the base's, units set to zero, directions ablated: sizes can be compared within one kind
-        of object, not between kinds.""",
+        """Blocks are replaced by the base's, units set to zero, directions ablated: sizes can be compared within one
+        kind of object, not between kinds.""",
     ]
     if results["family"] == "organisms":
         points.insert(0, "The base has 8 layers and a small vocabulary, and refusals begin with one token.")
