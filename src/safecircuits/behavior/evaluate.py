@@ -73,13 +73,15 @@ def evaluate(
     grading: Grading = "exact",
     progress: bool = False,
 ) -> Behavior:
-    """Measure safety and utility by greedy completions; every set is optional.
+    """Refusal rate, over-refusal and utility, measured on greedy completions; every set is optional.
 
-    Refused is what ``verdicts`` says refuses: a text that is no answer is no refusal, and is counted beside it.
+    Counted as refused is what ``verdicts`` says refuses; answers that are incoherent are no refusals, and are counted
+    separately. Hooks on the model stay in force. The result has rates with 95 % intervals, and every answer.
 
     Args:
-        malicious, over_rejection: prompt sets, or lists of prompts.
-        utility: prompts with responses; right is what ``grading`` says.
+        malicious: requests that should be refused: a prompt set, or a list of prompts.
+        over_rejection: harmless requests that sound dangerous.
+        utility: prompts with responses; ``grading`` says which answers are right.
         max_new_tokens: must be enough for the utility responses, 16 unless given. Of these one token more is written,
             which shows whether an answer goes on.
         refusal_tokens: of the completions that are judged for refusal; ``max_new_tokens`` if that is given, and

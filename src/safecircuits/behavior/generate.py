@@ -40,9 +40,10 @@ def generate(
 ) -> Completions:
     """Greedy completions of at most ``max_new_tokens`` tokens; hooks on the model stay in force.
 
-    A prompt leaves its batch at the end of its text, and the prefix that all prompts share is computed once; with
-    hooks of your own on the model, which may look at whole batches, neither happens. In a template that is plain text a
-    completion ends in front of the heading with which the model asks itself the next question (``stop_string``).
+    Prompts are put into the chat template, batched and left-padded. A prompt leaves its batch when its completion
+    ends, and the prefix that all prompts share is computed once; with hooks of your own on the model, which may depend
+    on the whole batch, neither is done. With a plain-text template, a completion ends before the heading with which the
+    model would ask itself the next question (``stop_string``).
 
     Args:
         max_tokens: tokens in one batch of prompts, padding included; 8,192 unless given, or what fits into free memory.

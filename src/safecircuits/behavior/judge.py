@@ -74,11 +74,11 @@ class JudgeVerdicts(Result):
 
 
 class JudgeDetector:
-    """Refusal as a judge sees it; it goes wherever a refusal detector goes.
+    """A judge that reads prompt and answer and says whether the answer refuses; usable wherever a detector is.
 
-    ``verdicts`` gives what it said, raw; ``refused(completions, judge)`` the verdicts alone. A local model judges in
-    batches by its next-token logits. A callable is asked one completion after another and never twice the same, so that
-    judging again after a failure costs only what is missing.
+    ``verdicts`` returns what it said, with margins; ``refused(completions, judge)`` the decisions alone. A local model
+    judges in batches by its next-token logits. A callable is asked one completion after another, and never the same
+    one twice, so that judging again after a failure costs only what is missing.
 
     Args:
         judge: a callable from text to text, or a model: anything that ``load_model`` takes. A judge that is the model

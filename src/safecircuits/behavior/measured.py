@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Behavior(Result):
-    """Which prompts of each set were refused (``malicious``, ``over_rejection``) or answered right (``utility``).
+    """What ``evaluate`` found: which prompts were refused (``malicious``, ``over_rejection``) or right (``utility``).
 
     Examples:
         >>> measured = sc.evaluate(model, malicious=malicious, utility=utility)

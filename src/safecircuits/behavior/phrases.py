@@ -35,7 +35,9 @@ class Match:
 
 @dataclass(frozen=True)
 class PhraseDetector:
-    """Refusal by a phrase, anywhere in the completion or at its start, compared as ``wording.normalise`` says.
+    """Counts a completion as a refusal if it has one of these phrases, anywhere or at its start (``where``).
+
+    Case, punctuation and apostrophes are normalised first (``wording.normalise``).
 
     Args:
         excuses: openings that decide nothing by themselves (a greeting, regret for something else): the next clause is

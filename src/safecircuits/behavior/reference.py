@@ -156,7 +156,7 @@ def response_loss(
     max_tokens: int = 4096,
     progress: bool = False,
 ) -> ResponseLoss:
-    """Cross-entropy of the responses given their prompts; prompt tokens are no targets. Hooks stay in force.
+    """Cross-entropy of the responses given their prompts, in nats per response token. Hooks stay in force.
 
     Args:
         heldout: prompts with responses, which the model was not trained on.

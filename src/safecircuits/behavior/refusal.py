@@ -18,7 +18,9 @@ from safecircuits.behavior.wording import open_thought
 def refused(
     completions: Completions | Sequence[str], detector: str | RefusalDetector = "opening"
 ) -> Bool[Tensor, " prompt"]:
-    """Which completions refuse: ``verdicts(completions, detector).refused``, so that what is no answer is no refusal.
+    """Which completions refuse, as a boolean tensor ``[prompt]``; incoherent answers are no refusals.
+
+    The same as ``verdicts(completions, detector).refused``.
 
     Raises:
         JudgingError: a ValueError, if the detector raises; names the prompt, keeps completions, verdicts and the cause.

@@ -52,7 +52,10 @@ def probe_direction(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> DirectionProbe:
-    """Generate after each malicious prompt, as it is and with each suffix, and compare the hidden states on the way.
+    """SSAH's reasoning-direction probe: does the opening of a refusal move hidden states less than that of an answer?
+
+    Each malicious prompt is continued as it is and with each suffix, and the residual streams are compared after every
+    block, by cosine distance.
 
     Args:
         suffixes: openings of refusals and answers; the paper's examples unless given.

@@ -52,7 +52,7 @@ class DirectionGap:
 
 @dataclass(frozen=True)
 class DirectionProbe(Result):
-    """Cosine distances between the hidden states of a prompt as it is and with each suffix.
+    """What ``probe_direction`` found: cosine distances between hidden states without and with each suffix.
 
     Attributes:
         benign, malicious: 0 to 2; NaN where a prompt was not measured (see ``ended`` and ``baseline``).

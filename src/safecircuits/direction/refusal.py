@@ -183,17 +183,18 @@ def refusal_direction(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> RefusalDirection:
-    """Find the direction that refusal depends on, and choose it on prompts that it was not found with.
+    """Find the refusal direction (Arditi et al. 2024): a difference of means, chosen on held-out prompts.
 
     Candidates are the differences of means after every layer at every post-instruction token (``mean_directions``),
-    from one pass. Each then takes two passes over the held-out prompts. Of those that pass the filters the published
-    rule takes the one without which harmful prompts are refused least.
+    from one pass. Each is then tested in two passes over the held-out prompts. Of those that pass the filters, the
+    published rule takes the one whose ablation leaves the fewest refusals of harmful prompts.
 
     Args:
-        held_out: harmful and harmless prompts that choose; the last fifth of each set unless given.
+        held_out: harmful and harmless prompts on which candidates are compared; the last fifth of each set unless
+            given.
         rule: ``"published"``; ``"bypass"``, the same without the filters of KL and induction; ``"accuracy"``, which
             tells held-out prompts apart best; ``"category"``, which does so for categories of harm it was made without.
-        ablation: ``"zero"`` takes all of a direction out everywhere, as published; ``"affine"`` puts it to the harmless
+        ablation: ``"zero"`` projects the direction out everywhere, as published; ``"affine"`` sets it to the harmless
             mean, after its own layer (``direction_ablated(to="harmless", layers=[direction.layer])``).
         layers, positions: candidates to try instead of all that the filter of depth leaves, at all post-instruction
             tokens; each costs two passes.

@@ -39,10 +39,10 @@ SETS = ("malicious", "over_rejection", "utility", "normal")
 
 @dataclass(frozen=True)
 class Audit(Result):
-    """Whether a changed model keeps to a policy.
+    """What ``audit`` found: whether a changed model still meets a policy.
 
     Attributes:
-        models: what was held against each other, before and after.
+        models: the two models that were compared, before and after.
         checks: every requirement of the policy and what became of it.
         before, after: what each model refuses and gets right.
         policy: as a policy file holds it.
@@ -140,7 +140,7 @@ def audit(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> Audit:
-    """Hold a model after training against the model before, by a policy of what it must still do.
+    """Compare a model after training with the model before, by a policy of what it must still do.
 
     Both answer the same prompts greedily. A fall or rise of a share beyond what is tolerated is tested prompt by prompt
     (McNemar's exact test), bounds by exact binomial tests, a median by the sign test, all one-sided and corrected for

@@ -25,7 +25,7 @@ UnitValues = Mapping[Site, Mapping[int, Float[Tensor, "..."]]]
 @checked
 @contextmanager
 def ablated(model: HookedModel, units: FreezeMask, *, to: UnitValues | None = None, spare: int = 0) -> Iterator[None]:
-    """Inside the block the given units are removed: their activation is 0, or the value that ``to`` gives for them.
+    """Ablate units inside a ``with`` block: their activation is set to 0, or to the value in ``to``.
 
     A neuron of an expert is removed for the tokens that are routed to its expert; the others do not go through it, and
     where tokens are routed to stays as it is. A router's rows have no activation, and are refused.

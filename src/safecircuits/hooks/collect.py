@@ -23,7 +23,7 @@ from safecircuits.results.result import Result
 
 @dataclass(frozen=True)
 class Residuals(Result):
-    """Residual stream of each prompt, one row a layer of ``layers``, float32 on the CPU.
+    """Residual streams ``values[layer, prompt, d_model]``, float32 on the CPU; ``at(layer)`` and ``prompt(k)`` select.
 
     Examples:
         >>> resid = sc.collect_residuals(model, malicious)
@@ -77,7 +77,7 @@ def collect_residuals(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> Residuals:
-    """Residual stream after each block at the last prompt token, where the answer is about to start (§3.2).
+    """Residual stream after each block at the last token of each prompt, where the answer starts (Safety Layers §3.2).
 
     The prefix that all prompts share is computed once, and nothing after the last of ``layers``; with hooks of your
     own on the model every prompt runs in full.

@@ -60,9 +60,10 @@ def scaled(
     *,
     components: ComponentSet = "all",
 ) -> Iterator[None]:
-    """Inside the block the model runs as if the weight matrices of ``layers`` were multiplied by ``alpha`` (§3.4.1).
+    """Inside the ``with`` block the matrices of ``layers`` act as if multiplied by ``alpha`` (Safety Layers §3.4.1).
 
-    A matrix whose scale the architecture's own norms would cancel is scaled behind the norm; see ``substituted``.
+    This is done by hooks; no weight changes. A matrix whose scale a following norm would cancel is scaled after that
+    norm (``substituted`` lists them).
 
     Args:
         layers: a range, 0-indexed and inclusive; or a mapping from layer to its own α (then ``alpha`` is left out).

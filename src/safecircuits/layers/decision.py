@@ -84,7 +84,7 @@ class DecisionRule:
 
 @dataclass(frozen=True)
 class DecisionLayers(Result):
-    """The layers that decide, and the share of the decision that patching after each layer carries.
+    """What ``decision_layers`` found: the layers, and the share of the decision that patching after each one carries.
 
     Examples:
         >>> found = sc.decision_layers(model, normal, malicious)
@@ -179,11 +179,14 @@ def decision_layers(
     max_tokens: int | None = None,
     progress: bool = False,
 ) -> DecisionLayers:
-    """Find the layers that decide whether to refuse, by activation patching between pairs of prompts.
+    """Find the layers that decide whether to refuse, by activation patching between harmful and harmless prompts.
 
-    The k-th harmless prompt is paired with the k-th malicious one, up to the shorter set's length. What decides is read
-    at the first answer token: the log-probability of the tokens with which the model's own refusals of the malicious
-    prompts begin, minus that of the tokens with which its answers to the harmless ones do. No base model is needed.
+    The k-th harmless prompt is paired with the k-th malicious one, up to the shorter set's length. The decision is
+    measured at the first answer token: the log-probability of the tokens with which the model's own refusals begin,
+    minus that of the tokens with which its answers to the harmless prompts begin. The residual stream of one prompt is
+    patched into the other after one layer at a time; the share of this difference that comes along is the share of the
+    decision. No base model is needed.
+
     Above a patched layer only the patched positions change, so what stands before them is computed once, and one pass
     over the patched positions serves all layers; a model that allows no prefix cache is run over the pairs twice for
     each layer.
@@ -193,7 +196,8 @@ def decision_layers(
 
     Args:
         normal: harmless prompts; an over-rejection set serves as well, and asks more of the layers.
-        rule: which growth of the share counts as deciding.
+        malicious: harmful prompts that the model refuses.
+        rule: how much growth of the share counts as deciding.
         detector, max_new_tokens: say which completions are refusals; as many tokens as the detector needs unless
             given (``tokens_needed``). A completion ends as soon as its verdict is certain.
         template, max_tokens: as in ``collect_residuals``.

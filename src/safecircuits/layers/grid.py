@@ -151,7 +151,7 @@ def scaling_grid(
     progress: bool = False,
     **counting: Unpack[CountingOptions],
 ) -> ScalingGrid:
-    """Scale every contiguous block of layers by ``alpha`` and count over-rejections (§3.4, without the search).
+    """Scale every block of layers by ``alpha`` and count over-refusals (Safety Layers §3.4, without the search).
 
     n(n+1)/2 configurations for n layers; ``max_length`` leaves out longer blocks. ``resume`` names a file that lets an
     interrupted run go on. The other arguments are those of ``localize``.

@@ -81,7 +81,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Localization(Result):
-    """The located block and every count that led to it.
+    """What ``localize`` found: the located block, and every count that led to it.
 
     Examples:
         >>> found = sc.localize(model, over_rejection, (3, 4), alpha=1.2)
@@ -224,7 +224,9 @@ def localize(
     progress: bool = False,
     **counting: Unpack[CountingOptions],
 ) -> Localization:
-    """Progressive localization (§3.4.3): from ``start``, the upper bound first, then the lower one.
+    """Locate the safety layers by scaling weights and counting over-refusals (Safety Layers §3.4.3).
+
+    From ``start``, the upper bound of the block is moved first, then the lower one.
 
     Each bound is moved by up to ``reach`` layers to both sides and every position is counted (the counts are not
     unimodal, so climbing could stop early). The extreme is the largest count for α > 1, the smallest for α < 1.

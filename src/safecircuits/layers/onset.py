@@ -18,7 +18,7 @@ from safecircuits.base.vocabulary import LayerRange
 
 @dataclass(frozen=True)
 class OnsetRule:
-    """The four numbers by which an onset is read off a gap curve.
+    """The rule by which ``LayerGap.onset`` reads a range of layers off the gap curve: four numbers.
 
     A gap is one where it is positive and beyond noise: where its interval holds 0, or where it is negative, it counts
     as 0. With G the largest gap and s(k) = gap(k) − gap(k−1) the growth into layer k (s(0) = gap(0)):

@@ -36,7 +36,7 @@ Pairs = Literal["all", "paper", "given"]
 
 @dataclass(frozen=True)
 class LayerGap(Result):
-    """N-N, M-M and N-M similarity of each layer, and how much wider the N-M angle is than the N-N angle.
+    """What ``layer_gap`` found: N-N, M-M and N-M similarities by layer, and how much wider the N-M angle is than N-N.
 
     Examples:
         >>> gap = sc.layer_gap(model, normal, malicious)
@@ -146,9 +146,13 @@ def layer_gap(
     final_norm: bool = False,
     progress: bool = False,
 ) -> LayerGap:
-    """Compare normal (N) and malicious (M) prompts by their last-token residual stream at every layer.
+    """The angle gap between normal (N) and malicious (M) prompts at every layer (Safety Layers §3.3).
+
+    Cosines and angles are between residual streams at the last prompt token, over pairs of prompts. The gap is how much
+    wider the angle of an N-M pair is than that of an N-N pair, in degrees; ``onset()`` is where it opens.
 
     Args:
+        normal, malicious: two prompt sets, or lists of prompts; they need not be of the same size.
         pairs: ``"all"`` is exact and deterministic; ``"paper"`` draws the authors' 500 pairs with their seeds.
         formula: ``"paper"`` takes the mean of the angles (§3.3); ``"code"`` the angle of the mean cosine, as the
             authors' plotting code does.

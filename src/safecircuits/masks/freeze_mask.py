@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FreezeMask:
-    """A set of units. Build one with ``of_units`` or ``layers``; analyses give them, as ``groups["SCU"]`` does.
+    """A set of units or layers, to freeze, ablate or prune: ``groups["SCU"]``, or by hand ``layers`` or ``of_units``.
 
     ``mlp`` and ``attn`` are True for a neuron or head that is in the set. A mask made of layers alone may have no
     ``shape`` yet: its unit axis is then one long and stands for the whole sublayer; its layer axis ends at the last

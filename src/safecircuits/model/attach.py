@@ -24,7 +24,7 @@ NamedHookFn = Callable[..., Tensor | None]
 def attached(
     model: HookedModel, hooks: Mapping[str, HookFn | NamedHookFn], *, per_token: bool = False
 ) -> Iterator[dict[str, int]]:
-    """Attach ``hooks`` by hook name for the length of the block; hooks that others have placed stay in force.
+    """Attach ``hooks`` by hook name inside a ``with`` block; hooks that are already on the model stay in force.
 
     Args:
         hooks: functions of an activation. One that has an argument named ``hook``, as TransformerLens's have, is given

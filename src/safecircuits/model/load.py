@@ -55,7 +55,7 @@ def load_model(
     quantization: Quantization | Any = None,
     revision: str | None = None,
 ) -> HookedModel:
-    """Load ``source`` as a TransformerLens model, unprocessed: every parameter is the checkpoint's own.
+    """Load ``source`` as a TransformerLens model, without weight processing: every parameter is the checkpoint's own.
 
     Args:
         source: an embedded model's name (``safecircuits.organism.STAGES``, or ``organism:STAGE``), ``smollm2`` or a
@@ -65,9 +65,9 @@ def load_model(
             or a folder with its adapter (a merged copy is loaded, with a notice; extra ``peft``), or a ready
             ``TransformerBridge`` or ``HookedTransformer``, which is checked and returned itself.
 
-            What transformer-lens makes of a model is compared with Hugging Face, once for each configuration in a
-            process: a few tokens, on the CPU in seconds. So is a ready bridge, unless hooks are on it; of a ready
-            HookedTransformer nobody knows what it was made of, and only processed weights are refused.
+            The hooked model is compared with Hugging Face's own forward pass on a few tokens, once for each
+            configuration in a process, which takes seconds. So is a ready bridge, unless hooks are on it; for a ready
+            HookedTransformer the original is unknown, so only processed weights are refused.
         backend: ``"bridge"`` for a TransformerBridge; ``"hooked"`` for a HookedTransformer (transformer-lens 3.x). A
             ready model keeps its own.
         tokenizer: required with a Hugging Face model object; otherwise replaces the checkpoint's own.
@@ -85,9 +85,9 @@ def load_model(
 
     Raises:
         ValueError: for a name that cannot be loaded, a checkpoint that lacks something, a missing library, a missing
-            tokenizer, a model whose weights were processed (folded norms), or a configuration of
-            which transformer-lens makes something that computes otherwise than Hugging Face does: says where, by how
-            much, and whether alone, padded or with a cache.
+            tokenizer, a model whose weights were processed (folded norms), or a configuration
+            that transformer-lens computes differently from Hugging Face: says where, by how much, and whether alone,
+            padded or with a cache.
         torch.OutOfMemoryError: before a checkpoint is read, if its weights are larger than the memory that is free.
 
     Examples:

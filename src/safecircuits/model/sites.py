@@ -92,7 +92,7 @@ def require_unprocessed(model: HookedModel) -> None:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What two models must have in common for a result of one to be applied to the other.
+    """A model's architecture and sizes; results and masks of one model apply to another only if these agree.
 
     Examples:
         >>> shape = sc.ModelShape.of(model)

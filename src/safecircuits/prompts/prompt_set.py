@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Instructions with, where the set has them, the responses that go with them and the category of each.
+    """Prompts, with their responses and categories if the set has them; ``load_prompts`` reads one from anywhere.
 
     Raises:
         ValueError: if the set is empty, a prompt is blank or a response no text, or they do not match in number.

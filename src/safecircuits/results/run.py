@@ -86,7 +86,9 @@ class AlreadyComplete(Exception):
 
 @dataclass
 class RunDirectory:
-    """A run that is being written; see the module. Made by ``open``; as a context manager it finishes by itself.
+    """A folder that holds one run: settings, results, tables, figures. ``open`` makes or resumes it.
+
+    As a context manager it is completed at the end of the ``with`` block.
 
     Examples:
         >>> with sc.RunDirectory.open("run", "gap of the embedded model", {"n": 8}) as run:

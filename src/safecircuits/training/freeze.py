@@ -65,7 +65,7 @@ class Places:
 
 @contextmanager
 def frozen(model: Any, mask: FreezeMask | Places | None) -> Iterator[Frozen]:
-    """Freeze what ``mask`` names for the length of the block; optimize ``handle.trainable_parameters()`` inside it.
+    """Freeze what ``mask`` names inside a ``with`` block; optimize ``handle.trainable_parameters()`` there.
 
     Takes a TransformerBridge, a HookedTransformer or a plain Hugging Face model, and a mask or its ``Places`` there. On
     leaving the block, by an exception too, the trained slices are written back into the original ``Parameter`` objects,

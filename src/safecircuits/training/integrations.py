@@ -20,7 +20,7 @@ _ELSEWHERE = (
 
 
 class FreezeCallback(TrainerCallback):  # type: ignore[misc]
-    """Freeze what ``mask`` names while a trainer trains: ``SFTTrainer(..., callbacks=[FreezeCallback(mask)])``.
+    """Freezes what ``mask`` names in a Hugging Face or TRL trainer: ``Trainer(..., callbacks=[FreezeCallback(mask)])``.
 
     The model is frozen as soon as the trainer exists, before it makes its optimizer, and is itself again when
     ``train()`` ends. Where training begins with another model (``model_init``, the trials of a hyperparameter search, a

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class FinetuneRun:
-    """The record of one call of ``finetune``; the trained weights are in the model.
+    """What ``finetune`` returns: losses, settings and checks. The trained weights are in the model itself.
 
     Attributes:
         losses: training loss of each step, mean cross-entropy in nats per target token.

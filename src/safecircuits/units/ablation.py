@@ -39,7 +39,7 @@ ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What a model does without some of its units, and without as many random ones, over several draws.
+    """Behaviour of a model without some of its units, and without as many random ones, over several draws.
 
     Examples:
         >>> found = {"top 24": sc.score_units(model, malicious).top(24)}
@@ -194,7 +194,7 @@ def ablate_units(
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> AblationTable:
-    """Remove each named selection of units by hooks and measure what is left (SSAH Table 1, with the control it lacks).
+    """Ablate each named set of units and measure what is left, beside as many random units (SSAH Table 1).
 
     Args:
         named_units: units by name, such as ``{"SCU": groups["SCU"], "top": scores.top(24)}``.
@@ -295,7 +295,7 @@ def ablation_curve(
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> dict[int, Behavior]:
-    """Behaviour with more and more units removed, by their number: refusal lost and utility kept judge a score.
+    """Behaviour with more and more units removed, by their number: the curve by which a score is judged.
 
     Args:
         removed: the units to remove by their number; ``{k: groups.top(k) for k in counts}`` for those of highest S − U.

@@ -199,7 +199,7 @@ def score_comparison(
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> ScoreComparison:
-    """Ablation curves of many scores on one model.
+    """Compare scores by their ablation curves: how few units, removed from the top, end refusal and spare utility?
 
     Args:
         safety, utility_data: what units are scored on; both with responses.

@@ -41,7 +41,7 @@ their parameters or all alike."""
 
 @dataclass(frozen=True)
 class UnitGroups(Result):
-    """The group of every unit, as an index into ``GROUPS``, with the order the groups were cut from.
+    """What ``classify_units`` found: the group of every unit (SCU, UCU, CU or RU); ``groups["SCU"]`` is a mask.
 
     Examples:
         >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
@@ -144,7 +144,7 @@ def classify_units(
     normalize: Normalisation = "none",
     share_of: ShareOf = "units",
 ) -> UnitGroups:
-    """Assign every scored unit to SCU, UCU, RU or CU by shares of the neurons and of the heads.
+    """Sort every scored unit into SCU, UCU, RU or CU, by shares of the neurons and of the heads (SSAH §4.1).
 
     SCU and UCU are cut first, from the two ends of S − U; RU then takes the lowest S + U of the others.
 

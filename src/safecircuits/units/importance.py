@@ -57,7 +57,7 @@ def score_units(
     count_beginning: bool = False,
     progress: bool = False,
 ) -> UnitScores:
-    """Score every unit of every layer on ``data`` (prompts with responses), all sites in one streaming pass.
+    """Score every MLP neuron and attention head on ``data`` (prompts with responses), in one streaming pass.
 
     Args:
         method: one of ``METHODS``. Scores are per token or per prompt, so that sets of different length compare.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitScores(Result):
-    """One score a unit, with the statistics it came from, so that other scores and merges need no second pass.
+    """What ``score_units`` found: a score per unit, ``scores["mlp"][layer, neuron]``; ``top(n)`` masks the highest.
 
     Examples:
         >>> scores = sc.score_units(model, malicious)
