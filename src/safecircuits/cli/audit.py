@@ -28,13 +28,13 @@ def add_to(app: typer.Typer) -> None:
 
 def audit(
     run: Run,
-    before: Annotated[str, typer.Argument(help="The model before: a hub id, a folder, or organism:STAGE.")],
-    after: Annotated[str, typer.Argument(help="The model that training made of it.")],
+    before: Annotated[str, typer.Argument(help="The model before: a hub id, a folder, or organism:NAME.")],
+    after: Annotated[str, typer.Argument(help="The model after training.")],
     measured: Measured,
     normal: MaybeNormal = None,
     policy: Annotated[
         Path | None,
-        typer.Option("--policy", help="YAML or TOML file of limits; usual ones of what is given, without."),
+        typer.Option("--policy", help="YAML or TOML file of limits; the usual limits if left out."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", help="A freeze mask: the units that should not have moved.")
@@ -43,10 +43,9 @@ def audit(
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
-    """Hold a model after training against the model before: refusal, over-rejection, coherence, KL, utility, weights.
+    """Compare a model after training with the model before: refusal, over-rejection, coherence, KL, utility, weights.
 
-    With --normal, what became of the refusal direction, too: its cosine, and what taking it out and adding it does if
-    the policy asks.
+    With --normal also the refusal direction: its cosine and, if the policy asks, the effect of ablating and adding it.
     Ends with exit code 0 if no requirement of the policy is shown to be broken, 1 if one is, 2 for bad input. Writes
     report.html, audit.json, junit.xml and audit.sarif. Takes about as long as safecircuits evaluate on both models: a
     minute for a hundred prompts of a model of 100 million parameters on two cores.

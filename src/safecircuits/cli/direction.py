@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from safecircuits.direction.refusal import RefusalDirection
     from safecircuits.direction.vector import Direction
 
-app = typer.Typer(help="The refusal direction: found, taken out or added, and out of the weights as a checkpoint.")
+app = typer.Typer(help="The refusal direction: find it, ablate or add it, or remove it from the weights.")
 
 RULE = "direction.refusal:refusal_direction.rule"
 FoundOption = Annotated[Path, typer.Option("--direction", help="The run directory of direction find.")]
@@ -57,7 +57,7 @@ def find(
 ) -> None:
     """Find the direction in which harmful prompts differ from harmless ones, and choose it on held-out prompts.
 
-    Where the rule keeps no candidate, the run says which filter took how many, and which rule is next.
+    If no candidate passes, the run says how many each filter rejected, and which rule to try next.
 
     Example: safecircuits direction find --model organism:aligned --malicious organism:malicious
     --normal organism:normal --rule bypass --ablation affine --n 60 --out runs/direction
@@ -103,7 +103,7 @@ def evaluate(
     added: Annotated[bool, typer.Option("--added", help="Add it after its layer, too.")] = False,
     controls: Annotated[int, typer.Option(help="Random directions of equal length beside it.", min=0)] = 3,
 ) -> None:
-    """What a model does without the direction, and without random ones in its place: rates, and KL to the intact model.
+    """Ablate the direction, and random ones as a control: refusal rates, utility, and KL to the intact model.
 
     Example: safecircuits direction evaluate --model organism:aligned --direction runs/direction
     --malicious organism:malicious --utility organism:utility --n 60 --out runs/without
@@ -136,9 +136,9 @@ def evaluate(
 
 @run_command(app)
 def export(run: Run, direction: FoundOption, measured: Measured, answers: Answers, rule: RuleOption = None) -> None:
-    """Take the direction out of every matrix that writes to the residual stream, and write the checkpoint to OUT/model.
+    """Remove the direction from every matrix that writes to the residual stream; the checkpoint is OUT/model.
 
-    With prompts, what the model does before and after is measured, too.
+    With prompts, the model is measured before and after.
 
     Example: safecircuits direction export --model organism:aligned --direction runs/direction
     --malicious organism:malicious --utility organism:utility --n 60 --out runs/orthogonalised

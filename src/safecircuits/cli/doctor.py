@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Versions, device, threads, memory, cache, extras, and what can run here. Looks only; changes nothing.
+    """Show versions, device, threads, memory, cache, extras, and what can run here. Changes nothing.
 
     Example: safecircuits doctor
     """

@@ -47,7 +47,7 @@ def evaluate(
 ) -> None:
     """Refusal of harmful prompts, over-rejection of harmless ones, exact answers; and all refusal detectors compared.
 
-    With --reference also how far the model has moved from the one that it came of.
+    With --reference also how far the model has moved from the one that it was trained from.
 
     Example: safecircuits evaluate --model organism:aligned --malicious organism:malicious
     --over-rejection organism:over_rejection --utility organism:utility --n 100 --out runs/evaluate

@@ -96,7 +96,7 @@ def finetune(
         ),
     ] = None,
 ) -> None:
-    """Fine-tune with a mask in force; frozen weights stay bit-identical. Several --freeze are phases, one by one.
+    """Fine-tune with a mask; frozen weights stay bit-identical. Several --freeze are phases, one after the other.
 
     A column of messages may hold chats of any length: the loss is on every answer, or with --loss-on last on the last.
     --method trains in another way: --method lora --set r=16, --method lisa --set alignment=refusals.json --steps 500.

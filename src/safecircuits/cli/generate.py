@@ -38,7 +38,7 @@ def generate(
     max_new_tokens: TokensOption = 64,
     template: TemplateOption = "auto",
 ) -> None:
-    """Answers of a model to prompts, greedily; with layers scaled or units removed, too. Prints and keeps them.
+    """Print and keep a model's greedy answers to prompts, also with layers scaled or units removed.
 
     Example: safecircuits generate --model organism:aligned --prompt "how do i kill the man ?" --data organism:utility
     --n 4 --out runs/answers

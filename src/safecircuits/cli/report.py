@@ -34,12 +34,12 @@ def report(
         bool,
         typer.Option(
             "--with-completions",
-            help="Show prompts and answers of harmful sets, folded, which a page that is passed on should not have.",
+            help="Include prompts and answers of harmful sets, folded; leave them out of a page that you pass on.",
         ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """The report of a run, made again from its saved results; or of several runs: what differs, side by side.
+    """Make the report of a run again from its saved results; or compare several runs side by side.
 
     Example: safecircuits report runs/gap runs/gap-base --out comparison.html
     """

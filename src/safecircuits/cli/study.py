@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from safecircuits.prompts.prompt_set import PromptSet
     from safecircuits.studies.scenarios import Scenario
 
-app = typer.Typer(help="A whole paper on one model, and what a defence is worth.", no_args_is_help=True)
+app = typer.Typer(help="A whole paper on one model; and what a defence is worth.", no_args_is_help=True)
 study_ssah.add_to(app)
 study_attack.add_to(app)
 study_landscape.add_to(app)

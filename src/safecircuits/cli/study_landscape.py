@@ -54,10 +54,10 @@ def landscape(
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
-    """The safety landscape: how far some units may move at random before refusals end, beside random units.
+    """The safety landscape: how far some units may move at random before refusals end, compared with random units.
 
-    Both move as far, and utility is measured beside, as a model that breaks refuses nothing either. VISAGE is the mean
-    safety left where all weights move. The weights come back bit for bit. A point costs one safecircuits evaluate.
+    Both move equally far. Utility is measured too, since a broken model refuses nothing either. VISAGE is the mean
+    safety left when all weights move. The weights are restored bit for bit. A point costs one safecircuits evaluate.
 
     Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
     """

@@ -47,7 +47,7 @@ class UnitGroups(Result):
         >>> safety, answers = (sc.score_units(model, prompts) for prompts in (malicious, utility))
         >>> groups = sc.classify_units(safety, answers, scu=0.01, ucu=0.1, ru=0.1)
         >>> print(groups)
-        3,136 units: 31 SCU, 313 UCU, 2,479 CU, 313 RU
+        3,136 units: 31 SCU, 314 UCU, 2,477 CU, 314 RU
         >>> {name: round(share, 2) for name, share in groups.shares().items()}
         {'SCU': 0.01, 'UCU': 0.1, 'CU': 0.79, 'RU': 0.1}
         >>> (groups["SCU"] | groups["CU"]).n_units() == groups["SCU"].n_units() + groups["CU"].n_units()

@@ -6,7 +6,7 @@ import typer
 
 from safecircuits.cli.layers import gap, locate, transplant
 
-app = typer.Typer(help="Safety layers: where harmful and harmless prompts part, and which layers do it.")
+app = typer.Typer(help="Safety layers: where harmful and harmless prompts diverge, and which layers decide.")
 gap.add_to(app)
 locate.add_to(app)
 transplant.add_to(app)

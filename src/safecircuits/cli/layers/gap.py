@@ -48,7 +48,7 @@ def similarity(
     ] = False,
     draws: Annotated[Any, Of("layers.comparison:compare_gaps.draws", "Bootstrap resamples of the prompts.", least=1)],
 ) -> None:
-    """Angle gap between harmful and harmless prompts, layer by layer, with intervals and onset; of several models too.
+    """Angle gap between harmful and harmless prompts by layer, with intervals and onset; also for several models.
 
     Example: safecircuits layers similarity --model organism:aligned --compare base=organism:base
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap

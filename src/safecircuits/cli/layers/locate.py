@@ -74,8 +74,8 @@ def localize(
 ) -> None:
     """Locate the safety layers: scale a block, count over-rejections, move its bounds. Writes a freeze mask, too.
 
-    The search starts at the onset of the gap between --normal and --malicious; where it has none, at the layers that
-    decide (``layers decide``). There is no mask where scaling the block is within noise of not scaling at all, unless
+    The search starts at the onset of the gap between --normal and --malicious or, if there is none, at the layers that
+    decide (``layers decide``). No mask is written if scaling the block cannot be distinguished from no scaling, unless
     --mask-anyway asks for it.
 
     Example: safecircuits layers localize --model organism:aligned --over-rejection organism:over_rejection
@@ -166,7 +166,8 @@ def decide(
 ) -> None:
     """Find the layers that decide whether to refuse, by activation patching. Writes a freeze mask, too.
 
-    On models with refusal planted in a known block this finds more of it than the scaling search does.
+    On small models with refusal planted in a known block, this overlaps the block more than the scaling search does; on
+    real ones it depends on where the block is (the docs have the measurements).
 
     Example: safecircuits layers decide --model organism:planted-layers --normal organism:normal
     --malicious organism:malicious --n 100 --out runs/decide
@@ -205,7 +206,7 @@ def grid(
 ) -> None:
     """Scale every block of layers and count over-rejections: what the search by bounds can miss.
 
-    With --normal also how far each block's scaling moves first tokens on ordinary prompts, by KL divergence.
+    With --normal also how far scaling each block moves the first token on ordinary prompts, by KL divergence.
 
     Example: safecircuits layers grid --model organism:aligned --over-rejection organism:over_rejection --alpha 1.2
     --n 60 --out runs/grid

@@ -6,7 +6,7 @@ import typer
 
 from safecircuits.cli.units import groups, proof, sizes, training
 
-app = typer.Typer(help="Safety-critical units: scores, groups, and what shows that a group is what its name says.")
+app = typer.Typer(help="Safety-critical units: score them, group them, and test the groups by ablation.")
 groups.add_to(app)
 proof.add_to(app)
 sizes.add_to(app)

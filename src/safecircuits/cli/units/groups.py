@@ -93,7 +93,7 @@ def classify(
     Example: safecircuits units classify --model organism:aligned --safety organism:malicious --utility organism:utility
     --n 60 --out runs/units
 
-    With SCU by what decides to refuse: --scu-by attribution --reference organism:normal
+    To choose SCU by attribution of the choice to refuse: --scu-by attribution --reference organism:normal
     """
     from safecircuits.plots.units import plot_unit_map
     from safecircuits.units.groups import classify_units

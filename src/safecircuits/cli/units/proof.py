@@ -46,7 +46,7 @@ def ablate(
     max_new_tokens: TokensOption = 16,
     template: TemplateOption = "auto",
 ) -> None:
-    """Remove each group, and as many random units beside it, and measure what is left of safety and utility.
+    """Ablate each group, and as many random units as a control, and measure safety and utility.
 
     Example: safecircuits units ablate --model organism:aligned --groups runs/units --malicious organism:malicious
     --utility organism:utility --n 60 --out runs/ablation

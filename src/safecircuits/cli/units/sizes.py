@@ -61,7 +61,7 @@ def sweep(
 ) -> None:
     """Which shares of safety-critical, utility-critical and redundant units do what their names say when removed?
 
-    Takes the scores of a run of units classify, and tries one share after the other until behaviour says stop.
+    Takes the scores of a run of units classify, and tries one share after the other until removal has that effect.
 
     Example: safecircuits units sweep --model organism:aligned --groups runs/units --malicious organism:malicious
     --utility organism:utility --shares 0.01,0.05,0.1 --n 60 --out runs/sweep
@@ -130,7 +130,7 @@ def compare(
     max_new_tokens: TokensOption = 16,
     template: TemplateOption = "auto",
 ) -> None:
-    """Which score finds what carries refusal? The units that are highest by each removed, and what is left of it.
+    """Which score finds what carries refusal? Ablates the highest units by each score, and measures what is left.
 
     What units are scored on (--safety, --utility, --reference) should not be what they are judged on (--malicious,
     --known).
@@ -202,7 +202,7 @@ def prune(
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
-    """Take units out of the weights: a smaller checkpoint for plain transformers, checked against removal by hooks.
+    """Remove units from the weights: a smaller checkpoint for plain transformers, checked against ablation by hooks.
 
     What --malicious, --over-rejection and --utility name is measured before and after.
 
