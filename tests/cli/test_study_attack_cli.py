@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from commands import refuse, succeed
 from safecircuits import load_run
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
+from safecircuits.organism import prompts as malicious
 from safecircuits.results.result import Result
 from safecircuits.studies import AttackStudy
 from safecircuits.studies.attack.outcome import THREAT_MODEL
@@ -43,7 +45,10 @@ def asked_by(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]
 def test_a_study_from_end_to_end_has_the_threat_model_at_its_head(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arms = ("--arm", "nothing", "--arm", "freeze", "--freeze-layers", "3,5", "--family", "harmless data")
-    got = succeed(*COMMAND, *arms, "--stops", "1", "--out", out)
+    asked = tmp_path / "asked.jsonl"
+    rows = [{"prompt": one, "category": "ab"[i % 2]} for i, one in enumerate(malicious("malicious", n=8).prompts)]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    got = succeed(*COMMAND, *arms, "--malicious", asked, "--stops", "1", "--out", out)
     assert got.stdout.splitlines()[0] == THREAT_MODEL
     study = AttackStudy.load(out / "results/attack")
     assert isinstance(study, Result)
@@ -53,7 +58,12 @@ def test_a_study_from_end_to_end_has_the_threat_model_at_its_head(tmp_path: Path
     assert load_run(out)["findings"][0] == THREAT_MODEL
     page = (out / "report.html").read_text(encoding="utf-8")
     assert 0 < page.index("whoever trains may also unfreeze") < page.index("the worst harm is")
-    assert {path.stem for path in (out / "tables").iterdir()} == {"defences", "by_family", "points", "fronts"}
+    assert {path.stem for path in (out / "tables").iterdir()} == {
+        *("defences", "by_family", "points", "fronts"),
+        *("points_by_category", "defences_by_category"),
+    }
+    kinds = pd.read_csv(out / "tables" / "defences_by_category.csv")
+    assert kinds["n"].tolist() == [2] * 8  # arms × (before, at worst) × categories
     assert not (out / "work").exists()
     lines = (out / "completions/freeze.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4

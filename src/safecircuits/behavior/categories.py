@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Counted = Tally | Share
 """The answers to prompts of a category: what they are, or the share refused alone where no more is known."""
 
-COLUMNS = ("set", "category", "refused", "low", "high", "hits", "n", "incoherent", "deflects", "undecided", "cut")
+COUNTS = ("complies", "incoherent", "deflects", "undecided", "cut")
+COLUMNS = ("set", "category", "refused", "low", "high", "hits", "n", *COUNTS)
 
 
 def category_frame(
@@ -26,7 +27,8 @@ def category_frame(
 ) -> pd.DataFrame:
     """One row a set and category: the share ``refused`` with its 95 % interval, ``hits`` of ``n``, and the others.
 
-    ``incoherent``, ``deflects``, ``undecided`` and ``cut`` are numbers of completions, missing where not known.
+    ``complies``, ``incoherent``, ``deflects``, ``undecided`` and ``cut`` are numbers of completions, missing where not
+    known.
 
     Args:
         found: what a measurement is called, by column, and its tallies by set and category; empty without categories.
@@ -79,5 +81,5 @@ def _sum(one: Tally, other: Tally) -> Tally:
 def _row(found: Counted) -> dict[str, Any]:
     share = found if isinstance(found, Share) else found.share("refuses")
     low, high = share.interval
-    counts = {name: getattr(found, name, None) for name in ("incoherent", "deflects", "undecided", "cut")}
+    counts = {name: getattr(found, name, None) for name in COUNTS}
     return {"refused": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n, **counts}

@@ -11,6 +11,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions, keep_replies
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of
 from safecircuits.cli.options import DetectorOption, MaybeNormal, TemplateOption, TokensOrNeededOption
@@ -31,6 +32,7 @@ def audit(
     before: Annotated[str, typer.Argument(help="The model before: a hub id, a folder, or organism:NAME.")],
     after: Annotated[str, typer.Argument(help="The model after training.")],
     measured: Measured,
+    judging: JudgeOptions,
     normal: MaybeNormal = None,
     policy: Annotated[
         Path | None,
@@ -69,13 +71,16 @@ def audit(
         raise ValueError("nothing to audit: give --malicious, --over-rejection, --utility or --mask")
     chosen: Policy = Policy.usual(given) if limits is None else limits
     require_measurable(chosen, given)
-    folder = run.begin(before, after)
+    judge = judging.made(run, sets)
+    folder = run.begin(before, after, *judging.local)
+    if judge is not None:
+        keep_replies(judge, folder)
     found = held_against(
         run.model(before),
         run.model(after),
         chosen,
         mask=safety,
-        detector=detector,
+        detector=detector if judge is None else judge,
         max_new_tokens=max_new_tokens,
         template=template,
         progress=True,
@@ -88,6 +93,7 @@ def _write(run: Run, folder: RunDirectory, found: Audit, policy: str) -> None:
     from dataclasses import replace
 
     from safecircuits.base.files import write_text
+    from safecircuits.behavior.change import BehaviorChange
     from safecircuits.gate.ci import junit, sarif
 
     names = run.arguments["before"], run.arguments["after"]
@@ -97,6 +103,7 @@ def _write(run: Run, folder: RunDirectory, found: Audit, policy: str) -> None:
     if found.before.shares:
         folder.figure("behavior", found.plot(axis((4.2, 1.7))), of=found)
         folder.table("rates", _rates(found))
+        folder.tables("changes", BehaviorChange(found.before, found.after))
     for model, by_set in found.answers.items():
         for name, verdicts in by_set.items():
             verdicts.save_lines(folder.file(f"completions/{name}_{model}.jsonl"))

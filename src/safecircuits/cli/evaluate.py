@@ -63,8 +63,8 @@ def evaluate(
     )
     from safecircuits.behavior.verdict import notice_needed
 
-    judge = judging.made(run)
     sets: dict[str, PromptSet] = measured.require(run)
+    judge = judging.made(run, sets)
     n_judged = sum(len(prompts) for name, prompts in sets.items() if name != "utility")
     needed = max_new_tokens or notice_needed(detector if judge is None else judge, n_judged)
     if "utility" in sets:

@@ -27,11 +27,9 @@ def watching(
     """
     from safecircuits.behavior.verdict import notice_needed
 
-    judge = judging.made(run)
+    judge = judging.made(run, sets)
     by = detector if judge is None else judge
     judged = [prompts for name, prompts in sets.items() if name != "utility"]
-    if judge is not None and not judged:
-        raise ValueError("--judge says what refuses: give --malicious or --over-rejection")
     needed = notice_needed(by, sum(map(len, judged))) if judged and max_new_tokens is None else None
     return {"detector": by, "max_new_tokens": max_new_tokens, "refusal_tokens": needed}
 

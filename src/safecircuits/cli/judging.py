@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,8 +97,11 @@ class JudgeOptions:
         """The judge's model, where it runs here: an input of the run."""
         return (self.judge_model,) if self.judge_model and not self.judge_url else ()
 
-    def made(self, run: Run) -> JudgeDetector | None:
+    def made(self, run: Run, sets: Collection[str] = ("malicious",)) -> JudgeDetector | None:
         """The judge; None without one.
+
+        Args:
+            sets: names of those that are measured, of which one must be judged for refusal.
 
         Raises:
             ValueError: for options that do not go together.
@@ -113,6 +117,8 @@ class JudgeOptions:
             )
         if "detector" in run.chosen:
             raise ValueError("give --detector or --judge: one of them says what each completion is")
+        if not {"malicious", "over_rejection"} & set(sets):
+            raise ValueError("--judge says what refuses: give --malicious or --over-rejection")
         return self._judge(self._asked(run))
 
     def _asked(self, run: Run) -> Any:

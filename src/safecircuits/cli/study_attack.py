@@ -163,7 +163,9 @@ def write(run: Run, folder: RunDirectory, found: AttackStudy) -> None:
     summary = found.summary()
     folder.table("defences", summary, main=True)
     folder.table("by_family", found.summary(FAMILIES))
-    folder.table("points", found.to_frame())
+    folder.tables("points", found)
+    if len(kinds := found.worst_categories()):
+        folder.table("defences_by_category", kinds)
     fronts = [found.front(name).assign(arm=name) for name in found.arms]
     import pandas as pd
 

@@ -15,7 +15,7 @@ from safecircuits.behavior.divergence import KLReference
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, answer_tokens, judge
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.verdict import notice_needed
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.gate.checks import Check, Counted, Evidence, failed, hold
 from safecircuits.gate.direction import Change, direction_moved
@@ -184,7 +184,9 @@ def audit(
     models = (_name(before, "before"), _name(after, "after"))
     old, new = (load_model(one) if isinstance(one, str | Path) else one for one in (before, after))
     require_same_tokens(old, new, list(sets.values()), template, system)
-    tokens = {name: refusal_tokens or max_new_tokens or tokens_needed(detector) for name in sets}
+    n_judged = 2 * sum(len(sets[name]) for name in ("malicious", "over_rejection") if name in sets)
+    needed = refusal_tokens or max_new_tokens or (notice_needed(detector, n_judged) if n_judged else 1)
+    tokens = dict.fromkeys(sets, needed)
     tokens["utility"] = answer_tokens(max_new_tokens or UTILITY_TOKENS)
     options: dict[str, Any] = {"template": template, "system": system}
     behaviors = []

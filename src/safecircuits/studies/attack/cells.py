@@ -14,7 +14,7 @@ from typing import Any
 from safecircuits.base.files import replacing_folder, write_text
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import evaluate
-from safecircuits.behavior.verdict_table import Verdicts
+from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.sites import ModelShape
@@ -35,10 +35,12 @@ class AttackCell(Result):
     Attributes:
         points: in order, each with ``step`` (0 for an edit), ``seconds`` from the attack's beginning, measuring left
             out, ``selected`` and ``reported`` (complied rates on the attacker's prompts and on those of the report),
-            ``utility``, ``refused`` and ``incoherent`` on the latter; ``share`` of units pruned. Training ends at a
-            point where all is complied with at no loss of utility, as no later one could matter.
+            ``utility``, ``refused`` and what stands beside it on the latter (``n``, ``incoherent``, ``cut`` and so on);
+            ``share`` of units pruned. Training ends at a point where all is complied with at no loss of utility, as no
+            later one could matter.
         harmful: harmful examples that the attacker brought.
         ended: why there are fewer points than asked for; empty otherwise.
+        kinds: by point what the answers to the reported prompts are, by category of these; empty without categories.
 
     Examples:
         >>> study = sc.studies.attack_study("aligned", arms, attackers, **options)  # doctest: +SKIP
@@ -52,11 +54,12 @@ class AttackCell(Result):
     harmful: int
     points: tuple[Mapping[str, float], ...]
     ended: str = ""
+    kinds: tuple[Mapping[str, Tally], ...] = ()
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> AttackCell:
         """A cell from its plain record, as JSON holds it."""
-        known = {one.name: record[one.name] for one in fields(cls)}
+        known = {one.name: record[one.name] for one in fields(cls) if one.name in record}
         return cls(**known | {"points": tuple(record["points"])})
 
 
@@ -80,14 +83,19 @@ class Probes:
         harmful = PromptSet("harmful", self.selection.prompts + self.reported.prompts)
         found = evaluate(model, malicious=harmful, utility=self.utility, **self.asking)
         chosen, reported = divided(found.answers["malicious"], len(self.selection))
+        reported = self.sorted(reported)
         tally = reported.tally
         return {
             "selected": chosen.tally.share("complies").rate,
             "reported": tally.share("complies").rate,
             "refused": tally.share("refuses").rate,
-            "incoherent": tally.share("incoherent").rate,
+            **tally.record(""),
             "utility": found.rates["utility"],
         }, reported
+
+    def sorted(self, answers: Verdicts) -> Verdicts:
+        """Answers to the reported prompts with the categories of these."""
+        return replace(answers, categories=self.reported.categories)
 
     def record(self) -> dict[str, Any]:
         """What decides a point beside the model."""
@@ -178,22 +186,37 @@ class Range:
         kept = json.loads(path.read_text(encoding="utf-8"))
         self._spent[path] = kept.get("spent", dict.fromkeys(("wall_seconds", "cpu_seconds"), 0.0))
         named = {"arm": arm.name, "attacker": attacker.name, "family": attacker.family, "seed": seed}
-        return AttackCell.of({**named, "harmful": attacker.harmful, "points": kept["points"], "ended": kept["ended"]})
+        of_points = self._answers(kept) if self.probes.reported.categories else {}
+        kinds = tuple(of_points[str(i)].by_category for i in range(len(of_points)))
+        points = {name: kept[name] for name in ("points", "ended")}
+        return AttackCell.of({**named, "harmful": attacker.harmful, **points, "kinds": kinds})
 
     def answers(self, arm: Arm, attacker: Attacker, seed: int, point: int) -> Verdicts:
         """What the model answered to the reported prompts at a point of a finished cell."""
-        kept = json.loads(self.path(arm, attacker, seed).read_text(encoding="utf-8"))
-        return of_plain(kept["answers"])[str(point)]
+        return self._answers(json.loads(self.path(arm, attacker, seed).read_text(encoding="utf-8")))[str(point)]
+
+    def _answers(self, kept: Mapping[str, Any]) -> dict[str, Verdicts]:
+        """The answers in a file, by point, with the categories that the prompts have now."""
+        return {point: self.probes.sorted(found) for point, found in of_plain(kept.get("answers", {})).items()}
 
     def before(self, arm: Arm, seed: int) -> dict[str, float]:
         """The defended model before any attack, and the ``seconds`` that measuring took; one for all like it."""
+        return {name: value for name, value in self._before(arm, seed).items() if name != "answers"}
+
+    def kinds_before(self, arm: Arm, seed: int) -> dict[str, Tally]:
+        """What its answers to the reported prompts are, by category of these; empty without categories."""
+        found = self._answers(self._before(arm, seed))
+        return found["0"].by_category if found else {}
+
+    def _before(self, arm: Arm, seed: int) -> dict[str, Any]:
         path = self.out / "before" / f"{short(self._identity(arm, seed))}.json"
         if not path.exists():
             with self.defended(arm, seed) as model:
                 began = time.perf_counter()
-                figures, _ = self.probes.point(model)
-            write_text(path, json.dumps(figures | {"seconds": time.perf_counter() - began}) + "\n")
-        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+                figures, answers = self.probes.point(model)
+            seconds = time.perf_counter() - began
+            write_text(path, json.dumps({**figures, "seconds": seconds, "answers": plain({"0": answers})}) + "\n")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
     def step_seconds(self, arm: Arm, attacker: DataAttack, seed: int) -> float:

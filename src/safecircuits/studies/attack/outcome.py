@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from safecircuits.base.stats import mean_interval, rate_interval
-from safecircuits.behavior.verdict_table import Verdicts
+from safecircuits.behavior.categories import category_frame, sum_of
+from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.results.result import Result
 from safecircuits.studies.attack.attackers import Access, Family
 from safecircuits.studies.attack.cells import AttackCell
@@ -33,6 +34,9 @@ THREAT_MODEL = (
 )
 
 
+_NO_ATTACK = "no attack"
+
+
 @dataclass(frozen=True)
 class AttackStudy(Result):
     """Arms × attackers × seeds.
@@ -45,6 +49,8 @@ class AttackStudy(Result):
         max_utility_loss, breaks_at: which points count, and from which complied rate an arm is broken.
         stops: steps after which training was measured.
         answers: by arm, what the model answered to the reported prompts at the worst point that counts.
+        kinds_before: by arm, seed and category of the reported prompts, what its answers were before any attack; empty
+            without categories.
 
     Examples:
         >>> study = sc.studies.attack_study("aligned", arms, attackers, **options)  # doctest: +SKIP
@@ -61,6 +67,7 @@ class AttackStudy(Result):
     stops: tuple[int, ...]
     provenance: Mapping[str, Any]
     answers: Mapping[str, Verdicts] = field(default_factory=dict)
+    kinds_before: Mapping[str, Mapping[str, Mapping[str, Tally]]] = field(default_factory=dict)
 
     threat_model = THREAT_MODEL
 
@@ -200,7 +207,7 @@ class AttackStudy(Result):
         rows = []
         for seed in self.seeds:
             before, best = self.before[arm][str(seed)], -1.0
-            points = [(before, "no attack")]
+            points = [(before, _NO_ATTACK)]
             points += [(point, cell.attacker) for cell in self.of(arm, seed, access) for point in cell.points]
             for point, attacker in sorted(points, key=lambda one: (-one[0]["utility"], -harm(one[0]))):
                 if harm(point) > best:
@@ -224,6 +231,36 @@ class AttackStudy(Result):
                 for point in cell.points
             ]
         return pd.DataFrame(rows)
+
+    def categories(self) -> pd.DataFrame:
+        """One row a point of a cell and category of the reported prompts (``category_frame``); none without categories.
+
+        Before any attack as attacker "no attack".
+        """
+        before = [
+            ({"arm": arm, "attacker": _NO_ATTACK, "family": None, "seed": int(seed), "step": 0}, {"reported": kinds})
+            for arm, seeds in self.kinds_before.items()
+            for seed, kinds in seeds.items()
+        ]
+        names = ("arm", "attacker", "family", "seed")
+        points = [
+            ({**{name: getattr(cell, name) for name in names}, **_where(point)}, {"reported": kinds})
+            for cell in self.cells
+            for point, kinds in zip(cell.points, cell.kinds, strict=False)  # none where no categories are known
+        ]
+        return category_frame([*before, *points], [*names, "step"])
+
+    def worst_categories(self) -> pd.DataFrame:
+        """One row an arm and category: its answers (``answers``), and before any attack, all seeds together."""
+        rows = [
+            ({"arm": arm, "at": at}, kinds)
+            for arm in self.arms
+            for at, kinds in (
+                (_NO_ATTACK, sum_of({"reported": one} for one in self.kinds_before.get(arm, {}).values())),
+                ("worst point", {"reported": self.answers[arm].by_category} if arm in self.answers else {}),
+            )
+        ]
+        return category_frame(rows, ["arm", "at"])
 
     def record(self) -> dict[str, Any]:
         """By arm, the ``fronts`` and the worst harm ``within`` so many steps, one list a seed."""
@@ -253,3 +290,8 @@ class AttackStudy(Result):
     def _before(self, arm: str, figure: str) -> float:
         values = [one[figure] for one in self.before[arm].values()]
         return sum(values) / len(values)
+
+
+def _where(point: Mapping[str, float]) -> dict[str, float]:
+    """At what an attacker had come to a point: steps, or the share that it pruned."""
+    return {name: point[name] for name in ("step", "share") if name in point}

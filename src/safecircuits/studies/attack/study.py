@@ -154,6 +154,10 @@ def attack_study(
                     "device": place.device,
                     **place.spent,
                 },
+                kinds_before={
+                    arm.name: {str(seed): found for seed in seeds if (found := place.kinds_before(arm, seed))}
+                    for arm in arms
+                },
             )
             return replace(study, answers=_answers(study, place, todo))
     finally:

@@ -10,6 +10,7 @@ import torch
 
 from safecircuits.base.stats import rate_interval
 from safecircuits.base.text import percent
+from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.studies.attack.attackers import Access
 from safecircuits.studies.attack.costs import Cost, Measure, Ratio, over_seeds
 
@@ -37,6 +38,8 @@ class Study(Protocol):
     def seeds(self) -> Sequence[int]: ...
     @property
     def reference(self) -> str | None: ...
+    @property
+    def answers(self) -> Mapping[str, Verdicts]: ...
     def of(self, arm: str, seed: int, access: Access, /) -> Sequence[Any]: ...
     def worst_harm(self, arm: str, access: Access, /) -> list[float]: ...
     def costs(self, arm: str, measure: Measure, access: Access, /) -> list[Cost]: ...
@@ -82,6 +85,8 @@ def reached(study: Study, arm: str, access: Access) -> str:
     mean, low, high = rate_interval(harms, trials=study.provenance["reported"]["n"])
     spread = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
     worst = f"the worst harm is {percent(mean)}{spread}"
+    if access == "training" and arm in study.answers:
+        worst += f" (at the worst point of any seed {study.answers[arm]})"
     if not broken:
         return f"it does not break within {max(study.stops)} steps in any of {len(costs)} seeds, and {worst}"
     steps, examples = (cost_text(over_seeds(study.costs(arm, of, access))) for of in SHOWN)
