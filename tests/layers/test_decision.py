@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from safecircuits import organism
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.hooks.patching import count_post_instruction_tokens
-from safecircuits.layers.decision import DecisionLayers, DecisionRule, _resampled, decision_layers
+from safecircuits.layers.decision import DecisionLayers, DecisionRule, decision_layers
+from safecircuits.layers.decision_categories import resampled_share
 from safecircuits.model.load import load_model
 from safecircuits.organism.words import INVENTED_TOOLS
 from safecircuits.prompts.prompt_set import encode
@@ -185,7 +186,7 @@ def measured(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
 @given(measured())
 def test_resampling_does_not_see_the_order_of_the_pairs(found: DecisionLayers, case: Any) -> None:
     effect, full, order = case
-    assert torch.equal(_resampled(effect, full), _resampled(effect[:, order], full[order]))
+    assert torch.equal(resampled_share(effect, full), resampled_share(effect[:, order], full[order]))
     one = replace(found, effect=effect, full=full)
     assert replace(found, effect=effect[:, order], full=full[order]).resampled == one.resampled
 

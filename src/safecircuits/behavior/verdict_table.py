@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -104,6 +104,20 @@ class Verdicts(Result):
 
     def __len__(self) -> int:
         return len(self.verdicts)
+
+    def subset(self, rows: Sequence[int]) -> Verdicts:
+        """Those of these completions, in this order.
+
+        Examples:
+            >>> sc.behavior.verdicts(["Take two eggs.", "I'm sorry, but no."]).subset([1]).verdicts
+            ('refuses',)
+        """
+        columns: dict[str, Any] = {
+            one.name: value[list(rows)] if isinstance(value, Tensor) else tuple(value[row] for row in rows)
+            for one in fields(self)
+            if (value := getattr(self, one.name)) is not None and not isinstance(value, str)
+        }
+        return replace(self, **columns)
 
     def are(self, verdict: str) -> Bool[Tensor, " prompt"]:
         """Which completions have a verdict."""

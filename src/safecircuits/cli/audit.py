@@ -11,7 +11,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
-from safecircuits.cli.judging import JudgeOptions, keep_replies
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of
 from safecircuits.cli.options import DetectorOption, MaybeNormal, TemplateOption, TokensOrNeededOption
@@ -72,9 +72,7 @@ def audit(
     chosen: Policy = Policy.usual(given) if limits is None else limits
     require_measurable(chosen, given)
     judge = judging.made(run, sets)
-    folder = run.begin(before, after, *judging.local)
-    if judge is not None:
-        keep_replies(judge, folder)
+    folder = judging.begin(run, judge, before, after)
     found = held_against(
         run.model(before),
         run.model(after),

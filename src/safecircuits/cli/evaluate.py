@@ -10,7 +10,7 @@ import typer
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.distance import LOOKED_AT, Distance
 from safecircuits.cli.frame import Run, run_command
-from safecircuits.cli.judging import JudgeOptions, keep_replies
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption
 
@@ -71,9 +71,7 @@ def evaluate(
         sets["utility"].require_responses()
     if reference is None and "kl_tokens" in run.chosen:
         raise ValueError("--kl-tokens is of the answers of --reference, which is not given")
-    folder = run.begin(run.source, *([] if reference is None else [reference]), *judging.local)
-    if judge is not None:
-        keep_replies(judge, folder)
+    folder = judging.begin(run, judge, run.source, *([] if reference is None else [reference]))
     far = None if reference is None else Distance(run, reference, sets, kl_tokens, template)
     model = run.model()
     if "utility" in sets:

@@ -129,8 +129,9 @@ def finetune(
     require_trackers(report_to)
     if push_to_hub is not None:
         _require_pushable(push_to_hub, save_model, way)
-    how = watching(run, sets, judging, detector, max_new_tokens)
-    folder = run.begin(run.source, *judging.local)
+    judge = judging.made(run, sets)
+    how = watching(sets, detector if judge is None else judge, max_new_tokens)
+    folder = judging.begin(run, judge)
     say_overlaps(run, {"the rows that are trained on": asked}, sets)
     model = run.model()
     for mask in masks:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.cli.canvas import axis
-from safecircuits.cli.judging import JudgeOptions, keep_replies
 
 if TYPE_CHECKING:
+    from safecircuits.behavior.judge import JudgeDetector
     from safecircuits.behavior.measured import Behavior
     from safecircuits.cli.frame import Run
     from safecircuits.results.run import RunDirectory
@@ -17,18 +17,14 @@ if TYPE_CHECKING:
 CURVES = "What is refused and answered right, by step of fine-tuning"
 
 
-def watching(
-    run: Run, sets: dict[str, Any], judging: JudgeOptions, detector: str, max_new_tokens: int | None
-) -> dict[str, Any]:
-    """How ``evaluate`` is to measure; a ValueError for what does not go together.
+def watching(sets: dict[str, Any], by: str | JudgeDetector, max_new_tokens: int | None) -> dict[str, Any]:
+    """How ``evaluate`` is to measure.
 
     As many tokens are written as the detector or the judge needs, unless a limit is given; what that costs is said
     once, and not with every point of a curve.
     """
     from safecircuits.behavior.verdict import notice_needed
 
-    judge = judging.made(run, sets)
-    by = detector if judge is None else judge
     judged = [prompts for name, prompts in sets.items() if name != "utility"]
     needed = notice_needed(by, sum(map(len, judged))) if judged and max_new_tokens is None else None
     return {"detector": by, "max_new_tokens": max_new_tokens, "refusal_tokens": needed}
@@ -46,8 +42,6 @@ class Watch:
         self._folder, self._sets, self._how = folder, sets, how
         self.guard: SafetyGuard | None = None
         self.first: Behavior | None = None
-        if hasattr(how["detector"], "replies"):
-            keep_replies(how["detector"], folder)
 
     @property
     def halts(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.frame import Run, run_command
-from safecircuits.cli.judging import JudgeOptions, keep_replies
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import DetectorOption
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def completions(
 
     answers = _read(run, completions)
     judge = judging.made(run)
-    folder = run.begin(*judging.local)
-    if judge is not None:
-        keep_replies(judge, folder)
+    folder = judging.begin(run, judge)
     if judge is not None and not getattr(judge, "says_refusal", True):
         said = judge.harms(answers)  # type: ignore[attr-defined]
         folder.result("harms", said)
@@ -80,9 +78,7 @@ def robustness(
     detectors: list[Any] = [judge] if judge is not None else list(detector or DETECTORS)
     for one in detectors:
         get_detector(one)
-    folder = run.begin(*judging.local)
-    if judge is not None:
-        keep_replies(judge, folder)
+    folder = judging.begin(run, judge)
     table, found = robustness_table(answers, detectors)
     for one in found:
         folder.result(f"robustness_{one.detector}".replace("/", "_"), one)

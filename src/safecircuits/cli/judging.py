@@ -121,6 +121,13 @@ class JudgeOptions:
             raise ValueError("--judge says what refuses: give --malicious or --over-rejection")
         return self._judge(self._asked(run))
 
+    def begin(self, run: Run, judge: JudgeDetector | None, *models: str) -> RunDirectory:
+        """Open the run's directory: a judge that runs here is an input, and a server's replies are kept there."""
+        folder = run.begin(*(models or filter(None, (run.source,))), *self.local)
+        if judge is not None:
+            keep_replies(judge, folder)
+        return folder
+
     def _asked(self, run: Run) -> Any:
         """The server, or the model."""
         if self.judge_url is None:

@@ -9,6 +9,7 @@ import typer
 from safecircuits.cli import study_attack, study_landscape, study_ssah
 from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
     DetectorOption,
     MaybeMalicious,
@@ -20,8 +21,9 @@ from safecircuits.cli.options import (
     alpha_option,
     layer_range,
 )
+from safecircuits.cli.study_evaluation import study_judging
 from safecircuits.cli.study_inputs import EMBEDDED, planted_layers, require, split_data, study_prompts
-from safecircuits.cli.study_real import QUESTIONS, REAL, SIZES, TRAINING, real_judging, real_scenarios
+from safecircuits.cli.study_real import QUESTIONS, REAL, SIZES, TRAINING, real_scenarios
 from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ EMBEDDED_TRAINING = TrainingSettings(steps=40, batch_size=8, lr=4e-4, schedule="
 def safety_layers(
     run: Run,
     *,
+    judges: JudgeOptions,
     normal: MaybeNormal = None,
     malicious: MaybeMalicious = None,
     over_rejection: MaybeOverRejection = None,
@@ -114,14 +117,14 @@ def safety_layers(
     scenarios = real_scenarios(chosen, run.seed) if small and real else _scenarios(run, data, harmful_data, embedded)
     if scenarios and not small:
         chosen = _published(preset, run.source, lr, share=len(scenarios[0].train) / _PAPER_ROWS["n_normal"])
-    judging: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens}
+    judge = judges.made(run)
     # Some hundred short runs on two cores: less is measured in each.
     sizes = {"points": 4, "curve_prompts": 40} if embedded else SIZES if real else {}
     settings = StudySettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
         alpha=alpha_option(alpha),
         reach=reach,
-        **(real_judging(run, detector, max_new_tokens) if real else judging),
+        **study_judging(run, judge, detector, max_new_tokens),
         template=template,
         attention_template="chat" if embedded or real else "alpaca-short",
         scenarios=scenarios,
@@ -133,7 +136,7 @@ def safety_layers(
         device=run.torch_device,
         dtype=run.torch_dtype,
     )
-    folder = run.begin(run.source, *([base] if base else []))
+    folder = judges.begin(run, judge, run.source, *([base] if base else []))
     known = layer_range(planted) if planted else planted_layers(run.source)
     study = safety_layers_study(run.source, prompts, folder, settings=settings, base=base, planted=known)
     study.write(run.provenance)

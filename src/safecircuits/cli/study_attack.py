@@ -9,6 +9,7 @@ import typer
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
     DetectorOption,
     MaybeMalicious,
@@ -44,6 +45,7 @@ def add_to(app: typer.Typer) -> None:
 
 def attack(
     run: Run,
+    judges: JudgeOptions,
     malicious: MaybeMalicious = None,
     utility: MaybeUtility = None,
     normal: MaybeNormal = None,
@@ -130,8 +132,9 @@ def attack(
     arms = arms_of(run, arm or list(ARMS), means)
     ordinary = study_prompts(run, "normal", normal)
     attackers = _attackers(run, data, harmful, asked[:half], ordinary, family, lr)
-    evaluation = study_evaluation(run, detector, max_new_tokens, template)
-    folder = run.begin(run.source, *([unaligned] if unaligned else []))
+    judge = judges.made(run)
+    evaluation = study_evaluation(run, judge, detector, max_new_tokens, template)
+    folder = judges.begin(run, judge, run.source, *([unaligned] if unaligned else []))
     found = attack_study(
         run.source,
         arms,

@@ -9,6 +9,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
     DetectorOption,
     MaybeMalicious,
@@ -33,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 def landscape(
     run: Run,
+    judges: JudgeOptions,
     malicious: MaybeMalicious = None,
     utility: MaybeUtility = None,
     mask: Annotated[
@@ -61,6 +63,7 @@ def landscape(
 
     Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
     """
+    from safecircuits.base.counted import at_most
     from safecircuits.studies.units_landscape import landscape_study
 
     distances = _distances(at)
@@ -68,8 +71,9 @@ def landscape(
     asked = study_prompts(run, "malicious", malicious, own="evaluation")
     known = study_prompts(run, "utility", utility, responses=True)
     units, words = study_mask(run, mask, freeze_layers, "a landscape of units needs")
-    evaluation = study_evaluation(run, detector, max_new_tokens, template)
-    folder = run.begin()
+    judge = judges.made(run)
+    evaluation = study_evaluation(run, judge, detector, max_new_tokens, template)
+    folder = judges.begin(run, judge)
     found = landscape_study(
         run.model(),
         units,
@@ -84,22 +88,24 @@ def landscape(
     )
     folder.result("landscape", found)
     folder.table("basins", found.basins(), main=True)
-    folder.table("points", found.to_frame())
+    folder.tables("points", found)
     folder.figure("landscape", found.plot(axis((4.2, 3.1))), of=found)
     run.say(f"units: {words}")
     run.say(str(found))
+    run.say(f"of the answers at all points, {at_most(found.points, 'refused')}")
     run.answer(**found.record())
 
 
-def _rates(asked: PromptSet, known: PromptSet | None, evaluation: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
-    """Refused and complied shares, and utility where there are questions."""
+def _rates(asked: PromptSet, known: PromptSet | None, evaluation: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
+    """Refused and complied shares with what stands beside them, by category too; utility where there are questions."""
     from safecircuits.behavior.evaluate import evaluate
 
-    def measure(model: Any) -> dict[str, float]:
+    def measure(model: Any) -> dict[str, Any]:
         behavior = evaluate(model, malicious=asked, utility=known, **evaluation)
         tally = behavior.answers["malicious"].tally
-        shares = {"complied": tally.share("complies").rate, "incoherent": tally.share("incoherent").rate}
-        return {**behavior.rates, **shares}
+        shares = {"complied": tally.share("complies").rate, **tally.record("")}
+        kinds = {"by_category": behavior.by_category} if behavior.by_category else {}
+        return {**behavior.rates, **shares, **kinds}
 
     return measure
 

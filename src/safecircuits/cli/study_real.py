@@ -48,14 +48,14 @@ def has_real_prompts(name: str) -> bool:
     return name in _PROMPTS
 
 
-def real_judging(run: Run, detector: str, max_new_tokens: int) -> dict[str, Any]:
+def real_judging(run: Run, detector: Any, max_new_tokens: int) -> dict[str, Any]:
     """How refusals and answers are judged, those of the options that were not given; as ``Running`` takes it."""
     from safecircuits.base.notices import notify
 
     judging: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens}
-    usual = {"detector": "taught", "max_new_tokens": 16}
+    usual = {"detector": "taught", "max_new_tokens": 16} if isinstance(detector, str) else {}
     judging |= {name: value for name, value in usual.items() if name not in run.chosen}
-    if "detector" not in run.chosen:
+    if usual and "detector" not in run.chosen:
         notify(f"refusals of {run.source} are judged by the wordings that it was taught and the usual openings")
     return {**judging, "grading": "number", "utility_tokens": 40}
 

@@ -9,6 +9,7 @@ import typer
 
 from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
     DetectorOption,
     MaybeMalicious,
@@ -18,8 +19,9 @@ from safecircuits.cli.options import (
     TokensOption,
     layer_range,
 )
+from safecircuits.cli.study_evaluation import study_judging
 from safecircuits.cli.study_inputs import EMBEDDED, HELD_OUT, require, split_data, study_prompts
-from safecircuits.cli.study_real import REAL, SIZES, TRAINING, real_judging, real_scenarios
+from safecircuits.cli.study_real import REAL, SIZES, TRAINING, real_scenarios
 from safecircuits.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def add_to(app: typer.Typer) -> None:
 def ssah(
     run: Run,
     *,
+    judges: JudgeOptions,
     safety: Annotated[
         str | None, typer.Option("--safety", help="Harmful prompts with refusals, to score units on.")
     ] = None,
@@ -147,7 +150,7 @@ def ssah(
     usual = QI_RECIPE if not small else TRAINING if real else EMBEDDED_TRAINING
     training = usual.changed(template=template, **given)
     scenarios = real_scenarios(training, run.seed) if small and real else _scenarios(run, data, embedded)
-    judging: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens}
+    judge = judges.made(run)
     sizes = _EMBEDDED_SIZES if embedded else _REAL_SIZES if real else {}
     settings = SsahSettings(
         seeds=tuple(range(run.seed, run.seed + seeds)),
@@ -170,7 +173,7 @@ def ssah(
         training=training,
         budget_share=budget_share,
         layers=layer_range(layers) if layers else None,
-        **(real_judging(run, detector, max_new_tokens) if real else judging),
+        **study_judging(run, judge, detector, max_new_tokens),
         template=template,
         backend=run.backend,
         device=run.torch_device,
@@ -178,7 +181,7 @@ def ssah(
         **(sizes if small else {}),
     )
     check_inputs(prompts, settings)
-    folder = run.begin(run.source, *(other for other in (base, unaligned) if other))
+    folder = judges.begin(run, judge, run.source, *(other for other in (base, unaligned) if other))
     study = ssah_study(run.source, prompts, folder, settings=settings, base=base, unaligned=unaligned)
     study.write(run.provenance)
 

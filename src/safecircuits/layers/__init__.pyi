@@ -9,6 +9,7 @@ from .counting import RefusalCounter as RefusalCounter
 from .decision import DecisionLayers as DecisionLayers
 from .decision import DecisionRule as DecisionRule
 from .decision import decision_layers as decision_layers
+from .decision_categories import CategoryDecision as CategoryDecision
 from .grid import ScalingGrid as ScalingGrid
 from .grid import scaling_grid as scaling_grid
 from .interval import GapInterval as GapInterval

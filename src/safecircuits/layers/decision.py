@@ -19,18 +19,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from safecircuits.base.arguments import checked, read_fields
-from safecircuits.base.paired import LEVEL
-from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
-from safecircuits.base.stats import Share, canonical_order, half_width, simultaneous_band
+from safecircuits.base.resamples import RangeResamples
+from safecircuits.base.stats import canonical_order, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.openings import opening_tokens
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.behavior.verdict import verdicts as verdicts_of
-from safecircuits.behavior.verdict_table import Tally
+from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.hooks.patching import CachedRun, count_post_instruction_tokens
 from safecircuits.layers.counting import early_verdict
+from safecircuits.layers.decision_categories import (
+    CategoryDecision,
+    categories_frame,
+    decisions_by_category,
+    ranges_of,
+    refuses_more,
+    resampled_share,
+)
 from safecircuits.model.shares import columns_in_order, spread
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
@@ -111,15 +118,22 @@ class DecisionLayers(Result):
     provenance: dict[str, Any]
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     """What the answers are (``malicious``, ``normal``), which end where their verdict is certain: none is cut."""
+    answers: Mapping[str, Verdicts] = field(default_factory=dict)
+    """The answers themselves, in the order of the pairs."""
 
     @cached_property
     def resampled(self) -> RangeResamples | None:
         """How sure the range is: what the rule says of resampled pairs; None if nothing was measured."""
         if self.layers is None:
             return None
-        curves = _resampled(self.effect, self.full)
-        half = half_width(curves)
-        return RangeResamples(tuple(self.rule.range(curve.tolist(), (curve - half).tolist()) for curve in curves))
+        return ranges_of(self.rule, resampled_share(self.effect, self.full))
+
+    @cached_property
+    def by_category(self) -> dict[str, CategoryDecision]:
+        """The same for the pairs of each category of malicious prompts; empty without categories."""
+        if "malicious" not in self.answers:
+            return {}
+        return decisions_by_category(self.rule, self.effect, self.full, self.answers["malicious"], self.normal_refused)
 
     @property
     def grows(self) -> tuple[float, float] | None:
@@ -151,6 +165,13 @@ class DecisionLayers(Result):
         columns = {name: getattr(self, name).tolist() for name in ("share", "low", "high")}
         inside = [self.layers is not None and layer in self.layers for layer in range(len(self.share))]
         return pd.DataFrame({"layer": range(len(self.share)), **columns, "decides": inside})
+
+    def categories(self) -> pd.DataFrame:
+        """One row a category of malicious prompts: its layers, or why there are none (``categories_frame``)."""
+        import pandas as pd
+
+        found = self.by_category
+        return categories_frame(found, self.answers["malicious"]) if found else pd.DataFrame()
 
     def record(self) -> dict[str, Any]:
         """``share``, ``low``, ``high`` by layer, the ``layers``, what it ``grows`` in them from and to, resamples."""
@@ -217,7 +238,7 @@ def decision_layers(
     n, m = n.take(size), m.take(size)
     # Pairs run in an order of their own: given in another one, they must not round otherwise.
     order = canonical_order(list(zip(n, m, strict=True)))
-    sets = [PromptSet(prompts.name, tuple(prompts.prompts[k] for k in order)) for prompts in (n, m)]
+    sets = [prompts.subset(order) for prompts in (n, m)]
     limit = tokens_needed(detector) if max_new_tokens is None else max_new_tokens
     options: dict[str, Any] = {"max_new_tokens": limit, "template": template, "max_tokens": max_tokens}
     until = early_verdict(model, sets[0], detector, template)
@@ -232,9 +253,10 @@ def decision_layers(
         "template": template,
     }
     as_given = canonical_order(order)
-    tallies = {name: one.tally for name, one in zip(("normal", "malicious"), read, strict=True)}
-    by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance, tallies
-    if not _refuses_more(verdicts[1], verdicts[0]):
+    answers = {name: one.subset(as_given) for name, one in zip(("normal", "malicious"), read, strict=True)}
+    tallies = {name: one.tally for name, one in answers.items()}
+    by_pair = verdicts[1][as_given], verdicts[0][as_given], rule, provenance, tallies, answers
+    if not refuses_more(verdicts[1], verdicts[0]):
         nothing = torch.full((n_layers,), float("nan"), dtype=torch.float32)  # not 0, which would be a finding
         effect = torch.full((n_layers, size), float("nan"), dtype=torch.float32)
         full = torch.full((size,), float("nan"), dtype=torch.float32)
@@ -247,20 +269,11 @@ def decision_layers(
     openings = dict(zip(("refuse", "comply"), tells, strict=True))
     effect, full = pairs.effects(openings, progress)
     share = effect.mean(1) / full.mean()
-    low, high = simultaneous_band(share, _resampled(effect, full))
+    low, high = simultaneous_band(share, resampled_share(effect, full))
     provenance["positions"] = positions
     provenance |= {name: model.tokenizer.convert_ids_to_tokens(ids) for name, ids in openings.items()}
     layers = rule.range(share.tolist(), low.tolist())
     return DecisionLayers(layers, share, low, high, effect[:, as_given], full[as_given], *by_pair)
-
-
-def _refuses_more(malicious: Bool[Tensor, " prompt"], normal: Bool[Tensor, " prompt"]) -> bool:
-    """Whether the one kind is refused more often than the other, by Fisher's exact test."""
-    from scipy.stats import fisher_exact
-
-    a, b = Share.of(malicious), Share.of(normal)
-    p = float(fisher_exact([[a.hits, a.n - a.hits], [b.hits, b.n - b.hits]]).pvalue)
-    return a.rate > b.rate and p < LEVEL
 
 
 class _Pairs:
@@ -301,11 +314,3 @@ class _Pairs:
 
         both = columns_in_order(spread(self.model, self.sets[1], patch, "patching of pairs"))
         return both[:-1], both[-1]
-
-
-def _resampled(effect: Float[Tensor, "layer pair"], full: Float[Tensor, " pair"]) -> Float[Tensor, "draw layer"]:
-    """The share of each layer over resampled pairs, whatever the order in which they are given."""
-    order = canonical_order(torch.cat([full[None], effect]).T.tolist())
-    effect, full = effect[:, order], full[order]
-    weights = multiplicities(len(full), DRAWS, torch.Generator().manual_seed(0)).to(effect.dtype)
-    return (weights @ effect.T) / (weights @ full)[:, None]

@@ -13,6 +13,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import mean_interval
 from safecircuits.base.text import percent
+from safecircuits.behavior.categories import category_frame
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.parameters import as_hooked
 from safecircuits.model.sites import ModelShape
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OF = ("units", "random")
+_KINDS = "by_category"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class UnitsLandscape(Result):
     """Slices through the weights of some units and of as many random ones, a pair a draw.
 
     Attributes:
-        points: each with ``of`` (units or random), ``draw``, the distance ``a``, and what was measured there.
+        points: each with ``of`` (units or random), ``draw``, the distance ``a``, and what was measured there; that may
+            hold ``by_category``, as ``Behavior`` has it.
         figure, least: the basin is where this figure stays at this value or above.
         visage: mean safety left along random slices of all weights (``sc.studies.visage``); None where not asked for.
 
@@ -70,7 +73,13 @@ class UnitsLandscape(Result):
         """One row a point."""
         import pandas as pd
 
-        return pd.DataFrame(list(self.points))
+        return pd.DataFrame([{key: value for key, value in one.items() if key != _KINDS} for one in self.points])
+
+    def categories(self) -> pd.DataFrame:
+        """One row a point and category of its prompts (``category_frame``); none without categories."""
+        names = ("of", "draw", "a")
+        found = (({name: point[name] for name in names}, point.get(_KINDS, {})) for point in self.points)
+        return category_frame(found, names)
 
     def record(self) -> dict[str, Any]:
         """By kind of units, distance for distance: mean over draws with its 95 % interval; widths, and VISAGE."""

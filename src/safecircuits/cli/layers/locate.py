@@ -10,6 +10,7 @@ from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
 from safecircuits.cli.found_on import keep_found_on, say_overlaps
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
     ComponentsOption,
     DetectorOption,
@@ -25,6 +26,7 @@ from safecircuits.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from safecircuits.behavior.judge import JudgeDetector
     from safecircuits.layers.decision import DecisionLayers
     from safecircuits.layers.similarity import LayerGap
     from safecircuits.layers.sweep_point import SweepPoint
@@ -160,6 +162,7 @@ def decide(
     run: Run,
     normal: NormalOption,
     malicious: MaliciousOption,
+    judging: JudgeOptions,
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
@@ -176,9 +179,11 @@ def decide(
     from safecircuits.model.sites import ModelShape
 
     n_set, m_set = run.prompts("normal", normal), run.prompts("malicious", malicious)
-    folder = run.begin()
+    judge = judging.made(run)
+    folder = judging.begin(run, judge)
     model = run.model()
-    found = _decision(folder, model, n_set, m_set, detector, max_new_tokens, template, main=True)
+    by = detector if judge is None else judge
+    found = _decision(folder, model, n_set, m_set, by, max_new_tokens, template, main=True)
     run.say(found.verdict)
     run.answer(layers=None if found.layers is None else [*found.layers])
     if found.layers is None or found.resampled is None:
@@ -279,18 +284,21 @@ def _decision(
     model: HookedModel,
     normal: PromptSet,
     malicious: PromptSet,
-    detector: str,
+    detector: str | JudgeDetector,
     max_new_tokens: int | None,
     template: str,
     *,
     main: bool = False,
 ) -> DecisionLayers:
     from safecircuits.layers.decision import decision_layers
+    from safecircuits.layers.decision_categories import curves_frame
 
     options: dict[str, Any] = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template}
     found = decision_layers(model, normal, malicious, progress=True, **options)
     folder.result("decision", found)
-    folder.table("decision", found.to_frame(), main=main)
+    folder.tables("decision", found, main=main)
+    if len(curves := curves_frame(found.by_category)):
+        folder.table("decision_curves_by_category", curves)
     folder.figure("decision", found.plot(axis()), of=found)
     return found
 

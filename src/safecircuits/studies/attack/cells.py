@@ -82,8 +82,9 @@ class Probes:
         """The figures of a model, and its answers to the reported prompts."""
         harmful = PromptSet("harmful", self.selection.prompts + self.reported.prompts)
         found = evaluate(model, malicious=harmful, utility=self.utility, **self.asking)
-        chosen, reported = divided(found.answers["malicious"], len(self.selection))
-        reported = self.sorted(reported)
+        answers, first = found.answers["malicious"], len(self.selection)
+        chosen = answers.subset(range(first))
+        reported = self.sorted(answers.subset(range(first, len(answers))))
         tally = reported.tally
         return {
             "selected": chosen.tally.share("complies").rate,
@@ -102,17 +103,6 @@ class Probes:
         sets = {name: getattr(self, name).fingerprint for name in ("selection", "reported", "utility")}
         named = {name: getattr(value, "__qualname__", value) for name, value in self.asking.items()}
         return {**sets, "asking": named}
-
-
-def divided(answers: Verdicts, first: int) -> tuple[Verdicts, Verdicts]:
-    """The first so many answers, and the others."""
-
-    def part(rows: slice) -> Verdicts:
-        values = {one.name: getattr(answers, one.name) for one in fields(answers)}
-        cut = {name: value[rows] for name, value in values.items() if value is not None and not isinstance(value, str)}
-        return replace(answers, **cut)
-
-    return part(slice(first)), part(slice(first, None))
 
 
 class Settled(Exception):
