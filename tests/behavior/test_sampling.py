@@ -57,6 +57,24 @@ def test_any_and_mean_are_two_numbers(tmp_path: Path) -> None:
     assert SampledRefusals.load(found.save(tmp_path / "s")).equals(found)
 
 
+def test_what_stands_beside_and_categories(tiny_bridge: Any, tmp_path: Path) -> None:
+    """Over all samples, against counts of the samples judged one by one; the tiny model writes no language."""
+    kinds = sc.PromptSet("kinds", PROMPTS.prompts, categories=("theft", "fraud", "theft"))
+    found = sampled_refusals(tiny_bridge, kinds, samples=4, max_new_tokens=6, seed=3)
+    each = [sc.behavior.verdicts(one).verdicts for one in found.completions]
+    assert found.tally is not None
+    assert found.tally.n == 12
+    assert found.tally.incoherent == sum(one.count("incoherent") for one in each)
+    assert found.tally.cut == sum(not ended for one in found.completions for ended in one.ended or ())
+    rows = found.categories().set_index("category")
+    assert rows["n"].to_dict() == {"theft": 8, "fraud": 4}
+    assert rows.loc["theft", "incoherent"] == sum(one[row] == "incoherent" for one in each for row in (0, 2))
+    assert found.to_frame()["category"].tolist() == list(kinds.categories or ())
+    assert f"({found.tally})" in str(found)
+    assert SampledRefusals.load(found.save(tmp_path / "s")).equals(found)
+    assert sampled_refusals(tiny_bridge, PROMPTS, samples=1).kinds == {}
+
+
 def test_judged_by_the_detector(tiny_bridge: Any) -> None:
     found = sampled_refusals(tiny_bridge, PROMPTS, samples=3, detector=lambda text: "the" in text, max_new_tokens=8)
     want = [["the" in text for text in completions.texts] for completions in found.completions]

@@ -121,6 +121,13 @@ class TestAudit:
         assert kept.record()["direction"].keys() == {
             "direction_layer",
             *(f"direction_{w}_refused_random_{x}" for w in ("ablated", "added") for x in ("before", "after")),
+            *(
+                f"direction_{w}_{told}{of}_{x}"
+                for w in ("ablated", "added")
+                for told in ("incoherent", "cut", "n")
+                for of in ("", "_random")
+                for x in ("before", "after")
+            ),
         }
         lost = sc.audit(aligned, sc.load_model("unaligned"), policy, **sets)
         failed = {check.measure for check in lost.failed}

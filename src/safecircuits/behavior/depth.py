@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked, share
+from safecircuits.base.counted import TOLD
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import canonical_order, simultaneous_band
 from safecircuits.behavior.attempts import Pressure
@@ -84,7 +85,7 @@ class AlignmentDepth(Result):
     def beside(self, pressure: Pressure) -> pd.DataFrame:
         """By number of tokens k: the KL at the next token, its running share, and refusal with k tokens prefilled.
 
-        Refusal is missing where no attempt prefilled that many tokens.
+        Refusal, and what stands beside it (``Attempt.record``), is missing where no attempt prefilled that many tokens.
         """
         import pandas as pd
 
@@ -96,6 +97,7 @@ class AlignmentDepth(Result):
                 "kl": kl,
                 "share_before": self.share_in_first(k) if k else 0.0,
                 "refused": float(asked[k].refused.double().mean()) if k in asked else None,
+                **({name: value for name, value in asked[k].record().items() if name in TOLD} if k in asked else {}),
             }
             for k, kl in enumerate(means)
         ]

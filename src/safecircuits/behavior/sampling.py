@@ -6,8 +6,8 @@ The two are not the same number: their code reports the mean over all tries unde
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share, rate_interval
+from safecircuits.behavior.categories import category_frame, sum_of
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.decoding import Writer
 from safecircuits.behavior.detectors import RefusalDetector
-from safecircuits.behavior.refusal import refused
+from safecircuits.behavior.verdict import verdicts
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.passes import running
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.shares import in_order, spread
@@ -48,6 +50,10 @@ class SampledRefusals(Result):
     completions: tuple[Completions, ...]
     """One set a sample."""
     provenance: dict[str, Any]
+    tally: Tally | None = None
+    """What the answers of all samples are; None in files of earlier versions."""
+    kinds: Mapping[str, Tally] = field(default_factory=dict)
+    """The same by category of the prompts, where they have categories."""
 
     @property
     def any_success(self) -> Share:
@@ -60,11 +66,14 @@ class SampledRefusals(Result):
         return rate_interval((~self.refused).double().mean(0))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a prompt: ``prompt``, ``samples``, and in how many of them it was ``refused``."""
-        import pandas as pd
+        """One row a prompt: ``prompt``, ``category`` if any, ``samples``, and in how many it was ``refused``."""
 
-        columns = {"prompt": self.completions[0].prompts.prompts, "samples": len(self.refused)}
-        return pd.DataFrame(columns | {"refused": self.refused.sum(0).tolist()})
+        columns = self.completions[0].prompts.to_frame().drop(columns="response", errors="ignore")
+        return columns.assign(samples=len(self.refused), refused=self.refused.sum(0).tolist())
+
+    def categories(self) -> pd.DataFrame:
+        """One row a category of the prompts, over all samples (``category_frame``); none without categories."""
+        return category_frame([({}, {"malicious": self.kinds})])
 
     def __str__(self) -> str:
         mean, low, high = self.mean_success
@@ -72,6 +81,7 @@ class SampledRefusals(Result):
         return (
             f"prompts answered at least once in {n} tries: {self.any_success}; "
             f"of all tries {100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}] were answered"
+            + (f" or were no answer ({self.tally})" if self.tally else "")
         )
 
 
@@ -111,7 +121,9 @@ def sampled_refusals(
         "seed": seed,
         **{name: value for name, value in options.items() if name != "progress"},
     }
-    return SampledRefusals(torch.stack([refused(c, detector) for c in completions]), completions, provenance)
+    read = [verdicts(one, detector) for one in completions]
+    tally, kinds = sum_of({"": {"all": one.tally}, "kinds": one.by_category} for one in read).values()
+    return SampledRefusals(torch.stack([one.refused for one in read]), completions, provenance, tally["all"], kinds)
 
 
 def sample(

@@ -43,6 +43,7 @@ def generate(
     Example: safecircuits generate --model organism:aligned --prompt "how do i kill the man ?" --data organism:utility
     --n 4 --out runs/answers
     """
+    from safecircuits.behavior.categories import category_frame
     from safecircuits.behavior.generate import generate as answers_of
     from safecircuits.behavior.verdict import verdicts
     from safecircuits.hooks.ablate import ablated
@@ -64,6 +65,8 @@ def generate(
     found = verdicts(answers, detector)
     folder.result("answers", found)
     found.save_lines(folder.file(ANSWERS))
+    if len(kinds := category_frame([({}, {"data": found.by_category})])):
+        folder.table("verdicts_by_category", kinds)
     folder.record["answers"] = ANSWERS
     run.say(_counted(found, max_new_tokens))
     run.answer(n=len(found), verdicts=dict(Counter(found.verdicts)))
@@ -83,7 +86,7 @@ def _asked(run: Run, typed: list[str], data: str | None) -> PromptSet:
         return read  # type: ignore[no-any-return]
     own = PromptSet("typed", tuple(typed))
     run.inputs["typed"] = {"n": len(own), "sha": own.fingerprint}
-    return own if read is None else PromptSet("prompts", (*own.prompts, *read.prompts))
+    return own if read is None else own + read
 
 
 def _counted(found: Verdicts, limit: int) -> str:

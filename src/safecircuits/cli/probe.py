@@ -57,6 +57,8 @@ def probe(
     """
     import pandas as pd
 
+    from safecircuits.behavior.categories import category_frame
+    from safecircuits.behavior.verdict import verdicts as judged_again
     from safecircuits.direction.compare import compare_directions
     from safecircuits.direction.variants import BENIGN, MALICIOUS, Suffixes
 
@@ -84,18 +86,24 @@ def probe(
     )
     folder.result("probe", found)
     folder.table("probe", found.to_frame(), main=True)
+    each = found.probes.items()
+    known = {} if prompts.categories is None else {"category": prompts.categories}
     verdicts = {
         name: {
             "prompt": prompts.prompts,
+            **known,
             "answer": one.answers.texts,
             "refused": one.refused.tolist(),
             "measured": one.measured(layer).tolist(),
             "leans_to_refusing": one.leans_to_refusing(layer).tolist(),
         }
-        for name, one in found.probes.items()
+        for name, one in each
     }
     frames = [pd.DataFrame(columns).assign(model=name) for name, columns in verdicts.items()]
     folder.table("verdicts", pd.concat(frames, ignore_index=True))
+    kinds = [({"model": name}, {"malicious": judged_again(one.answers, detector).by_category}) for name, one in each]
+    if len(frame := category_frame(kinds)):
+        folder.table("refused_by_category", frame)
     folder.figure("probe", found.figure(layer=layer), of=found)
     run.say(str(found))
     leaning = {name: one.leans_to_refusing(layer).float().mean().item() for name, one in found.probes.items()}

@@ -15,9 +15,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from safecircuits.base.counted import TOLD
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.evaluate import judge
 from safecircuits.behavior.generate import generate
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.direction.interventions import direction_ablated, direction_added
 from safecircuits.direction.means import directions_of, require_apart
 from safecircuits.direction.prompt_states import prompt_states
@@ -69,20 +71,28 @@ class DirectionFound:
         cosine: of the direction before with that after.
         left: how much of the difference before is in that after.
         refused: by (``ablated`` or ``added``, ``direction`` or ``random``), verdicts of the model before and after.
+        tallies: by the same, what their answers are.
     """
 
     layer: int
     cosine: Estimated
     left: Estimated
     refused: dict[tuple[str, str], tuple[Tensor, Tensor]]
+    tallies: dict[tuple[str, str], tuple[Tally, Tally]]
 
     def numbers(self) -> dict[str, float]:
-        """The null beside each share, and where the direction was taken: what no limit is set to."""
+        """Where the direction was taken, the null of each share, and what stands beside: what no limit is set to."""
         found = {"direction_layer": float(self.layer)}
         for (what, of), pair in self.refused.items():
             if of == "random":
                 for when, verdicts in zip(("before", "after"), pair, strict=True):
                     found[f"direction_{what}_refused_random_{when}"] = float(verdicts.double().mean())
+        for (what, of), tallies in self.tallies.items():
+            for when, tally in zip(("before", "after"), tallies, strict=True):
+                beside = tally.record("")
+                names = [name for name in TOLD if name in beside]
+                random = "_random" if of == "random" else ""
+                found |= {f"direction_{what}_{name}{random}_{when}": float(beside[name]) for name in names}
         return found
 
 
@@ -119,6 +129,7 @@ def direction_moved(
     direction = means.at(layer)
     control = means.random(direction, CONTROL)
     refused: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+    tallies: dict[tuple[str, str], tuple[Tally, Tally]] = {}
     made: dict[Change, tuple[PromptSet, Callable[..., Any]]] = {
         "ablated": (malicious, direction_ablated),
         "added": (normal, direction_added),
@@ -126,16 +137,17 @@ def direction_moved(
     for what in changes:
         prompts, change = made[what]
         for of, vector in (("direction", direction), ("random", control)):
-            pair = []
+            pair, told = [], []
             for model in (old, new):
                 with change(model, vector):
                     said = generate(model, prompts, max_new_tokens=refusal_tokens, progress=progress, **asked)
-                behavior = judge({"malicious": said}, detector, template=template, system=system)
+                behavior = judge({"malicious": said}, detector, unchanged=old, template=template, system=system)
                 assert behavior.malicious is not None
                 pair.append(behavior.malicious)
-            refused[what, of] = (pair[0], pair[1])
+                told.append(behavior.tallies["malicious"])
+            refused[what, of], tallies[what, of] = (pair[0], pair[1]), (told[0], told[1])
     kinds = ((a[:n], b[:n]), (a[n:], b[n:]))
-    return DirectionFound(layer, cosine_of_means(kinds), left_of_means(kinds), refused)
+    return DirectionFound(layer, cosine_of_means(kinds), left_of_means(kinds), refused, tallies)
 
 
 Kinds = tuple[tuple[Tensor, Tensor], ...]

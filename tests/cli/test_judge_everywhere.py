@@ -1,0 +1,99 @@
+"""Every command that counts refusals takes a judge, and whatever a judge's server does wrong is one clear line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_endpoint import Server, said, server
+
+from commands import refuse, run, succeed
+
+__all__ = ["server"]  # the fixture
+
+MODEL = ["--model", "organism:aligned"]
+ASKED = ["--malicious", "organism:malicious"]
+TOKENS = ["--max-new-tokens", 8]
+COMMANDS: dict[str, list[Any]] = {
+    "evaluate": ["evaluate", *MODEL, *ASKED, "--n", 4, *TOKENS],
+    "audit": ["audit", "organism:aligned", "organism:unaligned", *ASKED, "--n", 8, *TOKENS],
+    "decide": ["layers", "decide", *MODEL, *ASKED, "--normal", "organism:normal", "--n", 4, *TOKENS],
+    "attack": [
+        *("study", "attack", *MODEL, *ASKED, "--n", 4, "--seeds", 1, "--stops", 1, "--batch-size", 4),
+        *("--arm", "nothing", "--family", "harmless data", "--lr", 1e-3, *TOKENS),
+    ],
+    "landscape": [
+        *("study", "landscape", *MODEL, *ASKED, "--n", 4, "--at", "0.1", "--draws", 1, "--visage", 0),
+        *("--freeze-layers", "3,3", *TOKENS),
+    ],
+}
+
+
+def asked_of(server: Server, *more: Any) -> list[Any]:
+    return ["--judge", "question", "--judge-url", server.url, "--judge-model", "m", *more]
+
+
+def by_words(_: int, body: dict[str, Any]) -> tuple[int, bytes]:
+    """What a judge would say of the embedded model's answers."""
+    reply = body["messages"][0]["content"].split("Reply:\n")[1]
+    return 200, said("yes" if "cannot" in reply else "no")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_server_that_fails_midway_costs_nothing_twice(server: Server, command: str, tmp_path: Path) -> None:
+    arguments = [*COMMANDS[command], *asked_of(server), "--out", tmp_path / "run"]
+    server.script = lambda i, body: (500, b"out of memory") if i == 2 else by_words(i, body)
+    failed = run(*arguments)
+    assert failed.exit_code == 2, failed.output
+    last = failed.stderr.splitlines()[-1]
+    assert "the judge failed on completion" in last
+    assert "500" in last
+    assert "out of memory" in last
+    server.script = by_words
+    done = run(*arguments)
+    assert done.exit_code == (1 if command == "audit" else 0), done.output
+    assert "goes on with the interrupted run" in done.stderr
+    questions = [body["messages"][0]["content"] for body in server.asked]
+    assert len(questions) == len(set(questions)) + 1  # the one that failed
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["arguments"]["judge"] == "question"
+    assert not list((tmp_path / "run").rglob("judge_replies*"))
+
+
+def slow(i: int, body: dict[str, Any]) -> tuple[int, bytes]:
+    time.sleep(1.0)
+    return by_words(i, body)
+
+
+FAULTS: dict[str, tuple[Callable[[int, Any], tuple[int, bytes]], list[Any], str]] = {
+    "another format": (lambda i, body: (200, said("Verdict: 3/5")), [], "begins with neither ('yes'"),
+    "refuses to judge": (lambda i, body: (200, said("I can't help with that.")), [], "'I can\\'t help"),
+    "says nothing": (lambda i, body: (200, said("")), [], "the reply '' begins with neither"),
+    "no text": (lambda i, body: (200, said(None)), [], "replies with no text"),
+    "no JSON": (lambda i, body: (200, b"<html>busy</html>"), [], "replies with something that is no JSON"),
+    "another API": (lambda i, body: (200, b'{"output": "yes"}'), [], "replies without choices[0].message.content"),
+    "no such place": (lambda i, body: (404, b"no route"), [], "answers 404"),
+    "too slow": (slow, ["--judge-timeout", 0.2], "gives no reply within 0.2 s"),
+    "too dear": (by_words, ["--judge-calls", 1], "asked 1 times, which is all that max_calls allows"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_line_that_names_the_completion(server: Server, fault: str, tmp_path: Path) -> None:
+    server.script, more, message = FAULTS[fault]
+    arguments = ["evaluate", *MODEL, *ASKED, "--n", 2, "--max-new-tokens", 4, *asked_of(server, *more)]
+    line = refuse(*arguments, "--out", tmp_path / "run")
+    assert "the judge failed on completion" in line
+    assert message in line
+
+
+def test_replies_in_another_format_may_be_left_undecided(server: Server, tmp_path: Path) -> None:
+    server.script = lambda i, body: (200, said("I can't help with that."))
+    arguments = [*COMMANDS["evaluate"], *asked_of(server, "--judge-undecided"), "--out", tmp_path / "run"]
+    got = succeed(*arguments)
+    assert "4 of the judge's 4 replies are in another format" in got.stderr
+    assert "0.0 % [0.0, 49.0] (0/4) (0 incoherent, 0 deflect, 4 undecided" in got.stdout
