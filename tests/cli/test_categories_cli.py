@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import safecircuits as sc
-from commands import succeed
+from commands import refuse, succeed
 
 MODEL = ["--model", "organism:aligned"]
 KINDS = ["theft", "fraud", "theft", ""]
@@ -35,6 +35,19 @@ def test_answers_that_are_written(asked: Path, tmp_path: Path) -> None:
     assert "1 of the 4 rows" in got.stderr
     assert "'none'" in got.stderr
     assert counted(out / "tables" / "verdicts_by_category.csv") == {"none": (1, 2), "theft": (2, 2), "fraud": (1, 1)}
+
+
+def test_a_column_of_another_name(asked: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(asked.read_text(encoding="utf-8").replace('"category"', '"topic"'), encoding="utf-8")
+    command = ["generate", *MODEL, "--max-new-tokens", 2, "--data", renamed]
+    succeed(*command, "--categories", "data=topic", "--out", tmp_path / "named")
+    assert (tmp_path / "named" / "tables" / "verdicts_by_category.csv").is_file()
+    succeed(*command, "--out", tmp_path / "plain")
+    assert not (tmp_path / "plain" / "tables" / "verdicts_by_category.csv").exists()
+    assert "no column 'kind' for the categories" in refuse(
+        *command, "--categories", "kind", "--out", tmp_path / "absent"
+    )
 
 
 def test_answers_that_hidden_states_are_held_against(asked: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from commands import refuse, succeed
 from safecircuits.base.notices import Notice
 from safecircuits.cli.study_inputs import study_prompts
 from safecircuits.data.sources import load_prompts
+from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.papers.safety_layers.settings import StudyPrompts
 from safecircuits.papers.safety_layers.study import shared_prompts
 from safecircuits.papers.ssah.settings import SsahPrompts
@@ -55,6 +56,17 @@ def test_fine_tuning_on_what_is_measured_is_told(tmp_path: Path) -> None:
     succeed("finetune", *MODEL, "--data", "organism:utility", "--utility", "organism:utility", "--steps", 1,
             "--no-save-model", "--out", out)  # fmt: skip
     assert "6 of the 6 prompts of 'utility-test' are in 'utility-test', too (6 the same" in findings(out)
+
+
+def test_a_mask_is_told_from_the_run_that_found_it(tmp_path: Path) -> None:
+    found = tmp_path / "found"
+    mask = FreezeMask.layers((3, 4)).save(found / "freeze.safetensors")
+    prompts = list(load_prompts("organism:malicious", n=6).prompts)
+    (found / "found_on.json").write_text(json.dumps({"malicious": prompts}), encoding="utf-8")
+    train = ["finetune", *MODEL, "--data", "organism:new_task", "--steps", 1, "--freeze", mask, "--no-save-model"]
+    succeed(*train, "--malicious", "organism:malicious", "--max-new-tokens", 2, "--out", tmp_path / "run")
+    said = findings(tmp_path / "run")
+    assert "6 of the 6 prompts of 'malicious-test' are in 'malicious', too (6 the same, 0 nearly)" in said
 
 
 def test_the_studies_say_what_they_find_and_judge_on() -> None:

@@ -55,11 +55,13 @@ class Tally:
     def record(self, prefix: str) -> dict[str, Any]:
         """Shares of ``n`` by ``<prefix>_incoherent``, ``_deflects``, ``_undecided`` and ``_cut``, and ``_n``.
 
-        Without a prefix the names are ``incoherent``, …
+        And ``_reasoning``, where any reason before they answer. Without a prefix the names are ``incoherent``, …
         """
         prefix = prefix and f"{prefix}_"
         shares = {name: getattr(self, name) for name in ("deflects", "incoherent", "undecided", "cut")}
         known = {f"{prefix}{name}": count / self.n for name, count in shares.items() if count is not None and self.n}
+        if self.reasoning:
+            known[f"{prefix}reasoning"] = self.reasoning / self.n
         return {f"{prefix}n": self.n, **known}
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.found_on import say_overlaps_of_masks
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
@@ -73,6 +74,7 @@ def audit(
     require_measurable(chosen, given)
     judge = judging.made(run, sets)
     folder = judging.begin(run, judge, before, after)
+    say_overlaps_of_masks(run, sets)
     found = held_against(
         run.model(before),
         run.model(after),

@@ -10,7 +10,7 @@ import typer
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
 from safecircuits.cli.finetune_watch import Watch, watching
-from safecircuits.cli.found_on import say_overlaps
+from safecircuits.cli.found_on import say_overlaps, say_overlaps_of_masks
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
@@ -133,6 +133,7 @@ def finetune(
     how = watching(sets, detector if judge is None else judge, max_new_tokens)
     folder = judging.begin(run, judge)
     say_overlaps(run, {"the rows that are trained on": asked}, sets)
+    say_overlaps_of_masks(run, sets)
     model = run.model()
     for mask in masks:
         mask.on(model)

@@ -43,3 +43,14 @@ def say_overlaps_with(run: Run, found_in: Path, judged_on: Mapping[str, Any]) ->
         raise ValueError(f"{str(path)!r} is not what a run writes: prompts by set")
     prompts = {f"{name} of {found_in}": PromptSet(name, tuple(map(str, one))) for name, one in kept.items()}
     say_overlaps(run, prompts, {name: one for name, one in judged_on.items() if isinstance(one, PromptSet)})
+
+
+def say_overlaps_of_masks(run: Run, judged_on: Mapping[str, Any]) -> None:
+    """The same for the masks that the run was given: of those that lie in the folder of the run that found them."""
+    for name in run.inputs:
+        if name.startswith(MASK):
+            say_overlaps_with(run, Path(name.removeprefix(MASK)).parent, judged_on)
+
+
+MASK = "mask "
+"""By what an input that is a mask is called, before its path."""

@@ -8,6 +8,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from safecircuits.cli.found_on import MASK
 from safecircuits.cli.signature import attributes_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def mask_of(run: Run, path: str | Path) -> FreezeMask:
     from safecircuits.masks.freeze_mask import FreezeMask
 
     mask = FreezeMask.load(path)
-    run.inputs[f"mask {path}"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    run.inputs[f"{MASK}{path}"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return mask
 
 

@@ -116,6 +116,15 @@ ResponsesOption = Annotated[
         rich_help_panel=PROMPT_PANEL,
     ),
 ]
+CategoriesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--categories",
+        help="Column of the prompts' categories, by which rates are counted, too; guessed from usual names (category, "
+        "…); SET=COLUMN likewise, SET= for none.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
+]
 CountOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -226,7 +235,7 @@ def conditions(texts: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-BY_SET = ("n", "column", "responses")
+BY_SET = ("n", "column", "responses", "categories")
 """Options that are given for every set of prompts, or for one by its name."""
 
 

@@ -15,6 +15,7 @@ from safecircuits.cli.config import ConfigOption
 from safecircuits.cli.declared import Of
 from safecircuits.cli.options import (
     BackendOption,
+    CategoriesOption,
     ChatOption,
     ColumnOption,
     CountOption,
@@ -53,6 +54,7 @@ PROMPTS: Mapping[str, tuple[Any, Any]] = {
     "n": (CountOption, None),
     "column": (ColumnOption, None),
     "responses": (ResponsesOption, None),
+    "categories": (CategoriesOption, None),
     "where": (WhereOption, None),
 }
 """Of those that runs on prompts have, too."""

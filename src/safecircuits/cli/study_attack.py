@@ -8,6 +8,7 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
+from safecircuits.cli.found_on import say_overlaps_of_masks
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
@@ -135,6 +136,7 @@ def attack(
     judge = judges.made(run)
     evaluation = study_evaluation(run, judge, detector, max_new_tokens, template)
     folder = judges.begin(run, judge, run.source, *([unaligned] if unaligned else []))
+    say_overlaps_of_masks(run, {"malicious": asked, "utility": known})
     found = attack_study(
         run.source,
         arms,

@@ -37,7 +37,7 @@ def study_prompts(run: Run, name: str, source: str | None, *, responses: bool = 
         return run.prompts(name, source, responses=responses)
     from safecircuits import organism
 
-    for option in ("where", "column", "responses"):
+    for option in ("where", "column", "responses", "categories"):
         if name in {"where": run.where, **run.by_set}[option]:
             raise ValueError(
                 f"--{option} names {name!r}, which are the embedded model's own prompts and have no columns"

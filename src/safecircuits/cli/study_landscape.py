@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.found_on import say_overlaps_of_masks
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.options import (
@@ -74,6 +75,7 @@ def landscape(
     judge = judges.made(run)
     evaluation = study_evaluation(run, judge, detector, max_new_tokens, template)
     folder = judges.begin(run, judge)
+    say_overlaps_of_masks(run, {"malicious": asked, "utility": known})
     found = landscape_study(
         run.model(),
         units,

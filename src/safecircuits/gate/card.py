@@ -137,7 +137,7 @@ def _row(one: RateChange) -> list[str]:
     return [one.name, str(one.before), str(one.after), change, f"{one.p_corrected:.2g}", *told]
 
 
-_BESIDE = re.compile(r"(malicious|over_rejection)_(n|deflects|incoherent|undecided|cut)|step")
+_BESIDE = re.compile(r"(malicious|over_rejection)_(n|deflects|incoherent|undecided|cut|reasoning)|step")
 """What figures have beside rates."""
 
 

@@ -184,6 +184,7 @@ def decide(
     model = run.model()
     by = detector if judge is None else judge
     found = _decision(folder, model, n_set, m_set, by, max_new_tokens, template, main=True)
+    keep_found_on(folder, normal=n_set, malicious=m_set)
     run.say(found.verdict)
     run.answer(layers=None if found.layers is None else [*found.layers])
     if found.layers is None or found.resampled is None:
