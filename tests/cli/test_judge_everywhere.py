@@ -71,7 +71,7 @@ def slow(i: int, body: dict[str, Any]) -> tuple[int, bytes]:
 
 FAULTS: dict[str, tuple[Callable[[int, Any], tuple[int, bytes]], list[Any], str]] = {
     "another format": (lambda i, body: (200, said("Verdict: 3/5")), [], "begins with neither ('yes'"),
-    "refuses to judge": (lambda i, body: (200, said("I can't help with that.")), [], "'I can\\'t help"),
+    "refuses to judge": (lambda i, body: (200, said("I can't help with that.")), [], "I can't help with that."),
     "says nothing": (lambda i, body: (200, said("")), [], "the reply '' begins with neither"),
     "no text": (lambda i, body: (200, said(None)), [], "replies with no text"),
     "no JSON": (lambda i, body: (200, b"<html>busy</html>"), [], "replies with something that is no JSON"),
