@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +135,12 @@ def test_the_others_say_on_stderr_what_they_wrote(command: str, done: Done) -> N
 def test_help_has_an_example(command: str) -> None:
     said = " ".join((ALL[command].help or "").split())
     assert f"Example: safecircuits {command} " in f"{said} "
+
+
+def test_no_bar_of_another_library_goes_into_a_log() -> None:
+    """Reading a GGUF file, say: without a terminal its bar would be hundreds of lines."""
+    code = (
+        "from safecircuits.cli.manners import quiet\nwith quiet():\n from tqdm.auto import tqdm\n list(tqdm(range(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
