@@ -12,6 +12,7 @@ import pytest
 from test_endpoint import Server, said, server
 
 from commands import refuse, run, succeed
+from safecircuits.behavior import JudgeDetector
 
 __all__ = ["server"]  # the fixture
 
@@ -97,3 +98,27 @@ def test_replies_in_another_format_may_be_left_undecided(server: Server, tmp_pat
     got = succeed(*arguments)
     assert "4 of the judge's 4 replies are in another format" in got.stderr
     assert "0.0 % [0.0, 49.0] (0/4) (0 incoherent, 0 deflect, 4 undecided" in got.stdout
+
+
+class Stopped(Exception):
+    """Where the study would begin."""
+
+
+@pytest.mark.parametrize("name", ["safety_layers", "ssah"])
+def test_a_study_of_a_paper_gets_the_judge_and_room_for_whole_answers(
+    server: Server, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def study(*_: Any, settings: Any, **__: Any) -> Any:
+        seen.append(settings)
+        raise Stopped
+
+    monkeypatch.setattr(f"safecircuits.papers.{name}.study.{name}_study", study)
+    command = ["study", name.replace("_", "-"), *MODEL, "--seeds", 1]
+    for i, more in enumerate([asked_of(server), [*asked_of(server), *TOKENS], []]):
+        assert isinstance(run(*command, *more, "--out", tmp_path / str(i)).exception, Stopped)
+    judged, short, plain = seen
+    assert [isinstance(one.detector, JudgeDetector) for one in seen] == [True, True, False]
+    assert (judged.max_new_tokens, short.max_new_tokens, plain.max_new_tokens) == (256, 8, 8)
+    assert not server.asked
