@@ -68,6 +68,11 @@ def test_an_export_is_a_checkpoint_that_answers_as_hooks_make_it(found: Path, tm
     assert sc.generate(sc.load_model(out / "model"), prompts, max_new_tokens=6).texts == hooked
     rates = pd.read_csv(out / "tables" / "rates.csv").set_index("model")
     assert rates.loc["orthogonalised", "harmless_first_token_kl"] > 0
+    changes = pd.read_csv(out / "tables" / "changes.csv").set_index("what")
+    for name in changes.index:
+        change = rates.loc["orthogonalised", name] - rates.loc["intact", name]
+        assert changes.loc[name, "change"] == pytest.approx(change)
+        assert changes.loc[name, "change_low"] <= change <= changes.loc[name, "change_high"]
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(found: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from test_cli import ALIGNED, refuse, succeed, table
@@ -99,6 +100,9 @@ def test_prune(classified: Path, tmp_path: Path, way: str) -> None:
         torch.testing.assert_close(smaller(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
         assert answer["after"]["utility"] == sc.evaluate(model, max_new_tokens=8, **sets()).rates["utility"]
         far = divergences(references, model)
+    changes = pd.read_csv(out / "tables" / "changes.csv").set_index("what")
+    assert changes.loc["utility", "after"] == answer["after"]["utility"]
+    assert "(McNemar's exact test)" in (out / "run.json").read_text(encoding="utf-8")
     for kind in ("malicious", "harmless"):
         assert answer["after"][f"{kind}_first_token_kl"] == pytest.approx(float(far[kind].first.mean()), rel=1e-3)
 

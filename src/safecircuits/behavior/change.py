@@ -60,6 +60,11 @@ class RateChange:
         """``malicious refused``, and the category after a colon."""
         return self.what.replace("_", " ") + ("" if self.category == "all" else f": {self.category}")
 
+    @property
+    def difference(self) -> str:
+        """``−8.3 [−27.0, +9.7] points, p = 0.5 (McNemar's exact test)``."""
+        return f"{points(self.change, self.low, self.high)} points, p = {self.p:.2g} (McNemar's exact test)"
+
     def row(self) -> dict[str, Any]:
         """As a row of a table: rates between 0 and 1, what else the answers are in numbers of completions."""
         found: dict[str, Any] = {"what": self.what, "category": self.category, "n": self.after.n}
@@ -75,10 +80,7 @@ class RateChange:
 
     def __str__(self) -> str:
         beside = ("", "") if self.tallies is None else tuple(f" ({tally})" for tally in self.tallies)
-        return (
-            f"{self.name}: {self.before} before{beside[0]}, {self.after} after{beside[1]}; "
-            f"{points(self.change, self.low, self.high)} points, p = {self.p:.2g} (McNemar's exact test)"
-        )
+        return f"{self.name}: {self.before} before{beside[0]}, {self.after} after{beside[1]}; {self.difference}"
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def _write(run: Run, rows: dict[str, Behavior], shows: str) -> None:
     import pandas as pd
 
     from safecircuits.behavior.categories import category_frame
+    from safecircuits.behavior.change import BehaviorChange
     from safecircuits.plots.rates import plot_behavior
 
     folder = run.directory
@@ -197,9 +198,18 @@ def _write(run: Run, rows: dict[str, Behavior], shows: str) -> None:
     for name, behavior in rows.items():
         folder.result(name.replace(" ", "_").replace(",", ""), behavior)
         run.say(f"{name}: {behavior}")
-        run.answer(**{name.replace(" ", "_").replace(",", ""): behavior.rates})
+        run.answer(**{name.replace(" ", "_").replace(",", ""): behavior.record()})
     table = [{"model": name, **behavior.figures, **behavior.kl_means} for name, behavior in rows.items()]
     folder.table("rates", pd.DataFrame(table), main=True)
+    changes = {name: BehaviorChange(rows["intact"], after) for name, after in rows.items() if name != "intact"}
+    for name, change in changes.items():
+        run.say("\n".join(f"{name}: {one.name} {one.difference}" for one in change.changes))
+    for name, frames in (
+        ("changes", {of: change.to_frame() for of, change in changes.items()}),
+        ("changes_by_category", {of: change.categories() for of, change in changes.items()}),
+    ):
+        if found := [frame.assign(model=of) for of, frame in frames.items() if len(frame)]:
+            folder.table(name, pd.concat(found, ignore_index=True))
     kinds = category_frame(({"model": name}, behavior.by_category) for name, behavior in rows.items())
     if len(kinds):
         folder.table("rates_by_category", kinds)

@@ -137,6 +137,6 @@ def _write(run: Run, folder: RunDirectory, behavior: Any, detector: str) -> None
     folder.result("behavior", behavior)
     folder.table("rates", rates, main=True)
     folder.figure("behavior", plot_behavior({run.source: behavior}, ax=axis((4.2, 1.4))), of=behavior)
-    run.answer(**behavior.rates)
+    run.answer(**behavior.record())
     for said in str(behavior).split("), "):
         run.say(said if said.endswith(")") or "(" not in said else f"{said})")

@@ -110,6 +110,7 @@ def probe(
     run.answer(
         leans_to_refusing=leaning,
         refused={name: one.refused.float().mean().item() for name, one in found.probes.items()},
+        beside={name: one.tally.record("") for name, one in found.probes.items() if one.tally is not None},
     )
     if len(sources) > 1 and all(one.measured(layer).any() for one in found.probes.values()):
         table = found.verdicts(layer)

@@ -266,7 +266,8 @@ def grid(
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
     best_layers = None if best.layers is None else [*best.layers]
-    run.answer(layers=best_layers, refused=int(best.refused.sum()), unscaled=int(found.baseline.refused.sum()))
+    counts = {"refused": int(best.refused.sum()), "unscaled": int(found.baseline.refused.sum())}
+    run.answer(layers=best_layers, **counts, n=len(best.refused))
     _tell_of_answers(run, found.baseline)
 
 

@@ -60,6 +60,6 @@ def transplant(
     folder.result("transplant", found)
     folder.tables("transplant", found, main=True)
     folder.figure("transplant", plot_behavior(rows, ax=axis((4.2, 0.85 + 0.42 * len(rows)))), shows=SHOWS)
-    run.answer(**{name.replace(" ", "_"): behavior.rates for name, behavior in rows.items()})
+    run.answer(**{name.replace(" ", "_"): behavior.record() for name, behavior in rows.items()})
     for name, behavior in rows.items():
         run.say(f"{name}: {behavior}")

@@ -78,7 +78,7 @@ def ablate(
     folder.tables("ablation", found, main=True)
     shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
     folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()), of=found)
-    run.answer(intact=found.intact.rates, **{f"without_{row.name}": row.behavior.rates for row in found.rows})
+    run.answer(intact=found.intact.record(), **{f"without_{row.name}": row.behavior.record() for row in found.rows})
     run.say(f"intact: {found.intact}")
     for row in found.rows:
         run.say(f"without {row.name} ({row.n_units} units): {row.behavior}")

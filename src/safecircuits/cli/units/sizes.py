@@ -214,6 +214,7 @@ def prune(
     import pandas as pd
 
     from safecircuits.behavior.categories import category_frame
+    from safecircuits.behavior.change import BehaviorChange
     from safecircuits.behavior.divergence import divergences, references_of
     from safecircuits.behavior.evaluate import evaluate
     from safecircuits.model.load import load_model
@@ -238,7 +239,7 @@ def prune(
         say_overlaps_with(run, groups, sets)
     rows: dict[str, Any] = {"before": {"parameters": smaller.parameters_before}}
     rows["after"] = {"parameters": smaller.parameters_after}
-    rates: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    change: BehaviorChange | None = None
     if sets:
         references = references_of(model, sets | {"template": template})
         cut = load_model(smaller.hf_model, backend="bridge", tokenizer=smaller.tokenizer)
@@ -247,7 +248,9 @@ def prune(
         }
         for name, behavior in measured_on.items():
             rows[name] |= behavior.figures
-            rates |= {name: behavior.rates}
+        change = BehaviorChange(**measured_on)
+        folder.result("behavior", change)
+        folder.tables("changes", change)
         rows["after"] |= replace(measured_on["after"], kl=divergences(references, cut)).kl_means
         kinds = category_frame(({"model": name}, one.by_category) for name, one in measured_on.items())
         if len(kinds):
@@ -259,8 +262,8 @@ def prune(
     for site, filling in smaller.filling.items():
         if filling:
             run.say(f"{site}: {filling} all-zero units fill the layers up to one width")
-    for name, value in rates["after"].items():
-        run.say(f"{name.replace('_', ' ')}: {rates['before'][name]:.1%} before, {value:.1%} after")
+    if change is not None:
+        run.say(str(change))
     run.answer(**rows, units=smaller.n_units)
 
 
