@@ -62,7 +62,7 @@ def test_any_kind_of_table(table: str, tiny_bridge: Any) -> None:
 def test_what_is_no_table_of_prompts(tiny_bridge: Any) -> None:
     splits = datasets.DatasetDict({"train": TABLES["datasets"], "test": TABLES["datasets"]})
     for given, said in {
-        "splits": (splits, "holds several splits, 'train', 'test': give split=, or one"),
+        "splits": (splits, "holds the splits 'train', 'test': give split=, or one"),
         "no prompts": (
             pd.DataFrame({"a": ["x"], "b": ["y"]}),
             "cannot tell which column",

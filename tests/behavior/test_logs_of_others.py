@@ -156,7 +156,7 @@ def test_what_a_log_may_hold(tmp_path: Path, kind: str) -> None:
         sample(0, epoch=2),
         sample(2, output={"choices": [], "completion": ""}, error={"message": "no"}),
     ]
-    with pytest.warns(Notice, match="1 of the 4 samples of .* have no answer"):
+    with pytest.warns(Notice, match="1 of the 4 samples of .* lack an answer, and is left out"):
         found = sc.Completions.load(written(tmp_path, samples, kind))
     assert found.prompts.prompts == (ASKED[0], ASKED[1], ASKED[0])
     assert found.texts == (SAID[0], SAID[1], SAID[0])

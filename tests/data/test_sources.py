@@ -308,5 +308,5 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot read prompts from .*p\.parquet"):
         load_prompts(tmp_path / "p.parquet")
     (tmp_path / "p.json").write_text('{"prompt": ["a", "b"], "output": ["c"]}')
-    with pytest.raises(ValueError, match="not of one length: 'prompt' 2, 'output' 1"):
+    with pytest.raises(ValueError, match="different numbers of rows: 'prompt' 2, 'output' 1"):
         load_prompts(tmp_path / "p.json")

@@ -153,7 +153,7 @@ class TestShapes:
         from datasets import Dataset, DatasetDict
 
         both = DatasetDict({"train": Dataset.from_pandas(frame()), "test": Dataset.from_pandas(frame()[1:])})
-        with pytest.raises(ValueError, match="a DatasetDict holds several splits, 'train', 'test': give split="):
+        with pytest.raises(ValueError, match="a DatasetDict holds the splits 'train', 'test': give split="):
             load_prompts(both)
         with pytest.raises(ValueError, match="there is no split 'dev'"):
             load_prompts(both, split="dev")

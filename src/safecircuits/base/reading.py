@@ -45,6 +45,27 @@ def parse_json(text: str, objects: Callable[[list[tuple[str, Any]]], Any] | None
         raise json.JSONDecodeError("nested too deeply", text, 0) from error
 
 
+def parse_lines(text: str, lead: str = "", objects: Callable[[list[tuple[str, Any]]], Any] | None = None) -> list[Any]:
+    """The values of JSON lines, without the blank ones; only a line feed ends a line, since texts may hold others.
+
+    Args:
+        lead: what an error begins with, such as the name of the file.
+        objects: as in ``parse_json``.
+
+    Raises:
+        ValueError: for a row that is no JSON; names it, and asks where it is the last whether the file was cut off.
+    """
+    lines = [line for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
+    found = []
+    for row, line in enumerate(lines, 1):
+        try:
+            found.append(parse_json(line, objects))
+        except json.JSONDecodeError as error:
+            cut = "; it is the last: was the file cut off?" if row == len(lines) > 1 else ""
+            raise ValueError(f"{lead}row {row} is no JSON ({error.msg}): {line[:60]!r}{cut}") from error
+    return found
+
+
 def read_json(path: str | Path, most: int = LARGEST) -> Any:
     """The value of a JSON file.
 

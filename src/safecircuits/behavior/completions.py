@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecircuits.base.arguments import truth, whole
 from safecircuits.base.files import write_text
 from safecircuits.base.outputs import require_replaceable
-from safecircuits.base.reading import parse_json, read_text, require_size
-from safecircuits.behavior.logs_of_others import harness_rows, inspect_log, is_harness_row, is_inspect_log
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
+from safecircuits.base.reading import parse_json, parse_lines, read_text, require_size
+from safecircuits.behavior.logs_of_harness import harness_rows, is_harness_row
+from safecircuits.behavior.logs_of_inspect import inspect_log, is_inspect_log
+from safecircuits.prompts.cells import is_missing, text_of
+from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, has_lone_surrogate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +51,9 @@ class Completions:
         object.__setattr__(self, "texts", texts_of(self.texts))
         if len(self.texts) != len(self.prompts):
             raise ValueError(f"there are {len(self.texts)} completions of {len(self.prompts)} prompts: one of each")
+        half = next((i for i, text in enumerate(self.texts, 1) if has_lone_surrogate(text)), None)
+        if half is not None:
+            raise ValueError(f"completion {half} holds half a character (a lone surrogate): write the data as UTF-8")
         if self.ended is not None:
             object.__setattr__(self, "ended", tuple(self.ended))
             if len(self.ended) != len(self.texts):
@@ -114,36 +120,63 @@ class Completions:
                 tuple(row[name] for row in rows) if all(name in row for row in rows) else None
                 for name in ("category", "ended", "tokens")
             )
+            if ended is not None:
+                ended = tuple(truth(one, "ended") for one in ended)
+            if tokens is not None:
+                tokens = tuple(whole(one, "tokens", 0) for one in tokens)
             prompts = PromptSet(path.stem, tuple(row["prompt"] for row in rows), categories=categories)
-            ended = None if ended is None else tuple(map(bool, ended))
-            return cls(prompts, tuple(str(row["completion"]) for row in rows), rows[0].get("cut"), ended, tokens)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls(prompts, tuple(row["completion"] for row in rows), rows[0].get("cut"), ended, tokens)
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"cannot read completions from {str(path)!r}: expected JSON lines with 'prompt' and 'completion', "
-                "as Completions.save writes them, or a log of Inspect or lm-evaluation-harness, but "
-                f"{type(error).__name__}: {error}"
+                f"cannot read completions from {str(path)!r}: {error}; expected are JSON lines with 'prompt' and "
+                "'completion', as Completions.save writes them, or a log of Inspect or lm-evaluation-harness"
             ) from error
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a file of completions, or the answers in a log, in the same form."""
+    if path.is_dir():
+        inside = sorted(one.name for one in path.iterdir() if one.suffix in (".jsonl", ".json", ".eval"))
+        raise ValueError(f"it is a folder; name one of its files: {', '.join(inside[:5]) or 'it has none'}")
     if path.suffix == ".eval":
         require_size(path)
         return inspect_log(path)
     text = read_text(path)
-    if path.suffix == ".json" and is_inspect_log(log := _whole(text)):
-        return inspect_log(path, log)
-    # Split at line feeds alone: a text may hold other line separators.
-    rows = [parse_json(line) for line in text.split("\n") if line]
-    return harness_rows(rows) if rows and all(map(is_harness_row, rows)) else rows
+    if path.suffix == ".json":
+        log = _whole(text)
+        if is_inspect_log(log):
+            return inspect_log(path, log)
+        rows = log if isinstance(log, list) else [log]
+    else:
+        rows = parse_lines(text)
+    if any(map(is_harness_row, rows)):
+        odd = next((i for i, row in enumerate(rows, 1) if not is_harness_row(row)), None)
+        if odd is not None:
+            raise ValueError(f"row {odd} is none of lm-evaluation-harness's samples, as others are")
+        return harness_rows(rows)
+    return [_checked(row, f"row {i}") for i, row in enumerate(rows, 1)]
 
 
 def _whole(text: str) -> Any:
-    """A file that is one JSON value; None for JSON lines."""
+    """The value of a JSON file; the list of them where it holds JSON lines."""
     try:
-        return parse_json(text)
-    except ValueError:
-        return None
+        return parse_json(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise ValueError(f"it is no JSON, or was cut off ({error})") from error
+        return parse_lines(text)
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    """A row with a prompt and a completion that are texts."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} is no object: {str(row)[:60]!r}")
+    for name in ("prompt", "completion"):
+        if name not in row:
+            raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(repr, row)) or 'nothing'}")
+        if is_missing(row[name]) and not isinstance(row[name], str):
+            raise ValueError(f"{where} holds {row[name]!r} for its {name}, which is no text")
+    return dict(row) | {name: text_of(row[name], where, name) for name in ("prompt", "completion")}
 
 
 def texts_of(completions: Completions | Sequence[str]) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from safecircuits.base.reading import parse_json
-from safecircuits.prompts.tables import KNOWN_COLUMNS, column_key, columns_of, require_different
+from safecircuits.base.reading import parse_json, parse_lines
+from safecircuits.prompts.cells import column_key
+from safecircuits.prompts.shapes import columns_by_name, columns_of, table_in
+from safecircuits.prompts.tables import KNOWN_COLUMNS, require_different
 
 
 def read_file(path: Path) -> dict[str, list[Any]]:
@@ -82,64 +84,33 @@ def _lines(path: Path) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
     try:
-        data = _parsed(_read_text(path), path)
+        data = parse_json(_read_text(path), _named(path))
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise
         return _read_jsonl(path)  # often called .json, too
-    if isinstance(data, dict) and (found := _of_pandas(data, path)) is not None:
-        return found
-    if isinstance(data, dict) and data and all(isinstance(column, list) for column in data.values()):
-        if len(set(map(len, data.values()))) > 1:
-            lengths = ", ".join(f"{name!r} {len(column)}" for name, column in data.items())
-            raise ValueError(f"the columns of {str(path)!r} are not of one length: {lengths}")
-        return data
+    what = repr(str(path))
+    if isinstance(data, dict) and data:
+        return table_in(data, what)
     if not isinstance(data, list):
-        raise ValueError(f"{str(path)!r} holds neither a list of rows nor a table of columns")
-    return columns_of(data, path)
+        raise ValueError(f'{what} holds neither a list of rows nor a table of columns: write [{{"prompt": …}}, …]')
+    return columns_of(data, what)
 
 
-def _parsed(text: str, path: Path) -> Any:
-    """JSON; a ValueError for an object that has one name twice, of which Python would keep the last."""
+def _named(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Makes an object; a ValueError for one that has a name twice, of which Python would keep the last."""
 
     def different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         require_different([name for name, _ in pairs], f"an object in {str(path)!r}")
         return dict(pairs)
 
-    return parse_json(text, different)
-
-
-def _of_pandas(data: dict[str, Any], path: Path) -> dict[str, list[Any]] | None:
-    """The columns of a table as ``DataFrame.to_json`` writes it, in any of its shapes that are objects; else None."""
-    if set(data) == {"schema", "data"} and isinstance(data["data"], list):  # orient="table"
-        return columns_of(data["data"], path)
-    if set(data) == {"columns", "index", "data"}:  # orient="split"
-        names, rows = list(map(str, data["columns"])), data["data"]
-        require_different(names, repr(str(path)))
-        return {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    inner = list(data.values())
-    if not inner or not all(isinstance(part, dict) and part for part in inner):
-        return None
-    labels = list(inner[0])
-    named = any(column_key(name) in KNOWN_COLUMNS for name in data)
-    by_column = named or not any(column_key(name) in KNOWN_COLUMNS for name in labels)
-    if not by_column:  # orient="index"
-        return columns_of(inner, path)
-    if any(list(part) != labels for part in inner):
-        raise ValueError(f"the columns of {str(path)!r} do not have the same rows")
-    return {name: list(part.values()) for name, part in data.items()}
+    return different
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:
-    rows = []
-    for line in _lines(path):
-        try:
-            rows.append(_parsed(line, path))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"cannot read prompts from {str(path)!r}: row {len(rows) + 1} is no JSON ({error.msg}): {line[:60]!r}"
-            ) from error
-    return columns_of(rows, path)
+    return columns_of(
+        parse_lines(_read_text(path), f"cannot read prompts from {str(path)!r}: ", _named(path)), repr(str(path))
+    )
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
@@ -149,8 +120,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
         frame = pd.read_parquet(path)
     except Exception as error:  # pyarrow has many kinds, which do not name the file
         raise ValueError(f"cannot read prompts from {str(path)!r}: {' '.join(str(error).split())}") from error
-    require_different(list(map(str, frame.columns)), repr(str(path)))
-    return {str(name): frame[name].tolist() for name in frame.columns}
+    return columns_by_name(frame, list(frame.columns), repr(str(path)))
 
 
 def _read_lines(path: Path) -> dict[str, list[Any]]:

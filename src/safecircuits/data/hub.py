@@ -11,6 +11,7 @@ from typing import Any
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import console
 from safecircuits.data.files import read_file
+from safecircuits.prompts.sources import table_of
 
 SEE_CARD = "see the data set's card"
 
@@ -197,7 +198,7 @@ def _by_datasets(known: HubSet, split: str) -> tuple[dict[str, list[Any]], str |
     urls = getattr(data.info, "download_checksums", None) or {}
     commits = {found[1] for url in urls if (found := re.search(r"@([0-9a-f]{40})/", str(url)))}
     revision = commits.pop() if len(commits) == 1 else None
-    return {column: list(data[column]) for column in data.column_names}, revision
+    return table_of(data) or {}, revision
 
 
 def _by_files(known: HubSet) -> tuple[dict[str, list[Any]], str | None]:

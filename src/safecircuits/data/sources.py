@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from safecircuits import organism
-from safecircuits.base.arguments import checked
+from safecircuits.base.arguments import checked, whole
 from safecircuits.data.files import READERS, read_file
 from safecircuits.data.hub import HUB_SETS, known_set, read_hub
 from safecircuits.organism.grammar import KINDS, Kind, Split
 from safecircuits.organism.requests import generate
 from safecircuits.prompts.chat_set import ChatSet, TrainingData
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set
-from safecircuits.prompts.tables import from_table, rows_where, split_of, table_of
+from safecircuits.prompts.sources import listed, split_of, table_of
+from safecircuits.prompts.tables import from_table, rows_where
 from safecircuits.prompts.whole_chats import chats_in, whole_chats
 
 if TYPE_CHECKING:
@@ -54,9 +56,10 @@ def load_prompts(
             notice, unless this is ``""``.
         categories: the column with each prompt's category, likewise (category, harm_category, …); ``""`` for none. Rows
             without one are of the category ``"none"``, with a notice.
-        n, seed: take ``n`` prompts: the first, or drawn with a seed.
+        n, seed: take ``n`` prompts: the first, or drawn with a seed. A data set that is streamed is read no further
+            than ``n`` prompts without a seed need, unless rows are chosen by ``where``.
         split: of the embedded language (``"test"`` by default) or of a hub data set (``"train"``, or what its short
-            name says); a ``DatasetDict`` needs one.
+            name says); a ``DatasetDict`` of several needs one. What has no splits cannot be asked for one.
         where: keep the rows of a table that have these values: ``where={"label": "safe"}``. What has no columns (the
             embedded language, a list, a PromptSet) cannot be asked for them.
 
@@ -73,18 +76,21 @@ def load_prompts(
         (('name a fruit .', 'name a tool .'), ('apple', 'saw'))
         >>> advbench = sc.load_prompts("advbench", n=100)  # doctest: +SKIP
     """
-    if isinstance(source, Iterator):
-        source = list(source)  # it can be read but once
+    source = listed(source)
+    if n is not None and seed is None and not where and hasattr(source, "take") and not hasattr(source, "__len__"):
+        source = _as_far(source, whole(n, "n"), column, responses)
     if isinstance(source, PromptSet) or (isinstance(source, str) and _is_ours(source)):
         if where:
             what = repr(source) if isinstance(source, str) else "a PromptSet"
             raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
+        if isinstance(source, PromptSet):
+            split_of(source, split)
         prompts = source if isinstance(source, PromptSet) else _ours(source, split or "test")
         return prompts.take(n, seed=seed)
     read = _table(source, split, where, name)
     if read is None:
-        listed: list[Any] = list(source)  # type: ignore[arg-type]  # no file and no table
-        return as_prompt_set(listed, name or "prompts").take(n, seed=seed)
+        texts: list[Any] = list(source)  # type: ignore[arg-type]  # no file and no table
+        return as_prompt_set(texts, name or "prompts").take(n, seed=seed)
     return _prompts_in(read, column, responses, categories).take(n, seed=seed)
 
 
@@ -154,8 +160,7 @@ def load_training_data(
         >>> [type(sc.data.load_training_data([{"messages": chat}])).__name__ for chat in (talk, talk + talk)]
         ['PromptSet', 'ChatSet']
     """
-    if isinstance(source, Iterator):
-        source = list(source)
+    source = listed(source)
     if isinstance(source, ChatSet):
         return load_chats(source, n=n, seed=seed, where=where)
     read = None
@@ -170,6 +175,23 @@ def load_training_data(
     if categories:
         raise ValueError(f"{read.label!r} holds chats, which have no categories: leave them out")
     return _taken(ChatSet(read.label, tuple(chats)), n, seed)
+
+
+def _as_far(stream: Any, n: int, column: str | None, responses: str | None) -> Any:
+    """As many rows of a data set that is streamed as hold ``n`` prompts, and what it says of its columns."""
+    rows, wanted = 0, n
+    while True:
+        taken = stream.take(wanted)
+        table = table_of(taken)
+        if table is None or not table:
+            return taken
+        rows = len(next(iter(table.values())))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is left out is said when the prompts are made
+            enough = len(from_table(table, column, responses, "table", "").prompts) >= n
+        if enough or rows < wanted:
+            return table
+        wanted *= 2
 
 
 def _taken(chats: ChatSet, n: int | None, seed: int | None) -> ChatSet:
@@ -204,6 +226,8 @@ def _table(source: Any, split: str | None, where: Mapping[str, Any] | None, name
         label = name or (path.stem if path.suffix else str(source))
         known = known_set(str(source))
         if path.suffix.lower() in READERS:
+            if split is not None:
+                raise ValueError(f"the file {str(path)!r} has no split {split!r}: leave split= out")
             table = read_file(path)
         else:
             if known is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safecircuits.base.arguments import READ_AS
 from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, has_lone_surrogate
-from safecircuits.prompts.tables import table_of
+from safecircuits.prompts.sources import listed, split_of, table_of
 from safecircuits.prompts.turns import Turn, turns_of
 from safecircuits.prompts.whole_chats import chats_in
 
@@ -121,9 +121,8 @@ def as_training_data(data: Any, name: str = "data") -> TrainingData:
     """Prompts or chats as they are; of a table chats where it holds any longer than one exchange, prompts otherwise."""
     if isinstance(data, PromptSet | ChatSet):
         return data
-    if isinstance(data, Iterator):
-        data = list(data)
-    table = None if isinstance(data, str) else table_of(data)
+    data = listed(data)
+    table = None if isinstance(data, str) else table_of(split_of(data, None))
     chats = None if table is None else chats_in(table, None, name)
     return as_prompt_set(data, name) if chats is None else ChatSet(name, tuple(chats))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safecircuits.prompts.cells import is_missing, kind_of, text_of
+from safecircuits.prompts.cells import column_key, is_missing, kind_of, plain, text_of
 from safecircuits.prompts.turns import is_chat, turns_of
 
 CHAT_COLUMNS = ("messages", "conversations")
@@ -18,7 +18,7 @@ CHAT_COLUMNS = ("messages", "conversations")
 def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str], list[str] | None]:
     """The texts of a column, and the answers in it where it holds chats with answers.
 
-    What is missing (None, NaN) is an empty text. A column whose chats have only answers is one of answers.
+    What is missing (None, NaN, among chats an empty list) is an empty text.
 
     Raises:
         ValueError: for what is neither a text nor a number nor a chat of one question and its answer.
@@ -29,24 +29,37 @@ def read_cells(cells: Sequence[Any], column: str, label: str) -> tuple[list[str]
     asked, answered = [], []
     for i, cell in enumerate(cells, 1):
         where = f"row {i} of {label!r}"
-        if not is_chat(cell):
-            raise ValueError(f"{where}: column {column!r} holds {kind_of(cell)} where other rows hold a chat")
-        question, answer = _exchange(cell, where, column)
+        question, answer = ("", "") if is_no_chat(cell, where, column) else _exchange(cell, where, column)
         asked.append(question)
         answered.append(answer)
-    if not any(asked):
-        return answered, None
     return asked, answered if any(answered) else None
 
 
-_STRINGIFIED = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+def is_no_chat(cell: Any, where: str, column: str) -> bool:
+    """Whether a cell beside chats holds nothing; a ValueError if it holds something else than a chat."""
+    if is_missing(cell) or (isinstance(cell, list) and not cell):
+        return True
+    if not is_chat(cell):
+        raise ValueError(f"{where}: column {column!r} holds {kind_of(cell)} where other rows hold a chat")
+    return False
+
+
+_STRINGIFIED = re.compile(
+    r"""\s*(\{\s*['"](messages|conversations)['"]\s*:\s*)?\[\s*\{[^{}]*?['"](role|from)['"]\s*:"""
+)
+_EMPTY = re.compile(r"\s*\[\s*\]\s*")
 
 
 def parsed(cells: Sequence[Any], column: str, label: str) -> Sequence[Any]:
-    """The cells, chats of them where they are written as text, as csv files have them: as JSON or as Python does."""
+    """The cells, with chats as lists of messages.
+
+    They may be texts, as csv files have them, JSON's or Python's; ``{"messages": […]}``; or one list a field, as
+    ``datasets`` gives features that are sequences.
+    """
+    cells = [_unwrapped(plain(cell)) for cell in cells]
     filled = [cell for cell in cells if not is_missing(cell)]
     chats = [cell for cell in filled if isinstance(cell, str) and _STRINGIFIED.match(cell)]
-    if not chats or (len(chats) < len(filled) and column.strip().lower() not in CHAT_COLUMNS):
+    if not chats or (len(chats) < len(filled) and column_key(column) not in map(column_key, CHAT_COLUMNS)):
         return cells
     return [
         _chat_in(cell, f"row {i} of {label!r}: column {column!r}") if isinstance(cell, str) and cell.strip() else cell
@@ -54,10 +67,24 @@ def parsed(cells: Sequence[Any], column: str, label: str) -> Sequence[Any]:
     ]
 
 
+def _unwrapped(cell: Any) -> Any:
+    if not isinstance(cell, Mapping):
+        return cell
+    if len(cell) == 1 and next(iter(cell)) in CHAT_COLUMNS:
+        return plain(next(iter(cell.values())))
+    fields = {name: plain(values) for name, values in cell.items()}
+    lengths = {len(values) if isinstance(values, list) else None for values in fields.values()}
+    if len(lengths) != 1 or lengths == {None} or not {"role", "from"} & set(fields):
+        return cell
+    return [dict(zip(fields, message, strict=True)) for message in zip(*fields.values(), strict=True)]
+
+
 def _chat_in(text: str, where: str) -> Any:
+    if _EMPTY.fullmatch(text):
+        return []
     for parse in (json.loads, ast.literal_eval):
         try:
-            chat = parse(text)
+            chat = _unwrapped(parse(text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if is_chat(chat):

@@ -12,8 +12,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
 from safecircuits.base.arguments import READ_AS, whole
+from safecircuits.prompts.cells import plain
 from safecircuits.prompts.rendering import Chat, common_prefix_length, fill, without_ends
-from safecircuits.prompts.tables import NO_CATEGORY, from_table, split_of, table_of
+from safecircuits.prompts.sources import listed, split_of, table_of
+from safecircuits.prompts.tables import NO_CATEGORY, from_table
 from safecircuits.prompts.templates import Template, resolve_template
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class PromptSet:
                         f"{field.removesuffix('s')} {i} of set {self.name!r} holds half a character (a lone "
                         f"surrogate), which no tokenizer reads: {text[:60]!r}; write the data as UTF-8"
                     )
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+        object.__setattr__(self, "prompts", tuple(map(_own, self.prompts)))
         if not self.prompts:
             raise ValueError(f"prompt set {self.name!r} is empty")
         blank = next((i for i, p in enumerate(self.prompts) if not isinstance(p, str) or not p.strip()), None)
@@ -61,7 +63,7 @@ class PromptSet:
             what = "is blank" if isinstance(self.prompts[blank], str) else f"is not text: {self.prompts[blank]!r}"
             raise ValueError(f"prompt {blank + 1} of the {len(self.prompts)} of set {self.name!r} {what}")
         if self.responses is not None:
-            object.__setattr__(self, "responses", tuple(self.responses))
+            object.__setattr__(self, "responses", tuple(map(_own, self.responses)))
             if len(self.responses) != len(self.prompts):
                 raise ValueError(
                     f"prompt set {self.name!r} has {len(self.prompts)} prompts but {len(self.responses)} responses"
@@ -186,6 +188,11 @@ class PromptSet:
         return self.responses
 
 
+def _own(text: Any) -> Any:
+    """Python's own text for numpy's and Arrow's; anything else as it is."""
+    return text if type(text) is str else plain(text)
+
+
 def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half a character, which no tokenizer reads."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
@@ -208,8 +215,7 @@ def as_prompt_set(prompts: Any, name: str = "prompts") -> PromptSet:
         return prompts
     if isinstance(prompts, str):
         raise ValueError(f"expected a PromptSet or a list of prompts, not the single string {prompts!r}")
-    if isinstance(prompts, Iterator):
-        prompts = list(prompts)
+    prompts = listed(prompts)
     table = table_of(split_of(prompts, None))
     return PromptSet(name, tuple(prompts)) if table is None else PromptSet(name, *from_table(table, None, None, name))
 

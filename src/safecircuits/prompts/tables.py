@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from safecircuits.base.notices import notify
-from safecircuits.prompts.cells import is_missing
+from safecircuits.prompts.cells import column_key, is_missing, text_of
 from safecircuits.prompts.chats import CHAT_COLUMNS, read_cells
 
 PROMPT_COLUMNS = (
@@ -36,52 +35,10 @@ class Rows(NamedTuple):
     categories: tuple[str, ...] | None
 
 
-def table_of(source: Any) -> dict[str, list[Any]] | None:
-    """The columns of a table; None for a list, an array or one column of prompts."""
-    names = getattr(source, "columns", None)
-    if names is None:
-        names = getattr(source, "column_names", None)  # of the library ``datasets``
-    if names is None and isinstance(source, Mapping):
-        names = list(source)
-    if names is not None and hasattr(source, "__getitem__"):
-        require_different(list(map(str, names)), f"the {type(source).__name__}")
-        table = {str(name): list(source[name]) for name in names}
-        if len({len(column) for column in table.values()}) > 1:
-            lengths = ", ".join(f"{name!r} {len(column)}" for name, column in table.items())
-            raise ValueError(f"the columns of the {type(source).__name__} have different numbers of rows: {lengths}")
-        return table
-    if isinstance(source, set | frozenset):
-        raise ValueError("a set has no order, so that prompts would change from run to run: pass sorted(prompts)")
-    if not hasattr(source, "__iter__"):
-        raise ValueError(
-            f"cannot read prompts from a {type(source).__name__}: pass a file, the id of a data set, a table, a list "
-            "of strings or a PromptSet"
-        )
-    rows = list(source)
-    return columns_of(rows, "the list of rows") if rows and all(isinstance(row, Mapping) for row in rows) else None
-
-
-def split_of(source: Any, split: str | None) -> Any:
-    """One split of several that come together, as ``datasets`` gives them; anything else as it is."""
-    if not isinstance(source, Mapping) or not source:
-        return source
-    if not all(hasattr(part, "column_names") or hasattr(part, "columns") for part in source.values()):
-        return source
-    if split not in source:
-        given = "give split=, or one of them" if split is None else f"there is no split {split!r}"
-        raise ValueError(f"a {type(source).__name__} holds several splits, {', '.join(map(repr, source))}: {given}")
-    return source[split]
-
-
 def require_different(names: list[str], what: str) -> None:
     """A ValueError for columns of one name."""
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"{what} has {names.count(twice[0])} columns named {twice[0]!r}; rename them")
-
-
-def column_key(name: str) -> str:
-    """A column's name as it is compared: without case, spaces, underscores, hyphens and a plural's s."""
-    return "".join(c for c in name.casefold() if c not in " _-\t\ufeff").removesuffix("s")
 
 
 KNOWN_COLUMNS = frozenset(map(column_key, (*PROMPT_COLUMNS, *RESPONSE_COLUMNS)))
@@ -117,20 +74,13 @@ def from_table(
     table: dict[str, list[Any]], column: str | None, responses: str | None, label: str, categories: str | None = None
 ) -> Rows:
     """The prompts of a table, with the responses and categories that stand beside them."""
-    has = ", ".join(map(repr, table)) or "none"
-    if column is None:
-        guess = columns_named(table, PROMPT_COLUMNS)
-        if not guess and len(table) == 1:
-            guess = list(table)
-        if not guess:
-            raise ValueError(
-                f"cannot tell which column of {label!r} holds the prompts: name it; columns: {has} "
-                "(column=, or --column)"
-            )
-        column = guess[0]
+    if not table:
+        raise ValueError(f"{label!r} is empty: it has no columns")
+    column, responses, categories = (None if name is None else str(name) for name in (column, responses, categories))
+    column = column or _prompt_column(table, label)
     if column not in table:
-        raise ValueError(f"{label!r} has no column {column!r}; columns: {has}")
-    table = _filled(table)
+        raise ValueError(f"{label!r} has no column {column!r}; columns: {', '.join(map(repr, table))}")
+    table = _filled(table, label)
     prompts, replies = read_cells(table[column], column, label)
     answers = _answers(table, column, responses, replies, label)
     prompts = _with_context(prompts, table, column, label)
@@ -138,6 +88,25 @@ def from_table(
     if answers is None:
         return Rows(tuple(prompts), None, kinds)
     return _answered(prompts, answers, label, kinds)
+
+
+def _prompt_column(table: dict[str, list[Any]], label: str) -> str:
+    """The column with the prompts, by its name or because it is the only one."""
+    guess = columns_named(table, PROMPT_COLUMNS)
+    alike = [name for name in guess[1:] if column_key(name) == column_key(guess[0])]
+    if len(alike) > 0 and any(table[name] != table[guess[0]] for name in alike):
+        both = ", ".join(map(repr, (guess[0], *alike)))
+        raise ValueError(
+            f"{label!r} has the columns {both}: name the one that holds the prompts (column=, or --column)"
+        )
+    if guess:
+        return guess[0]
+    if len(table) == 1 and not columns_named(table, RESPONSE_COLUMNS):
+        return next(iter(table))
+    raise ValueError(
+        f"cannot tell which column of {label!r} holds the prompts: name it; columns: {', '.join(map(repr, table))} "
+        "(column=, or --column)"
+    )
 
 
 def _categories(table: dict[str, list[Any]], column: str, named: str | None, label: str) -> tuple[str, ...] | None:
@@ -150,7 +119,13 @@ def _categories(table: dict[str, list[Any]], column: str, named: str | None, lab
     guess = named or next((name for name in columns_named(table, CATEGORY_COLUMNS) if name != column), None)
     if guess is None:
         return None
-    cells = ["" if is_missing(cell) else str(cell).strip() for cell in table[guess]]
+    try:
+        cells = [text_of(cell, f"row {i} of {label!r}", guess).strip() for i, cell in enumerate(table[guess], 1)]
+    except ValueError as error:
+        if named is not None:
+            raise
+        notify(f"the categories of {label!r} are not read: {error}")
+        return None
     if lacking := cells.count(""):
         if lacking == len(cells) and named is None:
             return None
@@ -200,9 +175,13 @@ def _answers(
     raise ValueError(f"column {responses!r} of {label!r} has no response in any row")
 
 
-def _filled(table: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _filled(table: dict[str, list[Any]], label: str) -> dict[str, list[Any]]:
     """The table without rows in which every cell is empty, as spreadsheets leave them at the end."""
     keep = [not all(map(is_missing, row)) for row in zip(*table.values(), strict=True)]
+    if (last := "".join(map("01".__getitem__, keep)).rfind("1")) >= 0 and (empty := keep[:last].count(False)):
+        first = keep.index(False) + 1
+        said = "is empty and left out: it is" if empty == 1 else "are empty and left out: the first is"
+        notify(f"{empty} of the {len(keep)} rows of {label!r} {said} row {first}")
     return {name: [cell for cell, kept in zip(cells, keep, strict=True) if kept] for name, cells in table.items()}
 
 
@@ -218,16 +197,3 @@ def _answered(prompts: list[str], answers: list[str], label: str, kinds: tuple[s
             f"{'is' if lacking == 1 else 'are'} left out: {first[:60]!r}{', …' if lacking > 1 else ''}"
         )
     return Rows(tuple(prompt for prompt, _ in rows), tuple(answer for _, answer in rows), kinds)
-
-
-def columns_of(rows: list[Any], path: Path | str) -> dict[str, list[Any]]:
-    """The columns of rows that are objects, or of rows that are strings, which are prompts."""
-    if all(isinstance(row, str) for row in rows):
-        return {"prompt": rows}
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(
-            f"cannot read prompts from {str(path)!r}: every row must be an object with named fields, or every row a "
-            "string"
-        )
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}

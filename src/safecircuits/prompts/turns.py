@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safecircuits.prompts.cells import is_missing, text_of
+from safecircuits.prompts.cells import is_missing, plain, text_of
 
 Role = Literal["system", "user", "assistant"]
 ROLES: Mapping[str, Role] = {
@@ -45,9 +45,10 @@ class Turn:
 
 def is_chat(cell: Any) -> bool:
     """Whether this is a list (or, from a parquet file, an array) of messages."""
-    if isinstance(cell, str | Mapping) or not hasattr(cell, "__len__") or len(cell) == 0:
+    cell = plain(cell)
+    if not isinstance(cell, list | tuple) or not cell:
         return False
-    return all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in cell)
+    return all(isinstance(one, Mapping) and isinstance(one.get("role", one.get("from")), str) for one in cell)
 
 
 def turns_of(chat: Any, where: str, column: str) -> tuple[Turn, ...]:

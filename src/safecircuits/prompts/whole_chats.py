@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from safecircuits.base.notices import notify
-from safecircuits.prompts.cells import is_missing, kind_of, text_of
-from safecircuits.prompts.chats import CHAT_COLUMNS, parsed
+from safecircuits.prompts.cells import is_missing, text_of
+from safecircuits.prompts.chats import CHAT_COLUMNS, is_no_chat, parsed
 from safecircuits.prompts.tables import PROMPT_COLUMNS, RESPONSE_COLUMNS, columns_named
 from safecircuits.prompts.turns import Turn, is_chat, turns_of
 
@@ -44,11 +44,9 @@ def whole_chats(table: Mapping[str, list[Any]], column: str | None, label: str) 
     chats, lacking = [], 0
     for i, cell in enumerate(cells):
         where = f"row {i + 1} of {label!r}"
-        if is_missing(cell):
+        if is_no_chat(cell, where, name):
             lacking += 1
             continue
-        if not is_chat(cell):
-            raise ValueError(f"{where}: column {name!r} holds {kind_of(cell)} where other rows hold a chat")
         turns = turns_of(cell, where, name)
         if completions is not None:
             turns = tuple(replace(turn, trained=False) for turn in turns) + _completion(completions[i], where)
@@ -60,10 +58,17 @@ def whole_chats(table: Mapping[str, list[Any]], column: str | None, label: str) 
             lacking += 1
             continue
         chats.append(turns)
+    tools = [one for one in columns_named(table, ("tools",)) if not all(_is_empty(cell) for cell in table[one])]
+    if tools and chats:
+        notify(f"column {tools[0]!r} of {label!r} is not read: chats are put to the model without tools")
     if lacking and chats:
-        have = "has" if lacking == 1 else "have"
-        notify(f"{lacking} of the {len(cells)} chats of {label!r} {have} no answer and are left out")
+        have = "has no answer and is" if lacking == 1 else "have no answer and are"
+        notify(f"{lacking} of the {len(cells)} chats of {label!r} {have} left out")
     return chats or None
+
+
+def _is_empty(cell: Any) -> bool:
+    return is_missing(cell) or (hasattr(cell, "__len__") and len(cell) == 0)
 
 
 def _candidates(table: Mapping[str, list[Any]]) -> Sequence[str]:
