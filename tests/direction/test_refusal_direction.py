@@ -80,6 +80,8 @@ def test_a_result_is_saved_and_drawn(affine: Any, tmp_path: Path) -> None:
     assert again.chosen.equals(affine.chosen)
     assert affine.plot().lines
     assert affine.record()["layer"] == affine.layer
+    here = affine.directions.column(affine.position)
+    assert tuple(affine.interval[affine.layer, here].tolist()) == pytest.approx(affine.scores["bypass"][1:])
     assert affine.to_frame()["bypass"].iloc[0] == pytest.approx(float(affine.bypass[affine.layer, -1]))
 
 

@@ -43,7 +43,7 @@ def test_stability_prints_every_overlap() -> None:
     result = Stability(("a", "b"), {"SCU": values}, {"SCU": 0.05}, values, {})
     ax = plot_stability(result, ax=axis())
     assert [text.get_text() for text in ax.texts] == ["100", "25", "25", "100"]
-    assert ax.get_title() == "SCU: Jaccard overlap (%), by chance 5.0"
+    assert ax.get_title() == "SCU: Jaccard overlap (%)\nmean 25, by chance 5.0"  # two sets have no interval
     with pytest.raises(ValueError, match="no group 'UCU'"):
         plot_stability(result, "UCU", ax=axis())
 

@@ -64,6 +64,8 @@ class MeanDirections(Result):
     p: float
     shape: ModelShape
     provenance: dict[str, Any]
+    interval: Float[Tensor, "layer position two"] | None = None
+    """95 % of resampled prompts' differences reach so far along the direction; None in results of earlier versions."""
 
     def at(self, layer: int, position: int = -1) -> Direction:
         """The direction after ``layer`` at ``position``, with the harmless level at every place.
@@ -147,7 +149,7 @@ class MeanDirections(Result):
         return pd.DataFrame(rows)
 
     def record(self) -> dict[str, Any]:
-        """``length``, ``chance`` and ``cosine_low`` by layer and position, the ``positions`` and the ``p`` of all."""
+        """``length`` and its ``interval``, ``chance`` and ``cosine_low`` by layer and position, and the ``p`` of all."""
         return {
             "positions": self.positions,
             "tokens": self.tokens,
@@ -156,7 +158,7 @@ class MeanDirections(Result):
             "cosine_low": self.cosine.numpy(),
             "harmfulness_with_refusal": [_cosine(by[0], by[-1]) for by in self.difference],
             "p": self.p,
-        }
+        } | ({} if self.interval is None else {"interval": self.interval.numpy()})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The length of the difference by layer, one line a position, and what chance has at the last."""
@@ -239,7 +241,7 @@ def directions_of(states: PromptStates, *, draws: int = DRAWS, seed: int = 0) ->
     harmful, harmless = states.values[:, :, :n], states.values[:, :, n:]
     difference = states.difference()
     generator = torch.Generator().manual_seed(seed)
-    cosine, chance, p = _sureness(harmful, harmless, difference, draws, generator)
+    cosine, interval, chance, p = _sureness(harmful, harmless, difference, draws, generator)
     if p > 0.05:
         raise ValueError(
             f"the {n} harmful and {harmless.shape[2]} harmless prompts differ in the residual stream no more than sets "
@@ -257,19 +259,25 @@ def directions_of(states: PromptStates, *, draws: int = DRAWS, seed: int = 0) ->
         p,
         states.shape,
         states.provenance,
+        interval,
     )
 
 
 def _sureness(
     harmful: Tensor, harmless: Tensor, difference: Tensor, draws: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, float]:
-    """The cosine that 95 % of resamples reach, the length that 95 % of shuffled labels reach, and one p of all."""
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The cosine that 95 % of resamples reach, how far along the direction they reach, the length that 95 % of shuffled
+    labels reach, and one p of all.
+
+    Lengths of resampled differences are too long, since noise adds to them; their parts along the direction are not.
+    """
     n, m = harmful.shape[2], harmless.shape[2]
     of = [multiplicities(size, draws, generator).float() / size for size in (n, m)]
     labels = torch.stack([torch.randperm(n + m, generator=generator) < n for _ in range(draws)])
     shuffled = torch.where(labels, 1 / n, -1 / m)  # draw prompt
     cosine, chance = (torch.empty(difference.shape[:2]) for _ in range(2))
-    beyond, observed = torch.zeros(draws), 0.0
+    interval = torch.empty((*difference.shape[:2], 2))
+    ends, beyond, observed = torch.tensor([0.025, 0.975]), torch.zeros(draws), 0.0
     for layer in range(difference.shape[0]):
         for column in range(difference.shape[1]):
             here = difference[layer, column].float()
@@ -277,6 +285,7 @@ def _sureness(
             resampled = of[0] @ a - of[1] @ b  # draw d_model
             near = torch.nn.functional.cosine_similarity(resampled, here[None], dim=1)
             cosine[layer, column] = torch.quantile(near, 0.05)
+            interval[layer, column] = torch.quantile(resampled @ here / here.norm().clamp(min=1e-30), ends)
             lengths = (shuffled @ torch.cat([a, b])).norm(dim=1)
             chance[layer, column] = torch.quantile(lengths, 0.95)
             usual = float(lengths.mean())
@@ -284,4 +293,4 @@ def _sureness(
                 beyond = torch.maximum(beyond, lengths / usual)
                 observed = max(observed, float(here.norm()) / usual)
     p = (1 + int((beyond >= observed).sum())) / (1 + draws) if observed > 0 else 1.0
-    return cosine, chance, p
+    return cosine, interval, chance, p

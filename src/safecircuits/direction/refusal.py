@@ -68,8 +68,10 @@ class RefusalDirection(Result):
     layer: int | None
     position: int | None
     scores: Mapping[str, tuple[float, float, float]]
-    controls: Mapping[str, Float[Tensor, "draw score"]]
+    controls: Mapping[str, Float[Tensor, "draws score"]]
     provenance: dict[str, Any]
+    interval: Float[Tensor, "layer position two"] | None = None
+    """95 % intervals of ``bypass`` over held-out prompts; None in results of earlier versions."""
 
     @property
     def chosen(self) -> Direction:
@@ -150,7 +152,7 @@ class RefusalDirection(Result):
             "positions": self.directions.positions,
             "tokens": self.directions.tokens,
             **by_place,
-        }
+        } | ({} if self.interval is None else {"bypass_interval": self.interval.numpy()})
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Bypass by layer at each position, what the intact model has, and the chosen one marked."""
@@ -222,12 +224,14 @@ def refusal_direction(
     scorer = DirectionScorer(model, *others, tokens, ablation, **shared)
     rows, columns = _candidates(found, filters, layers, positions)
     scores = {name: torch.full(found.chance.shape, torch.nan, dtype=torch.float64) for name in SCORES}
+    interval = torch.full((*found.chance.shape, 2), torch.nan, dtype=torch.float64)
     each: dict[tuple[int, int], ScoredPrompts] = {}
     places = [(row, column) for row in rows for column in columns if found.difference[row, column].any()]
     for place in track(places, "candidate directions", total=len(places), enabled=progress):
         each[place] = scorer.score(found.at(place[0], found.positions[place[1]]))
         for name, value in zip(SCORES, each[place].means, strict=True):
             scores[name][place] = value
+        interval[place] = torch.tensor(mean_interval(each[place].bypass)[1:])
     others_states = prompt_states(model, *others, progress=progress, **shared)
     category = torch.empty(0)
     if used[0].categories is not None or rule == "category":
@@ -250,6 +254,7 @@ def refusal_direction(
         {},
         {},
         provenance,
+        interval,
     )
     best = _best(result, rule)
     if best is None:

@@ -77,7 +77,9 @@ def plot_score_comparison(
 
 @styled
 def plot_stability(stability: Recorded | Record, group: str = "SCU", *, ax: Axes | None = None) -> Axes:
-    """Jaccard overlap of a group between calibration sets, in percent, as a matrix; the title says what chance gives.
+    """Jaccard overlap of a group between calibration sets, in percent, as a matrix.
+
+    The title has the mean over pairs with its 95 % interval over calibration sets, and what chance gives.
 
     Raises:
         ValueError: for an unknown group.
@@ -96,7 +98,10 @@ def plot_stability(stability: Recorded | Record, group: str = "SCU", *, ax: Axes
     ax.set_yticks(range(n), names)
     ax.tick_params(length=0)
     ax.grid(False)
-    ax.set_title(f"{group}: Jaccard overlap (%), by chance {100 * record['chance'][group]:.1f}")
+    mean, low, high = (100 * record["means"][group][name] for name in ("mean", "low", "high"))
+    interval = f" [{low:.0f}, {high:.0f}]" if low == low else ""
+    chance = 100 * record["chance"][group]
+    ax.set_title(f"{group}: Jaccard overlap (%)\nmean {mean:.0f}{interval}, by chance {chance:.1f}")
     return ax
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
+from safecircuits.base.stats import mean_interval
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.result import Result
@@ -55,20 +56,24 @@ class Stability(Result):
     provenance: dict[str, Any]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a group, and one for the order: mean and least over pairs of calibration sets."""
+        """One row a group, and one for the order: mean over pairs of calibration sets, its 95 % interval, and least.
+
+        The interval is over calibration sets: each is left out in turn (jackknife). Two of them have none (NaN).
+        """
         import pandas as pd
 
         rows = [
             {"what": f"Jaccard {group}", **_pairs(values), "chance": self.chance[group]}
             for group, values in self.jaccard.items()
         ]
-        rows.append({"what": "rank correlation of S − U", **_pairs(self.rank_correlation), "chance": 0.0})
+        rows.append({"what": "rank correlation of S − U", **_pairs(self.rank_correlation, -1.0), "chance": 0.0})
         return pd.DataFrame(rows)
 
     def record(self) -> dict[str, Any]:
-        """``jaccard`` by group as a matrix over the ``names``, and what ``chance`` gives."""
+        """``jaccard`` by group as a matrix over the ``names``, its ``means`` over pairs, and what ``chance`` gives."""
         jaccard = {group: values.numpy() for group, values in self.jaccard.items()}
-        return {"names": self.names, "jaccard": jaccard, "chance": dict(self.chance)}
+        means = {group: _pairs(values) for group, values in self.jaccard.items()}
+        return {"names": self.names, "jaccard": jaccard, "chance": dict(self.chance), "means": means}
 
     def plot(self, ax: Axes | None = None, *, group: str = "SCU") -> Axes:
         """Jaccard overlap of a group between calibration sets as a matrix, in percent."""
@@ -167,6 +172,13 @@ def compare_groups(found: Mapping[str, UnitGroups]) -> Stability:
     return Stability(names, jaccard, chance, correlation, {"groups": {name: g.provenance for name, g in found.items()}})
 
 
-def _pairs(values: Tensor) -> dict[str, float]:
+def _pairs(values: Tensor, least: float = 0.0) -> dict[str, float]:
+    """Mean over pairs, its 95 % interval (of the jackknife's pseudo-values, at least ``least``), and the least."""
     off = values[~torch.eye(len(values), dtype=torch.bool)]
-    return {"mean": float(off.mean()), "least": float(off.min())}
+    n, mean = len(values), float(off.mean())
+    low = high = float("nan")
+    if n > 2:
+        total = float(off.double().sum())
+        left = (total - 2 * (values.double().sum(1) - values.double().diagonal())) / ((n - 1) * (n - 2))
+        _, low, high = mean_interval(n * mean - (n - 1) * left, within=(least, 1.0))
+    return {"mean": mean, "low": low, "high": high, "least": float(off.min())}

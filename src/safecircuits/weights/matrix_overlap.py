@@ -7,8 +7,12 @@ matrix writes have in common. Each beside what chance gives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.vocabulary import COMPONENTS
@@ -41,6 +45,8 @@ class MatrixOverlap(Result):
     measure: Measure
     shape: ModelShape
     provenance: dict[str, Any]
+    chance_interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Where 95 % of such choices lie; empty in results of earlier versions."""
 
     def to_frame(self) -> pd.DataFrame:
         """Overlaps, one row a layer and one column a matrix."""
@@ -56,7 +62,7 @@ class MatrixOverlap(Result):
         """Overlap by layer, one line a matrix, with chance."""
         from safecircuits.plots.overlap import plot_overlap
 
-        return plot_overlap(self.to_frame(), self.chance, self.measure, ax=ax)
+        return plot_overlap(self.to_frame(), self.chance, self.measure, self.chance_interval, ax=ax)
 
 
 @checked
@@ -91,7 +97,27 @@ def weight_overlap(
         "within": within,
     }
     chance = {key: f / (2 - f) for key, f in shares.items()}
-    return MatrixOverlap(one.jaccard(other), chance, "jaccard", safety.shape, provenance)
+    intervals = {key: _jaccard_by_chance(mask, within) for key, mask in one.masks.items()}
+    return MatrixOverlap(one.jaccard(other), chance, "jaccard", safety.shape, provenance, intervals)
+
+
+def _jaccard_by_chance(mask: Bool[Tensor, "out in"], within: Within) -> tuple[float, float]:
+    """Where 95 % of Jaccard indices lie when the other choice is any of as many weights of the matrix or of each row.
+
+    What both have is hypergeometric, over rows a sum of such numbers, which is taken for normal.
+    """
+    from scipy.stats import hypergeom
+
+    chosen = int(mask.sum())
+    if within == "matrix":
+        low, high = hypergeom(mask.numel(), chosen, chosen).interval(0.95)
+    else:
+        counts, rows = mask.sum(1).unique(return_counts=True)
+        variances = [hypergeom.var(mask.shape[1], k, k) for k in counts.tolist()]
+        mean = float((counts.double() ** 2 / mask.shape[1] * rows).sum())
+        half = 1.96 * float((torch.tensor(variances).double() * rows).sum()) ** 0.5
+        low, high = max(mean - half, 0.0), mean + half
+    return low / (2 * chosen - low), high / (2 * chosen - high)
 
 
 @checked
@@ -110,4 +136,17 @@ def space_overlap(safety: OutputSpaces, utility: OutputSpaces, rank: int) -> Mat
     # A random direction has, squared, a rank/out of itself in any space of that rank.
     chance = {key: min(1.0, rank / basis.shape[0]) for key, basis in safety.bases.items()}
     provenance = {"safety": safety.provenance, "utility": utility.provenance, "rank": rank}
-    return MatrixOverlap(safety.overlap(utility, rank), chance, "subspace", safety.shape, provenance)
+    intervals = {key: _space_by_chance(rank, basis.shape[0]) for key, basis in safety.bases.items()}
+    return MatrixOverlap(safety.overlap(utility, rank), chance, "subspace", safety.shape, provenance, intervals)
+
+
+def _space_by_chance(rank: int, out: int) -> tuple[float, float]:
+    """Where 95 % of the shares lie that two random spaces of a rank have in common, taken for normal.
+
+    The trace of the product of two random projections to r of d dimensions has the mean r²/d and the variance
+    2 r² (d − r)² / (d² (d − 1) (d + 2)).
+    """
+    if rank >= out:
+        return 1.0, 1.0
+    half = 1.96 * (2.0 * (out - rank) ** 2 / (out**2 * (out - 1) * (out + 2))) ** 0.5
+    return max(rank / out - half, 0.0), min(rank / out + half, 1.0)
