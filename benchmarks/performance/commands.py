@@ -1,7 +1,9 @@
-"""How long each command takes: ``python -m benchmarks.performance.commands [--only WORD ...] [--write]``.
+"""How long each command takes: ``python -m benchmarks.performance.commands [--only WORD ...] --out FOLDER``.
 
 Each runs by itself on one thread, on the real planted model (135 million parameters, 30 layers) with sixteen prompts a
-set unless said otherwise. What counts is processor time, so that what else the machine does has no part in it.
+set unless said otherwise. What counts is processor time, so that what else the machine does has no part in it. Each is
+written when it is measured, into the file that ``--help`` reads, so that an interrupted run goes on where it was;
+commands that read what another leaves run that first where ``FOLDER`` lacks it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,11 +21,13 @@ from typing import Any
 
 from benchmarks.performance.results import describe_machine
 from safecircuits.base.files import write_text
+from safecircuits.cli import times
 from safecircuits.data.sources import load_prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "command_times.md"
-DATA = PAGE.with_suffix(".json")
+DATA = Path(times.__file__).with_name(times.NAME)
 REAL, N = "smollm2:layers-12-16", 16
+ON = f"on a model of 135 million parameters with {N} prompts a set, start included"
 
 _SETS = {"malicious": "requests:malicious", "normal": "requests:normal", "over": "requests:over_rejection"}
 _ON = {"malicious": "--malicious {malicious}", "normal": "--normal {normal}", "over": "--over-rejection {over}"}
@@ -63,6 +69,11 @@ COMMANDS: dict[str, str] = {
     "report": "{out}/evaluate --out {out}/page.html",
 }
 """Commands with their options; those that read what another leaves come after it."""
+_ON_ELSE = {
+    "layers grid": "on `organism:aligned` (8 layers, 36 blocks)",
+    **dict.fromkeys(("doctor", "organism list", "mask combine", "mask show", "report"), "start included"),
+}
+"""What was not measured on that."""
 _NO_SETS = ("layers heatmap", "units enrichment", "judge robustness")
 _NO_RUN = ("doctor", "organism list", "mask combine", "mask show", "mask convert", "report")
 
@@ -70,41 +81,64 @@ _NO_RUN = ("doctor", "organism list", "mask combine", "mask show", "mask convert
 def main() -> int:
     """Run the commands; 1 if one fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.performance.commands", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="commands that have one of these words")
-    parser.add_argument("--write", action="store_true", help=f"write {DATA.name} and {PAGE.name}")
-    parser.add_argument("--out", type=Path, help="folder of the runs; a temporary one unless given")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="commands that have one of these words, also again")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, which is kept")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        out = chosen.out or Path(temporary)
-        out.mkdir(parents=True, exist_ok=True)
-        values = _values(out)
-        seconds: dict[str, float] = json.loads(DATA.read_text())["seconds"] if chosen.only and DATA.exists() else {}
-        failed = []
-        for command, options in COMMANDS.items():
-            if chosen.only and not set(command.split()) & set(chosen.only):
-                continue
-            options = options.format(**values)
-            if command not in _NO_RUN:
-                options += "" if command in _NO_SETS else f" --n {N}"
-                options += f" --out {out}/{command.replace(' ', '-')}"
-            spent = processor_seconds(f"{command} {options}")
-            if spent is None:
-                failed.append(command)
-                continue
-            seconds[command] = spent
-            print(f"{command}: {spent:.1f} s", flush=True)
-    if chosen.write and not failed:
-        document = {"machine": describe_machine(), "seconds": {c: round(seconds[c], 1) for c in COMMANDS}}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    document = json.loads(DATA.read_text()) if DATA.exists() else {"seconds": {}}
+    document |= {"machine": describe_machine(), "on": {"": ON, **_ON_ELSE}}
+    lines, failed = command_lines(chosen.out), []
+    for command, line in lines.items():
+        if not set(command.split()) & set(chosen.only) if chosen.only else command in document["seconds"]:
+            continue
+        for needed in needs(command):
+            if not left_by(needed, chosen.out).exists():
+                processor_seconds(lines[needed])
+        shutil.rmtree(chosen.out / _folder(command), ignore_errors=True)  # a finished run would end at once
+        spent = processor_seconds(line)
+        if spent is None:
+            failed.append(command)
+            continue
+        print(f"{command}: {spent:.1f} s", flush=True)
+        document["seconds"][command] = round(spent, 1)
+        document["seconds"] = {c: document["seconds"][c] for c in COMMANDS if c in document["seconds"]}
         write_text(DATA, json.dumps(document, indent=1) + "\n")
         write_text(PAGE, page(document))
     print(*(f"failed: {command}" for command in failed), sep="\n")
     return 1 if failed else 0
 
 
+def command_lines(out: Path) -> dict[str, str]:
+    """Each command with all its options, and its run in a folder of ``out``."""
+    values, lines = _values(out), {}
+    for command, options in COMMANDS.items():
+        options = options.format(**values)
+        if command not in _NO_RUN:
+            options += "" if command in _NO_SETS else f" --n {N}"
+            options += f" --out {out / _folder(command)}"
+        lines[command] = f"{command} {options}"
+    return lines
+
+
+def _folder(command: str) -> str:
+    return command.replace(" ", "-")
+
+
+def needs(command: str) -> list[str]:
+    """The commands whose runs a command reads, each after those that it needs itself."""
+    read = [other for other in COMMANDS if other != command and f"{{out}}/{_folder(other)}" in COMMANDS[command]]
+    if "{out}/both.safetensors" in COMMANDS[command] and command != "mask combine":
+        read.append("mask combine")
+    return list(dict.fromkeys(one for other in read for one in (*needs(other), other)))
+
+
+def left_by(command: str, out: Path) -> Path:
+    """What there is when a command has run."""
+    return out / "both.safetensors" if command == "mask combine" else out / _folder(command) / "run.json"
+
+
 def processor_seconds(line: str) -> float | None:
     """Of ``safecircuits LINE`` in a process of its own, on one thread; None if it fails."""
-    import shlex
-
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "safecircuits", *shlex.split(line)]
     with tempfile.TemporaryFile("w+") as said:
@@ -146,7 +180,7 @@ def page(document: dict[str, Any]) -> str:
             "Starting Python, and loading and checking the model, are 10 to 15 s of each. Printed by",
             "",
             "```",
-            "python -m benchmarks.performance.commands --write",
+            "python -m benchmarks.performance.commands --out FOLDER",
             "```",
             "",
             "| command | seconds |",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+
+from safecircuits.cli.times import TimedCommand
 
 FOLDED = ("Every run", "Reading prompts")
 """Panels that ``--help`` names in one line."""
@@ -25,7 +26,7 @@ HelpAllOption = Annotated[
 ]
 
 
-class FoldedCommand(TyperCommand):
+class FoldedCommand(TimedCommand):
     """A command whose ``--help`` ends with the names of the options that are folded away."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

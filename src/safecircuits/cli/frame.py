@@ -46,6 +46,7 @@ from safecircuits.cli.options import (
     torch_dtype,
 )
 from safecircuits.cli.signature import PROMPTS, SHARED, TEMPLATE, OwnOptions, option, with_options
+from safecircuits.cli.times import TimedCommand, words_of
 from safecircuits.cli.written import REPORT, listed, write_page
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def run_command(
 
         def body(ctx: typer.Context, **given: Any) -> None:
             if trains:
-                require_one_process(_name(ctx))
+                require_one_process(words_of(ctx))
             from safecircuits.prompts.templates import Template
             from safecircuits.results.run import AlreadyComplete
 
@@ -254,7 +255,7 @@ def run_command(
                 words = {key: chosen[key] for key in beside}
                 options = template_options(words.pop("template_option", None))
                 given["template"] = Template(given["template"], **words, options=options)
-            run = Run(_name(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
+            run = Run(words_of(ctx), {key: _plain(value) for key, value in arguments.items()}, chosen)
             run.chosen = {name for name in given if _is_given(ctx, name)}
             try:
                 with redirect_stdout(sys.stderr):  # what libraries print must not mix with the results on stdout
@@ -298,7 +299,7 @@ def plain_command(app: typer.Typer, name: str | None = None) -> Callable[[Callab
             if is_main():  # of several processes one writes
                 function(**own.gathered(given))
 
-        app.command(name)(_framed(function, body, [*own.listed, option("config", *SHARED["config"])]))
+        app.command(name, cls=TimedCommand)(_framed(function, body, [*own.listed, option("config", *SHARED["config"])]))
         return function
 
     return register
@@ -307,15 +308,6 @@ def plain_command(app: typer.Typer, name: str | None = None) -> Callable[[Callab
 def _is_given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
-
-
-def _name(ctx: Any) -> str:
-    """The command's words, without the program's: ``layers similarity``."""
-    words: list[str] = []
-    while ctx.parent is not None:
-        words.insert(0, ctx.info_name)
-        ctx = ctx.parent
-    return " ".join(words)
 
 
 def _framed(

@@ -22,7 +22,8 @@ CompletionsOption = Annotated[
     Path,
     typer.Option(
         "--completions",
-        help="JSON lines with prompt and completion, as runs keep them (RUN/completions/malicious.jsonl).",
+        help="JSON lines with prompt and completion, as runs keep them (RUN/completions/malicious.jsonl), or a log of "
+        "Inspect (.eval, .json) or of lm-evaluation-harness (samples_TASK_….jsonl).",
     ),
 ]
 

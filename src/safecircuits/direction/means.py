@@ -149,7 +149,7 @@ class MeanDirections(Result):
         return pd.DataFrame(rows)
 
     def record(self) -> dict[str, Any]:
-        """``length`` and its ``interval``, ``chance`` and ``cosine_low`` by layer and position, and the ``p`` of all."""
+        """``length``, its ``interval``, ``chance`` and ``cosine_low`` by layer and position, and the ``p`` of all."""
         return {
             "positions": self.positions,
             "tokens": self.tokens,
