@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from safecircuits.cli.canvas import axis
 from safecircuits.direction.means import directions_of
 from safecircuits.model.sites import ModelShape
 from safecircuits.plots.refusal_direction import plot_bypass, plot_lengths
 from safecircuits.plots.scores import plot_stability
-from safecircuits.plots.style import axis
 from safecircuits.units.resampling import Stability
 from safecircuits.weights.matrix_overlap import MatrixOverlap, _jaccard_by_chance, _space_by_chance
 

@@ -110,7 +110,7 @@ def _jaccard_by_chance(mask: Bool[Tensor, "out in"], within: Within) -> tuple[fl
 
     chosen = int(mask.sum())
     if within == "matrix":
-        low, high = hypergeom(mask.numel(), chosen, chosen).interval(0.95)
+        low, high = map(float, hypergeom(mask.numel(), chosen, chosen).interval(0.95))
     else:
         counts, rows = mask.sum(1).unique(return_counts=True)
         variances = [hypergeom.var(mask.shape[1], k, k) for k in counts.tolist()]
