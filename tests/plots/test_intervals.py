@@ -47,7 +47,7 @@ def test_the_length_of_a_difference_has_the_error_of_its_prompts() -> None:
 
 
 def test_figures_of_directions_draw_what_their_records_have() -> None:
-    found = directions_of(states(8, 8, 1), draws=50)
+    found = directions_of(states(20, 20, 1), draws=50)
     for record, bands in ((found.record(), 2), ({k: v for k, v in found.record().items() if k != "interval"}, 1)):
         assert len(plot_lengths(record, ax=axis()).collections) == bands  # one is chance
     ends = np.array([[[0.5, 1.5]], [[-0.5, 0.5]]])
@@ -69,12 +69,12 @@ def test_chance_of_weights_is_where_random_choices_meet(within: Any, share: floa
     else:
         one.flat[: round(share * one.size)] = True
     drawn = []
-    for _ in range(2000):
+    for _ in range(1000):
         other = rng.permuted(one, axis=1) if within == "row" else rng.permutation(one.ravel()).reshape(one.shape)
         drawn.append((one & other).sum() / (one | other).sum())
     low, high = _jaccard_by_chance(torch.tensor(one), within)
     inside = np.mean([(low <= value) & (value <= high) for value in drawn])
-    assert 0.93 <= inside <= 0.985  # what is counted in steps holds more than asked
+    assert 0.93 <= inside <= 0.995  # what is counted in steps holds more than asked
 
 
 @pytest.mark.parametrize(("rank", "out"), [(4, 32), (20, 32), (1, 32)])
