@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from safecircuits.prompts.cells import is_missing, plain
-from safecircuits.prompts.tables import KNOWN_COLUMNS, column_key, require_different
+from safecircuits.prompts.cells import column_key, is_missing, plain
+from safecircuits.prompts.tables import KNOWN_COLUMNS, require_different
 from safecircuits.prompts.turns import ROLES, is_chat
 
 Columns = dict[str, list[Any]]

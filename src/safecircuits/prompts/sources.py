@@ -58,7 +58,7 @@ def _columns(source: Any, what: str) -> Columns | None:
 
 def _of_index(source: Any) -> Columns:
     """What stands in a frame's index by a name that is known, and in no column of that name."""
-    index = getattr(source, "index", None)
+    index: Any = getattr(source, "index", None)
     names = [name for name in getattr(index, "names", ()) if column_key(str(name)) in KNOWN_COLUMNS]
     return {str(name): index.get_level_values(name).tolist() for name in names if name not in source.columns}
 

@@ -120,7 +120,7 @@ def stability(
         folder.figure(f"stability_{name}", plot_stability(found, name, ax=axis((4.2, 4.2))), of=found)
     run.answer(stability={row.what: row.mean for row in found.to_frame().itertuples(index=False)})
     for row in found.to_frame().itertuples(index=False):
-        interval = f" [{row.low:.2f}, {row.high:.2f}]" if row.low == row.low else ""
+        interval = f" [{row.low:.2f}, {row.high:.2f}]" if len(found.names) > 2 else ""
         run.say(f"{row.what}: mean {row.mean:.2f}{interval}, least {row.least:.2f}, by chance {row.chance:.2f}")
 
 
