@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,6 @@ from safecircuits.results.load_record import command_line, load_run
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "docs/reference/reproduction.json"
 
-_FINDING = re.compile(
-    r"\s*(?P<shows>yes|no|unclear|inconclusive)\s{2}(?P<effect>.+?) \((?P<paper>[^()]+)\): (?P<text>.+)"
-)
-
 
 def entry_of(folder: str | Path) -> dict[str, Any]:
     """What the page says of one run.
@@ -35,19 +30,26 @@ def entry_of(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     record = load_run(folder)
-    found = (_FINDING.fullmatch(line) for line in record.get("findings", []))
     entry = {
         "run": record["command"],
         "model": record["arguments"].get("model") or record["arguments"]["source"],
         "command": command_line(record) if record["command"].startswith("study ") else record["command"],
         "provenance": record["provenance"],
         "inputs": record["inputs"],
-        "conclusions": [match.groupdict() for match in found if match],
+        "conclusions": _conclusions(folder / "tables" / "conclusions.csv"),
         "numbers": _numbers(folder / "tables" / "published.csv"),
     }
     if not entry["conclusions"] and not entry["numbers"]:
         raise ValueError(f"{str(folder)!r} is a run of {record['command']!r}, which says nothing about the papers")
     return entry
+
+
+def _conclusions(path: Path) -> list[dict[str, str]]:
+    """What a study concludes, from its table."""
+    if not path.is_file():
+        return []
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return frame[["shows", "effect", "paper", "text"]].to_dict("records")
 
 
 def _numbers(path: Path) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from benchmarks.reproduction.measured import NUMBERS, ROOT
 from benchmarks.since import changed_since
 from safecircuits.base.files import write_text
 from safecircuits.papers.published import PAPERS, Paper, published_numbers
-from safecircuits.report.html import VERDICTS
+from safecircuits.report.opening import WORDS, tally
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,15 +60,15 @@ def _introduction(entries: Sequence[dict[str, Any]]) -> str:
 # Reproduction
 
 What both papers report, what was measured here, and what was not run. The papers' models have two to eight billion
-parameters, most of them behind a licence that must be accepted: {ours} of the {total} published numbers have one that
-was measured here beside them. What every table needs is in the library and tested on models that can be had, and the
-scripts of `benchmarks/models` put each of the papers' models through both papers. The claims below are judged on an
-**embedded model** of 1.6 million parameters: that says whether a procedure does what it should and whether an effect
-shows where it can be checked, not what a chat model of size would do.
+parameters, and most need a licence to be accepted: for {ours} of the {total} published numbers the same was measured
+here. Everything that the tables need is in the library and tested on available models, and the scripts in
+`benchmarks/models` run both papers on each of the papers' models. The claims below are tested on an **embedded model**
+of 1.6 million parameters. That shows whether a procedure works and whether an effect appears where it can be checked,
+not what a large chat model would do.
 
-*Not run* means that no number of that model was measured here. This page is made of `safecircuits.papers.published` and
-[`reproduction.json`](reference/reproduction.json) by `python -m benchmarks.reproduction.page`; what a run of yours
-found is added by `python -m benchmarks.reproduction.measured RUN`.
+*Not run* means that no number of that model was measured here. This page is made from `safecircuits.papers.published`
+and [`reproduction.json`](reference/reproduction.json) by `python -m benchmarks.reproduction.page`; results of your own
+run are added by `python -m benchmarks.reproduction.measured RUN`.
 
 {changed_since(oldest, "units", "counts", "rates", "prompts")}
 """
@@ -89,27 +89,21 @@ def _studies(paper: Paper, entries: Sequence[dict[str, Any]]) -> list[str]:
     return [_study(entry) for entry in found]
 
 
-def _inconclusive(counts: dict[str, int]) -> str:
-    n = counts["inconclusive"]
-    return f", and {n} need something to lose that is not there" if n else ""
-
-
 def _study(entry: dict[str, Any]) -> str:
     origin = entry["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
-    counts = {shows: sum(one["shows"] == shows for one in entry["conclusions"]) for shows in VERDICTS}
     rows = [
-        f"| {_text(one['effect'])} | {_text(one['paper'])} | {one['shows']} | {_text(one['text'])} |"
+        f"| {_text(one['effect'])} | {_text(one['paper'])} | {WORDS[one['shows']]} | {_text(one['text'])} |"
         for one in entry["conclusions"]
     ]
     return "\n".join(
         [
             f"### Claims, on `{entry['model']}`",
             "",
-            f"{len(rows)} claims and controls: {counts['yes']} show, {counts['no']} do not, {counts['unclear']} are "
-            f"unclear{_inconclusive(counts)}. A claim shows or does not only where the intervals leave no doubt.",
+            f"{len(rows)} claims and controls: {tally(entry['conclusions'])}. A claim is supported or not supported "
+            "only if the intervals leave no doubt.",
             "",
-            "| claim | where | shows | numbers |",
+            "| claim | where | verdict | numbers |",
             "|---|---|---|---|",
             *rows,
             "",

@@ -54,8 +54,8 @@ def test_a_run_is_added_and_stands_beside_what_is_published(made: Any, tmp_path:
         columns = ["paper", "table", "setting", "metric", "published", "measured"]
         run.table("published", pd.DataFrame(rows, columns=columns), main=True)
     with RunDirectory.open(tmp_path / "study", "study ssah", {"model": "organism:aligned"}) as run:
-        run.say(" unclear  Few units carry refusal (SSAH §3.4): Without 41 units | 3 % refused.")
-        run.say("something else")
+        said = {"effect": "Few units carry refusal", "paper": "SSAH §3.4", "text": "Without 41 units | 3 % refused."}
+        run.table("conclusions", pd.DataFrame([said | {"shows": "unclear", "verdict": "inconclusive"}]), main=True)
     out = tmp_path / "numbers.json"
     measured.main([str(tmp_path / "run"), "--out", str(out)])
     measured.main([str(tmp_path / "study"), str(tmp_path / "run"), "--out", str(out)])
@@ -68,7 +68,7 @@ def test_a_run_is_added_and_stands_beside_what_is_published(made: Any, tmp_path:
     assert f"{value.item():g} / **77**" in text
     assert text.count("**77**") == 1
     assert "| 1 of 60 |" in text
-    assert "| Few units carry refusal | SSAH §3.4 | unclear | Without 41 units \\| 3 % refused. |" in text
+    assert "| Few units carry refusal | SSAH §3.4 | inconclusive | Without 41 units \\| 3 % refused. |" in text
     assert sc.__version__ in text
     with RunDirectory.open(tmp_path / "other", "layers grid", {"model": "x"}):
         pass
