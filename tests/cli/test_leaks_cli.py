@@ -85,7 +85,9 @@ def test_the_studies_say_what_they_find_and_judge_on() -> None:
 @pytest.mark.parametrize("source", ["organism:aligned", "smollm2:layers-12-16"])
 def test_a_models_own_prompts_for_finding_do_not_judge(source: str) -> None:
     def own(name: str, **given: object) -> PromptSet:
-        run: Any = SimpleNamespace(source=source, where={}, by_set={"column": {}, "responses": {}}, seed=3, inputs={})
+        run: Any = SimpleNamespace(
+            source=source, where={}, by_set={"column": {}, "responses": {}, "categories": {}}, seed=3, inputs={}
+        )
         run.given = lambda option, of: given.get(option)
         return study_prompts(run, name, None)
 
