@@ -62,7 +62,7 @@ class RateChange:
 
     @property
     def difference(self) -> str:
-        """``−8.3 [−27.0, +9.7] points, p = 0.5 (McNemar's exact test)``."""
+        """Of eight prompts that all stay: ``+0.0 [−36.8, +36.8] points, p = 1 (McNemar's exact test)``."""
         return f"{points(self.change, self.low, self.high)} points, p = {self.p:.2g} (McNemar's exact test)"
 
     def row(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class BehaviorChange(Result):
         >>> after = sc.evaluate(sc.load_model("unaligned"), **sets)
         >>> found = sc.behavior.BehaviorChange(sc.evaluate(model, **sets), after)
         >>> found.to_frame()[["what", "before", "after", "change"]].round(2).values.tolist()
-        [['malicious_refused', 1.0, 0.0, -1.0], ['over_rejected', 0.0, 0.0, 0.0]]
+        [['malicious_refused', 1.0, 0.0, -1.0], ['over_rejected', 0.38, 0.0, -0.38]]
     """
 
     before: Behavior

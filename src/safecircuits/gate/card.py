@@ -49,8 +49,8 @@ def safety_section(
         <BLANKLINE>
         Measured by safecircuits ... with greedy completions.
         >>> measured = sc.evaluate(model, malicious=malicious)
-        >>> print(sc.gate.safety_section(before=measured, after=measured).splitlines()[4])
-        | malicious refused | 100.0 % [67.6, 100.0] (8/8) | 100.0 % [67.6, 100.0] (8/8) | +0.0 [−45.9, +45.9] | 1 | ...
+        >>> print(sc.gate.safety_section(before=measured, after=measured).splitlines()[5])
+        | malicious refused | 100.0 % [67.6, 100.0] (8/8) | 100.0 % [67.6, 100.0] (8/8) | +0.0 [−36.8, +36.8] | 1 | ...
     """
     if run is None and audit is None and not (before or after):
         raise ValueError("a card says what was frozen and measured: give run=, audit=, or before= and after=")
