@@ -10,6 +10,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from safecircuits.cli import app
+from safecircuits.cli.times import about
 
 MARK = "<!-- commands -->"
 
@@ -27,11 +28,14 @@ def _linked(lines: list[str]) -> Iterator[str]:
     """Lists of commands as links: their descriptions are cut short, and stand whole below."""
     group, listing = "safecircuits", False
     for line in lines:
-        if heading := re.match(r"#+ `(.+)`", line):
+        heading = re.match(r"#+ `(.+)`", line)
+        if heading:
             group = heading[1]
         listing = line == "**Commands**:" or (listing and not line.startswith("#"))
         command = re.match(r"\* `([\w-]+)`:", line) if listing else None
         yield f"* [`{command[1]}`](#{group.replace(' ', '-')}-{command[1]})" if command else line
+        if heading and (takes := about(group.removeprefix("safecircuits "))):
+            yield f"\n{takes}"
 
 
 def _example(found: re.Match[str]) -> str:

@@ -2,8 +2,8 @@
 
 Each runs by itself on one thread, on the real planted model (135 million parameters, 30 layers) with sixteen prompts a
 set unless said otherwise. What counts is processor time, so that what else the machine does has no part in it. Each is
-written when it is measured, into the file that ``--help`` reads, so that an interrupted run goes on where it was;
-commands that read what another leaves run that first where ``FOLDER`` lacks it.
+written when it is measured, into the file that ``--help`` and the reference of commands read, so that an interrupted
+run goes on where it was; commands that read what another leaves run that first where ``FOLDER`` lacks it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from benchmarks.performance.results import describe_machine
 from safecircuits.base.files import write_text
 from safecircuits.cli import times
 from safecircuits.data.sources import load_prompts
 
-PAGE = Path(__file__).parents[2] / "docs" / "command_times.md"
 DATA = Path(times.__file__).with_name(times.NAME)
 REAL, N = "smollm2:layers-12-16", 16
 ON = f"on a model of 135 million parameters with {N} prompts a set, start included"
@@ -86,7 +84,7 @@ def main() -> int:
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     document = json.loads(DATA.read_text()) if DATA.exists() else {"seconds": {}}
-    document |= {"machine": describe_machine(), "on": {"": ON, **_ON_ELSE}}
+    document |= {"machine": describe_machine() | {"clock": "processor time"}, "on": {"": ON, **_ON_ELSE}}
     lines, failed = command_lines(chosen.out), []
     for command, line in lines.items():
         if not set(command.split()) & set(chosen.only) if chosen.only else command in document["seconds"]:
@@ -103,7 +101,6 @@ def main() -> int:
         document["seconds"][command] = round(spent, 1)
         document["seconds"] = {c: document["seconds"][c] for c in COMMANDS if c in document["seconds"]}
         write_text(DATA, json.dumps(document, indent=1) + "\n")
-        write_text(PAGE, page(document))
     print(*(f"failed: {command}" for command in failed), sep="\n")
     return 1 if failed else 0
 
@@ -164,33 +161,6 @@ def _values(out: Path) -> dict[str, str]:
     files = {name: str(out / f"{name}.jsonl") for name in ("refusals", "utility")}
     values = {**_SETS, **files, "real": REAL, "base": "smollm2", "block": "12,16", "out": str(out)}
     return values | {f"on_{name}": option.format(**values) for name, option in _ON.items()}
-
-
-def page(document: dict[str, Any]) -> str:
-    """The page of the site."""
-    rows = [f"| `{command}` | {seconds:.0f} |" for command, seconds in document["seconds"].items()]
-    machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    return "\n".join(
-        [
-            "# How long each command takes",
-            "",
-            f"Processor seconds on one thread, start and page included, on `{REAL}` (135",
-            f"million parameters, 30 layers) with {N} prompts a set; `layers grid` on",
-            "`organism:aligned` (8 layers, 36 blocks).",
-            "Starting Python, and loading and checking the model, are 10 to 15 s of each. Printed by",
-            "",
-            "```",
-            "python -m benchmarks.performance.commands --out FOLDER",
-            "```",
-            "",
-            "| command | seconds |",
-            "|---|---|",
-            *rows,
-            "",
-            machine,
-            "",
-        ]
-    )
 
 
 if __name__ == "__main__":
