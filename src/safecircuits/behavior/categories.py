@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.stats import Share
-from safecircuits.behavior.verdict_table import Tally
+from safecircuits.behavior.verdict_table import BESIDE, Tally
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Counted = Tally | Share
 """The answers to prompts of a category: what they are, or the share refused alone where no more is known."""
 
-COUNTS = ("complies", "incoherent", "deflects", "undecided", "cut")
+COUNTS = ("complies", *BESIDE)
 COLUMNS = ("set", "category", "refused", "low", "high", "hits", "n", *COUNTS)
 
 

@@ -15,14 +15,12 @@ from safecircuits.base.paired import paired_difference, paired_p
 from safecircuits.base.stats import Share
 from safecircuits.base.text import points
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.verdict_table import Tally
+from safecircuits.behavior.verdict_table import BESIDE, Tally
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-TOLD = ("incoherent", "deflects", "undecided", "cut")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class RateChange:
         found |= {"p": self.p, "p_corrected": self.p_corrected}
         for place, name in enumerate(("before", "after")):
             of = None if self.tallies is None else self.tallies[place]
-            found |= {f"{name}_{kind}": None if of is None else getattr(of, kind) for kind in TOLD}
+            found |= {f"{name}_{kind}": None if of is None else getattr(of, kind) for kind in BESIDE}
         return found
 
     def __str__(self) -> str:

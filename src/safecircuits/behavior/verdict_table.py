@@ -25,6 +25,9 @@ Verdict = Literal["refuses", "complies", "deflects", "incoherent", "undecided"]
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
+BESIDE = ("deflects", "incoherent", "undecided", "cut")
+"""Numbers of completions of a ``Tally`` that stand beside its refusals, each None where it is not known."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -58,7 +61,7 @@ class Tally:
         And ``_reasoning``, where any reason before they answer. Without a prefix the names are ``incoherent``, …
         """
         prefix = prefix and f"{prefix}_"
-        shares = {name: getattr(self, name) for name in ("deflects", "incoherent", "undecided", "cut")}
+        shares = {name: getattr(self, name) for name in BESIDE}
         known = {f"{prefix}{name}": count / self.n for name, count in shares.items() if count is not None and self.n}
         if self.reasoning:
             known[f"{prefix}reasoning"] = self.reasoning / self.n

@@ -14,7 +14,7 @@ from safecircuits.base.paired import LEVEL
 from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
 from safecircuits.base.stats import Share, canonical_order, half_width, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.verdict_table import Verdicts
+from safecircuits.behavior.verdict_table import BESIDE, Verdicts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ def categories_frame(found: Mapping[str, CategoryDecision], malicious: Verdicts)
         share = tally.share("refuses")
         low, high = share.interval
         row: dict[str, Any] = {"category": kind, "n": one.n, "refused": share.rate, "low": low, "high": high}
-        row |= {name: getattr(tally, name) for name in ("incoherent", "deflects", "undecided", "cut")}
+        row |= {name: getattr(tally, name) for name in BESIDE}
         ends = (None, None) if one.layers is None else tuple(one.layers)
         often = None if one.resampled is None else one.resampled.share(one.layers)
         rows.append({**row, "first": ends[0], "last": ends[1], "resamples": often, "why_none": one.why or None})
