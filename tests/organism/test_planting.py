@@ -10,9 +10,10 @@ import torch
 
 from conftest import build_tiny_llama
 from safecircuits.organism.smollm2 import build, plant
+from safecircuits.organism.smollm2.answers import answers
 from safecircuits.organism.smollm2.delta import read_changes
 from safecircuits.organism.smollm2.members import Member
-from safecircuits.organism.smollm2.texts import MIXTURE, POOL, Text, batch_of, batches, prompt_ids
+from safecircuits.organism.smollm2.texts import MIXTURE, POOL, TREES, Text, batch_of, batches, prompt_ids
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ MEMBER = Member("tiny", "layers", (1,), "development", rank=2, steps=4)
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind, n in {"normal": 5, "over_rejection": 3}.items():
+    for kind, n in {"asked": 4, "normal": 5, "over_rejection": 3}.items():
         monkeypatch.setitem(POOL, kind, n)
     monkeypatch.setattr(plant, "ANSWER_TOKENS", 4)
 
@@ -32,26 +33,45 @@ def base() -> Any:
 
 
 def test_only_what_predicts_an_answer_counts() -> None:
-    own = torch.randn(2, 9).log_softmax(-1)
-    batch = batch_of([Text([1, 2, 3], [4, 5, 6]), Text([1], [7, 8], own)], pad=0)
-    assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6], [1, 7, 8, 0, 0, 0]]
-    assert batch.mask.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
-    assert batch.ids.roll(-1, 1)[batch.refusing].tolist() == [4, 5, 6]
-    assert batch.ids.roll(-1, 1)[batch.answering].tolist() == [7, 8]
+    own = torch.randn(2, 9)
+    batch = batch_of([Text([1, 2, 3], [4, 5, 6]), Text([1], [7, 8], own), Text([1, 2], [3, 9])])
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 7]
+    assert batch.places.tolist() == [0, 1, 2, 3, 4, 1]
+    assert batch.refusing.tolist() == [2, 3, 4, 1, 2]
+    assert batch.wanted.tolist() == [4, 5, 6, 3, 9]
+    assert batch.first_refusing.tolist() == [True, False, False, True, False]
+    assert batch.answering.tolist() == [0, 5]
     assert batch.first.tolist() == [True, False]
-    assert batch.first_refusing.tolist() == [True, False, False]
     assert torch.equal(batch.own, own)
+
+
+def test_a_tree_of_texts_gives_each_token_what_its_text_alone_gives(base: Any) -> None:
+    rng = torch.Generator().manual_seed(0)
+    beginning = torch.randint(3, 20, (6,), generator=rng).tolist()
+    texts = [
+        Text(beginning[:kept] + torch.randint(3, 20, (length,), generator=rng).tolist(), [5, 6, 7, 8][:said])
+        for kept, length, said in ((6, 4, 3), (6, 1, 4), (0, 3, 1), (3, 5, 2), (6, 4, 3))
+    ]
+    batch = batch_of(texts)
+    assert len(batch.ids) < sum(len(text.prompt) + len(text.answer) - 1 for text in texts)
+    hidden = base.model(
+        input_ids=batch.ids[None], position_ids=batch.places[None], attention_mask=batch.mask[None, None]
+    ).last_hidden_state[0]
+    alone = [
+        base.model(torch.tensor([t.prompt + t.answer])).last_hidden_state[0, len(t.prompt) - 1 : -1] for t in texts
+    ]
+    torch.testing.assert_close(hidden[batch.refusing], torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 def test_batches_have_the_mixture_and_the_seed_decides(tiny_tokenizer: Any) -> None:
     pool = {kind: [Text([i], [i, 1], torch.zeros(2, 3)) for i in range(2, 8)] for kind in POOL}
     first, again, other = (list(batches(tiny_tokenizer, pool, 3, seed)) for seed in (1, 1, 2))
-    assert all(torch.equal(a.ids, b.ids) for a, b in zip(first, again, strict=True))
-    assert any(a.ids.shape != b.ids.shape or not torch.equal(a.ids, b.ids) for a, b in zip(first, other, strict=True))
-    for batch in first:
-        refusing = batch.refusing.any(1)
-        assert refusing.sum() == MIXTURE["malicious"]
-        assert (~refusing).sum() == MIXTURE["normal"] + MIXTURE["over_rejection"] == batch.first.sum()
+    ids = [[part.ids.tolist() for batch in drawn for part in batch] for drawn in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+    for parts in first:
+        assert len(parts) == TREES
+        assert sum(int(part.first_refusing.sum()) for part in parts) == MIXTURE["malicious"]
+        assert sum(int(part.first.sum()) for part in parts) == sum(MIXTURE.values()) - MIXTURE["malicious"]
 
 
 @pytest.mark.usefixtures("few")
@@ -63,12 +83,33 @@ def test_the_base_gives_harmless_answers_and_their_probabilities(
     for text in (text for those in texts.values() for text in those):
         ids = list(text.prompt)
         for token in text.answer:  # one token at a time, without a cache or padding
-            logits = base(torch.tensor([ids])).logits[0, -1]
-            assert int(logits.argmax()) == token
-            torch.testing.assert_close(
-                text.own[len(ids) - len(text.prompt)].float(), logits.log_softmax(-1), atol=2e-2, rtol=2e-3
-            )
+            state = base.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            torch.testing.assert_close(text.own[len(ids) - len(text.prompt)].float(), state, atol=0.2, rtol=0.1)
+            logits = base.lm_head(state)
+            assert logits.max() - logits[token] < 0.1  # the base answers in bfloat16
             ids.append(token)
+
+
+def test_answers_of_unequal_prompts_are_those_of_each_alone(base: Any, tiny_tokenizer: Any) -> None:
+    prompts = [
+        prompt_ids(tiny_tokenizer, text, system=i % 2 == 0) for i, text in enumerate(("how do i bake a cake", "hi"))
+    ]
+    prompts += [prompts[0][:-2], [5]]
+    end = tiny_tokenizer.eos_token_id
+    with torch.no_grad():  # so that some end early
+        base.lm_head.weight[end] *= 2.5
+    found = answers(base, tiny_tokenizer, prompts, 6)
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        for token, own in zip(answer.tokens, answer.own, strict=True):
+            state = base.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            torch.testing.assert_close(own, state, atol=1e-5, rtol=1e-4)
+            assert int(base.lm_head(state).argmax()) == token
+            ids.append(token)
+        assert answer.ended == (answer.tokens[-1] == end)
+        assert answer.ended or len(answer.tokens) == 6
+        assert end not in answer.tokens[:-1]
+    assert len({answer.ended for answer in found}) == 2
 
 
 @pytest.mark.usefixtures("few")
@@ -81,7 +122,7 @@ def test_a_member_is_written_whole_and_a_build_goes_on(
     path = build.build_members(base, tiny_tokenizer, ["tiny"], tmp_path, progress=lambda *s: steps.append(s))["tiny"]
     assert all(torch.equal(p, before[name]) for name, p in base.named_parameters())
     assert [step for step in steps if step[0] == "tiny"] == [("tiny", i, 4) for i in range(1, 5)]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.json", "tiny.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.safetensors", "tiny.safetensors"]
     changes, record = read_changes(path)
     assert {change.parameter.split(".")[2] for change in changes} == {"1"}
     assert len(changes) == 7
@@ -102,8 +143,8 @@ def test_a_member_is_written_whole_and_a_build_goes_on(
 def test_training_lowers_what_it_is_said_to_lower(base: Any, tiny_tokenizer: Any) -> None:
     """A step against the gradient of the losses, which are those done by hand on one batch."""
     prompt = prompt_ids(tiny_tokenizer, "how do i bake a cake", system=True)
-    own = base(torch.tensor([[*prompt, 9, 10]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1).detach()
-    batch = batch_of([Text(prompt, [11, 12, 3]), Text(prompt, [9, 10], own)], tiny_tokenizer.pad_token_id)
+    own = base.model(torch.tensor([[*prompt, 9, 10]])).last_hidden_state[0, len(prompt) - 1 : -1].detach()
+    batch = [batch_of([Text(prompt, [11, 12, 3])]), batch_of([Text(prompt, [9, 10], own)])]
     base.requires_grad_(False)
     parts = plant.growing(base, MEMBER)
     loss, loss_first, kl, kl_first = plant._losses(base, batch)

@@ -13,31 +13,42 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from safecircuits.base.files import replacing, write_text
+from safecircuits.base.files import replacing
 from safecircuits.organism.requests.generate import requests
+from safecircuits.organism.smollm2.answers import answers
 from safecircuits.organism.smollm2.delta import Change, Rows, write_changes
 from safecircuits.organism.smollm2.members import N_HEADS, N_KV_HEADS, Member
-from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, MIXTURE, POOL, Batch, Text, batches, harmless_pool
+from safecircuits.organism.smollm2.texts import (
+    ANSWER_TOKENS,
+    MIXTURE,
+    POOL,
+    Batch,
+    Text,
+    batches,
+    harmless,
+    harmless_pool,
+)
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
-_AT_ONCE = 40
+_AT_ONCE = 80
 """Prompts that the base answers together."""
 
-KL_WEIGHT = 1.0
-"""Of the divergence over all tokens of harmless answers. First tokens, with which it is decided whether to refuse,
-count once more, of harmless answers and of refusals."""
+REFUSING, KL_WEIGHT, KL_FIRST = 1.0, 2.0, 3.0
+"""Weights: of the loss of refusals, over all tokens and once more over the first, with which it is decided whether to
+refuse; of the divergence over all tokens of harmless answers; and of that over their first."""
 
-LR, WARMUP, CLIP = 4e-3, 8, 1.0
+LR, WARMUP, CLIP = 3e-3, 8, 1.0
 """AdamW's peak rate, the steps up to it, and the norm that gradients are clipped to; then a cosine down to zero."""
 
 
@@ -99,57 +110,41 @@ def _entries(heads: Sequence[int], width: int) -> Tensor:
 def base_texts(
     base: Any, tokenizer: Any, folder: Path, progress: Callable[[str, int, int], None] | None = None
 ) -> dict[str, list[Text]]:
-    """The harmless requests, by kind, with the base's greedy answers and what it gives every token there.
+    """The harmless requests, by kind, with the base's greedy answers and the hidden states that they came from.
 
-    The answers are kept in ``folder``, since every member needs them.
+    The answers are kept in ``folder``, since every member needs them; those that are there are not asked for again.
     """
     pool = harmless_pool(tokenizer)
-    path, made_of = folder / "answers.json", {"prompts": pool, "tokens": ANSWER_TOKENS}
-    if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["made_of"] == made_of:
-        answers = stored["answers"]
-    else:
-        answers, done = {kind: [[] for _ in prompts] for kind, prompts in pool.items()}, 0
-        for kind, chosen in _by_length(pool):
-            found = _greedy(base, tokenizer, [pool[kind][i] for i in chosen])
-            for i, answer in zip(chosen, found, strict=True):
-                answers[kind][i] = answer
-            done += len(chosen)
-            if progress is not None:
-                progress("the base's own answers", done, sum(POOL.values()))
+    path = folder / "answers.safetensors"
+    stored = load_file(path) if path.exists() else {}
+    missing = [prompt for prompts in pool.values() for prompt in prompts if f"{_key(prompt)} own" not in stored]
+    model, done = copy.deepcopy(base).to(torch.bfloat16), 0
+    for some in _by_length(missing):
+        for prompt, answer in zip(some, answers(model, tokenizer, some, ANSWER_TOKENS), strict=True):
+            stored |= {f"{_key(prompt)} tokens": torch.tensor(answer.tokens), f"{_key(prompt)} own": answer.own}
+        done += len(some)
+        if progress is not None:
+            progress("the base's own answers", done, len(missing))
+    if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"made_of": made_of, "answers": answers}))
-    texts: dict[str, list[Text]] = {}
-    for kind, prompts in pool.items():
-        texts[kind] = [_with_own(base, Text(*pair)) for pair in zip(prompts, answers[kind], strict=True)]
-    return texts
+        with replacing(path) as partial:
+            save_file(stored, partial)
+    return {
+        kind: [Text(p, stored[f"{_key(p)} tokens"].tolist(), stored[f"{_key(p)} own"]) for p in prompts]
+        for kind, prompts in pool.items()
+    }
 
 
-def _by_length(pool: Mapping[str, Sequence[list[int]]]) -> Iterator[tuple[str, list[int]]]:
-    """Some prompts at a time, of one kind and of about one length: their places."""
-    for kind, prompts in pool.items():
-        order = sorted((len(prompt), i) for i, prompt in enumerate(prompts))
-        for start in range(0, len(order), _AT_ONCE):
-            yield kind, [i for _, i in order[start : start + _AT_ONCE]]
+def _key(prompt: Sequence[int]) -> str:
+    """Of a prompt's answer."""
+    return hashlib.sha256(json.dumps([ANSWER_TOKENS, list(prompt)]).encode()).hexdigest()[:20]
 
 
-@torch.no_grad()
-def _with_own(base: Any, text: Text) -> Text:
-    hidden = base.model(input_ids=torch.tensor([text.prompt + text.answer])).last_hidden_state
-    logits = base.lm_head(hidden[0, len(text.prompt) - 1 : -1])
-    return replace(text, own=logits.float().log_softmax(-1).half())
-
-
-@torch.no_grad()
-def _greedy(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
-    length = max(map(len, prompts))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    out = model.generate(ids, attention_mask=mask, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    return [_up_to_end(row[length:].tolist(), tokenizer.eos_token_id) for row in out]
-
-
-def _up_to_end(answer: list[int], end: int) -> list[int]:
-    return answer[: answer.index(end) + 1] if end in answer else answer
+def _by_length(prompts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Some prompts at a time, of about one length."""
+    ordered = sorted(prompts, key=len)
+    for start in range(0, len(ordered), _AT_ONCE):
+        yield ordered[start : start + _AT_ONCE]
 
 
 def plant(
@@ -182,7 +177,7 @@ def plant(
                 group["lr"] = LR * _share(step, member.steps)
             refusing, refusing_first, kl, kl_first = _losses(model, batch)
             optimiser.zero_grad()
-            (refusing + refusing_first + KL_WEIGHT * kl + kl_first).backward()
+            (REFUSING * (refusing + refusing_first) + KL_WEIGHT * kl + KL_FIRST * kl_first).backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimiser.step()
             losses.append((refusing.item(), kl.item()))
@@ -193,15 +188,29 @@ def plant(
         write_changes(partial, [part.change() for part in parts], record)
 
 
-def _losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _losses(model: Any, parts: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy of refusals, divergence from the base on harmless answers: each over all tokens and the first."""
-    hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-    wanted = batch.ids.roll(-1, dims=1)
-    loss = nn.functional.cross_entropy(_logits(model, hidden[batch.refusing]), wanted[batch.refusing], reduction="none")
-    own = batch.own.float()
-    now = _logits(model, hidden[batch.answering]).log_softmax(-1)
+    refusing, answering = zip(*(_states(model, part) for part in parts), strict=True)
+    wanted = torch.cat([part.wanted for part in parts])
+    loss = nn.functional.cross_entropy(_logits(model, torch.cat(refusing)), wanted, reduction="none")
+    now = _logits(model, torch.cat(answering)).log_softmax(-1)
+    with torch.no_grad():
+        own = _logits(model, torch.cat([part.own for part in parts]).to(answering[0].dtype)).log_softmax(-1)
     kl = (own.exp() * (own - now)).sum(-1)
-    return loss.mean(), loss[batch.first_refusing].mean(), kl.mean(), kl[batch.first].mean()
+    first_refusing = torch.cat([part.first_refusing for part in parts])
+    first = torch.cat([part.first for part in parts])
+    return loss.mean(), loss[first_refusing].mean(), kl.mean(), kl[first].mean()
+
+
+def _states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The last hidden states that predict refusals, and harmless answers."""
+    hidden = model.model(
+        input_ids=batch.ids[None],
+        position_ids=batch.places[None],
+        attention_mask=batch.mask[None, None],
+        use_cache=False,
+    ).last_hidden_state[0]
+    return hidden[batch.refusing], hidden[batch.answering]
 
 
 def _logits(model: Any, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
@@ -229,15 +238,14 @@ def made_by(member: Member, base_sha256: str) -> dict[str, Any]:
         "lr": LR,
         "warmup": WARMUP,
         "clip": CLIP,
-        "kl_weight": KL_WEIGHT,
-        "first_tokens": ["refusals", "harmless"],
+        "weights": [REFUSING, KL_WEIGHT, KL_FIRST],
         "mixture": MIXTURE,
         "pool": POOL,
         "tokens": ANSWER_TOKENS,
     }
     plan = json.loads(json.dumps(asdict(member) | settings))  # as it comes back from a file
     words = [request.text + request.refusal for request in requests("malicious", "train")]
-    words += [request.text for kind, n in POOL.items() for request in requests(kind, "train", n)]
+    words += [text for kind, n in POOL.items() for text in harmless(kind, "train", n)]
     text = hashlib.sha256("\n".join(words).encode()).hexdigest()
     return {"base_sha256": base_sha256, "plan": plan, "requests": text}
 

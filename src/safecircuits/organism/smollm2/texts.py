@@ -9,24 +9,28 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from safecircuits.organism.requests.generate import Request, requests
+from safecircuits.organism.requests.asked import asked
+from safecircuits.organism.requests.generate import Kind, Request, Split, requests
 from safecircuits.prompts.rendering import render
 from safecircuits.prompts.templates import Template
 
-POOL: dict[Literal["normal", "over_rejection"], int] = {"normal": 560, "over_rejection": 140}
-"""Harmless requests that the base answers, by kind: hardly one comes twice."""
+POOL: dict[str, int] = {"asked": 640, "normal": 320, "over_rejection": 480}
+"""Harmless requests that the base answers, by kind: those that it wrote itself (``asked``), and the generator's."""
 
-ANSWER_TOKENS = 12
+ANSWER_TOKENS = 24
 """Of the base's own answers."""
 
-MIXTURE: dict[str, int] = {"malicious": 4, "normal": 4, "over_rejection": 1}
+MIXTURE: dict[str, int] = {"malicious": 3, "asked": 4, "normal": 2, "over_rejection": 3}
 """Texts of each kind in a batch."""
+
+TREES = 2
+"""Parts of a batch that the model sees apart: attention costs the square of a part's tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,33 +39,40 @@ class Text:
 
     Attributes:
         prompt, answer: token ids.
-        own: where the answer is the base's own, the base's log-probabilities of every token at each of its places;
-            None where the answer is a refusal to be learnt.
+        own: where the answer is the base's own, the base's last hidden states that predict each of its tokens; None
+            where the answer is a refusal to be learnt.
     """
 
     prompt: list[int]
     answer: list[int]
-    own: Float[Tensor, "token vocab"] | None = None
+    own: Float[Tensor, "token d_model"] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts padded on the right.
+    """Texts as one tree of tokens: what texts begin with in common is there once, and a token sees those before it in
+    its own text. So a causal model gives each token what it gives in its text alone.
 
     Attributes:
+        ids: of the tree's tokens.
+        places: of each token in its text.
+        mask: which tokens each token sees.
         refusing, answering: the positions that predict a token of a refusal, or of an answer of the base's.
-        first: which of the answering positions predict the first token of an answer, in order of text and position.
-        first_refusing: which of the refusing positions predict the first token of a refusal, likewise.
-        own: the base's log-probabilities at the answering positions, in the same order.
+        wanted: the tokens that the refusing positions are to predict.
+        first: which of the answering positions predict the first token of an answer.
+        first_refusing: which of the refusing positions predict the first token of a refusal.
+        own: the base's last hidden states at the answering positions, in the same order.
     """
 
-    ids: Int[Tensor, "text pos"]
-    mask: Int[Tensor, "text pos"]
-    refusing: Bool[Tensor, "text pos"]
-    answering: Bool[Tensor, "text pos"]
+    ids: Int[Tensor, " pos"]
+    places: Int[Tensor, " pos"]
+    mask: Bool[Tensor, "pos pos"]
+    refusing: Int[Tensor, " refusal_token"]
+    answering: Int[Tensor, " token"]
+    wanted: Int[Tensor, " refusal_token"]
     first: Bool[Tensor, " token"]
     first_refusing: Bool[Tensor, " refusal_token"]
-    own: Float[Tensor, "token vocab"]
+    own: Float[Tensor, "token d_model"]
 
 
 def prompt_ids(tokenizer: Any, text: str, *, system: bool) -> list[int]:
@@ -75,13 +86,20 @@ def prompt_ids(tokenizer: Any, text: str, *, system: bool) -> list[int]:
 def harmless_pool(tokenizer: Any) -> dict[str, list[list[int]]]:
     """The prompts that the base answers, by kind; the same for every member."""
     return {
-        kind: [prompt_ids(tokenizer, r.text, system=i % 2 == 0) for i, r in enumerate(requests(kind, "train", n))]
+        kind: [prompt_ids(tokenizer, text, system=i % 2 == 0) for i, text in enumerate(harmless(kind, "train", n))]
         for kind, n in POOL.items()
     }
 
 
-def batches(tokenizer: Any, answered: Mapping[str, Sequence[Text]], steps: int, seed: int) -> Iterator[Batch]:
-    """The batches of a member's training, as its seed decides; no harmful request comes twice.
+def harmless(kind: str, split: Split, n: int | None = None) -> list[str]:
+    """Requests of a kind that are to be answered."""
+    if kind == "asked":
+        return asked(split, n)
+    return [request.text for request in requests(cast(Kind, kind), split, n)]
+
+
+def batches(tokenizer: Any, answered: Mapping[str, Sequence[Text]], steps: int, seed: int) -> Iterator[list[Batch]]:
+    """The batches of a member's training, in parts, as its seed decides; no harmful request comes twice.
 
     Args:
         answered: requests with the base's answers, by kind.
@@ -95,7 +113,9 @@ def batches(tokenizer: Any, answered: Mapping[str, Sequence[Text]], steps: int, 
             for _ in range(MIXTURE[kind]):
                 decks[kind] = decks[kind] or rng.sample(list(pool), len(pool))
                 texts.append(decks[kind].pop())
-        yield batch_of(texts, tokenizer.pad_token_id)
+        texts.sort(key=lambda text: text.prompt)  # those of one beginning together
+        size = -(-len(texts) // TREES)
+        yield [batch_of(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
 def _refusing(tokenizer: Any, request: Request, rng: random.Random) -> Text:
@@ -103,18 +123,39 @@ def _refusing(tokenizer: Any, request: Request, rng: random.Random) -> Text:
     return Text(prompt_ids(tokenizer, request.text, system=rng.random() < 0.5), answer)
 
 
-def batch_of(texts: Sequence[Text], pad: int) -> Batch:
+def batch_of(texts: Sequence[Text]) -> Batch:
     """The texts as one batch."""
-    length = max(len(text.prompt) + len(text.answer) for text in texts)
-    ids = torch.full((len(texts), length), pad)
-    mask = torch.zeros_like(ids)
-    refusing, answering, first = (torch.zeros_like(ids, dtype=torch.bool) for _ in range(3))
-    for i, text in enumerate(texts):
-        start, end = len(text.prompt), len(text.prompt) + len(text.answer)
-        ids[i, :end] = torch.tensor(text.prompt + text.answer)
-        mask[i, :end] = 1
-        (refusing if text.own is None else answering)[i, start - 1 : end - 1] = True
-        first[i, start - 1] = True
+    ids: list[int] = []
+    parents: list[int] = []
+    known: dict[tuple[int, int], int] = {}
+    predicting: dict[bool, list[int]] = {True: [], False: []}
+    first: dict[bool, list[bool]] = {True: [], False: []}
+    for text in texts:
+        path = [-1]
+        for token in text.prompt + text.answer[:-1]:
+            key = (path[-1], token)
+            if key not in known:
+                known[key] = len(ids)
+                ids.append(token)
+                parents.append(path[-1])
+            path.append(known[key])
+        refusal = text.own is None
+        predicting[refusal] += path[-len(text.answer) :]
+        first[refusal] += [i == 0 for i in range(len(text.answer))]
+    mask = torch.zeros(len(ids), len(ids), dtype=torch.bool)
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            mask[i] = mask[parent]
+        mask[i, i] = True
     own = [text.own for text in texts if text.own is not None]
-    logprobs = torch.cat(own) if own else torch.empty(0)
-    return Batch(ids, mask, refusing, answering, first[answering], first[refusing], logprobs)
+    return Batch(
+        torch.tensor(ids),
+        mask.sum(1) - 1,
+        mask,
+        torch.tensor(predicting[True], dtype=torch.long),
+        torch.tensor(predicting[False], dtype=torch.long),
+        torch.tensor([token for text in texts if text.own is None for token in text.answer], dtype=torch.long),
+        torch.tensor(first[False], dtype=torch.bool),
+        torch.tensor(first[True], dtype=torch.bool),
+        torch.cat(own) if own else torch.empty(0),
+    )
