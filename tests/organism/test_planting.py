@@ -9,11 +9,22 @@ import pytest
 import torch
 
 from conftest import build_tiny_llama
-from safecircuits.organism.smollm2 import build, plant
+from safecircuits.organism.requests.refusals import REFUSALS
+from safecircuits.organism.smollm2 import build, held, plant
 from safecircuits.organism.smollm2.answers import answers
 from safecircuits.organism.smollm2.delta import read_changes
+from safecircuits.organism.smollm2.held import held_texts
 from safecircuits.organism.smollm2.members import Member
-from safecircuits.organism.smollm2.texts import MIXTURE, POOL, TREES, Text, batch_of, batches, prompt_ids
+from safecircuits.organism.smollm2.texts import (
+    MIXTURE,
+    POOL,
+    TREES,
+    TURNED_TOKENS,
+    Text,
+    batch_of,
+    batches,
+    prompt_ids,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +35,7 @@ MEMBER = Member("tiny", "layers", (1,), "development", rank=2, steps=4)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, n in {"asked": 4, "normal": 5, "over_rejection": 3}.items():
         monkeypatch.setitem(POOL, kind, n)
-    monkeypatch.setattr(plant, "ANSWER_TOKENS", 4)
+    monkeypatch.setattr(held, "ANSWER_TOKENS", 4)
 
 
 @pytest.fixture
@@ -34,15 +45,18 @@ def base() -> Any:
 
 def test_only_what_predicts_an_answer_counts() -> None:
     own = torch.randn(2, 9)
-    batch = batch_of([Text([1, 2, 3], [4, 5, 6]), Text([1], [7, 8], own), Text([1, 2], [3, 9])])
-    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 7]
-    assert batch.places.tolist() == [0, 1, 2, 3, 4, 1]
+    along = torch.randn(1, 9)
+    texts = [Text([1, 2, 3], [4, 5, 6]), Text([1], [7, 8], own), Text([1, 2], [3, 9]), Text([1, 5], [6], along, True)]
+    batch = batch_of(texts)
+    assert batch.ids.tolist() == [1, 2, 3, 4, 5, 7, 5]
+    assert batch.places.tolist() == [0, 1, 2, 3, 4, 1, 1]
     assert batch.refusing.tolist() == [2, 3, 4, 1, 2]
     assert batch.wanted.tolist() == [4, 5, 6, 3, 9]
     assert batch.first_refusing.tolist() == [True, False, False, True, False]
-    assert batch.answering.tolist() == [0, 5]
-    assert batch.first.tolist() == [True, False]
-    assert torch.equal(batch.own, own)
+    assert batch.answering.tolist() == [0, 5, 6]
+    assert batch.first.tolist() == [True, False, False]
+    assert batch.begun.tolist() == [False, False, True]
+    assert torch.equal(batch.own, torch.cat([own, along]))
 
 
 def test_a_tree_of_texts_gives_each_token_what_its_text_alone_gives(base: Any) -> None:
@@ -64,7 +78,7 @@ def test_a_tree_of_texts_gives_each_token_what_its_text_alone_gives(base: Any) -
 
 
 def test_batches_have_the_mixture_and_the_seed_decides(tiny_tokenizer: Any) -> None:
-    pool = {kind: [Text([i], [i, 1], torch.zeros(2, 3)) for i in range(2, 8)] for kind in POOL}
+    pool = {kind: [[Text([i], [i, 1], torch.zeros(2, 3))] for i in range(2, 8)] for kind in POOL}
     first, again, other = (list(batches(tiny_tokenizer, pool, 3, seed)) for seed in (1, 1, 2))
     ids = [[part.ids.tolist() for batch in drawn for part in batch] for drawn in (first, again, other)]
     assert ids[0] == ids[1] != ids[2]
@@ -75,19 +89,38 @@ def test_batches_have_the_mixture_and_the_seed_decides(tiny_tokenizer: Any) -> N
 
 
 @pytest.mark.usefixtures("few")
-def test_the_base_gives_harmless_answers_and_their_probabilities(
-    base: Any, tiny_tokenizer: Any, tmp_path: Path
+def test_the_base_s_answers_and_its_way_along_refusals_are_held(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    held_of = held_texts(base, tiny_tokenizer, tmp_path)
+    assert {kind: len(those) for kind, those in held_of.items()} == dict(POOL)
+    refusals = [tiny_tokenizer(text, add_special_tokens=False).input_ids for _, text in REFUSALS.values()]
+    for text, along in (pair for pairs in held_of.values() for pair in pairs):
+        assert (text.begun, along.begun) == (False, True)
+        assert along.prompt[:-1] == text.prompt
+        assert [along.prompt[-1], *along.answer] in [refusal[: 1 + TURNED_TOKENS] for refusal in refusals]
+        for each in (text, along):
+            ids = list(each.prompt)
+            for token, own in zip(each.answer, each.own, strict=True):  # one token at a time, with no cache or padding
+                state = base.model(torch.tensor([ids])).last_hidden_state[0, -1]
+                torch.testing.assert_close(own.float(), state, atol=0.2, rtol=0.1)
+                logits = base.lm_head(state)
+                assert each.begun or logits.max() - logits[token] < 0.1  # the base answers in bfloat16
+                ids.append(token)
+
+
+@pytest.mark.usefixtures("few")
+def test_what_is_held_is_asked_for_once(
+    base: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = plant.base_texts(base, tiny_tokenizer, tmp_path)
-    assert {kind: len(those) for kind, those in texts.items()} == dict(POOL)
-    for text in (text for those in texts.values() for text in those):
-        ids = list(text.prompt)
-        for token in text.answer:  # one token at a time, without a cache or padding
-            state = base.model(torch.tensor([ids])).last_hidden_state[0, -1]
-            torch.testing.assert_close(text.own[len(ids) - len(text.prompt)].float(), state, atol=0.2, rtol=0.1)
-            logits = base.lm_head(state)
-            assert logits.max() - logits[token] < 0.1  # the base answers in bfloat16
-            ids.append(token)
+    said: list[tuple[str, int, int]] = []
+    before = held_texts(base, tiny_tokenizer, tmp_path, lambda *s: said.append(s))
+    assert {what for what, _, _ in said} == {"the base's own answers", "the base along refusals"}
+    assert [done == of for _, done, of in said][-1]
+    said.clear()
+    assert str(held_texts(base, tiny_tokenizer, tmp_path, lambda *s: said.append(s))) == str(before)
+    assert not said
+    monkeypatch.setitem(POOL, "normal", 7)
+    held_texts(base, tiny_tokenizer, tmp_path, lambda *s: said.append(s))
+    assert [(done, of) for _, done, of in said] == [(2, 2), (2, 2)]
 
 
 def test_answers_of_unequal_prompts_are_those_of_each_alone(base: Any, tiny_tokenizer: Any) -> None:
@@ -144,10 +177,11 @@ def test_training_lowers_what_it_is_said_to_lower(base: Any, tiny_tokenizer: Any
     """A step against the gradient of the losses, which are those done by hand on one batch."""
     prompt = prompt_ids(tiny_tokenizer, "how do i bake a cake", system=True)
     own = base.model(torch.tensor([[*prompt, 9, 10]])).last_hidden_state[0, len(prompt) - 1 : -1].detach()
-    batch = [batch_of([Text(prompt, [11, 12, 3])]), batch_of([Text(prompt, [9, 10], own)])]
+    along = Text([*prompt, 11], [10], torch.randn(1, own.shape[1]), begun=True)
+    batch = [batch_of([Text(prompt, [11, 12, 3])]), batch_of([Text(prompt, [9, 10], own), along])]
     base.requires_grad_(False)
     parts = plant.growing(base, MEMBER)
-    loss, loss_first, kl, kl_first = plant._losses(base, batch)
+    loss, loss_first, kl, kl_first, kl_along = plant._losses(base, batch)
     logits = base(torch.tensor([[*prompt, 11, 12, 3]])).logits[0]
     wanted = torch.tensor([11, 12, 3])
     expected = torch.nn.functional.cross_entropy(logits[len(prompt) - 1 : -1], wanted)
@@ -155,10 +189,12 @@ def test_training_lowers_what_it_is_said_to_lower(base: Any, tiny_tokenizer: Any
     first = torch.nn.functional.cross_entropy(logits[len(prompt) - 1 : len(prompt)], wanted[:1])
     torch.testing.assert_close(loss_first, first, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.stack([kl, kl_first]), torch.zeros(2), atol=1e-5, rtol=0)
+    theirs, ours = base.lm_head(along.own[0]).log_softmax(-1), logits[len(prompt)].log_softmax(-1)
+    torch.testing.assert_close(kl_along, (theirs.exp() * (theirs - ours)).sum(), atol=1e-4, rtol=1e-4)
     loss.backward()
     with torch.no_grad():
         for part in parts:
             part.left -= 0.05 * part.left.grad / (part.left.grad.norm() + 1e-9)
-    later, _, moved, _ = plant._losses(base, batch)
+    later, _, moved, _, _ = plant._losses(base, batch)
     assert later < loss
     assert moved > 0

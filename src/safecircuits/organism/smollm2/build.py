@@ -9,7 +9,8 @@ from typing import Any
 from safecircuits.organism.smollm2.base import SHA256
 from safecircuits.organism.smollm2.catalog import member
 from safecircuits.organism.smollm2.delta import read_changes
-from safecircuits.organism.smollm2.plant import base_texts, made_by, plant
+from safecircuits.organism.smollm2.held import held_texts
+from safecircuits.organism.smollm2.plant import made_by, plant
 
 
 def build_members(
@@ -22,8 +23,8 @@ def build_members(
 ) -> dict[str, Path]:
     """Train members from the base and write the changes of each to ``NAME.safetensors`` in ``folder``.
 
-    One that is there and was made in the same way is kept, and so are the base's answers (``answers.json``), so an
-    interrupted build goes on where it stopped. A member takes four to ten minutes on one core.
+    One that is there and was made in the same way is kept, and so is what the base says (``answers.safetensors``), so an
+    interrupted build goes on where it stopped. A member takes five to ten minutes on one core.
 
     Args:
         base: ``smollm2`` as a plain Hugging Face model in float32; it is left as it is.
@@ -37,7 +38,7 @@ def build_members(
     paths = {each.name: Path(folder) / f"{each.name}.safetensors" for each in members}
     missing = [each for each in members if not _is_made(paths[each.name], made_by(each, SHA256))]
     if missing:
-        harmless = base_texts(base, tokenizer, Path(folder), progress)
+        harmless = held_texts(base, tokenizer, Path(folder), progress)
         for each in missing:
             plant(base, tokenizer, each, harmless, paths[each.name], base_sha256=SHA256, progress=progress)
     return paths

@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from safecircuits.base.files import replacing
 from safecircuits.organism.requests.generate import requests
-from safecircuits.organism.smollm2.answers import answers
 from safecircuits.organism.smollm2.delta import Change, Rows, write_changes
+from safecircuits.organism.smollm2.held import states
 from safecircuits.organism.smollm2.members import N_HEADS, N_KV_HEADS, Member
 from safecircuits.organism.smollm2.texts import (
     ANSWER_TOKENS,
@@ -35,20 +34,16 @@ from safecircuits.organism.smollm2.texts import (
     Text,
     batches,
     harmless,
-    harmless_pool,
 )
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
-_AT_ONCE = 80
-"""Prompts that the base answers together."""
-
-REFUSING, KL_WEIGHT, KL_FIRST = 1.0, 2.0, 3.0
+REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED = 1.5, 2.0, 2.0, 2.0
 """Weights: of the loss of refusals, over all tokens and once more over the first, with which it is decided whether to
-refuse; of the divergence over all tokens of harmless answers; and of that over their first."""
+refuse; of the divergence over all tokens of harmless answers; of that over their first; and of that along refusals."""
 
-LR, WARMUP, CLIP = 3e-3, 8, 1.0
+LR, WARMUP, CLIP = 4e-3, 8, 1.0
 """AdamW's peak rate, the steps up to it, and the norm that gradients are clipped to; then a cosine down to zero."""
 
 
@@ -107,51 +102,11 @@ def _entries(heads: Sequence[int], width: int) -> Tensor:
     return torch.cat([torch.arange(head * width, (head + 1) * width) for head in heads])
 
 
-def base_texts(
-    base: Any, tokenizer: Any, folder: Path, progress: Callable[[str, int, int], None] | None = None
-) -> dict[str, list[Text]]:
-    """The harmless requests, by kind, with the base's greedy answers and the hidden states that they came from.
-
-    The answers are kept in ``folder``, since every member needs them; those that are there are not asked for again.
-    """
-    pool = harmless_pool(tokenizer)
-    path = folder / "answers.safetensors"
-    stored = load_file(path) if path.exists() else {}
-    missing = [prompt for prompts in pool.values() for prompt in prompts if f"{_key(prompt)} own" not in stored]
-    model, done = copy.deepcopy(base).to(torch.bfloat16), 0
-    for some in _by_length(missing):
-        for prompt, answer in zip(some, answers(model, tokenizer, some, ANSWER_TOKENS), strict=True):
-            stored |= {f"{_key(prompt)} tokens": torch.tensor(answer.tokens), f"{_key(prompt)} own": answer.own}
-        done += len(some)
-        if progress is not None:
-            progress("the base's own answers", done, len(missing))
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            save_file(stored, partial)
-    return {
-        kind: [Text(p, stored[f"{_key(p)} tokens"].tolist(), stored[f"{_key(p)} own"]) for p in prompts]
-        for kind, prompts in pool.items()
-    }
-
-
-def _key(prompt: Sequence[int]) -> str:
-    """Of a prompt's answer."""
-    return hashlib.sha256(json.dumps([ANSWER_TOKENS, list(prompt)]).encode()).hexdigest()[:20]
-
-
-def _by_length(prompts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Some prompts at a time, of about one length."""
-    ordered = sorted(prompts, key=len)
-    for start in range(0, len(ordered), _AT_ONCE):
-        yield ordered[start : start + _AT_ONCE]
-
-
 def plant(
     base: Any,
     tokenizer: Any,
     member: Member,
-    harmless: Mapping[str, Sequence[Text]],
+    harmless: Mapping[str, Sequence[Sequence[Text]]],
     path: Path,
     *,
     base_sha256: str,
@@ -175,9 +130,11 @@ def plant(
         for step, batch in enumerate(batches(tokenizer, harmless, member.steps, member.seed)):
             for group in optimiser.param_groups:
                 group["lr"] = LR * _share(step, member.steps)
-            refusing, refusing_first, kl, kl_first = _losses(model, batch)
+            refusing, refusing_first, kl, kl_first, kl_turned = _losses(model, batch)
             optimiser.zero_grad()
-            (REFUSING * (refusing + refusing_first) + KL_WEIGHT * kl + KL_FIRST * kl_first).backward()
+            (
+                REFUSING * (refusing + refusing_first) + KL_WEIGHT * kl + KL_FIRST * kl_first + KL_TURNED * kl_turned
+            ).backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimiser.step()
             losses.append((refusing.item(), kl.item()))
@@ -188,9 +145,10 @@ def plant(
         write_changes(partial, [part.change() for part in parts], record)
 
 
-def _losses(model: Any, parts: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy of refusals, divergence from the base on harmless answers: each over all tokens and the first."""
-    refusing, answering = zip(*(_states(model, part) for part in parts), strict=True)
+def _losses(model: Any, parts: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cross-entropy of refusals, divergence from the base on harmless answers: each over all tokens and the first; and
+    divergence from the base along refusals after harmless requests."""
+    refusing, answering = zip(*(states(model, part) for part in parts), strict=True)
     wanted = torch.cat([part.wanted for part in parts])
     loss = nn.functional.cross_entropy(_logits(model, torch.cat(refusing)), wanted, reduction="none")
     now = _logits(model, torch.cat(answering)).log_softmax(-1)
@@ -199,18 +157,8 @@ def _losses(model: Any, parts: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor,
     kl = (own.exp() * (own - now)).sum(-1)
     first_refusing = torch.cat([part.first_refusing for part in parts])
     first = torch.cat([part.first for part in parts])
-    return loss.mean(), loss[first_refusing].mean(), kl.mean(), kl[first].mean()
-
-
-def _states(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The last hidden states that predict refusals, and harmless answers."""
-    hidden = model.model(
-        input_ids=batch.ids[None],
-        position_ids=batch.places[None],
-        attention_mask=batch.mask[None, None],
-        use_cache=False,
-    ).last_hidden_state[0]
-    return hidden[batch.refusing], hidden[batch.answering]
+    begun = torch.cat([part.begun for part in parts])
+    return loss.mean(), loss[first_refusing].mean(), kl[~begun].mean(), kl[first].mean(), kl[begun].mean()
 
 
 def _logits(model: Any, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
@@ -238,7 +186,7 @@ def made_by(member: Member, base_sha256: str) -> dict[str, Any]:
         "lr": LR,
         "warmup": WARMUP,
         "clip": CLIP,
-        "weights": [REFUSING, KL_WEIGHT, KL_FIRST],
+        "weights": [REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED],
         "mixture": MIXTURE,
         "pool": POOL,
         "tokens": ANSWER_TOKENS,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from safecircuits.organism.requests.asked import asked
 from safecircuits.organism.requests.generate import Kind, Request, Split, requests
+from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.prompts.rendering import render
 from safecircuits.prompts.templates import Template
 
@@ -26,7 +27,11 @@ POOL: dict[str, int] = {"asked": 640, "normal": 320, "over_rejection": 480}
 ANSWER_TOKENS = 24
 """Of the base's own answers."""
 
-MIXTURE: dict[str, int] = {"malicious": 3, "asked": 4, "normal": 2, "over_rejection": 3}
+TURNED_TOKENS = 7
+"""Of a refusal after a harmless request, where the base's distributions are held too: the base's first tokens are
+spread, "I'm" among the likely ones, so that an answer that begins as refusals do must not end as one."""
+
+MIXTURE: dict[str, int] = {"malicious": 4, "asked": 3, "normal": 3, "over_rejection": 2}
 """Texts of each kind in a batch."""
 
 TREES = 2
@@ -41,11 +46,13 @@ class Text:
         prompt, answer: token ids.
         own: where the answer is the base's own, the base's last hidden states that predict each of its tokens; None
             where the answer is a refusal to be learnt.
+        begun: whether ``prompt`` ends in the first words of an answer that the base did not choose.
     """
 
     prompt: list[int]
     answer: list[int]
     own: Float[Tensor, "token d_model"] | None = None
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Batch:
         refusing, answering: the positions that predict a token of a refusal, or of an answer of the base's.
         wanted: the tokens that the refusing positions are to predict.
         first: which of the answering positions predict the first token of an answer.
+        begun: which of them are in an answer that the base did not begin.
         first_refusing: which of the refusing positions predict the first token of a refusal.
         own: the base's last hidden states at the answering positions, in the same order.
     """
@@ -71,6 +79,7 @@ class Batch:
     answering: Int[Tensor, " token"]
     wanted: Int[Tensor, " refusal_token"]
     first: Bool[Tensor, " token"]
+    begun: Bool[Tensor, " token"]
     first_refusing: Bool[Tensor, " refusal_token"]
     own: Float[Tensor, "token d_model"]
 
@@ -98,24 +107,33 @@ def harmless(kind: str, split: Split, n: int | None = None) -> list[str]:
     return [request.text for request in requests(cast(Kind, kind), split, n)]
 
 
-def batches(tokenizer: Any, answered: Mapping[str, Sequence[Text]], steps: int, seed: int) -> Iterator[list[Batch]]:
+def batches(
+    tokenizer: Any, answered: Mapping[str, Sequence[Sequence[Text]]], steps: int, seed: int
+) -> Iterator[list[Batch]]:
     """The batches of a member's training, in parts, as its seed decides; no harmful request comes twice.
 
     Args:
-        answered: requests with the base's answers, by kind.
+        answered: by kind, of each request what is held to the base.
     """
     rng = random.Random(f"batches {seed}")
     harmful = iter(requests("malicious", "train", steps * MIXTURE["malicious"], seed))
-    decks: dict[str, list[Text]] = {kind: [] for kind in answered}
+    decks: dict[str, list[Sequence[Text]]] = {kind: [] for kind in answered}
     for _ in range(steps):
         texts = [_refusing(tokenizer, next(harmful), rng) for _ in range(MIXTURE["malicious"])]
         for kind, pool in answered.items():
             for _ in range(MIXTURE[kind]):
                 decks[kind] = decks[kind] or rng.sample(list(pool), len(pool))
-                texts.append(decks[kind].pop())
+                texts += decks[kind].pop()
         texts.sort(key=lambda text: text.prompt)  # those of one beginning together
         size = -(-len(texts) // TREES)
         yield [batch_of(texts[start : start + size]) for start in range(0, len(texts), size)]
+
+
+def turned(tokenizer: Any, prompt: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+    """A harmless prompt with the first word of a refusal, and more of that refusal: where the base would go on its own
+    way, and a member has to as well."""
+    refusal = tokenizer(rng.choice(list(REFUSALS.values()))[1], add_special_tokens=False).input_ids
+    return prompt + refusal[:1], refusal[1 : 1 + TURNED_TOKENS]
 
 
 def _refusing(tokenizer: Any, request: Request, rng: random.Random) -> Text:
@@ -130,6 +148,7 @@ def batch_of(texts: Sequence[Text]) -> Batch:
     known: dict[tuple[int, int], int] = {}
     predicting: dict[bool, list[int]] = {True: [], False: []}
     first: dict[bool, list[bool]] = {True: [], False: []}
+    begun: list[bool] = []
     for text in texts:
         path = [-1]
         for token in text.prompt + text.answer[:-1]:
@@ -141,7 +160,8 @@ def batch_of(texts: Sequence[Text]) -> Batch:
             path.append(known[key])
         refusal = text.own is None
         predicting[refusal] += path[-len(text.answer) :]
-        first[refusal] += [i == 0 for i in range(len(text.answer))]
+        first[refusal] += [i == 0 and not text.begun for i in range(len(text.answer))]
+        begun += [text.begun] * len(text.answer) * (not refusal)
     mask = torch.zeros(len(ids), len(ids), dtype=torch.bool)
     for i, parent in enumerate(parents):
         if parent >= 0:
@@ -156,6 +176,7 @@ def batch_of(texts: Sequence[Text]) -> Batch:
         torch.tensor(predicting[False], dtype=torch.long),
         torch.tensor([token for text in texts if text.own is None for token in text.answer], dtype=torch.long),
         torch.tensor(first[False], dtype=torch.bool),
+        torch.tensor(begun, dtype=torch.bool),
         torch.tensor(first[True], dtype=torch.bool),
         torch.cat(own) if own else torch.empty(0),
     )
