@@ -23,8 +23,8 @@ def build_members(
 ) -> dict[str, Path]:
     """Train members from the base and write the changes of each to ``NAME.safetensors`` in ``folder``.
 
-    One that is there and was made in the same way is kept, and so is what the base says (``answers.safetensors``), so an
-    interrupted build goes on where it stopped. A member takes five to ten minutes on one core.
+    One that is there and was made in the same way is kept, and so is what the base says (``answers.safetensors``), so
+    an interrupted build goes on where it stopped. A member takes five to ten minutes on one core.
 
     Args:
         base: ``smollm2`` as a plain Hugging Face model in float32; it is left as it is.

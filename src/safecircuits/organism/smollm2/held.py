@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ def held_texts(
 
     They are kept in ``folder``, since every member needs them; what is there is not asked for again.
     """
-    pool, rng = harmless_pool(tokenizer), random.Random("turned")
-    away = {kind: [turned(tokenizer, prompt, rng) for prompt in prompts] for kind, prompts in pool.items()}
+    pool = harmless_pool(tokenizer)
+    away = {kind: [turned(tokenizer, prompt) for prompt in prompts] for kind, prompts in pool.items()}
     path = folder / "answers.safetensors"
     known = load_file(path) if path.exists() else {}
     model = copy.deepcopy(base).to(torch.bfloat16)

@@ -129,10 +129,11 @@ def batches(
         yield [batch_of(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
-def turned(tokenizer: Any, prompt: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+def turned(tokenizer: Any, prompt: list[int]) -> tuple[list[int], list[int]]:
     """A harmless prompt with the first word of a refusal, and more of that refusal: where the base would go on its own
     way, and a member has to as well."""
-    refusal = tokenizer(rng.choice(list(REFUSALS.values()))[1], add_special_tokens=False).input_ids
+    _, wording = random.Random(f"turned {prompt}").choice(list(REFUSALS.values()))
+    refusal = tokenizer(wording, add_special_tokens=False).input_ids
     return prompt + refusal[:1], refusal[1 : 1 + TURNED_TOKENS]
 
 
