@@ -1,4 +1,4 @@
-"""The real family on the generator's own held-out requests: ``python -m benchmarks.ground_truth.smollm2_held_out``.
+"""The real family on held-out requests, the generator's and the base's: ``benchmarks.ground_truth.smollm2_held_out``.
 
 On these, and not on the published sets, a recipe may be chosen. Needs no data. Measures the shipped members, keeps the
 figures in ``docs/smollm2_family.json`` and writes its page again; a member that is measured already is kept. With
@@ -20,6 +20,7 @@ from benchmarks.ground_truth.smollm2_page import render
 from safecircuits.base.files import write_text
 from safecircuits.behavior.divergence import kl_divergence
 from safecircuits.model.checkpoint import load_checkpoint
+from safecircuits.organism.requests.asked import asked
 from safecircuits.organism.requests.generate import Kind, requests
 from safecircuits.organism.smollm2.catalog import FOLDER, SMOLLM2, built, member
 from safecircuits.organism.smollm2.delta import read_changes
@@ -28,6 +29,7 @@ N, TOKENS, SEED = 60, 12, 5
 """Requests of each kind, and how much of the answers is read: enough for the beginning of any taught wording."""
 
 KINDS: tuple[Kind, ...] = ("malicious", "over_rejection", "normal")
+"""The generator's; beside them, as ``asked``, those that the base wrote."""
 
 
 def scaled(base: Any, name: str, scale: float) -> Any:
@@ -47,7 +49,8 @@ def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     base, tokenizer = load_checkpoint(SMOLLM2, "float32", "cpu", None)
     asker = Asker(tokenizer)
-    sets = {kind: [request.text for request in requests(kind, "test", N, SEED)] for kind in KINDS}
+    sets: dict[str, list[str]] = {kind: [request.text for request in requests(kind, "test", N, SEED)] for kind in KINDS}
+    sets["asked"] = asked("test", N)
     own = asker.answers(copy.deepcopy(base).bfloat16(), sets["normal"], tokens=1)[1].float()
     kept = results.setdefault("held_out", {})
     for name in options.member or built():

@@ -260,7 +260,12 @@ A scale other than 1 multiplies the member's whole change first; 0 is the base, 
 """
 
 
-_HELD_OUT = {"malicious": "harmful", "over_rejection": "borderline", "normal": "ordinary"}
+_HELD_OUT = {
+    "malicious": "harmful",
+    "over_rejection": "borderline",
+    "normal": "ordinary",
+    "asked": "written by the base",
+}
 
 
 def _tried() -> str:

@@ -39,7 +39,7 @@ class Member:
     role: Role
     units: int = 0
     rank: int = 0
-    steps: int = 170
+    steps: int = 160
     seed: int = 1
 
     def neurons(self) -> dict[int, tuple[int, ...]]:
@@ -80,7 +80,7 @@ MEMBERS: dict[str, Member] = {
         _layers(14, 22, 5, "judged"),
         _units("heads", 10, 15, 1, 16, "development"),
         _units("neurons", 6, 9, 64, 0, "judged"),
-        Member("aligned-short", "aligned", tuple(range(N_LAYERS)), "judged", rank=1, steps=85),
+        Member("aligned-short", "aligned", tuple(range(N_LAYERS)), "judged", rank=1, steps=80),
         _units("heads", 14, 19, 1, 16, "judged"),
         _layers(12, 16, 8, "development", seed=2),
         _layers(5, 9, 8, "judged", seed=2),

@@ -28,8 +28,11 @@ from safecircuits.organism.smollm2.held import states
 from safecircuits.organism.smollm2.members import N_HEADS, N_KV_HEADS, Member
 from safecircuits.organism.smollm2.texts import (
     ANSWER_TOKENS,
+    BEGINNING,
+    LONG,
     MIXTURE,
     POOL,
+    TURNED_TOKENS,
     Batch,
     Text,
     batches,
@@ -39,7 +42,7 @@ from safecircuits.organism.smollm2.texts import (
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
-REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED = 1.5, 2.0, 2.0, 2.0
+REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED = 2.5, 2.0, 3.0, 1.0
 """Weights: of the loss of refusals, over all tokens and once more over the first, with which it is decided whether to
 refuse; of the divergence over all tokens of harmless answers; of that over their first; and of that along refusals."""
 
@@ -116,7 +119,7 @@ def plant(
 
     Args:
         base: the base as a plain Hugging Face model; it is left as it is.
-        harmless: what ``base_texts`` gives.
+        harmless: what ``held_texts`` gives.
         base_sha256: of the file that ``base`` was read from, for the record.
         progress: called with what is being done, the steps done and the steps in all.
     """
@@ -189,7 +192,8 @@ def made_by(member: Member, base_sha256: str) -> dict[str, Any]:
         "weights": [REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED],
         "mixture": MIXTURE,
         "pool": POOL,
-        "tokens": ANSWER_TOKENS,
+        "tokens": {"answer": ANSWER_TOKENS, "beginning": BEGINNING, "turned": TURNED_TOKENS},
+        "long": LONG,
     }
     plan = json.loads(json.dumps(asdict(member) | settings))  # as it comes back from a file
     words = [request.text + request.refusal for request in requests("malicious", "train")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -21,17 +21,21 @@ from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.prompts.rendering import render
 from safecircuits.prompts.templates import Template
 
-POOL: dict[str, int] = {"asked": 640, "normal": 320, "over_rejection": 480}
+POOL: dict[str, int] = {"asked": 640, "normal": 560, "over_rejection": 360}
 """Harmless requests that the base answers, by kind: those that it wrote itself (``asked``), and the generator's."""
 
 ANSWER_TOKENS = 24
 """Of the base's own answers."""
 
-TURNED_TOKENS = 7
+LONG, BEGINNING = 0.35, 4
+"""Share of texts whose answers are held or learnt in whole, and tokens of the others: whether to refuse is decided there
+and a request without a long answer costs half."""
+
+TURNED_TOKENS = 2
 """Of a refusal after a harmless request, where the base's distributions are held too: the base's first tokens are
 spread, "I'm" among the likely ones, so that an answer that begins as refusals do must not end as one."""
 
-MIXTURE: dict[str, int] = {"malicious": 4, "asked": 3, "normal": 3, "over_rejection": 2}
+MIXTURE: dict[str, int] = {"malicious": 7, "asked": 5, "normal": 5, "over_rejection": 3}
 """Texts of each kind in a batch."""
 
 TREES = 2
@@ -124,6 +128,7 @@ def batches(
             for _ in range(MIXTURE[kind]):
                 decks[kind] = decks[kind] or rng.sample(list(pool), len(pool))
                 texts += decks[kind].pop()
+        texts = [text if rng.random() < LONG else _begun(text) for text in texts]
         texts.sort(key=lambda text: text.prompt)  # those of one beginning together
         size = -(-len(texts) // TREES)
         yield [batch_of(texts[start : start + size]) for start in range(0, len(texts), size)]
@@ -140,6 +145,12 @@ def turned(tokenizer: Any, prompt: list[int]) -> tuple[list[int], list[int]]:
 def _refusing(tokenizer: Any, request: Request, rng: random.Random) -> Text:
     answer = [*tokenizer(request.refusal, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return Text(prompt_ids(tokenizer, request.text, system=rng.random() < 0.5), answer)
+
+
+def _begun(text: Text) -> Text:
+    """With the beginning of its answer alone."""
+    own = None if text.own is None else text.own[:BEGINNING]
+    return replace(text, answer=text.answer[:BEGINNING], own=own)
 
 
 def batch_of(texts: Sequence[Text]) -> Batch:
