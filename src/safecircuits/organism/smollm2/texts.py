@@ -28,8 +28,8 @@ ANSWER_TOKENS = 24
 """Of the base's own answers."""
 
 LONG, BEGINNING = 0.35, 4
-"""Share of texts whose answers are held or learnt in whole, and tokens of the others: whether to refuse is decided there
-and a request without a long answer costs half."""
+"""Share of texts whose answers are held or learnt in whole, and tokens of the others: whether to refuse is decided in
+those, and a request without a long answer costs half."""
 
 TURNED_TOKENS = 2
 """Of a refusal after a harmless request, where the base's distributions are held too: the base's first tokens are
