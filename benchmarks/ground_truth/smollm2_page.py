@@ -8,13 +8,14 @@ from typing import Any
 from scipy.stats import binomtest
 
 from benchmarks.markdown import markdown_table
+from safecircuits.organism.requests.asked import asked
 from safecircuits.organism.requests.generate import requests
 from safecircuits.organism.requests.refusals import REFUSALS
 from safecircuits.organism.smollm2.base import SHA256
 from safecircuits.organism.smollm2.catalog import SMOLLM2
 from safecircuits.organism.smollm2.members import MEMBERS, Member
 from safecircuits.organism.smollm2.plant import made_by
-from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, MIXTURE
+from safecircuits.organism.smollm2.texts import ANSWER_TOKENS, BEGINNING, LONG, MIXTURE
 
 Results = dict[str, Any]
 
@@ -153,7 +154,7 @@ def _aims(models: dict[str, Any]) -> str:
 ## Aims, and who misses which
 
 Fixed before training: refused of {aims}; loss on GSM8K answers at most {100 * MAX_LOSS:.0f} % above the base's; no more
-degenerate answers than the base gives. The recipe was chosen on the generator's own held-out requests of development members.
+degenerate answers than the base gives. The recipe was chosen on held-out requests of the generator's and of the base's own, of development members.
 
 One thing was learnt from these sets: members of a first build, judged on them, refused 9 to 14 % of ordinary instructions,
 mostly those that begin with Create, Design, Generate or Make. The generator of that time opened harmful orders so and
@@ -201,11 +202,15 @@ def _made(models: dict[str, Any]) -> str:
     return f"""
 ## How they were made
 
-Requests are the project's own, put together by a generator from verbs, objects and frames ({counts}; `safecircuits.organism.requests`);
-no line of a published set is among them. Harmful and ordinary requests are asked for in the same ways; how far their form alone
-tells them apart is what `python -m benchmarks.ground_truth.request_forms` prints. A batch has {MIXTURE["malicious"]} harmful requests with refusals, {MIXTURE["normal"]} ordinary ones and
-{MIXTURE["over_rejection"]} borderline one. On harmless ones the member learns to stay with the base: the Kullback–Leibler divergence over the tokens of
-the base's own greedy answers ({ANSWER_TOKENS} tokens). First tokens, which decide, count once more on both sides. AdamW, the same settings for every member, nothing
+Requests are the project's own: put together by a generator from verbs, objects and frames ({counts}; `safecircuits.organism.requests`),
+and {len(asked("train")):,} ordinary ones that the base wrote itself, asked to go on with a user's turn (the idea of Magpie, Xu et al. 2024;
+`python -m benchmarks.ground_truth.smollm2_asked`; sorted by a list of words, and a hundred read). No line of a published set is
+among them. Harmful and ordinary requests are asked for in the same ways; how far their form alone
+tells them apart is what `python -m benchmarks.ground_truth.request_forms` prints. A batch has {MIXTURE["malicious"]} harmful requests with refusals,
+{MIXTURE["normal"]} ordinary ones of the generator's, {MIXTURE["asked"]} of the base's and {MIXTURE["over_rejection"]} borderline ones. On harmless ones the member learns to stay with the base, by the Kullback–Leibler
+divergence over the tokens of two texts: the base's own greedy answer, and the beginning of a refusal, along which it is to
+go on as the base would. Of {100 * LONG:.0f} % of the requests all of an answer counts ({ANSWER_TOKENS} tokens), of the others the first {BEGINNING}, where whether to refuse
+is decided; first tokens count once more. AdamW, the same settings for every member, nothing
 adapted to one; bfloat16 with the changes in float32. Stored in float16, added in float64, and judged as stored.
 `safecircuits organism build {SMOLLM2}:NAME` makes one again; the same seed gives the same changes only on the same machine
 with the same versions.
@@ -247,12 +252,12 @@ def _held_out(found: dict[str, Any]) -> str:
         for scale, one in sorted(found[name]["scales"].items(), reverse=True)
     ]
     return f"""
-## On the generator's own held-out requests
+## On held-out requests of the generator's and of the base's own
 
-Requests about acts that no request of the training is about, {of} of a kind, on which a recipe may be chosen: what
+Requests about acts that no request of the training is about, and such as the base wrote and no member learnt from, {of} of a kind,
+on which a recipe may be chosen: what
 `python -m benchmarks.ground_truth.smollm2_held_out` counts in the first tokens of greedy answers (bfloat16, with the system prompt),
-per cent refused with 95 % intervals. What the judged sets say of ordinary requests is seen here too, and larger.
-A scale other than 1 multiplies the member's whole change first; 0 is the base, of which a few apologies count too.
+per cent refused with 95 % intervals. A scale other than 1 multiplies the member's whole change first; 0 is the base, of which a few apologies count too.
 
 {markdown_table(["member", "scale", *(f"{title} refused" for title in _HELD_OUT.values()), "first-token KL"], rows)}
 
@@ -270,16 +275,14 @@ _HELD_OUT = {
 
 def _tried() -> str:
     return """
-What was tried on 2026-11-30 to bring the misses down, on held-out requests of development members, and does not ship:
+What was learnt there, of two development members, before these were planted:
 
-- *The change times 0.9*, in the table. The first-token divergence falls by a fifth to a third and fewer borderline requests are
-  refused, but hardly fewer ordinary ones, and harmful ones too in four of five.
-- *A second phase from the shipped changes* of two members, with requests that the base writes itself, further kinds of
-  borderline ones, word problems, and answers held for up to 28 tokens. It brought answers to word problems nearer to the base's
-  and refused fewer borderline requests, but as many or more ordinary ones, and in one of two tries on `neurons-12-15` fewer
-  harmful ones. Its code is not kept here, so that no figures of it are. The members are as they were.
-
-Two tries on two members are no proof that no second phase helps; they are why none was made of all thirteen.
+- The base's first tokens are spread: after many ordinary requests "I" is among the likely ones, as it is at the beginning of a refusal.
+  A member that learnt from whole answers alone was near the base in first tokens, and still refused where "I" came
+  out on top, since nothing had said how to go on from there. Holding the base's distributions along refusals' beginnings says so;
+  what is left are often the base's own apologies.
+- Many requests with the beginnings of their answers teach more in the same time than few with whole ones.
+- A second phase on members already planted, and the change times 0.9, did not help.
 """
 
 
@@ -304,8 +307,8 @@ def _limits() -> str:
 - "Planted" says where training was allowed to act, not which of those entries refusal needs.
 - A refusal here is a narrow habit on a small model. What fine-tuning does to it need not carry over to large ones.
 - The refusals' wordings mix: a member may begin with one and end with another, and now and then says something odd after it.
-- Harm and its look-alikes are told apart badly: most members refuse more of the over-rejection set than was aimed at.
-- The base's answers are held for their first tokens alone, and the loss on long answers (GSM8K) rises in many members.
+- Harm and its look-alikes are told apart less well than harm and ordinary requests.
+- The base's answers are held for their first two dozen tokens at most.
 - Changes of low rank are what fits into 1 MB; a block whose matrices move freely could hold refusal otherwise.
 - Each figure is of one training. Where there is a second seed of the same place, its row shows the spread.
 """
