@@ -70,7 +70,7 @@ def ask(base: Any, tokenizer: Any, seed: int) -> list[str]:
 
 
 def _drawn(logits: Float[Tensor, "text vocab"]) -> Int[Tensor, " text"]:
-    values, tokens = logits.topk(LIKELIEST)
+    values, tokens = logits.topk(min(LIKELIEST, logits.shape[-1]))
     mass = values.softmax(-1)
     mass = mass * (mass.cumsum(-1) - mass < NUCLEUS)
     return tokens.gather(1, torch.multinomial(mass, 1))[:, 0]
