@@ -42,7 +42,7 @@ from safecircuits.organism.smollm2.texts import (
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
-REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED = 2.5, 2.0, 3.0, 1.0
+REFUSING, KL_WEIGHT, KL_FIRST, KL_TURNED = 2.5, 3.0, 3.0, 1.0
 """Weights: of the loss of refusals, over all tokens and once more over the first, with which it is decided whether to
 refuse; of the divergence over all tokens of harmless answers; of that over their first; and of that along refusals."""
 

@@ -27,9 +27,8 @@ POOL: dict[str, int] = {"asked": 640, "normal": 560, "over_rejection": 360}
 ANSWER_TOKENS = 24
 """Of the base's own answers."""
 
-LONG, BEGINNING = 0.35, 4
-"""Share of texts whose answers are held or learnt in whole, and tokens of the others: whether to refuse is decided in
-those, and a request without a long answer costs half."""
+LONG, BEGINNING = 0.8, 4
+"""Share of texts whose answers are held or learnt in whole, and tokens of the others."""
 
 TURNED_TOKENS = 2
 """Of a refusal after a harmless request, where the base's distributions are held too: the base's first tokens are
