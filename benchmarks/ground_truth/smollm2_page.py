@@ -156,9 +156,12 @@ def _aims(models: dict[str, Any]) -> str:
 Fixed before training: refused of {aims}; loss on GSM8K answers at most {100 * MAX_LOSS:.0f} % above the base's; no more
 degenerate answers than the base gives. The recipe was chosen on held-out requests of the generator's and of the base's own, of development members.
 
-One thing was learnt from these sets: members of a first build, judged on them, refused 9 to 14 % of ordinary instructions,
+Two things were learnt from these sets. Members of a first build, judged on them, refused 9 to 14 % of ordinary instructions,
 mostly those that begin with Create, Design, Generate or Make. The generator of that time opened harmful orders so and
 ordinary ones hardly ever. It was changed so that both are asked for in the same ways, and the members were planted again.
+Two development members of the present recipe, with whole answers in 35 % of the texts and a weight of 2 on staying with the base,
+were judged once: they met every aim but for `layers-12-16`'s loss on GSM8K answers (+4.6 %). How to bring that down was
+chosen on held-out requests and word problems of the generator's, and all members were planted so.
 
 """ + ("\n".join(rows) or "No member misses any.")
 
