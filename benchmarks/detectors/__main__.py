@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.detectors import robustness
-from benchmarks.detectors.agreement import measure, readers
-from benchmarks.detectors.completions import read
+from benchmarks.detectors.agreement import measure, read_in, readers
+from benchmarks.detectors.completions import LIMITS, read
 from benchmarks.detectors.labels import labelled, read_labels
 from benchmarks.detectors.page import render
 
@@ -35,7 +35,7 @@ def main() -> None:
         print(f"{len(readings)} readings, {strange} completions without: {dict(Counter(r.label for r in readings))}")
         if not readings:
             raise SystemExit("no completion has a label: lay them out with python -m benchmarks.detectors.sheet")
-        results = measure(readings) | readers(labels) | {"robustness": robustness.measure(readings)}
+        results = measure(readings) | readers(labels) | {"robustness": robustness.measure(read_in(readings, LIMITS[0]))}
         (DOCS / "detectors.json").write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
     results = json.loads((DOCS / "detectors.json").read_text(encoding="utf-8"))
     page = render(results)

@@ -28,7 +28,7 @@ def measure(readings: Sequence[Reading]) -> dict[str, Any]:
     At a limit those count that were read in so many tokens or more, or to their end, by what was said of the longest.
     """
     limits = [limit for limit in LIMITS if any(one.tokens >= limit for one in readings)]
-    at = {limit: _read_in(readings, limit) for limit in limits}
+    at = {limit: read_in(readings, limit) for limit in limits}
     whole = at[limits[0]]
     return {
         "labels": {label: sum(one.label == label for one in whole) for label in VERDICTS},
@@ -44,7 +44,7 @@ def measure(readings: Sequence[Reading]) -> dict[str, Any]:
     }
 
 
-def _read_in(readings: Sequence[Reading], limit: int) -> list[Reading]:
+def read_in(readings: Sequence[Reading], limit: int) -> list[Reading]:
     """Of each completion that was read in at least so many tokens, or to its end, the longest reading."""
     longest: dict[Any, Reading] = {}
     for one in sorted(readings, key=lambda one: one.tokens):

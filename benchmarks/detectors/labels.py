@@ -1,4 +1,4 @@
-"""What people said of completions, kept without the completions.
+"""What readers said of completions, kept without the completions.
 
 ``labels.csv`` has a row a reading: the ``id`` of the prompt (its kind, ``+system`` where it was asked with the system
 prompt, ten hex digits of its text), the ``model``, the ``delta`` (sixteen hex digits of what was planted in it, empty
