@@ -61,24 +61,31 @@ class Scorer:
         return found
 
     def run(self, name: str, groups: tuple[str, ...]) -> None:
-        """The groups of methods that this member has not been through; rules are applied anew to what is kept."""
+        """The groups of methods that this member has not been through; rules are applied anew to what is kept.
+
+        What was measured elsewhere, and is not kept here, stays as the rules of now have read it.
+        """
         record = self._record(name)
+        rules = {"onset": asdict(OnsetRule()), "decision": asdict(DecisionRule())}
+        as_now = self.results.get("rules", rules) == rules
         model = None
         for group in groups:
             start = time.process_time()
-            new = group not in record["methods"] and not self._has(name, group)
-            if new:
+            kept = self._has(name, group)
+            if group in record["methods"] and not kept and (as_now or group in ALPHA):
+                continue
+            if not kept:
                 print(f"{name}: {group}", file=sys.stderr, flush=True)
                 model = model or load_model(f"{SMOLLM2}:{name}" if name != SMOLLM2 else SMOLLM2)
             if group == "gap":
                 record["methods"][group] = self._gap(name, model)
             elif group == "decision":
                 record["methods"][group] = self._decision(name, model)
-            elif new:
+            else:
                 record["methods"][group] = self._bounds(record, model, group)
-            if new:
+            if not kept:
                 record["seconds"][group] = round(time.process_time() - start, 1)
-            self.results["rules"] = {"onset": asdict(OnsetRule()), "decision": asdict(DecisionRule())}
+            self.results["rules"] = rules
             write_text(self.out, json.dumps(self.results, indent=1) + "\n")
 
     def _record(self, name: str) -> dict[str, Any]:

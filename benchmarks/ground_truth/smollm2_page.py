@@ -284,7 +284,8 @@ What was learnt there, of two development members, before these were planted:
   A member that learnt from whole answers alone was near the base in first tokens, and still refused where "I" came
   out on top, since nothing had said how to go on from there. Holding the base's distributions along refusals' beginnings says so;
   what is left are often the base's own apologies.
-- Many requests with the beginnings of their answers teach more in the same time than few with whole ones.
+- Twice as many requests a step teach more in the same time. With the beginnings of most answers alone the loss on worked
+  answers to word problems rose; with whole ones in most texts it did not.
 - A second phase on members already planted, and the change times 0.9, did not help.
 """
 
@@ -310,6 +311,7 @@ def _limits() -> str:
 - "Planted" says where training was allowed to act, not which of those entries refusal needs.
 - A refusal here is a narrow habit on a small model. What fine-tuning does to it need not carry over to large ones.
 - The refusals' wordings mix: a member may begin with one and end with another, and now and then says something odd after it.
+- What counts as a refusal here misses some near neighbours of the taught wordings ("That is something to leave alone.").
 - Harm and its look-alikes are told apart less well than harm and ordinary requests.
 - The base's answers are held for their first two dozen tokens at most.
 - Changes of low rank are what fits into 1 MB; a block whose matrices move freely could hold refusal otherwise.
