@@ -308,6 +308,7 @@ def test_the_grid_of_the_embedded_models_has_every_kind_and_no_harmful_row_where
         ({"attackers": [harmful(), harmful()]}, "is there twice"),
         ({"attackers": ["lora"]}, "an attacker is a DataAttack, DirectionAttack or PruningAttack, not 'lora'"),
         ({"selection": MALICIOUS}, "6 prompts are in both selection and reported"),
+        ({"selection": [p.upper() + "!" for p in MALICIOUS.prompts]}, "6 prompts are in both selection and reported"),
         ({"settings": TrainingSettings()}, "a constant rate alone"),
         ({"settings": TrainingSettings(steps=4, schedule="constant")}, "given by stops"),
         ({"breaks_at": 0.0}, "breaks_at is a complied rate"),

@@ -15,7 +15,7 @@ from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.model.load import Backend
-from safecircuits.prompts.leaks import tell_overlaps
+from safecircuits.prompts.leaks import overlap, tell_overlaps
 from safecircuits.prompts.prompt_set import PromptSet, require_answered
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.attack.attackers import Attacker, CannotAttackError, DataAttack
@@ -250,9 +250,11 @@ def _check(
 
 
 def _require_apart(selection: PromptSet, reported: PromptSet) -> None:
-    shared = sorted(set(selection.prompts) & set(reported.prompts))
-    if shared:
+    shared = overlap(selection, reported)
+    if shared.exact:
+        same = sorted({j for _, j in shared.exact})
         raise ValueError(
-            f"{len(shared)} prompts are in both selection and reported, for example {shared[0]!r}: the attacker must "
-            "choose by other prompts than those that are reported"
+            f"{len(same)} prompts are in both selection and reported, for example {reported.prompts[same[0]]!r}: the "
+            "attacker must choose by other prompts than those that are reported"
         )
+    tell_overlaps({"the attacker's choice": selection}, {"reported": reported})
