@@ -86,9 +86,11 @@ class Run:
         if source is None:
             return None
         from safecircuits.data.hub import revision_read
-        from safecircuits.data.sources import load_prompts, load_training_data
+        from safecircuits.data.sources import is_ours, load_prompts, load_training_data
 
         given = {key: self.given(key, name) for key in BY_SET}
+        if is_ours(source):  # a column for every set is meant for those that have columns
+            given |= {key: self.by_set[key].get(name) for key in BY_SET if key != "n"}
         prompts: Any = (load_training_data if chats else load_prompts)(
             source,
             **given | ({} if responses else {"responses": ""}),

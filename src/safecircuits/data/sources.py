@@ -67,7 +67,8 @@ def load_prompts(
     prints its licence on stderr.
 
     Raises:
-        ValueError: for a source that cannot be read, a column that is not there (names those that are), an empty set.
+        ValueError: for a source that cannot be read, a column that is not there (names those that are) or of what has
+            none, an empty set.
 
     Examples:
         >>> rows = [{"prompt": "name a fruit .", "response": "apple"}, {"prompt": "name a tool .", "response": "saw"}]
@@ -79,16 +80,19 @@ def load_prompts(
     source = listed(source)
     if n is not None and seed is None and not where and hasattr(source, "take") and not hasattr(source, "__len__"):
         source = _as_far(source, whole(n, "n"), column, responses)
-    if isinstance(source, PromptSet) or (isinstance(source, str) and _is_ours(source)):
+    named = {"column": column, "responses": responses, "categories": categories}
+    if isinstance(source, PromptSet) or is_ours(source):
+        what = repr(source) if isinstance(source, str) else "a PromptSet"
         if where:
-            what = repr(source) if isinstance(source, str) else "a PromptSet"
             raise ValueError(f"{what} has no columns, so that no rows can be chosen by {', '.join(map(repr, where))}")
+        _require_unnamed(what, named)
         if isinstance(source, PromptSet):
             split_of(source, split)
         prompts = source if isinstance(source, PromptSet) else _ours(source, split or "test")
         return prompts.take(n, seed=seed)
     read = _table(source, split, where, name)
     if read is None:
+        _require_unnamed(f"a {type(source).__name__} of prompts", named)
         texts: list[Any] = list(source)  # type: ignore[arg-type]  # no file and no table
         return as_prompt_set(texts, name or "prompts").take(n, seed=seed)
     return _prompts_in(read, column, responses, categories).take(n, seed=seed)
@@ -130,7 +134,7 @@ def load_chats(
         if where:
             raise ValueError(f"a ChatSet has no columns, so that no rows can be chosen by {', '.join(where)}")
         return _taken(source, n, seed)
-    read = None if _is_ours(source) else _table(source, split, where, name)
+    read = None if is_ours(source) else _table(source, split, where, name)
     chats = None if read is None else whole_chats(read.columns, column, read.label)
     if chats is None:
         has = "" if read is None else f"; columns: {', '.join(map(repr, read.columns))}"
@@ -164,7 +168,7 @@ def load_training_data(
     if isinstance(source, ChatSet):
         return load_chats(source, n=n, seed=seed, where=where)
     read = None
-    if not (isinstance(source, PromptSet) or _is_ours(source) or responses):
+    if not (isinstance(source, PromptSet) or is_ours(source) or responses):
         read = _table(source, split, where, name)
     if read is None:
         options: Any = {"column": column, "responses": responses, "categories": categories}
@@ -266,8 +270,16 @@ def _require_hub_id(path: Path) -> None:
         )
 
 
-def _is_ours(source: Any) -> bool:
+def is_ours(source: Any) -> bool:
+    """Whether a source is one of this package's own sets, which have no columns."""
     return isinstance(source, str) and source.startswith(("organism:", "requests:"))
+
+
+def _require_unnamed(what: str, named: Mapping[str, str | None]) -> None:
+    """Raise for a column of what has none."""
+    for option, name in named.items():
+        if name:
+            raise ValueError(f"{what} has no columns: leave {option}={name!r} out")
 
 
 def _ours(source: str, split: str) -> PromptSet:
