@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scipy.stats import fisher_exact
 
 from safecircuits.base.paired import LEVEL
+from safecircuits.base.record import number
+from safecircuits.base.stats import Share
 from safecircuits.base.text import percent
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.demo.real.layers import KNOWN, found_block
@@ -65,7 +67,7 @@ def _tune(study: RealDemo) -> FinetuningStudy:
 
 def finetune_record(study: RealDemo) -> dict[str, Any]:
     """Each arm's rates as ``plot_finetune`` takes them, and those before."""
-    tuned = study[FINETUNING]
+    tuned, asked = study[FINETUNING], study.settings.asked
     there = {key: name for key, name in FIGURES.items() if name in tuned.runs[0].figures}
     record: dict[str, Any] = {"before": {key: tuned.runs[0].before[name] for key, name in there.items()}}
     for row in tuned.summary().to_dict("records"):
@@ -74,8 +76,15 @@ def finetune_record(study: RealDemo) -> dict[str, Any]:
         record[arm] = {"label": label, "share_of_parameters": row["share_frozen"]}
         for key, name in there.items():
             seeds = [run.figures[name] for run in tuned.of(TASK, arm)]
-            record[arm] |= {key: row[name], f"{key}_seeds": seeds}
+            spread = _interval(row, name, study.settings.held_out if key == "new_task" else asked)
+            record[arm] |= {key: row[name], f"{key}_interval": spread, f"{key}_seeds": seeds}
     return record
+
+
+def _interval(row: Mapping[str, Any], name: str, n: int) -> tuple[float, float]:
+    """Of a rate: over seeds, or over the prompts where there is one seed."""
+    low, high = number(row[f"{name}_low"]), number(row[f"{name}_high"])
+    return Share(round(row[name] * n), n).interval if low is None or high is None else (low, high)
 
 
 def _section(study: RealDemo, made: StudyPage) -> None:
@@ -83,7 +92,10 @@ def _section(study: RealDemo, made: StudyPage) -> None:
     plot_finetune(finetune_record(study), ax=made.axes("finetune", 0.9 + 0.52 * len(tuned.arms)))
     same = all(run.frozen_bit_identical is not False for run in tuned.runs)
     frozen = "; ".join(f"{arm}: {what}" for arm, what in tuned.frozen.items())
-    caption = f"{frozen}. Frozen entries {'are bit-identical' if same else 'changed'} afterwards."
+    over = "seeds" if len(s.seeds) > 1 else f"prompts ({s.asked} of each set, {s.held_out} word problems)"
+    caption = (
+        f"{frozen}. Frozen entries {'are bit-identical' if same else 'changed'} afterwards. Lines: 95 % over {over}."
+    )
     made.add(
         "finetune",
         "What fine-tuning leaves",
