@@ -321,7 +321,7 @@ class TestConfig:
         line = refuse(*command, self.settle(tmp_path, "yaml", {**self.VALUES, "malicius": "x.csv"}))
         assert "has no option 'malicius'; did you mean 'malicious'?" in line
         line = refuse(*command, self.settle(tmp_path, "yaml", {"zzz": 1}))
-        assert "its options are backend, column, compare" in line
+        assert "its options are backend, categories, column" in line
 
     def test_bad_files(self, command: list[str | Path], tmp_path: Path) -> None:
         assert "there is no configuration file" in refuse(*command, tmp_path / "none.yaml")

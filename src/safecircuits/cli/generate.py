@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,7 @@ def _asked(run: Run, typed: list[str], data: str | None) -> PromptSet:
         return read  # type: ignore[no-any-return]
     own = PromptSet("typed", tuple(typed))
     run.inputs["typed"] = {"n": len(own), "sha": own.fingerprint}
-    return own if read is None else own + read
+    return own if read is None else own + replace(read, responses=None)
 
 
 def _counted(found: Verdicts, limit: int) -> str:
