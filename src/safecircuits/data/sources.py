@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, get_args
 
 from safecircuits import organism
 from safecircuits.base.arguments import checked, whole
@@ -270,7 +270,7 @@ def _require_hub_id(path: Path) -> None:
         )
 
 
-def is_ours(source: Any) -> bool:
+def is_ours(source: Any) -> TypeGuard[str]:
     """Whether a source is one of this package's own sets, which have no columns."""
     return isinstance(source, str) and source.startswith(("organism:", "requests:"))
 

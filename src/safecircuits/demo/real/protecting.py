@@ -81,7 +81,7 @@ def finetune_record(study: RealDemo) -> dict[str, Any]:
     return record
 
 
-def _interval(row: Mapping[str, Any], name: str, n: int) -> tuple[float, float]:
+def _interval(row: Mapping[Any, Any], name: str, n: int) -> tuple[float, float]:
     """Of a rate: over seeds, or over the prompts where there is one seed."""
     low, high = number(row[f"{name}_low"]), number(row[f"{name}_high"])
     return Share(round(row[name] * n), n).interval if low is None or high is None else (low, high)
