@@ -17,7 +17,7 @@ from safecircuits.base.stats import Share
 from safecircuits.behavior.categories import category_frame, refused_by_category
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.incoherence import degenerate
-from safecircuits.behavior.verdict_table import BESIDE, Tally
+from safecircuits.behavior.verdict_table import Tally, counts_beside
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -215,5 +215,4 @@ def _row(
     success = Share.of(~refusals)
     low, high = success.interval
     rates = {"attack_success": success.rate, "success_low": low, "success_high": high, "degenerate": broken}
-    counts = {name: None if tally is None else getattr(tally, name) for name in BESIDE}
-    return {**condition, "refused": int(refusals.sum()), "n": success.n, **rates, **counts}
+    return {**condition, "refused": int(refusals.sum()), "n": success.n, **rates, **counts_beside(tally)}

@@ -10,12 +10,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from safecircuits.base.counted import ANSWERS_OF
+from safecircuits.base.grouping import rows_by
 from safecircuits.base.one_sided import holm
 from safecircuits.base.paired import paired_difference, paired_p
 from safecircuits.base.stats import Share
 from safecircuits.base.text import points
 from safecircuits.behavior.measured import Behavior
-from safecircuits.behavior.verdict_table import BESIDE, Tally
+from safecircuits.behavior.verdict_table import Tally, counts_beside
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -71,9 +72,8 @@ class RateChange:
             found |= {name: share.rate, f"{name}_low": low, f"{name}_high": high}
         found |= {"change": self.change, "change_low": self.low, "change_high": self.high}
         found |= {"p": self.p, "p_corrected": self.p_corrected}
-        for place, name in enumerate(("before", "after")):
-            of = None if self.tallies is None else self.tallies[place]
-            found |= {f"{name}_{kind}": None if of is None else getattr(of, kind) for kind in BESIDE}
+        for name, tally in zip(("before", "after"), self.tallies or (None, None), strict=True):
+            found |= {f"{name}_{kind}": count for kind, count in counts_beside(tally).items()}
         return found
 
     def __str__(self) -> str:
@@ -163,8 +163,8 @@ class BehaviorChange(Result):
         kinds = None if of not in self.before.answers else self.before.answers[of].categories
         ours, theirs = (one.by_category.get(of, {}) for one in (self.before, self.after))
         verdicts = self.before.counted[name], self.after.counted[name]
-        rows = {kind: [row for row, one in enumerate(kinds or ()) if one == kind] for kind in ours}
-        pairs = {kind: (verdicts[0][those], verdicts[1][those]) for kind, those in rows.items() if those}
+        rows = {kind: those for kind, those in rows_by(kinds).items() if kind in ours}
+        pairs = {kind: (verdicts[0][those], verdicts[1][those]) for kind, those in rows.items()}
         corrected = holm([paired_p(*pair) for pair in pairs.values()])
         for (kind, pair), p in zip(pairs.items(), corrected, strict=True):
             yield _change(name, kind, pair, (ours[kind], theirs[kind]), p)

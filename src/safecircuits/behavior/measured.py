@@ -13,7 +13,7 @@ from safecircuits.base.counted import ANSWERS_OF
 from safecircuits.base.stats import Share
 from safecircuits.behavior.categories import category_frame
 from safecircuits.behavior.divergence import TokenKL
-from safecircuits.behavior.verdict_table import BESIDE, Tally, Verdicts
+from safecircuits.behavior.verdict_table import Tally, Verdicts, counts_beside
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -144,4 +144,4 @@ class Behavior(Result):
 def _row(share: Share, tally: Tally | None) -> dict[str, Any]:
     low, high = share.interval
     row: dict[str, Any] = {"rate": share.rate, "low": low, "high": high, "hits": share.hits, "n": share.n}
-    return row | {name: None if tally is None else getattr(tally, name) for name in BESIDE}
+    return row | counts_beside(tally)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from safecircuits.base.counted import answers_name
 from safecircuits.base.files import write_text
+from safecircuits.base.grouping import rows_by
 from safecircuits.base.outputs import require_replaceable
 from safecircuits.base.stats import Share
 from safecircuits.results.result import Result
@@ -74,6 +75,11 @@ class Tally:
         if self.reasoning:
             parts.append(f"{self.reasoning} with reasoning")
         return ", ".join([*parts, f"n = {self.n}"])
+
+
+def counts_beside(tally: Tally | None) -> dict[str, int | None]:
+    """The numbers of ``BESIDE`` by name; None for each where there is no tally."""
+    return {name: None if tally is None else getattr(tally, name) for name in BESIDE}
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,7 @@ class Verdicts(Result):
     @property
     def by_category(self) -> dict[str, Tally]:
         """The same for each category of prompts, in the order in which they first occur; empty without categories."""
-        rows: dict[str, list[int]] = {}
-        for row, category in enumerate(self.categories or ()):
-            rows.setdefault(category, []).append(row)
-        return {category: self._tally(those) for category, those in rows.items()}
+        return {category: self._tally(those) for category, those in rows_by(self.categories).items()}
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ from safecircuits.base.stats import mean_interval
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.demo.layers import LOCATED
 from safecircuits.demo.settings import SMALL, SUBJECT, Demo
+from safecircuits.demo.tuned import rates_of_arms
 from safecircuits.demo.units import UNITS
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.papers.conclusion import Conclusion, side_effects
@@ -70,18 +71,7 @@ def _tune(study: Demo) -> FinetuningStudy:
 
 def finetune_record(study: Demo) -> dict[str, Any]:
     """Each arm's rates as ``plot_finetune`` takes them, with those of each seed, and those before."""
-    tuned = study[FINETUNING]
-    names = {"malicious_refused": "malicious_refused", "over_rejected": "over_rejected", "utility": "utility"}
-    names["new_task"] = "task_score"
-    record: dict[str, Any] = {"before": {key: tuned.runs[0].before[name] for key, name in names.items()}}
-    for row in tuned.summary().to_dict("records"):
-        arm = str(row["arm"])
-        record[arm] = {"label": LABELS[arm], "share_of_parameters": row["share_frozen"]}
-        for key, name in names.items():
-            seeds = [run.figures[name] for run in tuned.of(str(row["scenario"]), arm)]
-            spread = [row[f"{name}_low"], row[f"{name}_high"]]
-            record[arm] |= {key: row[name], f"{key}_interval": spread, f"{key}_seeds": seeds}
-    return record
+    return rates_of_arms(study[FINETUNING], LABELS)
 
 
 def _show(study: Demo, made: StudyPage) -> None:

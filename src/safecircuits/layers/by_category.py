@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safecircuits.base.arguments import checked
+from safecircuits.base.grouping import rows_by
 from safecircuits.base.notices import notify
 from safecircuits.behavior.categories import category_frame
 from safecircuits.hooks.collect import Residuals
@@ -63,8 +64,7 @@ def category_gaps(
         >>> {kind: gap.n for kind, gap in sc.layers.category_gaps(harmless, harmful).items()}
         {'theft': 2, 'fraud': 2}
     """
-    kinds = malicious.prompts.categories or ()
-    rows = {kind: [row for row, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)}
+    rows = rows_by(malicious.prompts.categories)
     if single := [kind for kind, those in rows.items() if len(those) < 2]:
         notify(f"no gap of {', '.join(map(repr, single))}: a category needs two prompts for a pair of them")
     found = {}

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.grouping import rows_by
 from safecircuits.base.paired import LEVEL
 from safecircuits.base.resamples import DRAWS, RangeResamples, multiplicities
 from safecircuits.base.stats import Share, canonical_order, half_width, simultaneous_band
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.behavior.verdict_table import BESIDE, Verdicts
+from safecircuits.behavior.verdict_table import Verdicts, counts_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +65,9 @@ def decisions_by_category(
     normal_refused: Bool[Tensor, " pair"],
 ) -> dict[str, CategoryDecision]:
     """Of each category of the malicious prompts, in the order in which they first occur; empty without categories."""
-    kinds = malicious.categories or ()
-    rows = {kind: [row for row, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)}
     return {
         kind: _decision(rule, effect[:, those], full[those], malicious.refused[those], normal_refused[those])
-        for kind, those in rows.items()
+        for kind, those in rows_by(malicious.categories).items()
     }
 
 
@@ -114,7 +113,7 @@ def categories_frame(found: Mapping[str, CategoryDecision], malicious: Verdicts)
         share = tally.share("refuses")
         low, high = share.interval
         row: dict[str, Any] = {"category": kind, "n": one.n, "refused": share.rate, "low": low, "high": high}
-        row |= {name: getattr(tally, name) for name in BESIDE}
+        row |= counts_beside(tally)
         ends = (None, None) if one.layers is None else tuple(one.layers)
         often = None if one.resampled is None else one.resampled.share(one.layers)
         rows.append({**row, "first": ends[0], "last": ends[1], "resamples": often, "why_none": one.why or None})

@@ -94,7 +94,7 @@ def _prompt_column(table: dict[str, list[Any]], label: str) -> str:
     """The column with the prompts, by its name or because it is the only one."""
     guess = columns_named(table, PROMPT_COLUMNS)
     alike = [name for name in guess[1:] if column_key(name) == column_key(guess[0])]
-    if len(alike) > 0 and any(table[name] != table[guess[0]] for name in alike):
+    if any(table[name] != table[guess[0]] for name in alike):
         both = ", ".join(map(repr, (guess[0], *alike)))
         raise ValueError(
             f"{label!r} has the columns {both}: name the one that holds the prompts (column=, or --column)"
@@ -178,7 +178,8 @@ def _answers(
 def _filled(table: dict[str, list[Any]], label: str) -> dict[str, list[Any]]:
     """The table without rows in which every cell is empty, as spreadsheets leave them at the end."""
     keep = [not all(map(is_missing, row)) for row in zip(*table.values(), strict=True)]
-    if (last := "".join(map("01".__getitem__, keep)).rfind("1")) >= 0 and (empty := keep[:last].count(False)):
+    last = max((row for row, kept in enumerate(keep) if kept), default=0)
+    if empty := keep[:last].count(False):
         first = keep.index(False) + 1
         said = "is empty and left out: it is" if empty == 1 else "are empty and left out: the first is"
         notify(f"{empty} of the {len(keep)} rows of {label!r} {said} row {first}")

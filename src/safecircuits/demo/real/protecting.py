@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from scipy.stats import fisher_exact
 
 from safecircuits.base.paired import LEVEL
-from safecircuits.base.record import number
-from safecircuits.base.stats import Share
 from safecircuits.base.text import percent
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.demo.real.layers import KNOWN, found_block
 from safecircuits.demo.real.settings import RealDemo
+from safecircuits.demo.tuned import FIGURES, rates_of_arms
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage, arms_table
@@ -27,12 +26,6 @@ from safecircuits.studies.scenarios import Scenario
 
 TASK = "word problems"
 FOUND, PLANTED, OTHERS = "decision layers", "planted place", "other layers"
-FIGURES = {
-    "malicious_refused": "malicious_refused",
-    "over_rejected": "over_rejected",
-    "utility": "utility",
-    "new_task": "task_score",
-}
 
 
 def _arms(study: RealDemo) -> list[Arm]:
@@ -66,25 +59,10 @@ def _tune(study: RealDemo) -> FinetuningStudy:
 
 
 def finetune_record(study: RealDemo) -> dict[str, Any]:
-    """Each arm's rates as ``plot_finetune`` takes them, and those before."""
-    tuned, asked = study[FINETUNING], study.settings.asked
-    there = {key: name for key, name in FIGURES.items() if name in tuned.runs[0].figures}
-    record: dict[str, Any] = {"before": {key: tuned.runs[0].before[name] for key, name in there.items()}}
-    for row in tuned.summary().to_dict("records"):
-        arm = str(row["arm"])
-        label = "nothing frozen" if arm == "full" else arm
-        record[arm] = {"label": label, "share_of_parameters": row["share_frozen"]}
-        for key, name in there.items():
-            seeds = [run.figures[name] for run in tuned.of(TASK, arm)]
-            spread = _interval(row, name, study.settings.held_out if key == "new_task" else asked)
-            record[arm] |= {key: row[name], f"{key}_interval": spread, f"{key}_seeds": seeds}
-    return record
-
-
-def _interval(row: Mapping[Any, Any], name: str, n: int) -> tuple[float, float]:
-    """Of a rate: over seeds, or over the prompts where there is one seed."""
-    low, high = number(row[f"{name}_low"]), number(row[f"{name}_high"])
-    return Share(round(row[name] * n), n).interval if low is None or high is None else (low, high)
+    """Each arm's rates as ``plot_finetune`` takes them, with those of each seed, and those before."""
+    s = study.settings
+    prompts = dict.fromkeys(FIGURES, s.asked) | {"new_task": s.held_out}
+    return rates_of_arms(study[FINETUNING], {"full": "nothing frozen"}, prompts)
 
 
 def _section(study: RealDemo, made: StudyPage) -> None:
