@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -90,19 +91,27 @@ def read(place: str) -> tuple[tuple[str, ...] | type, Any]:
 
 
 @cache
-def _source(module: str) -> ast.Module:
+def _statements(module: str) -> list[str]:
+    """The text of each statement of a module's top level, so that only what is asked for is parsed."""
     path = files("safecircuits").joinpath(*module.split("."))
     package = path.joinpath("__init__.py")
     path = package if package.is_file() else path.parent.joinpath(f"{path.name}.py")  # type: ignore[attr-defined]
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return re.split(r"^(?=[\w@\"])", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+@cache
 def _definition(module: str, name: str) -> ast.AST:
     """What a module calls ``name``, wherever it is from."""
-    for node in _source(module).body:
+    for text in _statements(module):
+        if name not in text or not text.startswith(("from ", f"def {name}(", f"class {name}", name)):
+            continue
+        try:
+            node = ast.parse(text).body[0]
+        except SyntaxError:  # a line of a string
+            continue
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             return node
-        if isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == name for one in node.targets):
+        if isinstance(node, ast.Assign) and any(_named(one, name) for one in node.targets):
             return node
         if isinstance(node, ast.ImportFrom) and node.module and any(one.name == name for one in node.names):
             return _definition(node.module.removeprefix("safecircuits."), name)
@@ -137,12 +146,16 @@ def _signature(function: ast.AST) -> dict[str, tuple[ast.expr | None, ast.expr |
     return {one.arg: (one.annotation, default) for one, default in pairs}
 
 
+def _named(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
 def _values(module: str, annotation: ast.AST | None) -> Iterator[str]:
     """The texts of the ``Literal`` in an annotation, which may be an alias, or one of several kinds."""
     if isinstance(annotation, ast.BinOp):
         yield from _values(module, annotation.left)
         yield from _values(module, annotation.right)
-    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+    elif isinstance(annotation, ast.Subscript) and _named(annotation.value, "Literal"):
         listed = annotation.slice
         for one in listed.elts if isinstance(listed, ast.Tuple) else [listed]:
             yield ast.literal_eval(one)
