@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
+from safecircuits.base.stats import rate_interval
 from safecircuits.cli.canvas import axis
 from safecircuits.direction.means import directions_of
 from safecircuits.model.sites import ModelShape
+from safecircuits.plots.attack import plot_fronts, plot_within
+from safecircuits.plots.finetuning import plot_study
 from safecircuits.plots.refusal_direction import plot_bypass, plot_lengths
 from safecircuits.plots.scores import plot_stability
 from safecircuits.units.resampling import Stability
@@ -121,3 +125,61 @@ def test_stability_leaves_out_each_calibration_set_in_turn() -> None:
     title = plot_stability(found, ax=axis()).get_title()
     ends = f"[{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
     assert title == f"SCU: Jaccard overlap (%)\nmean {100 * row['mean']:.0f} {ends}, by chance 5.0"
+
+
+def bars(ax: Any) -> list[tuple[float, float, float]]:
+    """Place and ends of each interval drawn as a line, in the order of drawing."""
+    segments = [one for lines in ax.collections for one in lines.get_segments()]
+    return [(float(a[0]), float(a[1]), float(b[1])) for a, b in segments]
+
+
+def test_training_curves_have_an_interval_at_each_mark() -> None:
+    rates = {0: (1.0, 0.9, 0.55), 1: (1.0, 0.85, 0.7)}
+    runs = [
+        {"scenario": "s", "arm": arm, "seed": seed, "curve": [
+            {"step": 10 * i, "task_loss": 3.0 - i, "malicious_refused": rate} for i, rate in enumerate(values)
+        ]}
+        for arm in ("full", "kept") for seed, values in rates.items()
+    ]  # fmt: skip
+    record = {"runs": runs, "n_malicious": 20}
+    ax = plot_study(record, against="step", ax=axis())
+    drawn = bars(ax)
+    assert [place for place, _, _ in drawn] == [0, 10, 20] * 2
+    # All of 40 were refused at first: Clopper and Pearson's lower end, and no more than all.
+    assert drawn[0][1:] == pytest.approx((0.025 ** (1 / 40), 1.0), abs=1e-6)
+    low, high = drawn[2][1:]
+    assert low < 0.55 < 0.7 < high
+    marked = {line.get_label(): line.get_linestyle() for line in ax.lines if not line.get_label().startswith("_")}
+    assert marked == {"full": "--", "kept": "-"}  # the control is told from what is tried
+
+    one = {"runs": [run for run in runs if run["seed"] == 0], "n_malicious": 20}
+    wilson = binomtest(18, 20).proportion_ci(method="wilson")
+    assert bars(plot_study(one, against="step", ax=axis()))[1][1:] == pytest.approx((wilson.low, wilson.high), abs=1e-6)
+    assert not plot_study(one | {"n_malicious": None}, ax=axis()).collections
+
+
+def test_attacks_have_intervals_and_the_undefended_arm_is_told() -> None:
+    harms = ((0.0, 0.3, 0.6), (0.0, 0.5, 0.9))
+    within = [[{"step": step, "harm": harm} for step, harm in zip((0, 1, 2), seed, strict=True)] for seed in harms]
+    fronts = [
+        {"seed": seed, "utility_loss": loss, "harm": harm}
+        for seed, points in enumerate([((-0.1, 0.2), (0.3, 0.6)), ((0.0, 0.4), (0.2, 0.8))])
+        for loss, harm in points
+    ]
+    arms = ("nothing", "freeze")
+    record = {
+        "breaks_at": 0.5, "within": dict.fromkeys(arms, within), "fronts": dict.fromkeys(arms, fronts),
+        "n_reported": 10, "reference": "nothing",
+    }  # fmt: skip
+    ax = plot_within(record, ax=axis())
+    assert [place for place, _, _ in bars(ax)] == [0, 1, 2] * 2
+    for (_, low, high), at in zip(bars(ax), range(3), strict=False):
+        mean, *ends = rate_interval(torch.tensor([seed[at] for seed in harms]), trials=10)
+        assert (low, high) == pytest.approx(ends)
+        assert low <= mean <= high
+    ax = plot_fronts(record, ax=axis())
+    means = {line.get_label(): line for line in ax.lines if line.get_label() in arms}
+    assert (means["nothing"].get_linestyle(), means["freeze"].get_linestyle()) == ("--", "-")
+    # From where both seeds have a point: by hand, and in percent.
+    assert np.allclose(means["freeze"].get_xydata(), [(0, 0.3), (20, 0.5), (30, 0.7), (100, 0.7)])
+    assert len(ax.collections) == 2  # a band an arm

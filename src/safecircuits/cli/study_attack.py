@@ -176,7 +176,7 @@ def write(run: Run, folder: RunDirectory, found: AttackStudy) -> None:
 
     folder.table("fronts", pd.concat(fronts, ignore_index=True))
     folder.figure("defences", found.plot(axis((4.2, 3.1))), of=found)
-    shows = "The worst harm that is reached where no more than so much utility is lost, a line an arm and seed"
+    shows = "The worst harm that is reached where no more than so much utility is lost, with 95 % intervals over seeds"
     folder.figure("fronts", plot_fronts(found, axis((4.2, 3.1))), shows=shows)
     for name, said in found.answers.items():
         said.save_lines(folder.file(f"completions/{''.join(c if c.isalnum() else '_' for c in name)}.jsonl"))

@@ -140,7 +140,8 @@ def finetuning_exhibit(
     summary = study.summary()
     left_out = "" if set(study.arms) <= set(drawn) else " The tables have the other arms."
     caption = (
-        f"{scenario}. Thin lines are seeds, thick ones their mean; further right, more of the task is learnt.{left_out}"
+        f"{scenario}. Thin lines are seeds, thick ones their mean with 95 % intervals; nothing frozen is dashed. "
+        f"Further right, more of the task is learnt.{left_out}"
     )
     rows = summary[summary["scenario"] == scenario]
     if counts := at_most(rows_of(rows), REFUSED):

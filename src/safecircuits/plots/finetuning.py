@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from safecircuits.base.record import Record, Recorded, record_of
+from safecircuits.plots.seeds import draw_over_seeds
 from safecircuits.plots.style import (
     BLUE,
     COLUMN,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 LEGEND_WIDTH = 76
 """Characters of a legend that are as wide as a column: with more the axes would shrink."""
 
+CONTROL = "full"
+"""The arm that freezes nothing."""
+
 _DIVERGING = LinearSegmentedColormap.from_list("harms to helps", [VERMILLION, PAPER, BLUE])
 
 
@@ -43,6 +47,9 @@ def plot_study(
 ) -> Axes:
     """Refusal of malicious prompts along training: a thin line a seed, a thick one for their mean.
 
+    Lines through the marks are 95 % intervals: over seeds, and of one seed over prompts. Training with nothing frozen,
+    the control, is dashed.
+
     Args:
         scenario: the study's first unless given.
         arms: which to draw, those that the scenario has; all unless given. More than six share colours.
@@ -50,7 +57,8 @@ def plot_study(
     """
     if against not in ("task_loss", "step"):
         raise ValueError(f"against is 'task_loss' or 'step', not {against!r}")
-    runs: Sequence[Record] = record_of(study)["runs"]
+    record = record_of(study)
+    runs: Sequence[Record] = record["runs"]
     scenario = scenario or str(runs[0]["scenario"])
     ax = axes_or_new(ax, (COLUMN[0], 3.1))
     there = {run["arm"] for run in runs if run["scenario"] == scenario}
@@ -58,15 +66,10 @@ def plot_study(
     drawn = [arm for arm in named if arm in there and (arms is None or arm in arms)]
     for arm in drawn:
         curves = [run["curve"] for run in runs if (run["scenario"], run["arm"]) == (scenario, arm)]
-        n = min(map(len, curves))
-        mean = [
-            [sum(curve[i][key] for curve in curves) / len(curves) for i in range(n)]
-            for key in (against, "malicious_refused")
+        seeds = [
+            ([point[against] for point in curve], [point["malicious_refused"] for point in curve]) for curve in curves
         ]
-        (line,) = ax.plot(*mean, marker="o", markersize=3, label=arm, zorder=3)
-        for curve in curves if len(curves) > 1 else ():
-            points = [[point[key] for point in curve] for key in (against, "malicious_refused")]
-            ax.plot(*points, color=line.get_color(), linewidth=0.7, alpha=0.5, zorder=2, label="_seed")
+        draw_over_seeds(ax, seeds, arm, record.get("n_malicious"), control=arm == CONTROL)
     percent_axis(ax, "y", "malicious refused (%)")
     ax.set_xlabel("task loss (nats per token), training goes right" if against == "task_loss" else "step")
     if against == "task_loss":

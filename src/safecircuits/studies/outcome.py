@@ -250,9 +250,10 @@ class FinetuningStudy(Result):
         return tuple(comparison for comparison in found if comparison is not None)
 
     def record(self) -> dict[str, Any]:
-        """The ``curve`` of each run, with its ``scenario``, ``arm`` and ``seed``."""
+        """The ``curve`` of each run with its ``scenario``, ``arm`` and ``seed``; ``n_malicious`` prompts were asked."""
         names = ("scenario", "arm", "seed", "curve")
-        return {"runs": [{name: getattr(run, name) for name in names} for run in self.runs]}
+        runs = [{name: getattr(run, name) for name in names} for run in self.runs]
+        return {"runs": runs, "n_malicious": self.provenance.get("malicious", {}).get("n")}
 
     def plot(self, scenario: str | None = None, *, ax: Axes | None = None) -> Axes:
         """Refusal against task loss along training, a line an arm; see ``plots.finetuning.plot_study``."""

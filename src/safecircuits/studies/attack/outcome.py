@@ -263,12 +263,20 @@ class AttackStudy(Result):
         return category_frame(rows, ["arm", "at"])
 
     def record(self) -> dict[str, Any]:
-        """By arm, the ``fronts`` and the worst harm ``within`` so many steps, one list a seed."""
-        fronts = {arm: self.front(arm).to_dict("records") for arm in self.arms}
-        return {"breaks_at": self.breaks_at, "fronts": fronts, "within": {arm: self._within(arm) for arm in self.arms}}
+        """By arm, the ``fronts`` and the worst harm ``within`` so many steps, one list a seed.
+
+        ``n_reported`` prompts are behind each rate; ``reference`` is the arm that defends nothing.
+        """
+        return {
+            "breaks_at": self.breaks_at,
+            "fronts": {arm: self.front(arm).to_dict("records") for arm in self.arms},
+            "within": {arm: self._within(arm) for arm in self.arms},
+            "n_reported": self.provenance["reported"]["n"],
+            "reference": self.reference,
+        }
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The worst harm that is reached within so many steps of training, a line an arm."""
+        """The worst harm that is reached within so many steps of training, a line an arm, with its interval."""
         from safecircuits.plots.attack import plot_within
 
         return plot_within(self, ax=ax)
