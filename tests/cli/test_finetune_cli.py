@@ -32,7 +32,17 @@ def test_it_trains_freezes_and_leaves_a_model_for_transformers(tmp_path: Path, m
     assert f"frozen entries bit-identical, SHA-256 {digest}" in said.stdout
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "model")
     assert frozen_digest(after, mask) == digest
-    assert pd.read_csv(tmp_path / "a" / "tables" / "curves.csv")["step"].tolist() == [0, 2, 3]
+    curve = pd.read_csv(tmp_path / "a" / "tables" / "curves.csv")
+    assert curve["step"].tolist() == [0, 2, 3]
+    reference = sc.behavior.KLReference.of(before, sc.load_prompts("organism:malicious", n=12))
+    moved = reference.divergence(sc.load_model(tmp_path / "a" / "model"))
+    rates = pd.read_csv(tmp_path / "a" / "tables" / "rates.csv")
+    for name, (mean, low, high) in moved.means.items():
+        assert curve[f"malicious_{name}"].tolist()[::2] == pytest.approx([0, mean], rel=1e-3)
+        assert rates[[name, f"{name}_low", f"{name}_high"]].iloc[0].tolist() == pytest.approx(
+            [mean, low, high], rel=1e-3
+        )
+    assert "malicious prompts: KL to the intact model" in said.stdout
     shares = [
         sc.evaluate(model, malicious=sc.load_prompts("organism:malicious", n=12), max_new_tokens=2).shares
         for model in (before, sc.load_model(tmp_path / "a" / "model"))

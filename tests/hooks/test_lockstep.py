@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -38,39 +39,47 @@ def moved(part: str, seed: int = 1) -> Any:
     return ours
 
 
+@contextmanager
+def reading(target: Any, source: Any, units: Any, *, outgoing: bool) -> Iterator[None]:
+    """Inside, a pass of the source leaves what a pass of the target of the same tokens takes."""
+    kept: dict[tuple[str, int], Tensor] = {}
+    handles = []
+    for site, by_layer in units.items():
+        for layer, chosen in by_layer.items():
+            width = 1 if site == "mlp" else D_HEAD
+            at = torch.tensor([u * width + c for u in chosen for c in range(width)])
+            there, here = (_projection(model, site, layer) for model in (source, target))
+
+            def keep(_: Any, args: Any, key: Any = (site, layer), at: Tensor = at) -> None:
+                kept[key] = args[0][..., at].clone()
+
+            def put(_: Any, args: Any, key: Any = (site, layer), at: Tensor = at) -> Any:
+                x = args[0].clone()
+                x[..., at] = 0.0 if outgoing else kept[key]
+                return (x,)
+
+            def add(
+                _: Any, args: Any, out: Tensor, key: Any = (site, layer), at: Tensor = at, there: Any = there
+            ) -> Tensor:
+                return out + kept[key] @ there.weight[:, at].T
+
+            handles += [there.register_forward_pre_hook(keep), here.register_forward_pre_hook(put)]
+            handles += [here.register_forward_hook(add)] if outgoing else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def plainly(target: Any, source: Any, ids: list[int], units: Any, *, outgoing: bool) -> list[int]:
     """One prompt, no cache, no batch: at each step both read all tokens so far, the source first."""
     eos = build_tiny_tokenizer().eos_token_id
     tokens, written = list(ids), []
-    kept: dict[tuple[str, int], Tensor] = {}
     for _ in range(NEW):
-        handles = []
-        for site, by_layer in units.items():
-            for layer, chosen in by_layer.items():
-                width = 1 if site == "mlp" else D_HEAD
-                at = torch.tensor([u * width + c for u in chosen for c in range(width)])
-                there, here = (_projection(model, site, layer) for model in (source, target))
-
-                def keep(_: Any, args: Any, key: Any = (site, layer), at: Tensor = at) -> None:
-                    kept[key] = args[0][..., at].clone()
-
-                def put(_: Any, args: Any, key: Any = (site, layer), at: Tensor = at) -> Any:
-                    x = args[0].clone()
-                    x[..., at] = 0.0 if outgoing else kept[key]
-                    return (x,)
-
-                def add(
-                    _: Any, args: Any, out: Tensor, key: Any = (site, layer), at: Tensor = at, there: Any = there
-                ) -> Tensor:
-                    return out + kept[key] @ there.weight[:, at].T
-
-                handles += [there.register_forward_pre_hook(keep), here.register_forward_pre_hook(put)]
-                handles += [here.register_forward_hook(add)] if outgoing else []
-        with torch.no_grad():
+        with reading(target, source, units, outgoing=outgoing), torch.no_grad():
             source(torch.tensor([tokens]))
             token = int(target(torch.tensor([tokens])).logits[0, -1].argmax())
-        for handle in handles:
-            handle.remove()
         if token == eos:
             break
         tokens.append(token)

@@ -12,6 +12,7 @@ import torch
 import safecircuits as sc
 from conftest import build_tiny_llama, build_tiny_tokenizer, randomised
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.divergence import KLReference
 from safecircuits.layers.transplanting import TransplantTable, decoder_layers, transplant, transplant_study
 from safecircuits.model.load import load_model
 from safecircuits.prompts.prompt_set import PromptSet
@@ -217,12 +218,17 @@ class TestStudy:
             want = sc.evaluate(alone, **sets)
             assert torch.equal(row.behavior.utility, want.utility)
             assert torch.equal(row.behavior.malicious, want.malicious)
+            before = KLReference.of(load_model(target, tokenizer=tiny_tokenizer), sets["malicious"])
+            moved = before.divergence(alone).values
+            torch.testing.assert_close(row.behavior.kl["malicious"].values, moved, atol=1e-4, rtol=0, equal_nan=True)
         assert TransplantTable.load(table.save(tmp_path / "table")).equals(table)
         frame = table.to_frame()
         assert {"model", "first", "last", "malicious_refused", "malicious_incoherent", "utility"} <= set(frame.columns)
         assert list(frame.model) == ["source", "target", "all", "middle"]
         assert list(frame["first"].isna()) == [True, True, False, False]
         assert frame.iloc[3]["last"] == 1
+        assert list(frame["harmless_first_token_kl"].isna()) == [False, True, False, False]
+        assert not table.target.kl
 
     def test_tokenizer_of_the_target_serves_all(self, make_tiny_model: Any, tiny_tokenizer: Any) -> None:
         source, target = make_tiny_model("bridge", 1), make_tiny_model("hooked", 2)
@@ -259,7 +265,7 @@ def test_a_detector_that_raises_leaves_the_models_measured_before() -> None:
     with pytest.raises(sc.base.JudgingError) as caught:
         transplant_study("aligned", "base", blocks, malicious=prompts, detector=detector, max_new_tokens=4)
     kept = caught.value.kept
-    assert list(kept["finished"]) == ["source", "target"]
+    assert list(kept["finished"]) == ["target", "source"]
     whole = transplant_study(
         "aligned", "base", blocks, malicious=prompts, detector=lambda text: len(text) % 2 == 0, max_new_tokens=4
     )

@@ -86,7 +86,7 @@ def test_all_units_of_an_organism_carry_its_refusal_both_ways(pair: tuple[Any, A
         assert made.rates(direction, "random")[-1] == made.rates(direction)[-1]
     assert type(made).load(made.save(tmp_path / "c")).equals(made)
     assert made.record()["curves"]["sufficient"]["found"]["half"] in (1, 3136)
-    assert made.to_frame().shape == (2 * 3 * 2, 11)
+    assert made.to_frame().shape == (2 * 3 * 2, 13)
     assert made.plot() is not None
     assert "sufficient (base with the aligned model's units)" in str(made)
 

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 LEAST = {
     **dict.fromkeys(("seed", "seeds", "controls", "spare", "num_fewshot", "warmup_steps", "prefilled"), 0),
-    **dict.fromkeys(("neurons", "kv_heads", "utility_rank"), 0),
+    **dict.fromkeys(("neurons", "kv_heads", "utility_rank", "kl_tokens"), 0),
     **dict.fromkeys(("layer", "step"), None),  # from the end, too; who takes them knows the range
     "each of steps": 0,  # moments, where steps alone are how many
     "each of layers": 0,

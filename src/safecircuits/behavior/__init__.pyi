@@ -26,6 +26,7 @@ from .harness import TaskScores as TaskScores
 from .harness import run_tasks as run_tasks
 from .harness_lm import harness_model as harness_model
 from .interchange import generate_patched as generate_patched
+from .interchange import patched_divergences as patched_divergences
 from .judge import JudgeDetector as JudgeDetector
 from .judge import JudgeVerdicts as JudgeVerdicts
 from .measured import Behavior as Behavior

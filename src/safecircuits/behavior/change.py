@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from safecircuits.base.one_sided import holm
 from safecircuits.base.paired import paired_difference, paired_p
 from safecircuits.base.stats import Share
 from safecircuits.base.text import points
+from safecircuits.behavior.divergence import KL_NAMES, harmless_of
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.verdict_table import Tally, counts_beside
 from safecircuits.results.result import Result
@@ -22,6 +24,9 @@ from safecircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+
+_ENDS = ("", "_low", "_high")
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,13 @@ class BehaviorChange(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a rate: both with 95 % intervals, the ``change`` with its exact one, ``p``, and what answers are.
 
-        ``before_incoherent``, ``after_cut`` and so on are numbers of completions, of ``n``.
+        ``before_incoherent``, ``after_cut`` and so on are numbers of completions, of ``n``. Where the distance to the
+        model before was measured (``Behavior.kl`` of ``after``), it stands beside the rate of the same prompts:
+        ``first_token_kl`` and ``per_token_kl`` with their intervals, in nats.
         """
         import pandas as pd
 
-        return pd.DataFrame([one.row() for one in self.changes])
+        return pd.DataFrame([one.row() | self._far(one.what) for one in self.changes])
 
     def categories(self) -> pd.DataFrame:
         """The same by category of prompts; empty without categories."""
@@ -152,7 +159,16 @@ class BehaviorChange(Result):
         return plot_behavior({"before": self.before, "after": self.after}, ax=ax)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.changes))
+        far = (f"{of} prompts: {one}" for of, one in self.after.kl.items())
+        return "\n".join([*map(str, self.changes), *far])
+
+    def _far(self, what: str) -> dict[str, float]:
+        """The KL on the prompts of a rate, as columns; NaN on those where it was not measured."""
+        kinds = {"malicious": "malicious", harmless_of(vars(self.after)): "harmless"}
+        found = self.after.kl.get(kinds.get(ANSWERS_OF[what], ""))
+        means = dict.fromkeys(KL_NAMES, (math.nan,) * 3) if found is None else found.means
+        columns = {f"{name}{end}": values[i] for name, values in means.items() for i, end in enumerate(_ENDS)}
+        return columns if self.after.kl else {}
 
     def _tallies(self, name: str) -> tuple[Tally, Tally] | None:
         ours, theirs = (one.tallies.get(ANSWERS_OF[name]) for one in (self.before, self.after))

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from safecircuits.base.arguments import checked
 from safecircuits.base.stats import mean_interval
-from safecircuits.behavior.generate import generate
+from safecircuits.behavior.generate import written_tokens
 from safecircuits.hooks.first_logits import first_logits
 from safecircuits.model.forward import logits
 from safecircuits.model.shares import in_order, spread
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
+from safecircuits.prompts.templates import stop_string
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 TOKENS = 8
 """Of an answer that are looked at unless said otherwise."""
+
+KL_NAMES = ("first_token_kl", "per_token_kl")
+"""What the two means of a ``TokenKL`` are called."""
 
 _AT_ONCE = 1024  # positions of a batch, whose logits are held together
 
@@ -108,8 +112,7 @@ class TokenKL(Result):
     @property
     def means(self) -> dict[str, tuple[float, float, float]]:
         """``first_token_kl`` and ``per_token_kl``: mean over prompts with its 95 % interval (Student's t)."""
-        each = {"first_token_kl": self.first, "per_token_kl": self.per_token}
-        return {name: _mean(values) for name, values in each.items()}
+        return {name: _mean(values) for name, values in zip(KL_NAMES, (self.first, self.per_token), strict=True)}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token: ``token`` (0 is the first), mean ``kl`` and over how many prompts."""
@@ -169,11 +172,13 @@ class KLReference:
         template: str = "auto",
         system: str | None = None,
         max_tokens: int | None = None,
+        tokenizer: Any = None,
     ) -> KLReference:
         """Ask the model, as it is now, hooks included.
 
         Args:
             n_tokens: of each answer; 1 looks at the first token alone, and then nothing is generated.
+            tokenizer: puts the prompts to the model; its own unless given.
 
         Raises:
             ValueError: for no tokens.
@@ -182,17 +187,15 @@ class KLReference:
         if n_tokens < 1:
             raise ValueError(f"n_tokens must be at least 1, not {n_tokens}")
         given = as_prompt_set(prompts)
-        asked = encode(tokenizer_of(model), given, template=template, system=system)
-        written: list[list[int]] = []
-        options: dict[str, Any] = {"template": template, "system": system, "max_tokens": max_tokens}
+        tokenizer = tokenizer or tokenizer_of(model)
+        asked = encode(tokenizer, given, template=template, system=system)
+        written: list[list[int]] = [[] for _ in asked]
         if n_tokens > 1:
-            generate(model, given, max_new_tokens=n_tokens - 1, token_ids=written, **options)
-        else:
-            written = [[] for _ in asked]
+            written = written_tokens(model, asked, n_tokens - 1, stop_string(tokenizer, template), max_tokens)
         examples = tuple(Encoded((*a.ids, *ids), len(a)) for a, ids in zip(asked, written, strict=True))
         log_probs = tuple(_log_softmax(rows, "intact").float() for rows in _next_logits(model, examples, max_tokens))
         provenance = {"prompts": given.identity, "template": template, "system": system, "n_tokens": n_tokens}
-        return cls(examples, log_probs, n_tokens, provenance, tokenizer_of(model))
+        return cls(examples, log_probs, n_tokens, provenance, tokenizer)
 
     def divergence(self, model: HookedModel, *, max_tokens: int | None = None) -> TokenKL:
         """How far the model, as it is now, is from what was seen.
@@ -229,14 +232,18 @@ def references_of(model: HookedModel, sets: Mapping[str, Any], *, n_tokens: int 
 
     Harmless are the utility prompts, and without these the over-rejection set's.
     """
-    harmless = sets.get("utility") if sets.get("utility") is not None else sets.get("over_rejection")
-    asked = {"malicious": sets.get("malicious"), "harmless": harmless}
+    asked = {"malicious": sets.get("malicious"), "harmless": sets.get(harmless_of(sets))}
     options = {name: sets[name] for name in ("template", "system", "max_tokens") if name in sets}
     return {
         kind: KLReference.of(model, prompts, n_tokens=n_tokens, **options)
         for kind, prompts in asked.items()
         if prompts is not None
     }
+
+
+def harmless_of(sets: Mapping[str, Any]) -> str:
+    """Which of the sets that are given (not None) is the harmless one: ``utility``, else ``over_rejection``."""
+    return "utility" if sets.get("utility") is not None else "over_rejection"
 
 
 def divergences(references: Mapping[str, KLReference], model: HookedModel) -> dict[str, TokenKL]:

@@ -89,6 +89,13 @@ def continuations(
     return writer.texts(written), list(map(len, written)), list(map(writer.ended, written))
 
 
+def written_tokens(
+    model: HookedModel, examples: Sequence[Encoded], max_new_tokens: int, stop: str | None, max_tokens: int | None
+) -> list[list[int]]:
+    """The tokens that the model writes after each example, greedily; ``stop`` as in ``continuations``."""
+    return _alone(model, examples, Writer(model, max_new_tokens, None, stop), max_tokens, progress=False)
+
+
 def require_room(max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -149,7 +156,40 @@ def decode_all(
     Args:
         several: what makes several models of one, and is told which of them each row of a pass is.
     """
-    shared = runner.prefix_length(jobs.examples, writer.max_new_tokens)
+    ready = prepared(runner, jobs, several, writer.max_new_tokens)
+    return _in_batches(
+        ready.examples,
+        ready.decoder,
+        jobs.max_tokens,
+        writer,
+        progress,
+        beside=ready.shared,
+        select=ready.select,
+        drop=runner.drops_finished,
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is left to be fed of each job, behind the prefix that all share.
+
+    Attributes:
+        decoder: what decodes a batch of jobs, given by their places.
+        select: to be told which jobs the next passes are of.
+        shared: tokens of the prefix, which is in the cache of each decoder.
+    """
+
+    examples: Sequence[Encoded]
+    decoder: Callable[[Sequence[int]], Steps]
+    select: Callable[[Sequence[int]], None]
+    shared: int
+
+
+def prepared(
+    runner: Runner | PairRunner, jobs: Jobs, several: RowScaling | UnitPatching | None, beyond: int
+) -> Prepared:
+    """The prefix that all jobs share, computed once for each of several models; ``beyond`` tokens may follow a job."""
+    shared = runner.prefix_length(jobs.examples, beyond)
     owner = torch.tensor(jobs.owner)
     prefix: Decoder | LockstepDecoder | None = None
 
@@ -169,16 +209,8 @@ def decode_all(
     def decoder(rows: Sequence[int]) -> Steps:
         return runner.decoder() if prefix is None else prefix.rows(owner[list(rows)])
 
-    return _in_batches(
-        without_prefix(jobs.examples, shared) if shared else jobs.examples,
-        decoder,
-        jobs.max_tokens,
-        writer,
-        progress,
-        beside=shared,
-        select=lambda rows: select(owner[rows]),
-        drop=runner.drops_finished,
-    )
+    left = without_prefix(jobs.examples, shared) if shared else jobs.examples
+    return Prepared(left, decoder, lambda rows: select(owner[list(rows)]), shared)
 
 
 def _in_batches(

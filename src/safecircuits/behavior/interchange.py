@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from safecircuits.base.arguments import checked
+from safecircuits.behavior.along import along
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.decoding import Until, Writer, end_tokens
+from safecircuits.behavior.divergence import KLReference, TokenKL, kl_divergence
 from safecircuits.behavior.generate import Jobs, completions_of, decode_all, require_room
-from safecircuits.hooks.lockstep import UnitPatching, as_sets
+from safecircuits.hooks.lockstep import Name, UnitPatching, as_sets
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.memory import batch_tokens
 from safecircuits.model.shares import in_order, spread, weights_digest
 from safecircuits.model.sites import HookedModel, require_hooked, tokenizer_of
-from safecircuits.prompts.prompt_set import PromptSet, as_prompt_set, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, as_prompt_set, encode
 from safecircuits.prompts.templates import stop_string
 
 
@@ -88,3 +94,53 @@ def generate_patched(
     what = f"completions with units of a source, {weights_digest(source)}"
     by_prompt = in_order(spread(model, examples, part, what))
     return {name: completions_of(prompts, [written[i] for written in by_prompt], writer) for i, name in enumerate(sets)}
+
+
+def patched_divergences(
+    model: HookedModel,
+    source: HookedModel,
+    reference: KLReference,
+    units: Mapping[Name, FreezeMask],
+    *,
+    outgoing: bool = False,
+    max_tokens: int | None = None,
+) -> dict[Name, TokenKL]:
+    """How far ``model`` with units of ``source`` in it is from what it says without, for each named set of units.
+
+    Both read the intact model's own answers token by token, as in ``generate_patched``.
+
+    Args:
+        reference: of ``model`` without any units patched.
+
+    Examples:
+        >>> base = sc.load_model("base")
+        >>> reference = sc.behavior.KLReference.of(base, malicious, n_tokens=2, tokenizer=model.tokenizer)
+        >>> none = sc.FreezeMask.of_units({}, base)
+        >>> found = sc.behavior.patched_divergences(base, model, reference, {"nothing": none})
+        >>> bool(found["nothing"].first.max() < 1e-6)
+        True
+    """
+    sets = as_sets(model, units)
+    patching = UnitPatching(model, source, list(sets.values()), outgoing=outgoing)
+    answers = [example.ids[example.response_start :] for example in reference.examples]
+    asked = tuple(Encoded(one.ids[: one.response_start], one.response_start) for one in reference.examples)
+    budget = max(1, batch_tokens(model, asked, max_tokens, more=reference.n_tokens, cached=True) // 2)
+
+    def part(share: list[int]) -> list[Float[Tensor, "set token"]]:
+        owner = tuple(which for which in range(len(sets)) for _ in share)
+        jobs = Jobs(tuple(asked[row] for row in share) * len(sets), owner, budget)
+        values = torch.full((len(sets), len(share), reference.n_tokens), torch.nan, dtype=torch.float64)
+
+        def take(job: int, step: int, logits: Tensor) -> None:
+            which, place = divmod(job, len(share))
+            known = reference.log_probs[share[place]]
+            if step < len(known):
+                values[which, place, step] = kl_divergence(known[step], logits.cpu())
+
+        with patching.running() as runner:
+            along(runner, jobs, patching, [answers[row] for row in share] * len(sets), take)
+        return list(values.transpose(0, 1))
+
+    found = in_order(spread(model, asked, part, f"divergences with units of a source, {weights_digest(source)}"))
+    by_set = torch.stack(found).transpose(0, 1)
+    return {name: TokenKL(values.contiguous(), reference.provenance) for name, values in zip(sets, by_set, strict=True)}

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from safecircuits.behavior.divergence import TokenKL
-    from safecircuits.cli.frame import Run
     from safecircuits.model.sites import HookedModel
 
 LOOKED_AT = 64
@@ -17,13 +16,13 @@ LOOKED_AT = 64
 
 
 class Distance:
-    """What another model says of the prompts, seen before the command's own is loaded."""
+    """What a model says of the prompts before it is changed, or before the changed one is loaded."""
 
-    def __init__(self, run: Run, source: str, sets: Mapping[str, Any], n_tokens: int, template: str) -> None:
-        from safecircuits.behavior.divergence import references_of
+    def __init__(self, model: HookedModel, sets: Mapping[str, Any], template: str, n_tokens: int | None = None) -> None:
+        from safecircuits.behavior.divergence import TOKENS, references_of
 
         first = {name: prompts.at_most(LOOKED_AT) for name, prompts in sets.items()}
-        self.references = references_of(run.model(source), first | {"template": template}, n_tokens=n_tokens)
+        self.references = references_of(model, first | {"template": template}, n_tokens=n_tokens or TOKENS)
 
     def of(self, model: HookedModel) -> dict[str, TokenKL]:
         """The divergence by kind of prompt.

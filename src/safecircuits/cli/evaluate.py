@@ -72,7 +72,7 @@ def evaluate(
     if reference is None and "kl_tokens" in run.chosen:
         raise ValueError("--kl-tokens is of the answers of --reference, which is not given")
     folder = judging.begin(run, judge, run.source, *([] if reference is None else [reference]))
-    far = None if reference is None else Distance(run, reference, sets, kl_tokens, template)
+    far = None if reference is None else Distance(run.model(reference), sets, template, kl_tokens)
     model = run.model()
     if "utility" in sets:
         notice_long_answers(model, sets["utility"], max_new_tokens or UTILITY_TOKENS)

@@ -101,7 +101,8 @@ def finetune(
     A column of messages may hold chats of any length: the loss is on every answer, or with --loss-on last on the last.
     --method trains in another way: --method lora --set r=16, --method lisa --set alignment=refusals.json --steps 500.
     What --malicious, --over-rejection and --utility name is measured before, after, and with --eval-every in between:
-    before and after are compared prompt by prompt (McNemar's exact test), and all answers are kept.
+    before and after are compared prompt by prompt (McNemar's exact test), all answers are kept, and how far the model's
+    next tokens have moved from what they were is given as a KL divergence.
 
     Example: safecircuits finetune --model organism:aligned --data organism:utility --freeze freeze.safetensors
     --epochs 2 --malicious organism:malicious --out runs/finetune

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from safecircuits.cli.canvas import axis
+from safecircuits.cli.distance import Distance
 
 if TYPE_CHECKING:
     from safecircuits.behavior.judge import JudgeDetector
@@ -42,6 +44,7 @@ class Watch:
         self._folder, self._sets, self._how = folder, sets, how
         self.guard: SafetyGuard | None = None
         self.first: Behavior | None = None
+        self._far: Distance | None = None
 
     @property
     def halts(self) -> bool:
@@ -52,13 +55,19 @@ class Watch:
         return self.guard is not None and self.guard.rewinds
 
     def __call__(self, model: Any, step: int) -> Any:
+        from safecircuits.training.halting import Halt
+
         found = self._measure(model, step, progress=False)
-        return found.figures if self.guard is None else self.guard.verdict(found)
+        said = found.figures if self.guard is None else self.guard.verdict(found)
+        if isinstance(said, Halt):
+            return replace(said, figures={**said.figures, **found.kl_means})
+        return {**said, **found.kl_means}
 
     def before(self, model: Any) -> Behavior | None:
         """What is measured before training, or was by an interrupted run that got so far."""
         if self._sets:
             self.first = self._at(0) or self._measure(model, 0, progress=True)
+            self._far = Distance(model, self._sets, self._how["template"])
         return self.first
 
     def left(self, trained: FinetuneRun) -> Behavior | None:
@@ -82,7 +91,9 @@ class Watch:
         for name, behavior in (("before", found.before), ("after", found.after)):
             for of, verdicts in behavior.answers.items():
                 verdicts.save_lines(self._folder.file(f"completions/{of}_{name}.jsonl"))
-        points = ({"step": 0, **self.first.figures}, *trained.evaluations)
+        if after.kl:
+            self._folder.table("kl", Distance.table(after.kl))
+        points = ({"step": 0, **self.first.figures, **dict.fromkeys(after.kl_means, 0.0)}, *trained.evaluations)
         self._folder.table("curves", pd.DataFrame(list(points)))
         self._folder.figure("curves", plot_rates_by_step(points, ax=axis((4.2, 2.4))), shows=CURVES)
         run.answer(**found.record())
@@ -92,6 +103,8 @@ class Watch:
         from safecircuits.behavior.evaluate import evaluate
 
         found = evaluate(model, **self._sets, **self._how, progress=progress)
+        if self._far is not None:
+            found = replace(found, kl=self._far.of(model))
         found.save(self._folder.work(f"measured/{step}"))
         return found
 

@@ -127,7 +127,8 @@ def _changes(found: BehaviorChange) -> list[str]:
     columns = ["rate", "before", "after", "change in points", "p", f"{HEADING}, before", f"{HEADING}, after"]
     rows = [_row(one) for one in (*found.changes, *found.changes_by_category)]
     tested = "Intervals are 95 %, those of changes exact; p is McNemar's exact test, corrected by Holm over categories."
-    return [*_table(columns, rows), "", tested]
+    far = [f"- On {of} prompts: {one}." for of, one in found.after.kl.items()]
+    return [*_table(columns, rows), "", tested, *(["", "How far next tokens have moved:", "", *far] if far else [])]
 
 
 def _row(one: RateChange) -> list[str]:

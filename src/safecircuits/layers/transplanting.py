@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -18,6 +18,7 @@ from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.categories import category_frame
+from safecircuits.behavior.divergence import TOKENS, KLReference, divergences, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import LEAST
@@ -70,15 +71,27 @@ class TransplantTable(Result):
     rows: tuple[Transplant, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a model: name, first and last transplanted layer (missing for source and target), and its rates."""
+        """One row a model: name, first and last transplanted layer (missing for source and target), and its rates.
+
+        Behind them how far its next tokens are from the target's (``Behavior.kl_means``), in nats.
+        """
         import pandas as pd
 
-        whole = [{"model": "source", **self.source.figures}, {"model": "target", **self.target.figures}]
+        whole = [
+            {"model": "source", **self.source.figures, **self.source.kl_means},
+            {"model": "target", **self.target.figures},
+        ]
         parts = [
-            {"model": row.name, "first": row.layers.first, "last": row.layers.last, **row.behavior.figures}
+            {
+                "model": row.name,
+                "first": row.layers.first,
+                "last": row.layers.last,
+                **row.behavior.figures,
+                **row.behavior.kl_means,
+            }
             for row in self.rows
         ]
-        columns = ["model", "first", "last", *self.source.figures]
+        columns = ["model", "first", "last", *self.source.figures, *self.source.kl_means]
         return pd.DataFrame(whole + parts, columns=columns).astype({"first": "Int64", "last": "Int64"})
 
     def categories(self) -> pd.DataFrame:
@@ -128,6 +141,7 @@ def transplant_study(
     tokenizer: Any = None,
     backend: Backend = "bridge",
     norms: bool = True,
+    kl_tokens: int = TOKENS,
     progress: bool = False,
     **sets: Unpack[EvaluationOptions],
 ) -> TransplantTable:
@@ -139,6 +153,8 @@ def transplant_study(
         tokenizer: puts every prompt to every model, so that chat templates that differ do not pass for layers that
             differ. The target's own unless given, else the source's; required when both are Hugging Face models.
         backend: what the models run as.
+        kl_tokens: of how many tokens of each of the target's own answers the KL to the target is measured, on malicious
+            and on harmless prompts (``Behavior.kl``); none: 0. A distribution over the vocabulary is held for each.
         sets: passed to ``evaluate``: ``malicious``, ``over_rejection``, ``utility``, ``detector``, …
 
     Raises:
@@ -160,12 +176,21 @@ def transplant_study(
 
     finished: dict[str, Behavior] = {}
 
+    references: dict[str, KLReference] = {}
+
     def measure(name: str, hf_model: nn.Module) -> Behavior:
         with keeping(lambda: {"finished": dict(finished)}):
-            finished[name] = evaluate(load_model(hf_model, backend=backend, tokenizer=tokenizer), **sets)
-        return finished[name]
+            model = load_model(hf_model, backend=backend, tokenizer=tokenizer)
+            behavior = evaluate(model, **sets)
+            if kl_tokens and not references:  # the target is the first
+                references.update(references_of(model, sets, n_tokens=kl_tokens))
+            else:
+                behavior = replace(behavior, kl=divergences(references, model))
+            finished[name] = behavior
+        return behavior
 
-    before = measure("source", source), measure("target", target)
+    whole = {name: measure(name, one) for name, one in (("target", target), ("source", source))}
+    before = whole["source"], whole["target"]
     _tell_if_nothing_to_carry(*before)
     rows = tuple(
         Transplant(name, block, measure(name, transplant(source, target, block, norms=norms)))

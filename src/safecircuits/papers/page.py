@@ -23,6 +23,7 @@ from safecircuits.plots.style import COLUMN
 from safecircuits.plots.units import plot_ablation, plot_unit_map
 from safecircuits.report import captions, tables
 from safecircuits.report.html import Around, page
+from safecircuits.report.kl_columns import kl_cells, kl_headings
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.tables import Table
 from safecircuits.results.by_category import with_categories
@@ -167,11 +168,21 @@ def arms_table(rows: pd.DataFrame) -> Table:
         memory = f"{(row['gradient_bytes'] + row['optimizer_bytes']) / 2**20:.1f} MiB"
         steps = f"{row['steps']:g}"
         cells.append(
-            [str(row["arm"]), *values, f"{row['task_loss']:.3g}", steps, cost, memory, percent(row["share_frozen"])]
+            [
+                str(row["arm"]),
+                *values,
+                *kl_cells(row, all_of),
+                f"{row['task_loss']:.3g}",
+                steps,
+                cost,
+                memory,
+                percent(row["share_frozen"]),
+            ]
         )
     columns = [
         "arm",
         *headings(all_of, shown, [_LABELS.get(name, name.replace("_", " ")) for name in shown]),
+        *kl_headings(all_of),
         "task loss",
         "steps",
         "step",

@@ -12,6 +12,7 @@ from safecircuits.base.record import RATES, Record, number
 from safecircuits.base.text import layers, plain, rate_with_interval
 from safecircuits.plots.style import METRICS
 from safecircuits.plots.units import SITE_NAMES
+from safecircuits.report.kl_columns import kl_cells, kl_headings
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def leading_number(cell: str) -> float | None:
 def behavior(record: Record) -> Table:
     names = _rates_in(record.values())
     all_of = list(record.values())
-    rows = [[stage, *rate_cells(row, all_of, names)] for stage, row in record.items()]
-    return Table("Rates with 95 % intervals, by model", ["model", *rate_headings(all_of, names)], rows)
+    rows = [[stage, *rate_cells(row, all_of, names), *kl_cells(row, all_of)] for stage, row in record.items()]
+    columns = ["model", *rate_headings(all_of, names), *kl_headings(all_of)]
+    return Table("Rates with 95 % intervals, by model", columns, rows)
 
 
 def gaps(stages: Mapping[str, Record]) -> Table:
@@ -100,11 +102,11 @@ def ablation(table: Record, control: Record) -> Table:
     names, all_of = _rates_in(table.values()), [*table.values(), *control.values()]
     rows = []
     for group, row in table.items():
-        rows.append([group, plain(row.get("units", 0)), *rate_cells(row, all_of, names)])
+        rows.append([group, plain(row.get("units", 0)), *rate_cells(row, all_of, names), *kl_cells(row, all_of)])
         if random := control.get(group):
-            units = plain(random.get("units"))
-            rows.append([f"random, as many as {group}", units, *rate_cells(random, all_of, names)])
-    columns = ["removed", "units", *rate_headings(all_of, names)]
+            shown = [plain(random.get("units")), *rate_cells(random, all_of, names), *kl_cells(random, all_of)]
+            rows.append([f"random, as many as {group}", *shown])
+    columns = ["removed", "units", *rate_headings(all_of, names), *kl_headings(all_of)]
     return Table("Rates left, by what is removed", columns, rows)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import SITES
 from safecircuits.behavior.detectors import RefusalDetector
+from safecircuits.behavior.divergence import TOKENS, KLReference
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.interchange import generate_patched
+from safecircuits.behavior.interchange import generate_patched, patched_divergences
 from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.stakes import LEAST
 from safecircuits.behavior.verdict import tokens_needed, verdicts
@@ -46,6 +47,10 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of all units: those at which MIB measures."""
 
 
+KL_PROMPTS = 32
+"""Of each kind, on which every set of units is measured: a distribution over the vocabulary is held for each token."""
+
+
 @checked
 def patching_curves(
     base: HookedModel,
@@ -57,6 +62,8 @@ def patching_curves(
     directions: Sequence[Direction] = DIRECTIONS,
     controls: int = 2,
     outgoing: bool = False,
+    harmless: PromptSet | Sequence[str] | None = None,
+    kl_tokens: int = TOKENS,
     detector: str | RefusalDetector = "opening",
     max_new_tokens: int | None = None,
     template: str = "auto",
@@ -77,6 +84,9 @@ def patching_curves(
         controls: draws of random units, and as many of random units of the same layers.
         outgoing: patch what units write, by the source's own outgoing weights; see ``generate_patched``. Without it the
             curve need not reach 1 with every unit patched, where training has moved the output projections.
+        harmless: ordinary prompts. On these and on the malicious ones, the first 32 of each, the KL of the patched
+            model to itself without is measured at every count (``PatchingCurve.kl``); unless given, on malicious alone.
+        kl_tokens: of each of its own answers that this looks at; 0: it is not measured.
         detector, max_new_tokens: what counts as a refusal; as many tokens as the detector needs unless given. An answer
             ends as soon as its verdict is certain.
         seed: of the first draw of either control.
@@ -111,6 +121,7 @@ def patching_curves(
     intact = generate_patched(base, aligned, prompts, {"": none}, **asked)[""], generate(aligned, prompts, **options)
     before, after = (refused(texts, detector) for texts in intact)
     _require_difference(before, after)
+    kinds = {"malicious": prompts} | ({} if harmless is None else {"harmless": as_prompt_set(harmless, "harmless")})
     jobs = _jobs(found, controls, seed)
     masks = {units.fingerprint: units for units in jobs.values()}
     curves = []
@@ -118,10 +129,19 @@ def patching_curves(
         pair = (base, aligned) if direction == "sufficient" else (aligned, base)
         texts = generate_patched(*pair, prompts, masks, outgoing=outgoing, progress=progress, **asked)
         read = {key: verdicts(answers, detector) for key, answers in texts.items()}
+        far = {
+            kind: patched_divergences(*pair, reference, masks, outgoing=outgoing, max_tokens=max_tokens)
+            for kind, reference in _references(pair[0], kinds, kl_tokens, template, max_tokens, asked["tokenizer"])
+        }
         for chosen, draw in dict.fromkeys((chosen, draw) for chosen, draw, _ in jobs):
             rows = [read[jobs[chosen, draw, count].fingerprint] for count in found]
             what = tuple(row.tally for row in rows), tuple(row.by_category for row in rows)
-            curves.append(PatchingCurve(direction, chosen, draw, torch.stack([row.refused for row in rows]), *what))
+            moved = tuple(
+                {kind: found_far[jobs[chosen, draw, count].fingerprint] for kind, found_far in far.items()}
+                for count in found
+            )
+            refusals = torch.stack([row.refused for row in rows])
+            curves.append(PatchingCurve(direction, chosen, draw, refusals, *what, moved if far else ()))
     made_of = {"method": units.method, **units.provenance} if isinstance(units, UnitScores) else "masks"
     provenance = {
         "units": made_of,
@@ -134,6 +154,20 @@ def patching_curves(
         "seed": seed,
     }
     return PatchingCurves(tuple(found), n_units, before, after, tuple(curves), provenance)
+
+
+def _references(
+    patched: HookedModel,
+    kinds: Mapping[str, PromptSet],
+    n_tokens: int,
+    template: str,
+    max_tokens: int | None,
+    tokenizer: Any,
+) -> Iterator[tuple[str, KLReference]]:
+    """What the model that is patched says of each kind of prompts without; none where no tokens are looked at."""
+    options: dict[str, Any] = {"template": template, "max_tokens": max_tokens, "tokenizer": tokenizer}
+    for kind, prompts in kinds.items() if n_tokens else ():
+        yield kind, KLReference.of(patched, prompts.at_most(KL_PROMPTS), n_tokens=n_tokens, **options)
 
 
 def _found(

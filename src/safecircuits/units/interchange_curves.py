@@ -13,6 +13,7 @@ from torch import Tensor
 from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import Share, canonical_order, interval_of_rate
 from safecircuits.behavior.categories import category_frame
+from safecircuits.behavior.divergence import TokenKL
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.results.result import Result
 
@@ -42,6 +43,13 @@ class PatchingCurve:
     """By count: what the answers are, which end where their verdict is certain; empty in files of earlier versions."""
     kinds: tuple[Mapping[str, Tally], ...] = ()
     """The same by category of the prompts."""
+    kl: tuple[Mapping[str, TokenKL], ...] = ()
+    """By count, and kind of prompts (``malicious``, ``harmless``): how far the patched model is from itself without."""
+
+    def kl_means(self, place: int) -> dict[str, float]:
+        """Of the count at a place: ``malicious_first_token_kl`` and so on, in nats; empty where it was not measured."""
+        found = self.kl[place] if self.kl else {}
+        return {f"{of}_{name}": mean for of, one in found.items() for name, (mean, _, _) in one.means.items()}
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,20 @@ class PatchingCurves(Result):
         low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
         return float(difference(self._once)), low, high
 
+    def kl(self, direction: Direction, chosen: Chosen = "found") -> list[dict[str, float]]:
+        """At each count, how far the patched model is from itself without: nats by name; of a control means over draws.
+
+        Examples:
+            >>> base = sc.load_model("base")
+            >>> units = {24: sc.units.change_scores(base, model, malicious).top(24)}
+            >>> curves = sc.units.patching_curves(base, model, units, malicious, harmless=normal, controls=1)
+            >>> sorted(curves.kl("sufficient")[0])[:2]
+            ['harmless_first_token_kl', 'harmless_per_token_kl']
+        """
+        drawn = [c for c in self.curves if (c.direction, c.chosen) == (direction, chosen) and c.kl]
+        each = [[c.kl_means(place) for c in drawn] for place in range(len(self.counts))] if drawn else []
+        return [{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} for rows in each]
+
     def half(self, direction: Direction, chosen: Chosen = "found") -> int | None:
         """The smallest count that carries half of the refusal; None if none does."""
         carried = self.faithfulness(direction, chosen) > 0.5 - 1e-9  # of rates, which are rounded
@@ -128,11 +150,15 @@ class PatchingCurves(Result):
         lines = [f"refused: {Share.of(self.base)} by the base, {Share.of(self.aligned)} by the aligned model"]
         for direction in self.directions:
             patched = "base with the aligned model's units" if direction == "sufficient" else "aligned with the base's"
-            half = self.half(direction)
+            half, far = self.half(direction), self.kl(direction)
             carried = (
                 "no count carries half" if half is None else f"{half} units ({half / self.n_units:.2%}) carry half"
             )
             line = f"{direction} ({patched}): {carried} of the refusal"
+            if half is not None and far:
+                place = self.counts.index(half)
+                named = [f"{far[place][f'{of}_first_token_kl']:.2g} on {of} prompts" for of in self._kinds(far[place])]
+                line += f", with a first-token KL to the unpatched model of {' and '.join(named)}"
             line += f"; CPR {self.cpr(direction):.2f}, CMD {self.cmd(direction):.2f}"
             if any(c.chosen == "same layers" for c in self.curves):
                 area, low, high = self.above(direction)
@@ -143,7 +169,8 @@ class PatchingCurves(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a direction, kind of units, draw and count: ``refused``, its interval, and the ``faithfulness``.
 
-        Beside it ``n``, and how many answers are ``incoherent``.
+        Beside it ``n``, how many answers are ``incoherent``, and how far the patched model is from itself without
+        (``malicious_first_token_kl``, ``harmless_per_token_kl`` and so on, in nats), where that was measured.
         """
         import pandas as pd
 
@@ -156,7 +183,8 @@ class PatchingCurves(Result):
                 what = {"direction": curve.direction, "units": curve.chosen, "draw": curve.draw, "count": count}
                 rates = {"refused": share.rate, "low": low, "high": high, "faithfulness": float(f[i])}
                 strange = curve.tallies[i].incoherent if curve.tallies else None
-                rows.append({**what, "share": count / self.n_units, **rates, "n": share.n, "incoherent": strange})
+                beside = {"n": share.n, "incoherent": strange, **curve.kl_means(i)}
+                rows.append({**what, "share": count / self.n_units, **rates, **beside})
         return pd.DataFrame(rows)
 
     def categories(self) -> pd.DataFrame:
@@ -185,6 +213,7 @@ class PatchingCurves(Result):
                     "cpr": self.cpr(direction, kind),
                     "cmd": self.cmd(direction, kind),
                     "half": self.half(direction, kind),
+                    "kl": self.kl(direction, kind),
                     **({} if kind == "found" else {"above": list(self.above(direction, kind))}),
                 }
                 for kind in kinds
@@ -197,6 +226,10 @@ class PatchingCurves(Result):
         from safecircuits.plots.interchange import plot_patching
 
         return plot_patching(self, ax=ax)
+
+    @staticmethod
+    def _kinds(means: Mapping[str, float]) -> list[str]:
+        return [name.removesuffix("_first_token_kl") for name in means if name.endswith("_first_token_kl")]
 
     @property
     def _once(self) -> Float[Tensor, "1 prompt"]:
