@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ import torch
 from benchmarks.ground_truth.compact import compact
 from benchmarks.ground_truth.leaderboard.judging import KL, REMOVED, UTILITY_LOSS, Judge, area, overlap, said, smallest
 from benchmarks.ground_truth.leaderboard.objects import three_objects
-from benchmarks.ground_truth.leaderboard.page import FIGURE, figure, render, table
+from benchmarks.ground_truth.leaderboard.page import FIGURES, figure, render, table
 from benchmarks.ground_truth.leaderboard.passes import counted
-from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Localizer, localizers
+from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Localizer, NotRun, localizers
 from benchmarks.ground_truth.leaderboard.subjects import Subject, mean_prompt_tokens, organisms, real
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import without_bars
@@ -53,10 +53,15 @@ class Board:
                 raise ValueError(f"{str(out)!r} was made with another {key}; choose another --out")
         self.results["members"] = found["members"]
 
-    def run(self, subject: Subject, methods: Iterable[Localizer], again: list[str]) -> None:
+    def run(
+        self, subject: Subject, methods: Iterable[Localizer], again: list[str], left_out: Mapping[str, str]
+    ) -> None:
         """The methods that this member has not been through, or that are asked for again."""
         member = self._member(subject)
-        due = [one for one in methods if one.name not in member["cells"] or one.name in again]
+        cells: dict[str, Any] = member["cells"]
+        wanted = [one for one in methods if one.name not in left_out]
+        due = [one for one in wanted if "overlap" not in cells.get(one.name, {}) or one.name in again]
+        cells |= {name: {"not run": why} for name, why in left_out.items() if "overlap" not in cells.get(name, {})}
         if not due and "objects" in member:
             return
         judge = Judge(subject)
@@ -81,7 +86,9 @@ class Board:
         start = time.process_time()
         with counted(subject.model) as passes:
             found = one.find(subject)
-        cell: dict[str, Any] = {"seconds": round(time.process_time() - start, 2)}
+        if isinstance(found, NotRun):
+            return {"not run": found.why}
+        cell: dict[str, Any] = {"seconds": round(time.process_time() - start + passes.seconds, 2)}
         cell["forward"], cell["backward"] = (round(n, 1) for n in passes.passes(length))
         if found is None:
             return cell | {"overlap": 0.0, "points": [], "smallest": None, "area": 0.0, "above": None}
@@ -117,6 +124,15 @@ class Board:
         write_text(self.out, compact(self.results))
 
 
+def _left_out(given: list[str]) -> Iterator[tuple[str, str]]:
+    for text in given:
+        name, equals, why = text.partition("=")
+        if not equals or not why.strip():
+            raise ValueError(f"--leave-out is METHOD=WHY, not {text!r}")
+        localizers([name])
+        yield name, why.strip()
+
+
 def _by_layer(subject: Subject) -> list[float]:
     """Of each layer the share of its units that is planted."""
     rows = torch.cat([subject.planted.at(site) for site in SITES], dim=1)
@@ -132,6 +148,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="of each kind, on real members (default 32 seen, 24 that judge)")
     parser.add_argument("--member", action="append", help="only this one of the family; may be repeated")
     parser.add_argument("--only", action="append", metavar="METHOD", help="only this localizer; may be repeated")
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        metavar="METHOD=WHY",
+        help="a localizer that is not run, and why; its row says so",
+    )
     parser.add_argument("--again", action="append", metavar="METHOD", help="this one anew; may be repeated")
     options = parser.parse_args()
     if options.real and options.family:
@@ -139,6 +161,7 @@ def main() -> None:
     try:
         chosen = localizers([*(options.only or []), *(options.again or [])] if options.only else None)
         localizers(options.again)
+        left_out = dict(_left_out(options.leave_out or []))
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
@@ -147,13 +170,13 @@ def main() -> None:
     with without_bars():
         for subject in subjects:
             if not options.member or subject.name in options.member:
-                board.run(subject, chosen, options.again or [])
+                board.run(subject, chosen, options.again or [], left_out)
     for kind in OBJECTS:
         for role in ("development", "judged"):
             print(f"\n{kind}, {role}\n{table(board.results, kind, role)}")
     if options.page:
         write_text(options.page, render(board.results))
-        write_text(options.page.parent / FIGURE, figure(board.results))
+        write_text(options.page.parent / FIGURES[board.results["family"]], figure(board.results))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.ground_truth.leaderboard.directions import mean_difference
-from benchmarks.ground_truth.leaderboard.registry import localizer
+from benchmarks.ground_truth.leaderboard.directions import writers_of
+from benchmarks.ground_truth.leaderboard.registry import NotRun, localizer
 from benchmarks.ground_truth.leaderboard.subjects import Subject
 from safecircuits.base.vocabulary import LayerRange
-from safecircuits.direction.writers import direction_writers
 from safecircuits.hooks.linear_maps import Matrix, components_of
 from safecircuits.layers.decision import decision_layers
 from safecircuits.layers.grid import scaling_grid
@@ -27,7 +26,8 @@ MOST_LAYERS_OF_A_GRID = 12
 
 @localizer("decision layers", "block", "ours")
 def decision(subject: Subject) -> LayerRange | None:
-    return decision_layers(subject.model, subject.seen.normal, subject.seen.malicious).layers
+    seen, detector = subject.seen, subject.measured.detector
+    return decision_layers(subject.model, seen.normal, seen.malicious, detector=detector).layers
 
 
 @localizer("gap onset", "block", "Safety Layers")
@@ -41,8 +41,12 @@ def _bounds(subject: Subject, direction: Literal["up", "down"]) -> LayerRange | 
     start = layer_gap(subject.model, subject.seen.normal, subject.seen.malicious).onset()
     if start is None:
         return None
-    options: dict[str, Any] = {"alpha": ALPHA[direction], "max_new_tokens": TOKENS}
-    return localize(subject.model, subject.over_rejection, start, **options).layers
+    return localize(subject.model, subject.over_rejection, start, alpha=ALPHA[direction], **_counting(subject)).layers
+
+
+def _counting(subject: Subject) -> dict[str, Any]:
+    """How refusals of over-rejection prompts are counted."""
+    return {"max_new_tokens": TOKENS, "detector": subject.measured.detector}
 
 
 @localizer("bounds, α > 1", "block", "Safety Layers")
@@ -56,17 +60,16 @@ def bounds_down(subject: Subject) -> LayerRange | None:
 
 
 @localizer("grid, α > 1", "block", "ours")
-def grid(subject: Subject) -> LayerRange | None:
-    if subject.shape.n_layers > MOST_LAYERS_OF_A_GRID:
-        return None
-    return scaling_grid(subject.model, subject.over_rejection, alpha=ALPHA["up"], max_new_tokens=TOKENS).best.layers
+def grid(subject: Subject) -> LayerRange | NotRun:
+    if (n := subject.shape.n_layers) > MOST_LAYERS_OF_A_GRID:
+        return NotRun(f"{n} layers have {n * (n + 1) // 2} blocks, and each of them is scaled and asked everything")
+    return scaling_grid(subject.model, subject.over_rejection, alpha=ALPHA["up"], **_counting(subject)).best.layers
 
 
 @localizer("writers' layers", "block", "ours")
 def writing(subject: Subject) -> LayerRange | None:
     """The shortest block whose heads and neurons write most of the direction that tells the prompts apart best."""
-    direction = mean_difference(subject)
-    shares = direction_writers(subject.model, direction, subject.seen.malicious, subject.seen.normal)
+    shares = writers_of(subject)
     return shortest((shares.neurons.sum(1) + shares.heads.sum(1)).tolist())
 
 

@@ -13,9 +13,10 @@ from benchmarks.ground_truth.leaderboard.subjects import Subject
 from safecircuits.direction.accuracy import balanced_accuracy
 from safecircuits.direction.interventions import To
 from safecircuits.direction.prompt_states import PromptStates, prompt_states
-from safecircuits.direction.refusal import Rule, refusal_direction
+from safecircuits.direction.refusal import RefusalDirection, Rule, refusal_direction
 from safecircuits.direction.selection_scores import Ablation
 from safecircuits.direction.vector import Direction
+from safecircuits.direction.writers import DirectionWriters, direction_writers
 from safecircuits.model.sites import HookedModel
 from safecircuits.units.answer_tokens import find_answer_tokens
 
@@ -36,18 +37,32 @@ def best_place(subject: Subject) -> tuple[PromptStates, int]:
 
     The earliest of equals, among the first 80 % of the layers.
     """
+    return subject.states(), subject.shared.get("best layer", lambda: _best_layer(subject))
+
+
+def _best_layer(subject: Subject) -> int:
     malicious, normal = subject.seen.malicious, subject.seen.normal
     half = len(normal) // 2
     first = prompt_states(subject.model, malicious[:half], normal[:half])
     others = prompt_states(subject.model, malicious[half:], normal[half:])
     accuracy = balanced_accuracy(first, others)[: max(1, round(SHALLOW * subject.shape.n_layers)), -1]
-    return subject.states(), int(accuracy.argmax())
+    return int(accuracy.argmax())
 
 
 def mean_difference(subject: Subject) -> Direction:
     """Harmful minus harmless mean at the place where it tells held-out prompts apart best."""
     states, layer = best_place(subject)
     return directions_at(states, layer, -1, states.difference()[layer, -1][None], "harmless").best[0]
+
+
+def writers_of(subject: Subject) -> DirectionWriters:
+    """The share of that direction that each head and neuron writes."""
+
+    def make() -> DirectionWriters:
+        seen = subject.seen
+        return direction_writers(subject.model, mean_difference(subject), seen.malicious, seen.normal)
+
+    return subject.shared.get("writers", make)
 
 
 def directions_at(states: PromptStates, layer: int, position: int, rows: Rows, to: To) -> Directions:
@@ -65,16 +80,20 @@ def directions_at(states: PromptStates, layer: int, position: int, rows: Rows, t
 
 
 def _chosen(subject: Subject, rule: Rule, ablation: Ablation) -> Directions | None:
-    found = refusal_direction(
-        subject.model, subject.seen.malicious, subject.seen.normal, rule=rule, ablation=ablation, controls=0
-    )
-    if found.layer is None or found.position is None:
+    def make() -> RefusalDirection:
+        seen, how = subject.seen, {"detector": subject.measured.detector, "controls": 0}
+        return refusal_direction(subject.model, seen.malicious, seen.normal, ablation=ablation, **how)
+
+    found = subject.shared.get(("candidates", ablation), make)
+    try:
+        layer, position = (chosen := found.choose(rule)).layer, chosen.position
+    except ValueError:  # the rule keeps no candidate
         return None
-    states, column = subject.states(), found.directions.column(found.position)
-    near = sorted(range(subject.shape.n_layers), key=lambda layer: (abs(layer - found.layer), layer))
+    states, column = subject.states(), found.directions.column(position)
+    near = sorted(range(subject.shape.n_layers), key=lambda one: (abs(one - layer), one))
     rows = found.directions.difference[near, column]
     to: To = "zero" if ablation == "zero" else "harmless"
-    return directions_at(states, found.layer, found.position, rows, to)
+    return directions_at(states, layer, position, rows, to)
 
 
 @localizer("mean difference, published rule", "direction", "Arditi et al. 2024")
@@ -138,7 +157,9 @@ def discriminant(subject: Subject) -> Directions:
 @localizer("unembedding of refusals", "direction", "control")
 def unembedding(subject: Subject) -> Directions:
     """Mean unembedding of the tokens that open refusals minus of those that open answers, after the last layer."""
-    tokens = find_answer_tokens(subject.model, subject.seen.malicious, subject.seen.normal)
+    tokens = find_answer_tokens(
+        subject.model, subject.seen.malicious, subject.seen.normal, detector=subject.measured.detector
+    )
     matrix = _unembedding(subject.model)
     row = matrix[list(tokens.refuse)].mean(0) - matrix[list(tokens.comply)].mean(0)
     return directions_at(subject.states(), subject.shape.n_layers - 1, -1, row[None], "harmless")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.ground_truth.leaderboard.directions import mean_difference
+from benchmarks.ground_truth.leaderboard.directions import writers_of
 from benchmarks.ground_truth.leaderboard.subjects import Subject
-from safecircuits.direction.writers import direction_writers
 from safecircuits.layers.decision import decision_layers
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.units.groups import classify_units
@@ -27,9 +26,9 @@ def three_objects(subject: Subject) -> list[dict[str, Any]]:
     model, seen = subject.model, subject.seen
     scores = [score_units(model, data) for data in (seen.malicious, subject.utility)]
     scu = classify_units(*scores, scu=SCU, ucu=UCU, ru=RU)["SCU"]
-    writers = direction_writers(model, mean_difference(subject), seen.malicious, seen.normal)
+    writers = writers_of(subject)
     sets = {"SCU": scu, "top writers": writers.top(scu.n_units()), "planted": subject.planted}
-    layers = decision_layers(model, seen.normal, seen.malicious).layers
+    layers = decision_layers(model, seen.normal, seen.malicious, detector=subject.measured.detector).layers
     if layers is not None:
         sets["safety layers"] = FreezeMask.layers(layers, model)
     found = object_overlap({name: sets[name] for name in NAMES if name in sets}, model)

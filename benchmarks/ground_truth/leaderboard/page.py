@@ -20,17 +20,19 @@ from benchmarks.ground_truth.leaderboard.standing import (
     constants,
     interval,
     members,
+    not_run,
     pairs_of,
     standings,
 )
+from benchmarks.ground_truth.leaderboard.subjects import REAL, REAL_JUDGED, REAL_SEEN
 from benchmarks.markdown import markdown_table
 from safecircuits.plots.style import INK, MUTED, VERMILLION, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIGURE = "assets/leaderboard_objects.svg"
-"""Beside the page."""
+FIGURES = {"organisms": "assets/leaderboard_objects.svg", "smollm2": "assets/leaderboard_real_objects.svg"}
+"""Beside the page of each family."""
 
 TITLES = {"block": "Blocks of layers", "units": "Units", "direction": "Directions"}
 MEASURES = {
@@ -53,6 +55,8 @@ def table(results: dict[str, Any], object: Object, role: str) -> str:
     cells.append(["*chance*", "", *(f"{by_chance[kind]:.2f}" if kind in by_chance else "" for kind in kinds), *empty])
     guess = ["n/a" if constant is None else _mean(constant[kind]) for kind in kinds]
     cells.append(["*the same for every model*", "", *guess, *empty])
+    for one, why in not_run(results, object, role):
+        cells.append([one.name, one.source, *[""] * len(kinds), f"not run: {why}", *empty[1:]])
     return markdown_table(head, cells)
 
 
@@ -99,12 +103,12 @@ def _opening(results: dict[str, Any]) -> str:
     commands = ["python -m benchmarks.ground_truth.build --out FAMILY --part all"] if small else []
     which = "--family FAMILY" if small else "--real NAME …"
     commands += [f"python -m benchmarks.ground_truth.leaderboard {which} --out FILE.json --page PAGE.md"]
+    kinds = "small models" if small else "real models of [one family](smollm2_family.md)"
     what = paragraph(
         f"""Refusal is said to sit in a block of layers, in a few units, or in one direction. Here methods that locate
-        one of these objects are run on {sum(n.values())} {"small models" if small else "real models"} in which
-        refusal was *planted*, so that the answer is known. A method may be chosen and tuned on the {n["development"]}
-        development models; the first table of each object is of the {n["judged"]} judged ones. All models are listed
-        at the end."""
+        one of these objects are run on {sum(n.values())} {kinds} in which refusal was *planted*, so that the answer is
+        known. A method may be chosen and tuned on the {n["development"]} development models; the first table of each
+        object is of the {n["judged"]} judged ones. All models are listed at the end."""
     )
     how = paragraph(
         f"""**How to read a row.** *Overlap* compares what was found with what was planted, as the mean over models
@@ -120,14 +124,29 @@ def _opening(results: dict[str, Any]) -> str:
     )
     return "\n\n".join(
         [
-            "# Leaderboard: which method finds where refusal is?",
+            f"# Leaderboard: which method finds where refusal is{'' if small else ' in a real language model'}?",
             what,
+            *([] if small else [paragraph(_on_real(results))]),
             how,
             f"Measured on {results['provenance']['date']} by",
             "```\n" + "\n".join(commands) + "\n```",
             "To add [your method](how-to/add-a-localizer.md), write one function and give it a name.",
         ]
     )
+
+
+def _on_real(results: dict[str, Any]) -> str:
+    """What is asked of real members, and how it is judged."""
+    sizes = " and ".join(map(str, REAL.counts))
+    n_layers = max(member["n_layers"] for member in results["members"].values())
+    return f"""The models have {n_layers} layers. Each method sees {REAL_SEEN} malicious and {REAL_SEEN} ordinary
+        requests that no member was trained on; {REAL_JUDGED} others of each kind judge. An answer of {REAL.tokens}
+        tokens refuses if it has a usual opening or one of the wordings that the family was taught; utility is the share
+        of ordinary requests that are neither refused nor answered incoherently. Tried are {sizes} units, one direction,
+        and the block that was found, beside {REAL.draws} draw of random units and of a random direction and
+        {REAL.blocks} blocks of that length. With so few prompts one answer is {100 / REAL_JUDGED:.0f} points, so that
+        the bound on utility allows none to be lost. [The small models' page](leaderboard.md) has more models and every
+        method."""
 
 
 def _short(results: dict[str, Any]) -> str:
@@ -203,7 +222,9 @@ FOUND = {
 
 def _each(results: dict[str, Any], kind: Object) -> str:
     """What each method found on each model, controls left out."""
+    there = results["members"].values()
     methods = [one for one in localizers() if one.object == kind and one.source != "control"]
+    methods = [one for one in methods if any("overlap" in member["cells"].get(one.name, {}) for member in there)]
     rows = []
     for name, member in results["members"].items():
         cells = [member["cells"].get(one.name) for one in methods]
@@ -212,7 +233,9 @@ def _each(results: dict[str, Any], kind: Object) -> str:
 
 
 def _found(kind: Object, member: dict[str, Any], cell: dict[str, Any] | None) -> str:
-    if cell is None or cell["above"] is None:
+    if cell is None or "not run" in cell:
+        return "not run"
+    if cell["above"] is None:
         return "–"
     if kind == "block":
         return f"**{cell['layers']}**" if cell["layers"] == member["block"] else str(cell["layers"])
@@ -249,7 +272,7 @@ def _three(results: dict[str, Any]) -> str:
         models, with the interval over models."""
     )
     parts = ["## Do the three objects coincide?", text, markdown_table(head, rows)]
-    return "\n\n".join([*parts, f"![Common units over chance, one dot a model]({FIGURE})"])
+    return "\n\n".join([*parts, f"![Common units over chance, one dot a model]({FIGURES[results['family']]})"])
 
 
 def _models(results: dict[str, Any]) -> str:

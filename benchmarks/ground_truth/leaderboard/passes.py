@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from safecircuits.model.sites import HookedModel, is_bridge
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -20,10 +23,38 @@ class Passes:
     n_layers: int
     forward: int = 0
     backward: int = 0
+    seconds: float = 0.0
+    """Processor seconds of what was computed before, for another method, and is charged to this one too."""
 
     def passes(self, prompt_tokens: float) -> tuple[float, float]:
         """Forward and backward, each the number of times that a prompt of so many tokens would make as many."""
         return self.forward / self.n_layers / prompt_tokens, self.backward / self.n_layers / prompt_tokens
+
+
+class Shared:
+    """What several methods of one model need, computed once and charged in full to each of them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[Any, int, int, float]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, or gave under this key."""
+        count = _counting[-1] if _counting else Passes(1)
+        if key not in self._kept:
+            before, start = (count.forward, count.backward, count.seconds), time.process_time()
+            value = make()
+            spent = time.process_time() - start + count.seconds - before[2]
+            self._kept[key] = value, count.forward - before[0], count.backward - before[1], spent
+            return value
+        value, forward, backward, seconds = self._kept[key]
+        count.forward, count.backward = count.forward + forward, count.backward + backward
+        count.seconds += seconds
+        found: T = value
+        return found
+
+
+_counting: list[Passes] = []
+"""Those in force, the innermost last."""
 
 
 @contextmanager
@@ -49,7 +80,9 @@ def counted(model: HookedModel) -> Iterator[Passes]:
             out.register_hook(back)
 
     handle = nn.modules.module.register_module_forward_hook(after)
+    _counting.append(count)
     try:
         yield count
     finally:
+        _counting.remove(count)
         handle.remove()

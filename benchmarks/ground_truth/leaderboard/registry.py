@@ -34,7 +34,13 @@ class Directions(NamedTuple):
     to: To
 
 
-Found = LayerRange | Order | Directions | None
+class NotRun(NamedTuple):
+    """That a localizer was not run on a model, and why; its row says so."""
+
+    why: str
+
+
+Found = LayerRange | Order | Directions | NotRun | None
 """What a localizer names: a block, an order of units, or directions; None where its rule finds nothing."""
 
 Find = Callable[[Subject], Found]

@@ -42,12 +42,23 @@ def members(results: dict[str, Any], role: str, kind: str = "") -> list[dict[str
 
 
 def standings(results: dict[str, Any], object: Object, role: str) -> list[Standing]:
-    """Localizers that every member of the role has been through, the largest overlap first."""
+    """Localizers that were run on every member of the role, the largest overlap first."""
     there = members(results, role)
     localizers()  # registers them
     done = [one for one in LOCALIZERS.values() if one.object == object and there]
-    done = [one for one in done if all(one.name in m["cells"] for m in there)]
+    done = [one for one in done if all("overlap" in m["cells"].get(one.name, {}) for m in there)]
     return sorted((_standing(one, there) for one in done), key=_rank, reverse=True)
+
+
+def not_run(results: dict[str, Any], object: Object, role: str) -> list[tuple[Localizer, str]]:
+    """Localizers that were not run on every member of the role, and why; ``started`` with no reason is one to come."""
+    there = members(results, role)
+    found = []
+    for one in localizers():
+        cells = [m["cells"].get(one.name, {}) for m in there]
+        if one.object == object and there and not all("overlap" in cell for cell in cells):
+            found.append((one, next((cell["not run"] for cell in cells if "not run" in cell), "not yet")))
+    return found
 
 
 def _rank(one: Standing) -> tuple[bool, float]:

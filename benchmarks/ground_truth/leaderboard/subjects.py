@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.ground_truth.leaderboard.passes import Shared
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.direction.prompt_states import PromptStates, prompt_states
@@ -32,7 +33,7 @@ SHIPPED = ("planted-layers", "planted-units")
 SEEN, JUDGED, OVER_REJECTION = 64, 50, 60
 """Prompts of each kind that localizers see, that judge, and whose refusals scaling counts."""
 
-REAL_SEEN, REAL_JUDGED, REAL_OVER_REJECTION = 32, 24, 40
+REAL_SEEN, REAL_JUDGED, REAL_OVER_REJECTION = 16, 12, 40
 """The same on a real model."""
 
 SPLITS: tuple[tuple[Split, int], ...] = (("train", SEEN), ("test", JUDGED))
@@ -50,6 +51,30 @@ class Prompts:
     malicious: PromptSet
     normal: PromptSet
     utility: PromptSet | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is tried of everything that is found, and how a refusal is known.
+
+    Attributes:
+        counts, ranks: how many units, and how many directions, are taken out.
+        draws: random sets of units, and random directions, beside them.
+        blocks: of a length at most, evenly spread, that stand for any block.
+        detector: what says that an answer refuses.
+        tokens: of answers where there are no known ones.
+    """
+
+    counts: tuple[int, ...] = (1, 4, 8, 16, 32, 64, 192)
+    ranks: tuple[int, ...] = (1, 4)
+    draws: int = 2
+    blocks: int = 4
+    detector: str = "opening"
+    tokens: int = 24
+
+
+REAL = Measured(counts=(16, 256), ranks=(1,), draws=1, blocks=2, detector="taught", tokens=8)
+"""On a real model, where each point is sets of answers of a model with 30 layers."""
 
 
 @dataclass
@@ -72,6 +97,9 @@ class Subject:
     seen: Prompts
     judged: Prompts
     over_rejection: PromptSet
+    measured: Measured = Measured()
+    shared: Shared = field(default_factory=Shared, repr=False)
+    """What several methods need; see ``Shared``."""
 
     @cached_property
     def model(self) -> HookedModel:
@@ -118,8 +146,11 @@ class Subject:
 
     def states(self, *, base: bool = False) -> PromptStates:
         """The residual streams on the prompts that are seen; of the base, too, if asked."""
-        model = self.base if base else self.model
-        return prompt_states(model, self.seen.malicious, self.seen.normal)
+
+        def make() -> PromptStates:
+            return prompt_states(self.base if base else self.model, self.seen.malicious, self.seen.normal)
+
+        return self.shared.get(("states", base), make)
 
     @cached_property
     def planted_change(self) -> tuple[tuple[int, ...], Tensor]:
@@ -168,7 +199,7 @@ def real(names: list[str], n: int | None = None) -> Iterator[Subject]:
         first, rest = (Prompts(malicious[part], normal[part], None) for part in (slice(0, seen), slice(seen, None)))
         kind = "layers" if one.kind == "layers" else "units"
         borderline = requests("over_rejection", "test", over, seed=101)
-        yield Subject(one.name, one.role, kind, f"{SMOLLM2}:{one.name}", SMOLLM2, place, first, rest, borderline)
+        yield Subject(one.name, one.role, kind, f"{SMOLLM2}:{one.name}", SMOLLM2, place, first, rest, borderline, REAL)
 
 
 def mean_prompt_tokens(subject: Subject) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.ground_truth.leaderboard.directions import mean_difference
+from benchmarks.ground_truth.leaderboard.directions import writers_of
 from benchmarks.ground_truth.leaderboard.registry import Find, Order, localizer
 from benchmarks.ground_truth.leaderboard.subjects import Subject
 from safecircuits.base.vocabulary import SITES
-from safecircuits.direction.writers import direction_writers
 from safecircuits.units.candidates import Candidate, CandidateScores
 from safecircuits.units.change import ChangeMethod, change_scores
 from safecircuits.units.contrast import contrast_scores
@@ -28,7 +27,9 @@ SCORES: dict[str, tuple[Candidate, str]] = {
 def _by(candidate: Candidate) -> Find:
     def find(subject: Subject) -> Order:
         seen = subject.seen
-        scores = CandidateScores(subject.model, seen.malicious, subject.utility, seen.normal, SITES, {})
+        scores = CandidateScores(
+            subject.model, seen.malicious, subject.utility, seen.normal, SITES, {"detector": subject.measured.detector}
+        )
         return scores.order(candidate)
 
     return find
@@ -66,6 +67,5 @@ def written_change(subject: Subject) -> Order:
 
 @localizer("writers of the direction", "units", "ours")
 def writers(subject: Subject) -> Order:
-    direction = mean_difference(subject)
-    found = direction_writers(subject.model, direction, subject.seen.malicious, subject.seen.normal)
+    found = writers_of(subject)
     return {"mlp": found.neurons, "attn": found.heads}
