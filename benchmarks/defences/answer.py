@@ -11,9 +11,9 @@ from safecircuits.studies.attack.outcome import AttackStudy
 from safecircuits.studies.attack.words import cost_text
 
 KINDS = {
-    "the aligned model": ("aligned", "more", "slow"),
+    "the aligned model": ("aligned", "more", "slow", "slow-more"),
     "the model planted in layers 3 to 5": ("planted-layers", "slow-planted"),
-    "a real model, planted": ("real",),
+    "a real model, planted": ("real", "slow-real"),
 }
 """Studies by the kind of model they are of; the slow ones are attackers who are held to a low rate."""
 ANSWERS = {
@@ -34,12 +34,12 @@ def answer_table(studies: Mapping[str, AttackStudy]) -> str:
         if not there:
             rows.append([kind, "all", "not measured", "–", "not measured", "–", "–"])
         fast = [studies[name] for name in there if not name.startswith("slow")]
-        slow = next((studies[name] for name in there if name.startswith("slow")), None)
+        slow = {arm: studies[name] for name in reversed(there) if name.startswith("slow") for arm in studies[name].arms}
         for study in fast:
             for arm in study.arms:
                 if arm == study.reference and study is not fast[0]:
                     continue
-                held = cells(slow, arm) if slow is not None and arm in slow.arms else ["not measured", "–"]
+                held = cells(slow[arm], arm) if arm in slow else ["not measured", "–"]
                 named = "none" if arm == study.reference else arm
                 rows.append([kind, named, *cells(study, arm), *held, verdict(study, arm, "weights")])
     return markdown_table(HEAD, rows)

@@ -11,41 +11,35 @@ import argparse
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.defences.arms import main_arms, other_arms, units
+from benchmarks.defences.real import RealSetup, real_study
 from benchmarks.freezing.grid import changed
 from safecircuits import organism
 from safecircuits.base.files import write_text
-from safecircuits.baselines import Lisa, Lora, Resta, SafeDelta, SafeLora, TokenConstrained, Vaccine, WiseFt
-from safecircuits.masks.freeze_mask import FreezeMask
-from safecircuits.model.load import load_model
-from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.results.provenance import provenance
-from safecircuits.studies.arms import Arm, full, sppft
+from safecircuits.studies.arms import sppft
 from safecircuits.studies.attack.attackers import Attacker, DataAttack
 from safecircuits.studies.attack.grid import organism_attackers
 from safecircuits.studies.attack.outcome import AttackStudy
 from safecircuits.studies.attack.study import attack_study
-from safecircuits.studies.preparation import Preparation
-from safecircuits.studies.ssah import as_many_random, lora_arm, rewound_arm, scu_top_cu
 from safecircuits.training.settings import TrainingSettings
-from safecircuits.units.groups import classify_units
-from safecircuits.units.importance import score_units
 
 MODULE = "python -m benchmarks.defences.run"
-STUDIES = ("aligned", "planted-layers", "more", "slow", "slow-planted", "scenarios")
+STUDIES = ("aligned", "planted-layers", "more", "slow", "slow-planted", "slow-more", "scenarios")
+REAL = "real"
+"""The study of a real model, which has a budget in hours and takes no part in ``attackers``."""
 MODELS = {"planted-layers": "planted-layers", "slow-planted": "planted-layers"}
 """By study, where it is not the aligned one."""
 FAST = (5e-5, 2e-4, 8e-4)
 """Rates of attackers who may choose any."""
 SLOW = 1e-5
 """The rate of attackers who are held to a low one, as a service can hold them."""
-SCU, UCU, RU = 0.013, 0.133, 0.148
-"""SSAH's shares of all units."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +51,10 @@ class Setup:
         stops: steps after which a run is measured; ``slow_stops`` at the low rate.
         prompts: harmful prompts of each side, and questions with known answers.
         align_steps: of the arms that align the unaligned model anew.
+        real: of the study of a real model.
     """
 
-    attackers: tuple[int, ...] = (9, 8, 4, 1, 1, 5)
+    attackers: tuple[int, ...] = (9, 8, 4, 3, 3, 1, 5)
     seeds: tuple[int, ...] = (0, 1, 2)
     stops: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
     slow_stops: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32)
@@ -67,21 +62,29 @@ class Setup:
     prompts: int = 25
     align_steps: int = 60
     align_batch: int = 16
+    real: RealSetup = field(default_factory=RealSetup)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.real, dict):  # --set 'real={"hours": 1}'
+            object.__setattr__(self, "real", RealSetup(**self.real))
 
     def quick(self) -> Setup:
         """One attacker, one seed, few steps."""
-        return Setup((1,) * len(STUDIES), (0,), (1, 2), (1, 2), 4, 6, 3, 4)
+        return Setup((1,) * len(STUDIES), (0,), (1, 2), (1, 2), 4, 6, 3, 4, self.real.quick())
 
 
 def study(name: str, setup: Setup, work: Path) -> AttackStudy:
     """One of the studies."""
     torch.set_num_threads(1)
+    if name == REAL:
+        return real_study(setup.real, work)
     asked = organism.prompts("malicious", "test", n=2 * setup.prompts, seed=11)
     model = MODELS.get(name, "aligned")
     if model == "planted-layers":
         arms = main_arms(sppft((3, 5), "freeze"))
     else:
-        arms = other_arms(units(model), setup) if name == "more" else main_arms(units(model))
+        kind = units(model)
+        arms = other_arms(kind, setup.align_steps, setup.align_batch) if name.endswith("more") else main_arms(kind)
     return attack_study(
         model,
         arms,
@@ -127,55 +130,6 @@ FIRST = (
 """The order in which attackers with any rate come."""
 
 
-def units(model: str) -> Arm:
-    """What SSAH freezes first: the safety-critical units and the top complex ones."""
-    loaded = load_model(model)
-    scores = [score_units(loaded, organism.prompts(kind, "train", n=128)) for kind in ("malicious", "utility")]
-    arm = scu_top_cu(classify_units(*scores, scu=SCU, ucu=UCU, ru=RU))
-    return replace(arm, name="freeze")
-
-
-def main_arms(freeze: Arm) -> list[Arm]:
-    """Nothing, freezing, as much elsewhere, rewinding, and adapters alone."""
-    random = replace(as_many_random(freeze), name="random mask")
-    return [full(), freeze, random, replace(rewound_arm(freeze), name="rewind"), lora_arm(Lora())]
-
-
-def other_arms(freeze: Arm, setup: Setup) -> list[Arm]:
-    """Repairs, constrained training, and alignment that means to last, each beside plain alignment of its kind."""
-    mask = freeze.mask
-    assert mask is not None
-    refused = organism.prompts("malicious", "train", n=64)
-    lisa = Lisa(refused, alignment_steps=1, user_steps=2)
-
-    def aligned(method: Any = None, frozen: FreezeMask | None = None) -> Preparation:
-        settings = TrainingSettings(steps=setup.align_steps, batch_size=setup.align_batch, lr=5e-4)
-        more: dict[str, Any] = {} if method is None else {"method": method}
-        return Preparation(unaligned="unaligned", data=alignment_data(), settings=settings, mask=frozen, **more)
-
-    return [
-        full(),
-        Arm("safe-lora", "nothing (SafeLoRA)", method=SafeLora("unaligned")),
-        Arm("safe-delta", "nothing (Safe Delta)", method=SafeDelta(refused)),
-        Arm("resta", "nothing (RESTA)", method=Resta("unaligned")),
-        Arm("wise-ft", "nothing (WiSE-FT)", method=WiseFt(0.5)),
-        Arm("token-constrained", "nothing (constrained SFT)", method=TokenConstrained()),
-        Arm("lisa", "nothing (Lisa)", method=lisa),
-        Arm("plain alignment", "nothing; aligned anew, plainly", prepare=aligned()),
-        Arm("vaccine", "nothing; aligned anew by Vaccine", prepare=aligned(Vaccine())),
-        Arm("safe-neuron", "nothing; aligned anew with these units frozen", prepare=aligned(frozen=mask)),
-    ]
-
-
-def alignment_data() -> PromptSet:
-    """Refusals, and answers to what is to be answered, in about the proportions of the shipped stages."""
-    counts = {"malicious": 400, "normal": 320, "utility": 80, "over_rejection": 40}
-    first, *rest = (organism.prompts(kind, "train", n=n) for kind, n in counts.items())
-    for one in rest:
-        first = first + one
-    return first
-
-
 def document(setup: Setup, found: dict[str, AttackStudy], command: str) -> dict[str, Any]:
     """The studies as plain JSON, rounded to what numbers can mean; of the answers the first few of each arm."""
     names = ("arms", "before", "left_out", "max_utility_loss", "breaks_at", "stops", "provenance")
@@ -204,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--quick", action="store_true", help="a corner of it, to see that it works")
-    parser.add_argument("--only", action="append", choices=STUDIES, help="measure this study, keep the others")
+    parser.add_argument("--only", action="append", choices=(*STUDIES, REAL), help="measure this study, keep the others")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="another value of a field")
     parser.add_argument("--work", type=Path, help="where cells are kept; FILE.json.work unless given")
     chosen = parser.parse_args(arguments)
@@ -212,11 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = [*(["--quick"] if chosen.quick else []), *(part for one in chosen.set for part in ("--set", one))]
     command = f"{MODULE} --out {chosen.out} {shlex.join(flags)}".rstrip()
     work = chosen.work or chosen.out.with_name(f"{chosen.out.name}.work")
-    found = {name: study(name, setup, work) for name in chosen.only or STUDIES}
+    found = {name: study(name, setup, work) for name in chosen.only or (*STUDIES, REAL)}
     record = document(setup, found, command)
     if chosen.only and chosen.out.exists():
         parts = json.loads(chosen.out.read_text(encoding="utf-8"))["studies"] | record["studies"]
-        record["studies"] = {name: parts[name] for name in STUDIES if name in parts}
+        record["studies"] = {name: parts[name] for name in (*STUDIES, REAL) if name in parts}
     write_text(chosen.out, json.dumps(record, separators=(",", ":")) + "\n")
     for name, one in found.items():
         print(f"{name}\n{one}\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 from safecircuits.studies.arms import Arm
-from safecircuits.studies.attack.attackers import Attacker, DataAttack, DirectionAttack
+from safecircuits.studies.attack.attackers import Attacker, DataAttack, DirectionAttack, PruningAttack
 from safecircuits.studies.attack.cells import Range
 
 DIRECTION = 12
@@ -14,9 +16,17 @@ DIRECTION = 12
 
 
 def affordable(
-    place: Range, arms: Sequence[Arm], attackers: Sequence[Attacker], seeds: Sequence[int], hours: float
+    place: Range,
+    arms: Sequence[Arm],
+    attackers: Sequence[Attacker],
+    seeds: Sequence[int],
+    hours: float,
+    possible: Collection[tuple[str, str]],
 ) -> tuple[int, float]:
     """How many attackers fit, and the hours that they are estimated to take against all arms with all seeds.
+
+    Args:
+        possible: names of arms and of attackers that can attack them.
 
     Raises:
         ValueError: for a budget in which not even the first one fits.
@@ -28,14 +38,20 @@ def affordable(
     # Without adapters of its own, which not every arm takes.
     tried = None if trains is None else replace(trains, lora=None)
     per_step = {arm.name: place.step_seconds(arm, tried, seeds[0]) for arm in arms} if tried else {}
+    counted: set[Path] = set()
 
     def cost(attacker: Attacker) -> float:
-        """Seconds of an attacker against all arms with all seeds."""
-        if not isinstance(attacker, DataAttack):
-            points = 1 + (DIRECTION if isinstance(attacker, DirectionAttack) else len(attacker.shares))
-            return len(seeds) * len(arms) * points * measuring
-        at_stops = len(place.stops) * measuring
-        return len(seeds) * sum(max(place.stops) * per_step[arm.name] + at_stops for arm in arms)
+        """Seconds of an attacker against all arms with all seeds; arms that it finds alike share a cell."""
+        seconds = 0.0
+        for arm, seed in product(arms, seeds):
+            if (arm.name, attacker.name) not in possible or (path := place.path(arm, attacker, seed)) in counted:
+                continue
+            counted.add(path)
+            if isinstance(attacker, DataAttack):
+                seconds += max(place.stops) * per_step[arm.name] + len(place.stops) * measuring
+            else:
+                seconds += (1 + _points(attacker)) * measuring
+        return seconds
 
     total = 0.0
     for n, attacker in enumerate(attackers):
@@ -50,3 +66,10 @@ def affordable(
             return n, total / 3600
         total += seconds
     return len(attackers), total / 3600
+
+
+def _points(attacker: DirectionAttack | PruningAttack) -> int:
+    """What an edit of the weights costs, in measurements."""
+    if isinstance(attacker, DirectionAttack):
+        return DIRECTION
+    return 1 if attacker.knows_mask else len(attacker.shares)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +13,8 @@ import torch
 from safecircuits.base.arguments import checked, indices
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
+from safecircuits.base.text import join
+from safecircuits.baselines.registered import methods
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.model.load import Backend
 from safecircuits.prompts.leaks import overlap, tell_overlaps
@@ -116,7 +118,7 @@ def attack_study(
             possible, left_out = _possible(arms, attackers, settings.changed(steps=stops[-1]))
             taken, estimated = list(attackers), None
             if hours is not None:
-                n, estimated = affordable(place, arms, attackers, seeds, hours)
+                n, estimated = affordable(place, arms, attackers, seeds, hours, possible)
                 taken = list(attackers[:n])
                 over = f"beyond the budget of {hours:g} hours"
                 left_out += [{"arm": "all", "attacker": one.name, "why": over} for one in attackers[n:]]
@@ -125,6 +127,7 @@ def attack_study(
                         f"the budget of {hours:g} hours takes {n} of {len(attackers)} attackers, for {estimated:.2g}"
                     )
             before = {arm.name: {str(seed): place.before(arm, seed) for seed in seeds} for arm in arms}
+            _tell_useless(before)
             # Arms of a seed stand side by side in time, so that what else the machine does hits all of them alike.
             todo = [
                 (arm, one, seed) for one in taken for seed in seeds for arm in arms if (arm.name, one.name) in possible
@@ -202,18 +205,44 @@ def _ended(cells: Sequence[AttackCell]) -> tuple[dict[str, str], ...]:
     return tuple({"arm": arm, "attacker": attacker, "why": why} for (arm, attacker), why in found.items())
 
 
+def badge_of(method: str, prepared: Mapping[str, Any] | None, *, masked: bool) -> dict[str, str]:
+    """``badge``, ``paper`` and ``differs`` of what defends: all empty where nothing does.
+
+    Args:
+        method: the name of the method that the attacker trains by.
+        prepared: how the model was aligned anew before, as a record.
+        masked: whether units are frozen in the attacker's training.
+    """
+    if method == "plain" and not masked and prepared is not None:
+        if prepared["method"]["name"] == "plain" and prepared["mask"] is not None:
+            return SAFE_NEURON
+        method = prepared["method"]["name"]
+    if method == "plain" and not masked:
+        return {"badge": "", "paper": "", "differs": ""}
+    kind = methods()[method]
+    return {"badge": kind.badge or "", "paper": kind.paper, "differs": kind.differs}
+
+
+SAFE_NEURON = {
+    "badge": "variant",
+    "paper": "Wang et al. 2026 (SafeNeuron, arXiv 2602.12158)",
+    "differs": "units are given and not searched; plain training for theirs on preferences; one round",
+}
+"""Alignment with the safety units frozen, which is no method of its own: a mask beside plain training."""
+
+
 def _about(arm: Arm) -> dict[str, Any]:
     """What a report says of an arm."""
-    method = arm.method if arm.prepare is None or not isinstance(arm.method, Plain) else arm.prepare.method
     undefended = arm.mask is None and arm.method == Plain()
+    prepared = None if arm.prepare is None else arm.prepare.record(0)
     return {
         "defence": arm.frozen,
         "method": arm.method.record(),
-        "badge": method.badge or "",
-        "paper": method.paper,
-        "differs": method.differs,
+        **badge_of(
+            arm.method.name, None if arm.prepare is None else arm.prepare.record(0), masked=arm.mask is not None
+        ),
         "undefended_training": undefended,
-        "prepared": None if arm.prepare is None else arm.prepare.record(0),
+        "prepared": prepared,
     }
 
 
@@ -247,6 +276,16 @@ def _check(
         )
     if settings.steps is not None or settings.epochs is not None or settings.stop_at_loss is not None:
         raise ValueError("how long an attack trains is given by stops: leave steps, epochs and stop_at_loss out")
+
+
+def _tell_useless(before: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Say which arms have no utility that an attack could lose."""
+    useless = [arm for arm, seeds in before.items() if all(one["utility"] == 0 for one in seeds.values())]
+    if useless:
+        notify(
+            f"before any attack the model gets none of the utility prompts right (arm {join(useless)}), so that every "
+            "point counts, of a broken model too: take prompts that it answers"
+        )
 
 
 def _require_apart(selection: PromptSet, reported: PromptSet) -> None:
