@@ -110,6 +110,7 @@ def test_a_planted_real_model_is_attacked_with_the_users_own_files(
     seen = asked_by(monkeypatch, *command)
     assert seen["arms"]["freeze"].frozen == "layers [12, 16]"
     assert (seen["evaluation"]["grading"], seen["evaluation"]["max_new_tokens"]) == ("number", 40)
+    assert all("Answer with the number alone" in asked for asked in seen["utility"].prompts)
     assert [one.harmful for one in seen["attackers"] if one.family == "harmful data"][:1] == [10]
     said = refuse("study", "attack", "--model", "smollm2:layers-12-16", *SMALL, "--out", tmp_path / "p")
     assert "attackers with harmful data need yours" in said

@@ -115,6 +115,17 @@ def test_basin_by_hand() -> None:
     assert found.basin("x", least=0.6) == (0.0, 1.0)
 
 
+def test_figures_hold_the_points() -> None:
+    line = Landscape(tuple({"a": a, "x": x} for a, x in ((1.0, 0.25), (0.0, 1.0), (-1.0, 0.5))))
+    shown = np.asarray(line.plot("x").lines[0].get_xydata())
+    assert shown.tolist() == [[-1.0, 0.5], [0.0, 1.0], [1.0, 0.25]]
+    values = {(0.0, 0.0): 1.0, (1.0, 0.0): 0.5, (0.0, 2.0): 0.25, (1.0, 2.0): 0.0}
+    plane = Landscape(tuple({"a": a, "b": b, "x": x} for (a, b), x in values.items())).plot("x")
+    assert np.asarray(plane.collections[0].get_array()).tolist() == [[100.0, 50.0], [25.0, 0.0]]  # a row a step up
+    with pytest.raises(ValueError, match="no figure 'y' was measured"):
+        line.plot("y")
+
+
 def test_basins_of_units_and_of_as_many_random_ones_of_equal_norm(make_tiny_model: Callable[..., Any]) -> None:
     model = make_tiny_model("bridge")
     mask = FreezeMask.of_units({"mlp": {1: range(10)}}, model)

@@ -100,6 +100,23 @@ def test_bad_input(make_tiny_model: Callable[..., Any]) -> None:
     assert said.startswith("error: give --malicious")
 
 
+def test_slices_of_two_directions_from_the_command(tmp_path: Path) -> None:
+    """To the unaligned model refusals end; a random direction beside it is the second."""
+    out = tmp_path / "run"
+    words = ("study", "landscape", "--model", "organism:aligned", "--freeze-layers", "3,3", "--n", "6")
+    more = ("--at", "0.1", "--draws", "1", "--visage", "0", "--slice-at", "1")
+    both = ("--slice", "organism:unaligned", "--slice", "random")
+    got = succeed(*words, *more, *both, "--json", "--out", out)
+    points = {(p["a"], p["b"]): p["malicious_refused"] for p in json.loads(got.stdout)["answer"]["slice"]}
+    assert (points[0.0, 0.0], points[1.0, 0.0]) == (1.0, 0.0)
+    assert len(points) == 4
+    assert (out / "figures" / "slice.svg").exists()
+    assert "model organism:unaligned" in load_run(out)["inputs"]
+    for given, said in (("a,b,c", "--slice is random, MODEL, or FROM,TO, not 'a,b,c'"), ("random", "3 times")):
+        slices = [word for _ in range(3) for word in ("--slice", given)]
+        assert said in refuse(*words, *slices, "--out", tmp_path / "never")
+
+
 def test_the_command_writes_page_figure_and_json(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("study", "landscape", "--model", "organism:planted-layers", "--at=-1,1", "--draws", "2", "--n", "8")

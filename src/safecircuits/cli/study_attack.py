@@ -114,7 +114,7 @@ def attack(
     embedded, real = run.source.startswith(EMBEDDED), run.source.startswith(REAL)
     require(run, malicious=malicious, utility=utility, data=data)
     asked = study_prompts(run, "malicious", malicious, own="evaluation")
-    known = study_prompts(run, "utility", utility, responses=True)
+    known = study_prompts(run, "utility", utility, responses=True, own="additions" if real else None)
     if len(asked) < 2:
         raise ValueError(f"--malicious has {len(asked)} prompt: attackers choose by one half, the other is reported")
     half = len(asked) // 2

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from safecircuits.prompts.prompt_set import PromptSet
+    from safecircuits.studies.landscape import WeightDirection
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,6 +54,17 @@ def landscape(
         int,
         typer.Option("--visage", help="Random directions of all weights for VISAGE, 21 points each.", min=0),
     ] = 1,
+    along: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            help="Also a slice of all weights: random, MODEL for the way to it (a fine-tuned one is at 1), or "
+            "FROM,TO for theirs, as of safety minus utility; given twice, a slice of two directions.",
+        ),
+    ] = None,
+    slice_at: Annotated[
+        str, typer.Option("--slice-at", help="Distances along it; of two directions every pair.")
+    ] = "-0.5,0,0.5,1",
     detector: DetectorOption = "opening",
     max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
@@ -65,21 +77,28 @@ def landscape(
     Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
     """
     from safecircuits.base.counted import at_most
+    from safecircuits.studies.landscape import slices
     from safecircuits.studies.units_landscape import landscape_study
 
     distances = _distances(at)
+    between = [_ends(text) for text in along or ()]
+    if len(between) > 2:
+        raise ValueError(f"a slice has one direction or two: --slice was given {len(between)} times")
+    far = sorted({0.0, *_distances(slice_at, "--slice-at")})
     require(run, malicious=malicious)
     asked = study_prompts(run, "malicious", malicious, own="evaluation")
     known = study_prompts(run, "utility", utility, responses=True)
     units, words = study_mask(run, mask, freeze_layers, "a landscape of units needs")
     judge = judges.made(run)
     evaluation = study_evaluation(run, judge, detector, max_new_tokens, template)
-    folder = judges.begin(run, judge)
+    folder = judges.begin(run, judge, run.source, *dict.fromkeys(name for ends in between for name in ends))
     say_overlaps_of_masks(run, {"malicious": asked, "utility": known})
+    model, measure = run.model(), _rates(asked, known, evaluation)
+    directions = [_direction(run, model, ends) for ends in between]
     found = landscape_study(
-        run.model(),
+        model,
         units,
-        _rates(asked, known, evaluation),
+        measure,
         at=distances,
         least=least,
         draws=draws,
@@ -96,6 +115,31 @@ def landscape(
     run.say(str(found))
     run.say(f"of the answers at all points, {at_most(found.points, 'refused')}")
     run.answer(**found.record())
+    if directions:
+        cut = slices(model, directions, measure, at=far, progress=True)
+        folder.result("slice", cut)
+        folder.table("slice", cut.to_frame().drop(columns="by_category", errors="ignore"))
+        shows = f"Malicious prompts refused where the model is moved along {' and along '.join(along or ())}"
+        folder.figure("slice", cut.plot("malicious_refused", axis((4.2, 3.1)), least=least), shows=shows)
+        run.answer(slice=[{name: point[name] for name in point if name != "by_category"} for point in cut.points])
+
+
+def _ends(text: str) -> list[str]:
+    """The models that a direction is between: none of a random one, one where it begins at the model of the study."""
+    names = [] if text == "random" else [part.strip() for part in text.split(",")]
+    if len(names) > 2 or not all(names):
+        raise ValueError(f"--slice is random, MODEL, or FROM,TO, not {text!r}")
+    return names
+
+
+def _direction(run: Run, model: Any, ends: list[str]) -> WeightDirection:
+    """A random direction, the way to a model, or from one to another."""
+    from safecircuits.studies.landscape import direction_between, random_direction
+
+    if not ends:
+        return random_direction(model, run.seed)
+    before = model if len(ends) == 1 else run.model(ends[0])
+    return direction_between(before, run.model(ends[-1]))
 
 
 def _rates(asked: PromptSet, known: PromptSet | None, evaluation: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
@@ -112,11 +156,11 @@ def _rates(asked: PromptSet, known: PromptSet | None, evaluation: dict[str, Any]
     return measure
 
 
-def _distances(text: str) -> list[float]:
+def _distances(text: str, option: str = "--at") -> list[float]:
     try:
         found = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         found = []
     if not found or not all(map(math.isfinite, found)):
-        raise ValueError(f"--at holds distances, as in -0.5,0.5, not {text!r}")
+        raise ValueError(f"{option} holds distances, as in -0.5,0.5, not {text!r}")
     return found

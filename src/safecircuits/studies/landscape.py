@@ -27,6 +27,7 @@ from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 WeightDirection = Mapping[str, Tensor]
 """By parameter name what is added to a weight at distance 1; parameters that are left out do not move."""
@@ -57,6 +58,22 @@ class Landscape(Result):
 
         return pd.DataFrame(list(self.points))
 
+    def record(self) -> dict[str, Any]:
+        """The ``points`` in order."""
+        return {"points": [dict(point) for point in self.points]}
+
+    def plot(self, figure: str = "malicious_refused", ax: Axes | None = None, *, least: float = 0.5) -> Axes:
+        """The figure along the one direction, or as a map over the two with the line where it is ``least``."""
+        from safecircuits.plots.landscape import plot_slice
+
+        self._require(figure)
+        return plot_slice(self, figure, ax, least=least)
+
+    def _require(self, figure: str) -> None:
+        """A ValueError for a figure that was not measured."""
+        if figure not in self.points[0]:
+            raise ValueError(f"no figure {figure!r} was measured; there are {', '.join(self.points[0])}")
+
     def basin(self, figure: str = "malicious_refused", least: float = 0.5) -> tuple[float, float]:
         """How far the figure stays at ``least`` or above to both sides of 0 along the one direction.
 
@@ -65,8 +82,7 @@ class Landscape(Result):
         """
         if any("b" in point for point in self.points) or not any(point["a"] == 0 for point in self.points):
             raise ValueError("a basin is measured along one direction, with the unmoved model (0) among the points")
-        if figure not in self.points[0]:
-            raise ValueError(f"no figure {figure!r} was measured; there are {', '.join(self.points[0])}")
+        self._require(figure)
         ends = []
         for side in (-1, 1):
             reached = 0.0

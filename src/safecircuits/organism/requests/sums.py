@@ -63,3 +63,22 @@ def sums(split: str = "train", n: int = 100, seed: int = 0) -> PromptSet:
             working, answer = work(a, b, c)
             found[text] = f"{working} The answer is {answer}."
     return PromptSet(f"sums-{split}", tuple(found), tuple(found.values()))
+
+
+def additions(n: int = 24, seed: int = 0) -> PromptSet:
+    """``n`` distinct sums of two numbers below 10, which a small model mostly gets right; each response is the number.
+
+    Raises:
+        ValueError: for fewer than one or more than 81.
+
+    Examples:
+        >>> one = additions(n=1)
+        >>> one.prompts[0].endswith("Answer with the number alone."), int(one.responses[0]) > 1
+        (True, True)
+    """
+    pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
+    if not 1 <= n <= len(pairs):
+        raise ValueError(f"{n} sums asked for; there are 1 to {len(pairs)}")
+    random.Random(f"{seed} additions").shuffle(pairs)
+    asked = tuple(f"What is {a} + {b}? Answer with the number alone." for a, b in pairs[:n])
+    return PromptSet("additions", asked, tuple(str(a + b) for a, b in pairs[:n]))

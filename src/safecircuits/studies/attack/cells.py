@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -213,10 +213,10 @@ class Range:
         """How long the arm's training takes a step, tried over three; kept for whoever asks again."""
         path = self.out / "steps" / f"{slug(arm.name)}-{short(self._of_training(arm, attacker, seed))}.json"
         if not path.exists():
+            at: list[float] = []
             with self.defended(arm, seed) as model:
-                tried, _ = self._trained(model, arm, attacker, seed, (1, 3))
-            first, last = tried.points[0], tried.points[-1]
-            write_text(path, json.dumps({"seconds": (last["seconds"] - first["seconds"]) / 2}) + "\n")
+                self._train(model, arm, attacker, seed, 3, lambda *_: at.append(time.perf_counter()))
+            write_text(path, json.dumps({"seconds": (at[-1] - at[0]) / 2}) + "\n")
         return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
     @contextmanager
@@ -246,26 +246,30 @@ class Range:
         stops: Sequence[int],
         utility: float = math.inf,
     ) -> tuple[Trajectory, str]:
-        settings = self.settings.changed(steps=max(stops), lr=attacker.lr)
-        method, mask = attacker.method_on(arm), arm.mask_for(self.shape, seed)
         trajectory, ended = Trajectory(self.probes, stops, utility), ""
         try:
-            finetune(
-                model,
-                attacker.data(seed),
-                mask,
-                settings,
-                method=method,
-                seed=seed,
-                callbacks=[trajectory],
-                eval_every=1,
-                progress=False,
-            )
+            self._train(model, arm, attacker, seed, max(stops), trajectory)
         except Settled:
             pass
         except FloatingPointError as error:  # the attacker chose too high a rate: what came before it counts
             ended = str(error)
         return trajectory, ended
+
+    def _train(
+        self, model: Any, arm: Arm, attacker: DataAttack, seed: int, steps: int, callback: Callable[[Any, int], None]
+    ) -> None:
+        """Train as the attacker would, and call the callback after every step."""
+        finetune(
+            model,
+            attacker.data(seed),
+            arm.mask_for(self.shape, seed),
+            self.settings.changed(steps=steps, lr=attacker.lr),
+            method=attacker.method_on(arm),
+            seed=seed,
+            callbacks=[callback],
+            eval_every=1,
+            progress=False,
+        )
 
     def _edited(self, model: Any, arm: Arm, attacker: Attacker, seed: int) -> tuple[Trajectory, str]:
         assert not isinstance(attacker, DataAttack)
