@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, get_args
 
@@ -78,8 +78,8 @@ def load_prompts(
         >>> advbench = sc.load_prompts("advbench", n=100)  # doctest: +SKIP
     """
     source = listed(source)
-    if n is not None and seed is None and not where and hasattr(source, "take") and not hasattr(source, "__len__"):
-        source = _as_far(source, whole(n, "n"), column, responses)
+    if _streamed(source, n, seed, where):
+        source = _as_far(source, n, lambda table: from_table(table, column, responses, "table", "").prompts)
     named = {"column": column, "responses": responses, "categories": categories}
     if isinstance(source, PromptSet) or is_ours(source):
         what = repr(source) if isinstance(source, str) else "a PromptSet"
@@ -117,7 +117,7 @@ def load_chats(
             with role and content, or from and value, also where a csv file has them as text. A column ``system`` is the
             system turn of chats that have none. A message's ``weight`` of 0 keeps an answer out of the loss. Where
             ``prompt`` and ``completion`` are both messages they are one chat, and the loss is on the completion.
-        n, seed, split, where, name: as in ``load_prompts``.
+        n, seed, split, where, name: as in ``load_prompts``, also what is streamed.
 
     Chats without an answer are left out, with a notice.
 
@@ -134,6 +134,8 @@ def load_chats(
         if where:
             raise ValueError(f"a ChatSet has no columns, so that no rows can be chosen by {', '.join(where)}")
         return _taken(source, n, seed)
+    if _streamed(source, n, seed, where):
+        source = _as_far(source, n, lambda table: whole_chats(table, column, "table") or ())
     read = None if is_ours(source) else _table(source, split, where, name)
     chats = None if read is None else whole_chats(read.columns, column, read.label)
     if chats is None:
@@ -167,6 +169,8 @@ def load_training_data(
     source = listed(source)
     if isinstance(source, ChatSet):
         return load_chats(source, n=n, seed=seed, where=where)
+    if _streamed(source, n, seed, where):
+        source = _as_far(source, n, lambda table: _examples_in(table, column, responses))
     read = None
     if not (isinstance(source, PromptSet) or is_ours(source) or responses):
         read = _table(source, split, where, name)
@@ -181,9 +185,15 @@ def load_training_data(
     return _taken(ChatSet(read.label, tuple(chats)), n, seed)
 
 
-def _as_far(stream: Any, n: int, column: str | None, responses: str | None) -> Any:
-    """As many rows of a data set that is streamed as hold ``n`` prompts, and what it says of its columns."""
-    rows, wanted = 0, n
+def _streamed(source: Any, n: int | None, seed: int | None, where: Mapping[str, Any] | None) -> bool:
+    """Whether a source is a data set without a length, and the first rows of it are enough."""
+    first = n is not None and seed is None and not where
+    return first and hasattr(source, "take") and not hasattr(source, "__len__")
+
+
+def _as_far(stream: Any, n: int | None, found: Callable[[dict[str, list[Any]]], Sized]) -> Any:
+    """As many rows of a data set that is streamed as hold ``n`` of what is found in them, as a table."""
+    least = wanted = whole(n, "n")
     while True:
         taken = stream.take(wanted)
         table = table_of(taken)
@@ -192,10 +202,16 @@ def _as_far(stream: Any, n: int, column: str | None, responses: str | None) -> A
         rows = len(next(iter(table.values())))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is left out is said when the prompts are made
-            enough = len(from_table(table, column, responses, "table", "").prompts) >= n
+            enough = len(found(table)) >= least
         if enough or rows < wanted:
             return table
         wanted *= 2
+
+
+def _examples_in(table: dict[str, list[Any]], column: str | None, responses: str | None) -> Sized:
+    """What of a table can be trained on: chats, or prompts."""
+    chats = None if responses else chats_in(table, column, "table")
+    return from_table(table, column, responses, "table", "").prompts if chats is None else chats
 
 
 def _taken(chats: ChatSet, n: int | None, seed: int | None) -> ChatSet:
