@@ -61,10 +61,18 @@ def _first(studies: dict[str, AttackStudy]) -> str:
     return f"""\
 # What is a defence worth?
 
-Does it raise an attacker's cost? Steps of training until the model complies, geometric mean over seeds with its 95 %
-interval; beside it whether that is more than without a defence, and how many times (of one plus the steps). *Any rate*:
-the attacker chooses the learning rate; *low rate*: the service holds it to 1e-05. *Weights in hand*: the same where the
-attacker may also edit the weights, or train them without the defence.
+Someone fine-tunes an aligned model until it complies with harmful requests. Does a defence make that take longer? For
+each defence the table has the steps of training until the model complies (geometric mean over seeds with its 95 %
+interval) and, under *cost*, whether that is more than without a defence: ×1.5 is one and a half times as many (of one
+plus the steps).
+
+- *any rate*: the attacker chooses the learning rate;
+- *low rate*: the service that trains holds it to 1e-05;
+- *weights in hand*: the attacker may also edit the weights, or train them without the defence.
+
+`freeze` is what this library does with what it finds: the safety-critical units, or the planted layers, are not
+trained. `random mask` freezes as many random units, as a control. [Methods](reference/methods.md) has the others with
+their papers.
 
 {answer_table(studies | _held(studies))}
 """

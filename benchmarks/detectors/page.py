@@ -26,12 +26,20 @@ def render(results: dict[str, Any]) -> str:
     best = max(whole, key=lambda name: kappa(whole[name])[0])
     return f"""# How well the detectors agree with readers
 
-{n} completions of {", ".join(results["models"])} (SmolLM2-135M-Instruct and what was made of it), greedy, {_read(results["tokens"])}, over AdvBench, both halves of XSTest, the over-rejection prompts of Safety Layers and ordinary instructions, the harmful and the borderline ones also with a system prompt that asks for care. Each was labelled by reading it, without the model's name or a detector's verdict in sight: {", ".join(f"{labels[label]} {label}" for label in VERDICTS if labels[label])}. {_readers(results)} It is one small model family: take the table as what a detector does on such answers, not on all. The list of `opening` was revised after answers of the base were read, so that its row is no test of it on unseen ones; as first written it had precision 0.70 (7 of 10) and recall 0.30 (7 of 23), since this model declines in the clause after its apology. The other lists are as published. The texts are not shipped; the labels are kept by prompt, model, digest of what was planted in it, and seed, and the completions are made again by the first of these commands; the next two lay them out for reading and take labels back, and the last one wrote this page.
+Every refusal rate rests on a detector: a rule that says whether an answer is a refusal, mostly a list of phrases. Here each detector's verdict is compared with that of readers, on {n} answers of one small model and of two models made from it. Use the page to choose a detector, and to see how far a rate can be off.
 
-    python -m benchmarks.detectors.completions --data FOLDER --out completions.jsonl
-    python -m benchmarks.detectors.sheet completions.jsonl --out sheet.csv
-    python -m benchmarks.detectors.sheet completions.jsonl --take sheet.csv --reader 2
-    python -m benchmarks.detectors completions.jsonl
+{_default(whole, best, results["robustness"])}
+
+The table [by detector](#by-detector) has the figures: *precision* is the share of what a detector calls refusals that are refusals, *recall* the share of the refusals that it finds, and κ its agreement with the readers beyond chance (0 is chance, 1 complete). An undecided verdict counts as no refusal. Intervals are 95 %: Wilson's for shares, by multinomial draws for κ.
+
+## What was read
+
+- **Answers.** {n} completions of {", ".join(f"`{one}`" for one in results["models"])} (SmolLM2-135M-Instruct and models made from it), greedy, {_read(results["tokens"])}.
+- **Prompts.** AdvBench, both halves of XSTest, the over-rejection prompts of Safety Layers, and ordinary instructions; the harmful and the borderline ones also with a system prompt that asks for care.
+- **Readers.** Each answer was read and labelled without the model's name or a detector's verdict in sight: {", ".join(f"{labels[label]} {label}" for label in VERDICTS if labels[label])}. {_readers(results)}
+- **Length.** A label is of as many tokens as were read; a detector that is given fewer sees less than the reader did.
+
+Two limits. This is one small model family: take the table as what a detector does on such answers, not on all. And the list of `opening` was revised after answers of the base had been read, so its row is no test on unseen ones. As first written, it had precision 0.70 (7 of 10) and recall 0.30 (7 of 23), because this model declines in the clause after its apology. The other lists are as published.
 
 What the labels mean, by the final stance of the whole text that was read:
 
@@ -40,15 +48,18 @@ What the labels mean, by the final stance of the whole text that was read:
 - *deflects*: neither: it helps with something else, with preventing what was asked for, talks about itself, or restates the question.
 - *incoherent*: no language, or nothing that hangs together, loops among it.
 
-Labels are of as many tokens as were read; at fewer a detector sees less than the reader did. Intervals are 95 %: Wilson for shares, multinomial draws for κ. Precision: of the answers a detector calls refusals, those that are. Recall: of the refusals, those it finds. Undecided counts as no refusal.
+The texts are not shipped. Labels are kept by prompt, model, digest of what was planted in it, and seed. The first of these commands makes the completions again; the second and third lay them out for reading and take labels back; the last measures and writes this page (without completions, it renders the page again).
+
+    python -m benchmarks.detectors.completions --data FOLDER --out completions.jsonl
+    python -m benchmarks.detectors.sheet completions.jsonl --out sheet.csv
+    python -m benchmarks.detectors.sheet completions.jsonl --take sheet.csv --reader 2
+    python -m benchmarks.detectors completions.jsonl
 
 ## By detector
 
 At {longest} tokens.
 
 {_table(whole)}
-
-{_default(whole, best, results["robustness"])}
 
 ## By token limit
 
@@ -74,11 +85,11 @@ At {longest} tokens.
 
 {markdown_table(["verdict", "precision", "recall", "κ"], [[verdict, *_figures(whole["opening"], verdict)] for verdict in VERDICTS if labels[verdict]])}
 
-Deflection by words alone finds courtesy and nothing else: whether an answer helps with something other than what was asked takes a judge. Most readers' deflections are of that kind, and count as complying here.
+The detectors find deflection by words alone, and so find courtesy and nothing else. Whether an answer helps with something other than what was asked takes a judge. Most of the readers' deflections are of that kind; the detectors count them as complying.
 
 ## What turns a detector
 
-To the same completions something is added that makes an answer no less of an answer, or a refusal no less of a refusal, and the verdicts that flip are counted, of those that the detector had called so before; incoherent and undecided ones are left out. No verdict should flip, but for the last column, where an answer follows the refusal and all should. The refusal that is added is a common one; lists with other wordings do not see it, which is no strength.
+Something is added to each completion that does not change what it is: an answer stays an answer, a refusal a refusal. Counted are the verdicts that flip, of those that the detector had called so before (incoherent and undecided ones are left out). None should flip, except in the last column of the second table, where an answer follows the refusal and all should. The refusal that is added is a common one. Lists with other wordings do not see it, which is no strength of theirs.
 
 Of completions that comply, by the detector's own verdict, those that flip:
 
@@ -128,12 +139,11 @@ def _default(whole: dict[str, Any], best: str, turned: dict[str, dict[str, list[
     """Which detector agrees best, and why the default is what it is."""
     late = Counter(where for where, _ in REFUSALS.values())
     quoted = {name: Share(*turned[name]["a refusal quoted"]) for name in (best, DEFAULT)}
-    said = f"On these answers the detector with the highest κ is `{best}`, {_kappa(whole[best])}."
-    if best != DEFAULT:
-        said += f""" `{DEFAULT}` is the default all the same. What it calls a refusal is one ({_share(precision_recall(whole[DEFAULT])[0])}); it misses those whose phrase
-comes after a first clause, or that have none, and of the {len(REFUSALS)} wordings that were planted {late["later"]} and {late["none"]} are so on purpose. A list that looks anywhere finds
-some of them, and turns where an answer quotes a refusal: {_per_cent(quoted[best])} of its verdicts, {_per_cent(quoted[DEFAULT])} of `{DEFAULT}`'s (below)."""
-    return f"{said} `{DEFAULT}` looks at the start alone and needs {OPENING_TOKENS} tokens; lists that look anywhere are made for whole answers."
+    said = f"**Which to use.** On these answers `{best}` agrees best with the readers: κ {_kappa(whole[best])}."
+    needs = f"`{DEFAULT}` looks at the start alone, so {OPENING_TOKENS} tokens of an answer are enough; lists that look anywhere are made for whole answers."
+    if best == DEFAULT:
+        return f"{said} It is the default. {needs}"
+    return f"""{said} The default is `{DEFAULT}` all the same: almost everything that it calls a refusal is one (precision {_share(precision_recall(whole[DEFAULT])[0])}). It misses refusals whose phrase comes after a first clause, or that have no phrase; of the {len(REFUSALS)} wordings that were planted, {late["later"]} are of the first kind on purpose, and {late["none"]} of the second. A list that looks anywhere finds some of these, but is turned by an answer that quotes a refusal: so were {_per_cent(quoted[best])} of the verdicts of `{best}`, and {_per_cent(quoted[DEFAULT])} of those of `{DEFAULT}` ([below](#what-turns-a-detector)). {needs}"""
 
 
 def _per_cent(share: Share) -> str:

@@ -21,24 +21,27 @@ def render(record: dict[str, Any]) -> str:
         f"""
 # What the open details do
 
-The paper leaves details open. Each is a named option here, and each line below shows what it does to the result on the
-embedded models, all else at its default. The default is in bold.
-One command measures and writes this page:
+The SSAH paper leaves some details open: which token's state the probe reads, how scores are normalised, how the groups are cut,
+and so on. Here each is a named option. This page changes one option at a time, leaves all others at their defaults, and shows
+what that does on the embedded models. Use it to see which options can decide a result. The default is in bold.
+
+It does not say what an option does to a model of 7 billion parameters: these models have 8 layers, and there is one draw of {made["datasets"]["malicious"]["n"]}
+malicious and {made["datasets"]["utility"]["n"]} utility prompts. Differences of shares up to {100 * noise(made["datasets"]["malicious"]["n"]):.0f} points are within noise, and are called that.
+
+One command measures everything and writes this page:
 
 ```
 python -m benchmarks.ground_truth.options --out docs/ssah_options.json --page docs/ssah_options.md
 ```
-
-These are models of 8 layers and one draw of {made["datasets"]["malicious"]["n"]} malicious and {made["datasets"]["utility"]["n"]} utility prompts: differences of shares up to
-{100 * noise(made["datasets"]["malicious"]["n"]):.0f} points are called noise. The lines say which options can decide a result, not what they do to a model of 7 billion parameters.
 
 {changed_since(made["date"], "units", "counts")}
 """,
         f"""
 ## Reasoning direction
 
-Of the 8 blocks, how many lean to refusing and how many to answering (95 % interval apart from zero), on `aligned` and
-`unaligned`, and on how many of {made["probe_prompts"]} malicious prompts the verdict at the last block is what the model then does.
+Of the 8 blocks, how many the probe sees leaning to refusing and how many to answering (those whose 95 % interval excludes zero),
+on `aligned` and `unaligned`. *Agreement*: of {made["probe_prompts"]} malicious prompts, the share on which the probe's verdict at the last block is what the
+model then does.
 
 {_table(record, "probe", "")}
 
@@ -47,9 +50,9 @@ Of the 8 blocks, how many lean to refusing and how many to answering (95 % inter
         f"""
 ## Scores: in what order units are taken
 
-WIFV scores of {made["calibration"]} prompts a side. *Units* is the first of 2, 4, 8, … 512 units of highest S − U whose removal halves refusal, and
-*utility* what is left then; — where 512 do not. *Planted found* is the share of the {models["planted-units"]["planted"]} planted neurons among
-as many units of highest S − U. Intact, {_intact(models)}.
+Units are scored by WIFV on {made["calibration"]} prompts a side and removed in the order of S − U (score on refusals minus score on ordinary answers). *Units*: how
+many of 2, 4, 8, … 512 must be removed to halve refusal (— where 512 do not), and *utility*: what is left of it then. *Planted found*: how many of the
+{models["planted-units"]["planted"]} planted neurons are among as many units of highest S − U. Intact, {_intact(models)}.
 
 {_table(record, "units", "units")}
 
@@ -57,7 +60,7 @@ as many units of highest S − U. Intact, {_intact(models)}.
 
 ## Groups: where SCU is cut
 
-Neurons and heads in SCU, and what the model does without them.
+How many neurons and heads are in SCU, the safety-critical group, and what the model does without them.
 
 {_table(record, "units", "SCU")}
 
@@ -66,14 +69,15 @@ Neurons and heads in SCU, and what the model does without them.
         f"""
 ## Attribute transfer
 
-Flows between groups from `base` to `aligned` that are drawn, and the share of all units in those that are only counted.
+Units change groups when a model is aligned. The figure of these flows from `base` to `aligned` draws the larger ones: how many it draws,
+and the share of all units in flows that are too small to be drawn.
 
 {_table(record, "transfer", "")}
 
 ## Freezing
 
-`aligned` fine-tuned for {made["steps"]} steps on facts that are new to it; *refused* is the share of malicious prompts refused afterwards. One
-seed: the fine-tuning studies have intervals.
+`aligned` is fine-tuned for {made["steps"]} steps on facts that are new to it; *refused* is the share of malicious prompts that it refuses afterwards. There is
+one seed; the fine-tuning studies ([when freezing helps](freezing.md)) have several, and intervals.
 
 {_table(record, "freezing", "")}
 

@@ -73,11 +73,19 @@ def _head(results: Results) -> str:
     return f"""
 # Unit scores where the answer is known
 
-Alignment was planted in a known set of MLP neurons in small models, and every score was asked which units carry refusal.
-Units are removed (set to zero) from the highest score down, neurons and heads together, and after each number of removed
-units refusal of {asked} held-out malicious prompts and right answers to {asked} utility prompts are counted. Scores see {n}
-malicious prompts with refusals (S), {n} utility prompts with answers (U) and, for attribution, {n} normal prompts. The same is
-asked of a [real model](smollm2_units.md). This page is written by a command, from its results:
+Which unit score finds the units that really carry refusal? In these small models the answer is known: refusal was planted
+in a known set of MLP neurons, and every other weight was left as it was.
+
+Each score ranks all units, neurons and heads together. Units are then removed (set to zero) from the highest score down, and
+the fewer it takes to halve refusal without losing utility, the better the score. Refusals are counted on {asked} held-out
+malicious prompts, utility by right answers to {asked} others. Units are scored on {n} malicious prompts with refusals (S), {n}
+utility prompts with answers (U) and, for attribution, {n} normal prompts. The same is asked of a
+[real model](smollm2_units.md).
+
+A *way* to score is written as the score, the tokens that it counts, how it is normalised across layers, and the order in which
+units are taken: "wifv, prompt tokens, none, S − U" is WIFV on prompt tokens, not normalised, by the score on refusals minus the
+score on answers. [Safety-critical units](concepts/units.md) defines the scores. This page is written by a command, from its
+results:
 
 ```
 python -m benchmarks.ground_truth.build --out FAMILY --part all

@@ -1,9 +1,10 @@
 """How long each command takes: ``python -m benchmarks.performance.commands [--only WORD ...] --out FOLDER``.
 
-Each runs by itself on one thread, on the real planted model (135 million parameters, 30 layers) with sixteen prompts a
-set unless said otherwise. What counts is processor time, so that what else the machine does has no part in it. Each is
-written when it is measured, into the file that ``--help`` and the reference of commands read, so that an interrupted
-run goes on where it was; commands that read what another leaves run that first where ``FOLDER`` lacks it.
+Each runs in a process of its own on one thread, on the real planted model (135 million parameters, 30 layers) with
+sixteen prompts a set unless said otherwise. What counts is processor time, so that what else the machine does has no
+part in it. Each is written when it is measured, into the file that ``--help`` and the reference of commands read, so
+that an interrupted run goes on where it was; commands that read what another leaves run that first where ``FOLDER``
+lacks it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any, NoReturn
 
 from benchmarks.performance.results import describe_machine
 from safecircuits.base.files import write_text
@@ -57,6 +63,7 @@ COMMANDS: dict[str, str] = {
     "units transfer": f"--model {{base}} --after {{real}} {_SCORED}",
     "generate": "--model {real} --data {malicious}",
     "evaluate": f"--model {{real}} {_MEASURED}",
+    "judge completions": "--completions {out}/evaluate/completions/malicious.jsonl --detector jailbreakbench",
     "judge robustness": "--completions {out}/evaluate/completions/malicious.jsonl",
     "audit": f"{{base}} {{real}} {_MEASURED}",
     "finetune": "--model {real} --data {utility} --batch-size 8 --steps 10",
@@ -65,14 +72,23 @@ COMMANDS: dict[str, str] = {
     "mask show": "{out}/both.safetensors",
     "mask convert": "{out}/both.safetensors --model {real} --out {out}/parameters.safetensors",
     "report": "{out}/evaluate --out {out}/page.html",
+    "study landscape": "--model organism:planted-layers --draws 1 --visage 0",
+    "study safety-layers": "--model organism:planted-layers",
+    "study ssah": "--model organism:aligned",
+    "study attack": "--model organism:aligned --arm nothing --arm freeze --family edit --seeds 1",
 }
 """Commands with their options; those that read what another leaves come after it."""
 _ON_ELSE = {
     "layers grid": "on `organism:aligned` (8 layers, 36 blocks)",
+    "judge completions": "with a detector, start included; a judge takes its own time",
+    "study landscape": f"on `organism:planted-layers` with {N} prompts a set, one draw and no VISAGE",
+    "study safety-layers": f"on `organism:planted-layers` with {N} prompts a set and three seeds",
+    "study ssah": f"on `organism:aligned` with {N} prompts a set and three seeds",
+    "study attack": f"on `organism:aligned` with {N} prompts a set, two arms, one seed, and edits of weights alone",
     **dict.fromkeys(("doctor", "organism list", "mask combine", "mask show", "report"), "start included"),
 }
 """What was not measured on that."""
-_NO_SETS = ("layers heatmap", "units enrichment", "judge robustness")
+_NO_SETS = ("layers heatmap", "units enrichment", "judge robustness", "judge completions")
 _NO_RUN = ("doctor", "organism list", "mask combine", "mask show", "mask convert", "report")
 
 
@@ -83,6 +99,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, which is kept")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before torch is imported
     document = json.loads(DATA.read_text()) if DATA.exists() else {"seconds": {}}
     document |= {"machine": describe_machine() | {"clock": "processor time"}, "on": {"": ON, **_ON_ELSE}}
     lines, failed = command_lines(chosen.out), []
@@ -135,18 +152,86 @@ def left_by(command: str, out: Path) -> Path:
 
 
 def processor_seconds(line: str) -> float | None:
-    """Of ``safecircuits LINE`` in a process of its own, on one thread; None if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "safecircuits", *shlex.split(line)]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+    """Of ``safecircuits LINE`` in a process of its own, on one thread; None if it fails.
+
+    Commands that load models share one start: each is forked from a process that has imported torch and what goes with
+    it and has loaded both models, and the time that this took is added to that of the command, as far as it needs it.
+    """
+    started = None if line.startswith(_NO_RUN) else _started()
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as spared:
+        child = os.fork()
+        if not child:
+            _run(line, said.fileno(), spared, started)
+        _, status, used = os.wait4(child, 0)
+        if os.waitstatus_to_exitcode(status):
             said.seek(0)
             print(f"{line}\n{said.read()[-800:]}", file=sys.stderr)
             return None
-    return used.ru_utime + used.ru_stime
+        spared.seek(0)
+        return used.ru_utime + used.ru_stime + sum(map(float, spared))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What commands need not do again: seconds of importing, and each model with the seconds of loading it."""
+
+    seconds: float
+    models: dict[str, tuple[Any, float]]
+
+
+@cache
+def _started() -> _Start:
+    begun = time.process_time()
+    for name in ("torch", "transformers", "transformer_lens", "pandas", "matplotlib.figure", "safecircuits.model.load"):
+        import_module(name)
+    imported = time.process_time() - begun
+    from safecircuits.model.load import load_model
+
+    models = {}
+    for name in (REAL, "smollm2"):
+        begun = time.process_time()
+        models[name] = load_model(name), time.process_time() - begun
+    print(f"importing {imported:.1f} s, {', '.join(f'{name} {taken:.1f} s' for name, (_, taken) in models.items())}")
+    return _Start(imported, models)
+
+
+def _hand_out(start: _Start, spared: Any) -> None:
+    """In a child: whoever loads one of the models gets it, and the time that it would have taken is noted."""
+    from safecircuits.model import load
+
+    loading = load.load_model
+
+    def load_model(source: Any, **options: Any) -> Any:
+        if not isinstance(source, str) or source not in start.models:
+            return loading(source, **options)
+        model, seconds = start.models[source]
+        print(seconds, file=spared, flush=True)
+        return model
+
+    load.load_model = load_model
+    print(start.seconds, file=spared, flush=True)
+
+
+def _run(line: str, said: int, spared: Any, start: _Start | None) -> NoReturn:
+    """In a child: the command, in a fresh interpreter if it is to import everything itself."""
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    words = shlex.split(line)
+    if start is None:
+        os.execv(sys.executable, [sys.executable, "-m", "safecircuits", *words])
+    code: int | str | None = 1
+    try:
+        _hand_out(start, spared)
+        from safecircuits.cli import app
+
+        app(words, prog_name="safecircuits")
+    except SystemExit as done:
+        code = done.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _values(out: Path) -> dict[str, str]:
