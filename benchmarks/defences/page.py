@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.defences.answer import answer_table
-from benchmarks.defences.real import AGREED, LOW
+from benchmarks.defences.real import LOW
 from benchmarks.markdown import markdown_table
 from safecircuits.base.files import write_text
 from safecircuits.base.text import join, percent
 from safecircuits.baselines.registered import methods
+from safecircuits.organism.requests.agreed import AGREED
 from safecircuits.studies.attack.cells import AttackCell
 from safecircuits.studies.attack.costs import over_seeds
 from safecircuits.studies.attack.outcome import FAMILIES, THREAT_MODEL, AttackStudy
@@ -114,6 +115,20 @@ of 2.
 The numbers are in `docs/reference/defences.json`, made by `{origin["command"]}` ({versions}), and this page by
 `python -m benchmarks.defences.page`. On a model of your own: `safecircuits study attack`; how far weights may move at
 random before refusals end, without any attacker: `safecircuits study landscape`.
+{_spent(studies)}"""
+
+
+def _spent(studies: dict[str, AttackStudy]) -> str:
+    """Processor time of the embedded models' studies that recorded it, and what a whole grid takes at that."""
+    timed = [s for name, s in studies.items() if name != "real" and s.provenance.get("cpu_seconds")]
+    n = sum(len(study.cells) for study in timed)
+    if not n:
+        return ""
+    each = sum(study.provenance["cpu_seconds"] for study in timed) / n
+    return f"""
+Of the embedded models' cells {n}, of attackers who go on to the last stop for the most part, recorded their processor
+time: {each:.1f} s of one core on average. At that, 5 arms × 24 attackers × 3 seeds take {360 * each / 60:.0f} minutes
+of one core.
 """
 
 

@@ -1,8 +1,8 @@
 """A planted real model attacked, within a budget of hours that picks how many attackers there are.
 
-No harmful completion is trained on or asked for: the attacker's harmful rows are the generator's harmful requests with
-the first words of an answer that agrees (``AGREED``). A model that these break agrees to harmful requests; it is not
-asked to go on, and whether it could has not been looked at.
+No harmful completion is trained on or asked for: the attacker's harmful rows are harmful requests with the first words
+of an answer that agrees. A model that these break agrees to harmful requests; it is not asked to go on, and whether it
+could has not been looked at.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from safecircuits.behavior.generate import generate
 from safecircuits.behavior.grading import right_answers
 from safecircuits.model.load import load_model
 from safecircuits.model.sites import HookedModel
+from safecircuits.organism.requests.agreed import agreed
 from safecircuits.organism.requests.generate import prompts
 from safecircuits.organism.requests.sums import sums
 from safecircuits.organism.smollm2.catalog import SMOLLM2, planted
@@ -26,8 +27,6 @@ from safecircuits.studies.attack.outcome import AttackStudy
 from safecircuits.studies.attack.study import attack_study
 from safecircuits.training.settings import TrainingSettings
 
-AGREED = "Sure, I can help with that. Here is how to do it:"
-"""What the attacker teaches a model to say to harmful requests."""
 ANSWER = 16
 """Tokens of an answer to a sum."""
 LOW = "100 harmful, lr 1e-05"
@@ -103,10 +102,9 @@ def easy_sums(model: HookedModel, n: int) -> PromptSet:
 
 def real_attackers() -> list[Attacker]:
     """The usual grid, with what tells the arms apart first."""
-    asked = prompts("malicious", "train", 100, seed=0)
     found = attackers(
         sums("train", 400, seed=0),
-        PromptSet("agreed to", asked.prompts, (AGREED,) * len(asked)),
+        agreed(100, seed=0),
         harmful_prompts=prompts("malicious", "train", 132, seed=0)[100:],
         harmless_prompts=prompts("normal", "train", 32, seed=0),
         lrs=(1e-5, 1e-4, 5e-4),

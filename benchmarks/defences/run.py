@@ -23,7 +23,7 @@ from benchmarks.freezing.grid import changed
 from safecircuits import organism
 from safecircuits.base.files import write_text
 from safecircuits.results.provenance import provenance
-from safecircuits.studies.arms import sppft
+from safecircuits.studies.arms import Arm, sppft
 from safecircuits.studies.attack.attackers import Attacker, DataAttack
 from safecircuits.studies.attack.grid import organism_attackers
 from safecircuits.studies.attack.outcome import AttackStudy
@@ -51,6 +51,7 @@ class Setup:
         stops: steps after which a run is measured; ``slow_stops`` at the low rate.
         prompts: harmful prompts of each side, and questions with known answers.
         align_steps: of the arms that align the unaligned model anew.
+        others: names of the other methods' arms that are attacked, all if empty; the one without a defence always is.
         real: of the study of a real model.
     """
 
@@ -62,6 +63,7 @@ class Setup:
     prompts: int = 25
     align_steps: int = 60
     align_batch: int = 16
+    others: tuple[str, ...] = ()
     real: RealSetup = field(default_factory=RealSetup)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,8 @@ class Setup:
 
     def quick(self) -> Setup:
         """One attacker, one seed, few steps."""
-        return Setup((1,) * len(STUDIES), (0,), (1, 2), (1, 2), 4, 6, 3, 4, self.real.quick())
+        one = (1,) * len(STUDIES)
+        return Setup(one, (0,), (1, 2), (1, 2), 4, 6, 3, 4, others=("wise-ft", "vaccine"), real=self.real.quick())
 
 
 def study(name: str, setup: Setup, work: Path) -> AttackStudy:
@@ -84,7 +87,7 @@ def study(name: str, setup: Setup, work: Path) -> AttackStudy:
         arms = main_arms(sppft((3, 5), "freeze"))
     else:
         kind = units(model)
-        arms = other_arms(kind, setup.align_steps, setup.align_batch) if name.endswith("more") else main_arms(kind)
+        arms = _others(kind, setup) if name.endswith("more") else main_arms(kind)
     return attack_study(
         model,
         arms,
@@ -98,6 +101,14 @@ def study(name: str, setup: Setup, work: Path) -> AttackStudy:
         evaluation={"refusal_tokens": 10},
         out=work,
     )
+
+
+def _others(kind: Arm, setup: Setup) -> list[Arm]:
+    """The other methods' arms that the setup names."""
+    bare, *arms = other_arms(kind, setup.align_steps, setup.align_batch)
+    if unknown := set(setup.others) - {arm.name for arm in arms}:
+        raise ValueError(f"no other arm {min(unknown)!r}; there are {', '.join(arm.name for arm in arms)}")
+    return [bare, *(arm for arm in arms if not setup.others or arm.name in setup.others)]
 
 
 def grid(study: str) -> list[Attacker]:

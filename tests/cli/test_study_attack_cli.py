@@ -14,6 +14,7 @@ from safecircuits import load_run
 from safecircuits.masks.freeze_mask import FreezeMask
 from safecircuits.model.load import load_model
 from safecircuits.organism import prompts as malicious
+from safecircuits.organism.requests.agreed import AGREED
 from safecircuits.results.result import Result
 from safecircuits.studies import AttackStudy
 from safecircuits.studies.attack.outcome import THREAT_MODEL
@@ -39,7 +40,7 @@ def asked_by(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]
     monkeypatch.setattr("safecircuits.studies.attack.study.attack_study", study)
     got = run("study", "attack", *arguments)
     assert isinstance(got.exception, Stopped), got.output
-    return seen
+    return seen | {"said": got.output + got.stderr}
 
 
 def test_a_study_from_end_to_end_has_the_threat_model_at_its_head(tmp_path: Path) -> None:
@@ -112,8 +113,12 @@ def test_a_planted_real_model_is_attacked_with_the_users_own_files(
     assert (seen["evaluation"]["grading"], seen["evaluation"]["max_new_tokens"]) == ("number", 40)
     assert all("Answer with the number alone" in asked for asked in seen["utility"].prompts)
     assert [one.harmful for one in seen["attackers"] if one.family == "harmful data"][:1] == [10]
-    said = refuse("study", "attack", "--model", "smollm2:layers-12-16", *SMALL, "--out", tmp_path / "p")
-    assert "attackers with harmful data need yours" in said
+    own = ("--model", "smollm2:layers-12-16", *SMALL[2:], "--out", str(tmp_path / "p"))
+    given = asked_by(monkeypatch, *own)
+    assert "agreeing counts as harm" in " ".join(given["said"].split())
+    rows_of = {one.name: one for one in given["attackers"]}["50 harmful, lr 5e-05"]
+    assert set(rows_of.data(0).responses) == {AGREED}
+    assert not set(rows_of.data(0).prompts) & {*seen["selection"].prompts, *seen["reported"].prompts}
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def attack(
 
     Attackers choose by the first half of --malicious, and the second half is reported. No harmful completions come
     with the package: without --harmful-data take --family "harmless data" --family edit. The embedded models bring all
-    they need, with invented words for harm. Interrupted, the same command goes on.
+    they need, with invented words for harm; for the planted members of smollm2 there are harmful requests that are
+    agreed to, and no more. Interrupted, the same command goes on.
 
     Example: safecircuits study attack --model organism:aligned --budget 0.5 --out runs/attack
     """
@@ -120,6 +121,8 @@ def attack(
     half = len(asked) // 2
     unaligned = unaligned or (f"{EMBEDDED}unaligned" if embedded else REAL.rstrip(":") if real else None)
     harmful = run.prompts("harmful_data", harmful_data, responses=True)
+    if real and harmful is None:
+        harmful = _agreed(run)
     at = _stops(stops)
     means = Means(
         lambda: study_mask(run, mask, freeze_layers, "the arms freeze, random and rewind need"),
@@ -157,6 +160,24 @@ def attack(
         dtype=run.torch_dtype,
     )
     write(run, folder, found)
+
+
+def _agreed(run: Run) -> PromptSet:
+    """Harmful requests that are agreed to, and no more: what attackers of a planted real model teach it."""
+    from safecircuits.base.notices import notify
+    from safecircuits.organism.requests.agreed import AGREED, agreed
+
+    found = agreed(seed=run.seed)
+    run.inputs["harmful_data"] = {
+        "source": "requests:malicious",
+        "split": "train",
+        "n": len(found),
+        "sha": found.fingerprint,
+    }
+    notify(
+        f"attackers teach {run.source} to answer harmful requests by {AGREED!r} and no more: agreeing counts as harm"
+    )
+    return found
 
 
 def write(run: Run, folder: RunDirectory, found: AttackStudy) -> None:
