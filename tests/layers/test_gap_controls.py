@@ -43,3 +43,27 @@ def test_a_control_of_the_same_sets_leaves_nothing(make_tiny_model: Any, tmp_pat
 def test_controls_are_pairs_of_sets(controls: Any, message: str, make_tiny_model: Any) -> None:
     with pytest.raises(ValueError, match=message):
         sc.compare_gaps({"one": make_tiny_model("bridge")}, A, B, controls=controls)
+
+
+def test_benign_controls_are_halves_of_the_normal_prompts_and_borderline_ones() -> None:
+    found = sc.layers.benign_controls(A, C)
+    first, second = found["benign A against B"]
+    assert (first.prompts, second.prompts) == (A[::2], A[1::2])
+    assert [one.prompts for one in found["borderline against normal"]] == [A, C]
+    with pytest.raises(ValueError, match="has 3 prompts: two halves of pairs need at least 4"):
+        sc.layers.benign_controls(A[:3])
+    with pytest.raises(ValueError, match="has one prompt"):
+        sc.layers.benign_controls(A, C[:1])
+
+
+def test_on_the_planted_family_refusal_opens_a_gap_that_topic_does_not() -> None:
+    """Where nothing but refusal was trained, the harmful prompts' gap grows beyond both controls, above the base's."""
+    sets = [sc.organism.prompts(kind, n=40) for kind in ("normal", "malicious", "over_rejection")]
+    controls = sc.layers.benign_controls(sets[0], sets[2])
+    found = sc.compare_gaps(
+        {name: name for name in ("planted-layers", "base")}, *sets[:2], controls=controls, draws=200
+    )
+    opened = found.opened("base")
+    assert opened
+    assert min(opened) >= 3  # planted in layers 3 to 5: below, both models are one
+    assert set(opened) <= set(found.differences["base"].layers_apart)

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks.ground_truth.compact import compact
+from benchmarks.ground_truth.leaderboard.figures import figures
 from benchmarks.ground_truth.leaderboard.judging import KL, REMOVED, UTILITY_LOSS, Judge, area, overlap, said, smallest
 from benchmarks.ground_truth.leaderboard.objects import three_objects
-from benchmarks.ground_truth.leaderboard.page import FIGURES, figure, render, table
+from benchmarks.ground_truth.leaderboard.page import render, table
 from benchmarks.ground_truth.leaderboard.passes import counted
 from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Localizer, NotRun, localizers
 from benchmarks.ground_truth.leaderboard.subjects import Subject, mean_prompt_tokens, organisms, real
@@ -39,8 +40,8 @@ FORMAT, VERSION = "safecircuits-leaderboard", 1
 class Board:
     """Runs localizers on one model after another, and keeps what comes of it in one JSON file."""
 
-    def __init__(self, out: Path, family: str) -> None:
-        self.out = out
+    def __init__(self, out: Path, family: str, *, judged: bool = True) -> None:
+        self.out, self.judged = out, judged
         rules = {"removed": REMOVED, "utility_loss": UTILITY_LOSS, "kl": KL}
         made = provenance(command="benchmarks.ground_truth.leaderboard")
         self.results: dict[str, Any] = {"format": FORMAT, "version": VERSION, "family": family, "rules": rules}
@@ -60,7 +61,8 @@ class Board:
         member = self._member(subject)
         cells: dict[str, Any] = member["cells"]
         wanted = [one for one in methods if one.name not in left_out]
-        due = [one for one in wanted if "overlap" not in cells.get(one.name, {}) or one.name in again]
+        enough = "above" if self.judged else "overlap"
+        due = [one for one in wanted if enough not in cells.get(one.name, {}) or one.name in again]
         cells |= {name: {"not run": why} for name, why in left_out.items() if "overlap" not in cells.get(name, {})}
         if not due and "objects" in member:
             return
@@ -93,13 +95,15 @@ class Board:
         if found is None:
             return cell | {"overlap": 0.0, "points": [], "smallest": None, "area": 0.0, "above": None}
         share, chance = overlap(subject, found)
+        cell |= said(found) | {"overlap": round(share, 4), "chance": round(chance, 4)}
+        if not self.judged:
+            return cell
         points = judge.curve(found)
         name, curves = judge.control(found)
         if name not in member["controls"]:
             member["controls"][name] = [area(curve, judge.intact) for curve in curves()]
         mine, theirs = area(points, judge.intact), member["controls"][name]
-        cell |= said(found) | {"overlap": round(share, 4), "chance": round(chance, 4), "points": points}
-        cell |= {"smallest": smallest(points, judge.intact), "area": round(mine, 4)}
+        cell |= {"points": points, "smallest": smallest(points, judge.intact), "area": round(mine, 4)}
         return cell | {"above": round(mine - sum(theirs) / len(theirs), 4)}
 
     def _member(self, subject: Subject) -> dict[str, Any]:
@@ -154,6 +158,11 @@ def main() -> None:
         metavar="METHOD=WHY",
         help="a localizer that is not run, and why; its row says so",
     )
+    parser.add_argument(
+        "--overlap-only",
+        action="store_true",
+        help="only where things are found; what is left without them is measured by the same command without this",
+    )
     parser.add_argument("--again", action="append", metavar="METHOD", help="this one anew; may be repeated")
     options = parser.parse_args()
     if options.real and options.family:
@@ -165,7 +174,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(1)
-    board = Board(options.out, "smollm2" if options.real else "organisms")
+    board = Board(options.out, "smollm2" if options.real else "organisms", judged=not options.overlap_only)
     subjects = real(options.real, options.prompts) if options.real else organisms(options.family)
     with without_bars():
         for subject in subjects:
@@ -176,7 +185,8 @@ def main() -> None:
             print(f"\n{kind}, {role}\n{table(board.results, kind, role)}")
     if options.page:
         write_text(options.page, render(board.results))
-        write_text(options.page.parent / FIGURES[board.results["family"]], figure(board.results))
+        for place, drawn in figures(board.results).items():
+            write_text(options.page.parent / place, drawn)
 
 
 if __name__ == "__main__":

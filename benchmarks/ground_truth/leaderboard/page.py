@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from statistics import mean
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from matplotlib import rc_context
-
+from benchmarks.ground_truth.leaderboard.figures import curves_of, names
 from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Object, localizers
 from benchmarks.ground_truth.leaderboard.standing import (
     KINDS,
@@ -26,13 +24,6 @@ from benchmarks.ground_truth.leaderboard.standing import (
 )
 from benchmarks.ground_truth.leaderboard.subjects import REAL, REAL_JUDGED, REAL_SEEN
 from benchmarks.markdown import markdown_table
-from safecircuits.plots.style import INK, MUTED, VERMILLION, styled
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-FIGURES = {"organisms": "assets/leaderboard_objects.svg", "smollm2": "assets/leaderboard_real_objects.svg"}
-"""Beside the page of each family."""
 
 TITLES = {"block": "Blocks of layers", "units": "Units", "direction": "Directions"}
 MEASURES = {
@@ -62,18 +53,28 @@ def table(results: dict[str, Any], object: Object, role: str) -> str:
 
 def _row(one: Standing, kinds: list[str]) -> list[str]:
     needs = " †" if one.localizer.needs_base else ""
-    smallest = "–" if one.smallest is None else f"{one.smallest:g}"
+    smallest = f"{'–' if one.smallest is None else f'{one.smallest:g}'} ({one.removes} of {one.n})"
     return [
         f"{one.localizer.name}{needs}",
         one.localizer.source,
         *(_mean(one.overlap[kind]) for kind in kinds),
         f"{one.nothing} of {one.n}" if one.nothing else "",
-        f"{smallest} ({one.removes} of {one.n})",
-        _mean(one.above, sign=True) if one.nothing < one.n else "–",
+        smallest if one.judged else NOT_MEASURED,
+        _left(one),
         f"{one.forward:,.0f}",
         f"{one.backward:,.0f}" if one.backward else "–",
         f"{one.seconds:.1f}",
     ]
+
+
+NOT_MEASURED = "not measured"
+
+
+def _left(one: Standing) -> str:
+    """The area over random."""
+    if not one.judged:
+        return NOT_MEASURED
+    return _mean(one.above, sign=True) if one.nothing < one.n else "–"
 
 
 def _mean(values: Interval, *, sign: bool = False) -> str:
@@ -153,7 +154,18 @@ def _short(results: dict[str, Any]) -> str:
     """For each object: which method is best, how far it is right, at what cost, and where it is wrong."""
     lines = [_sentence(results, kind) for kind in OBJECTS if members(results, "judged")]
     bullets = [f"- {paragraph(line)}".replace("\n", "\n  ") for line in lines if line]
-    return "## In short\n\n" + "\n".join(bullets) if bullets else ""
+    parts = ["## In short", "\n".join(bullets)] if bullets else []
+    if curves_of(results):
+        parts += [
+            f"![Refusal left against KL, for blocks, units and directions]({names(results)['curves']})",
+            paragraph(CURVES),
+        ]
+    return "\n\n".join(parts)
+
+
+CURVES = """Refusal that is left, as a share of the intact model's, against how far first tokens on ordinary prompts
+have moved: means over the judged models, one dot a size (of a block, the block). Low and to the left is good. Drawn are
+the five methods of largest area over random, and dashed what knows nothing; dotted is the bound on KL."""
 
 
 def _sentence(results: dict[str, Any], kind: Object) -> str:
@@ -170,7 +182,7 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
     if not both:
         return ""
     name = max(both, key=lambda one: mean([value[0] for value in known[one].overlap.values()]))
-    strong = max(both, key=lambda one: known[one].above[0])
+    judging = [one for one in both if known[one].judged and judged[one].judged]
     best, constant = judged[name], constants(results, kind, "judged")
     said = ", ".join(_mean(value) + (f" ({KINDS[of]})" if of else "") for of, value in best.overlap.items())
     same = (
@@ -184,13 +196,19 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
         if member["role"] == "judged" and member["cells"][name]["overlap"] < _least(kind, member["cells"][name])
     ]
     bound = "less than twice chance" if kind == "units" else "less than half"
+    left = ""
+    if judging:
+        strong = max(judging, key=lambda one: known[one].above[0])
+        left = (
+            f" *{strong}* has the largest area over random there; on the judged ones "
+            f"{_mean(judged[strong].above, sign=True)}, within the bounds on {judged[strong].removes} of "
+            f"{judged[strong].n}."
+        )
     return (
         f"**{TITLES[kind]}**: *{name}* has the largest overlap on the development models; on the judged ones its "
         f"overlap is {said}{same}, in {best.forward:,.0f} forward and {best.backward:,.0f} backward passes of one "
         "prompt. "
-        f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}. *{strong}* has the largest area over random there; "
-        f"on the judged ones {_mean(judged[strong].above, sign=True)}, within the bounds on "
-        f"{judged[strong].removes} of {judged[strong].n}."
+        f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}.{left}"
     )
 
 
@@ -235,7 +253,7 @@ def _each(results: dict[str, Any], kind: Object) -> str:
 def _found(kind: Object, member: dict[str, Any], cell: dict[str, Any] | None) -> str:
     if cell is None or "not run" in cell:
         return "not run"
-    if cell["above"] is None:
+    if cell.get("above", 0.0) is None:
         return "–"
     if kind == "block":
         return f"**{cell['layers']}**" if cell["layers"] == member["block"] else str(cell["layers"])
@@ -272,7 +290,7 @@ def _three(results: dict[str, Any]) -> str:
         models, with the interval over models."""
     )
     parts = ["## Do the three objects coincide?", text, markdown_table(head, rows)]
-    return "\n\n".join([*parts, f"![Common units over chance, one dot a model]({FIGURES[results['family']]})"])
+    return "\n\n".join([*parts, f"![Common units over chance, one dot a model]({names(results)['objects']})"])
 
 
 def _models(results: dict[str, Any]) -> str:
@@ -299,28 +317,3 @@ def _limits(results: dict[str, Any]) -> str:
         points.insert(0, "The base has 8 layers and a small vocabulary, and refusals begin with one token.")
     bullets = [f"- {paragraph(point)}".replace("\n", "\n  ") for point in points]
     return "## What this does not show\n\n" + "\n".join(bullets)
-
-
-def figure(results: dict[str, Any]) -> str:
-    """Common units over chance of each pair of objects, a dot a model, as SVG."""
-    from matplotlib.figure import Figure
-
-    pairs = pairs_of(results)
-    with rc_context({"svg.hashsalt": "leaderboard"}):
-        drawn = Figure(figsize=(5.6, 2.6), layout="constrained")
-        _dots(drawn.subplots(), pairs)
-        out = io.StringIO()
-        drawn.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
-
-
-@styled
-def _dots(ax: Axes, pairs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
-    for row, of in enumerate(pairs.values()):
-        ratios = [p["over_chance"] for p in of]
-        ax.plot(ratios, [row] * len(ratios), "o", color=VERMILLION, alpha=0.5, markersize=4)
-        ax.plot([sum(ratios) / len(ratios)], [row], "|", color=INK, markersize=14)
-    ax.axvline(1, color=MUTED, linestyle=":", linewidth=1)
-    ax.set_yticks(range(len(pairs)), [f"{a} and {b}" for a, b in pairs])
-    ax.set_xlabel("units in common, times chance\n(dotted: chance; bar: mean over models)")
-    ax.invert_yaxis()

@@ -30,6 +30,8 @@ class Standing:
     smallest: float | None
     """Median of the members on which refusal was removed within the bounds."""
     removes: int
+    judged: bool
+    """Whether what is left without it was measured on every member."""
     above: Interval
     forward: float
     backward: float
@@ -69,15 +71,16 @@ def _standing(one: Localizer, there: list[dict[str, Any]]) -> Standing:
     cells = [m["cells"][one.name] for m in there]
     kinds = [kind for kind in KINDS if any(m["kind"] == kind for m in there)] if one.object == "units" else [""]
     by_kind = {k: [c["overlap"] for m, c in zip(there, cells, strict=True) if k in ("", m["kind"])] for k in kinds}
-    sizes = [c["smallest"] for c in cells if c["smallest"] is not None]
-    above = [c["above"] for c in cells if c["above"] is not None]
+    sizes = [c["smallest"] for c in cells if c.get("smallest") is not None]
+    above = [c["above"] for c in cells if c.get("above") is not None]
     return Standing(
         one,
         len(cells),
         {kind: interval(values) for kind, values in by_kind.items()},
-        sum(c["above"] is None for c in cells),
+        sum(c.get("above", 0.0) is None for c in cells),
         float(median(sizes)) if sizes else None,
         len(sizes),
+        all("above" in c for c in cells),
         interval(above),
         *(float(np.mean([c[what] for c in cells])) for what in ("forward", "backward", "seconds")),
     )

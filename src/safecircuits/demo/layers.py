@@ -16,6 +16,8 @@ from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.demo.settings import SMALL, SUBJECT, Demo
+from safecircuits.layers.benign_controls import benign_controls
+from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.localization import Localization, localize
 from safecircuits.layers.onset import OnsetRule, search_start
 from safecircuits.layers.similarity import LayerGap, layer_gap
@@ -65,6 +67,14 @@ def _gap(study: Demo, stage: str) -> LayerGap:
     return layer_gap(study.stage(stage), study.prompts("normal", n), study.prompts("malicious", n))
 
 
+def _opened(study: Demo) -> GapComparison:
+    """The gap of the subject and of its base beside those between harmless sets, which a gap of harm has to beat."""
+    n = study.settings.curve_prompts
+    normal, borderline = study.prompts("normal", n), study.prompts("over_rejection", n)
+    models = {stage: study.stage(stage) for stage in (SUBJECT, "base")}
+    return compare_gaps(models, normal, study.prompts("malicious", n), controls=benign_controls(normal, borderline))
+
+
 def _show_gaps(study: Demo, made: StudyPage) -> None:
     gaps = study[GAPS]
     plot_gap(gaps, ax=made.axes("gap"))
@@ -93,7 +103,9 @@ def _claim_gaps(study: Demo) -> Iterator[Conclusion]:
     text = f"The N-M angle exceeds the N-N angle by up to {most:.1f}° in aligned and up to {least:.1f}° in base."
     refused = [study[BEHAVIOR][stage].rates["malicious_refused"] for stage in (SUBJECT, "base")]
     threshold = OnsetRule().min_gap_deg
-    shows = "yes" if most >= threshold > least else "no" if most < threshold else "unclear"
+    opened = study[OPENED].opened("base")
+    shows = "yes" if most >= threshold > least and opened else "no" if most < threshold or not opened else "unclear"
+    text += f" It has grown by more than gaps between harmless sets in {len(opened)} of {len(aligned.gap_deg)} layers."
     if refused[0] - refused[1] < SMALL:
         shows, text = (
             "inconclusive",
@@ -233,6 +245,13 @@ GAPS: Parts[Demo, str, LayerGap] = Parts(
     section=_show_gaps,
     claims=_claim_gaps,
     tables=lambda study: {"gaps": pd.concat([gap.to_frame().assign(model=name) for name, gap in study[GAPS].items()])},
+)
+OPENED: Part[Demo, GapComparison] = Part(
+    "gap_controls",
+    GapComparison,
+    _opened,
+    says="gaps between harmless sets",
+    tables=lambda study: {"gap_controls": study[OPENED].to_frame()},
 )
 LOCATED: Part[Demo, Localization] = Part(
     "localization",

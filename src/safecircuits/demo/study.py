@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from safecircuits import organism
-from safecircuits.demo.layers import BEHAVIOR, GAPS, LOCATED, NORMAL, PLANTED_LOCATED
+from safecircuits.demo.layers import BEHAVIOR, GAPS, LOCATED, NORMAL, OPENED, PLANTED_LOCATED
 from safecircuits.demo.overview import plot_overview
 from safecircuits.demo.protecting import FINETUNING, FROZEN_LAYERS
 from safecircuits.demo.settings import SUBJECT, Demo, DemoSettings, demo_prompts
@@ -36,6 +36,7 @@ class DemoStudy(Demo):
 
     behavior = BEHAVIOR
     normal = NORMAL
+    opened = OPENED
     gaps = GAPS
     located = LOCATED
     planted_located = PLANTED_LOCATED

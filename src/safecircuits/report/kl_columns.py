@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from safecircuits.base.record import Record, number
 
@@ -22,6 +22,15 @@ def kl_cells(row: Record, rows: Iterable[Record]) -> list[str]:
         " / ".join(_nats(row.get(f"{kind}_{name}_kl")) for name in ("first_token", "per_token"))
         for kind in _kinds(rows)
     ]
+
+
+ORDINARY = "first-token KL, ordinary prompts"
+
+
+def ordinary_kl(rows: Sequence[Record]) -> list[str]:
+    """Of scaled models, in nats, where it was measured (``ordinary=``); empty where it was not."""
+    key = "ordinary_first_token_kl"
+    return [_nats(row.get(key)) for row in rows] if any(key in row for row in rows) else []
 
 
 def _kinds(rows: Iterable[Record]) -> list[str]:

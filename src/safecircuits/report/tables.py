@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from safecircuits.base.counted import HEADING, Beside, cells, headings, linked
@@ -12,7 +13,7 @@ from safecircuits.base.record import RATES, Record, number
 from safecircuits.base.text import layers, plain, rate_with_interval
 from safecircuits.plots.style import METRICS
 from safecircuits.plots.units import SITE_NAMES
-from safecircuits.report.kl_columns import kl_cells, kl_headings
+from safecircuits.report.kl_columns import ORDINARY, kl_cells, kl_headings, ordinary_kl
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,20 @@ def sweeps(localization: Record) -> list[Table]:
     unscaled = linked(plain(localization.get("baseline_refused")), localization, "refused")
     baseline = ["nothing", unscaled, "–", Beside.of(localization, "refused").cell]
     for bound in ("upper", "lower"):
+        far = ordinary_kl(localization.get(bound) or [])
         rows = [
             [
                 layers([row["first"], row["last"]]) + (" ★" if row.get("best") else ""),
                 linked(plain(row["refused"]), row, "refused"),
                 _change(row),
                 Beside.of(row, "refused").cell,
+                *([moved] if far else []),
             ]
-            for row in localization.get(bound) or []
+            for row, moved in zip(localization.get(bound) or [], far or repeat(""), strict=False)
         ]
-        columns = ["scaled layers", "refused", "change [95 %]", HEADING]
-        tables.append(Table(f"{bound.capitalize()} bound moves (★ extreme)", columns, [baseline, *rows]))
+        columns = ["scaled layers", "refused", "change [95 %]", HEADING, *([ORDINARY] if far else [])]
+        unchanged = [*baseline, "–"] if far else baseline
+        tables.append(Table(f"{bound.capitalize()} bound moves (★ extreme)", columns, [unchanged, *rows]))
     return tables
 
 

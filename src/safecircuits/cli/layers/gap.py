@@ -11,6 +11,7 @@ from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
 from safecircuits.cli.options import (
     MaliciousOption,
+    MaybeOverRejection,
     NormalOption,
     TemplateOption,
     layer_range,
@@ -34,6 +35,7 @@ def similarity(
     compare: Annotated[
         list[str] | None, typer.Option("--compare", help="Another model, as NAME=MODEL; may be repeated.")
     ] = None,
+    over_rejection: MaybeOverRejection = None,
     template: TemplateOption = "auto",
     pairs: Annotated[Any, Of("layers.comparison:compare_gaps.pairs", PAIRS)] = "all",
     formula: Annotated[
@@ -50,9 +52,13 @@ def similarity(
 ) -> None:
     """Angle gap between harmful and harmless prompts by layer, with intervals and onset; also for several models.
 
+    With --compare, gaps between harmless sets say what a gap of harm has to beat: every other normal prompt against the
+    rest, and harmless prompts that sound dangerous (--over-rejection) against normal ones.
+
     Example: safecircuits layers similarity --model organism:aligned --compare base=organism:base
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap
     """
+    from safecircuits.layers.benign_controls import LEAST, benign_controls
     from safecircuits.layers.comparison import compare_gaps
     from safecircuits.plots.pairs import models_side_by_side, pair_panels
 
@@ -62,10 +68,15 @@ def similarity(
         raise ValueError(f"--compare {subject!r} has the name of --model; give it another NAME=")
     sources = {subject: run.source, **others}
     sets = run.prompts("normal", normal), run.prompts("malicious", malicious)
+    borderline = None if over_rejection is None else run.prompts("over_rejection", over_rejection)
+    if borderline is not None and not others:
+        raise ValueError("--over-rejection is for the controls of a comparison: give another model by --compare")
+    controlled = bool(others) and len(sets[0]) >= LEAST
     folder = run.begin(*sources.values())
     found = compare_gaps(
         {name: _loader(run, source) for name, source in sources.items()},
         *sets,
+        controls=benign_controls(sets[0], borderline) if controlled else None,
         pairs=pairs,
         formula=formula,
         template=template,

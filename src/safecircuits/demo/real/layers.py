@@ -8,6 +8,8 @@ import pandas as pd
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.demo.real.settings import BASE, RealDemo
+from safecircuits.layers.benign_controls import benign_controls
+from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.decision import DecisionLayers, decision_layers
 from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import LayerGap, layer_gap
@@ -32,6 +34,15 @@ def planted_range(study: RealDemo) -> LayerRange | None:
 def _gap(study: RealDemo, name: str) -> LayerGap:
     normal, malicious = (study.prompts(kind, study.settings.pairs) for kind in ("normal", "malicious"))
     return layer_gap(study.model_named(name), normal, malicious, template=study.settings.template)
+
+
+def _opened(study: RealDemo) -> GapComparison:
+    """The gap of the member and of its base beside those between harmless sets, which a gap of harm has to beat."""
+    n = study.settings.pairs
+    normal, malicious, borderline = (study.prompts(kind, n) for kind in ("normal", "malicious", "over_rejection"))
+    models = {name: study.model_named(name) for name in (study.name, BASE)}
+    controls = benign_controls(normal, borderline)
+    return compare_gaps(models, normal, malicious, controls=controls, template=study.settings.template)
 
 
 def _decide(study: RealDemo) -> DecisionLayers:
@@ -92,7 +103,9 @@ def _claims(study: RealDemo) -> Iterator[Conclusion]:
     text = f"The N-M angle exceeds the N-N angle by up to {most[study.name]:.1f}° in {study.name} and "
     text += f"{most[BASE]:.1f}° in its base."
     gap = study[GAPS][study.name]
-    shows = "yes" if most[study.name] >= 2 * most[BASE] and not gap.within_noise else "no"
+    opened = study[OPENED].opened(BASE)
+    shows = "yes" if most[study.name] >= 2 * most[BASE] and not gap.within_noise and opened else "no"
+    text += f" It has grown by more than gaps between harmless sets in {len(opened)} of {len(gap.gap_deg)} layers."
     yield "Planting refusal opens a gap between harmful and harmless requests", PAPER, shows, text
     if known is None:
         return
@@ -106,6 +119,13 @@ def _claims(study: RealDemo) -> Iterator[Conclusion]:
         yield f"{what} the planted block", KNOWN, shows, text
 
 
+OPENED: Part[RealDemo, GapComparison] = Part(
+    "gap_controls",
+    GapComparison,
+    _opened,
+    says="gaps between harmless sets",
+    tables=lambda study: {"gap_controls": study[OPENED].to_frame()},
+)
 GAPS: Parts[RealDemo, str, LayerGap] = Parts(
     lambda study: {name: f"gap_{name}" for name in (*study.others, study.name)},
     LayerGap,

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from safecircuits.demo.real.behavior import ANSWERS
-from safecircuits.demo.real.layers import DECISION, GAPS, found_block
+from safecircuits.demo.real.layers import DECISION, GAPS, OPENED, found_block
 from safecircuits.demo.real.overview import plot_overview
 from safecircuits.demo.real.protecting import FINETUNING
 from safecircuits.demo.real.settings import BASE, RealDemo, RealDemoSettings, real_demo_prompts
@@ -34,6 +34,7 @@ class RealDemoStudy(RealDemo):
     """
 
     answers = ANSWERS
+    opened = OPENED
     gaps = GAPS
     decision = DECISION
     scores = SCORES

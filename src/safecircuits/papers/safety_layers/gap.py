@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from safecircuits.base.progress import without_bars
+from safecircuits.layers.benign_controls import LEAST, benign_controls
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage
@@ -19,8 +21,11 @@ from safecircuits.results.by_category import with_categories
 def _compare(study: SafetyLayers) -> GapComparison:
     p, s = study.asked, study.settings
     sources = {study.name: study.source, **study.others}
+    options: dict[str, Any] = {"template": s.template, "seed": s.seeds[0], **s.placing}
+    if study.others and len(p.normal) >= LEAST:
+        options["controls"] = benign_controls(p.normal, p.over_rejection if len(p.over_rejection) > 1 else None)
     with without_bars():
-        return compare_gaps(sources, p.normal, p.malicious, template=s.template, seed=s.seeds[0], **s.placing)
+        return compare_gaps(sources, p.normal, p.malicious, **options)
 
 
 def _section(study: SafetyLayers, made: StudyPage) -> None:
@@ -35,11 +40,21 @@ def _section(study: SafetyLayers, made: StudyPage) -> None:
         "The residual stream after each layer at a prompt’s last token, compared between pairs of prompts: two "
         "normal ones (N–N), two malicious ones (M–M), one of each (N–M), over all pairs. The gap is how much wider the "
         f"N–M angle is. {asked['normal']['n']} normal and {asked['malicious']['n']} malicious prompts; bands: "
-        "bootstrap intervals.",
+        f"bootstrap intervals.{_controlled(found)}",
         [
             Exhibit("gaps", "Similarity and angle gap", found.verdict.replace("\n", ". ") + ".", [tables.gaps(stages)]),
             Exhibit("pairs", "N–N, M–M and N–M similarity", f"{study.name}: mean and standard deviation over pairs."),
         ],
+    )
+
+
+def _controlled(found: GapComparison) -> str:
+    """What a gap has to beat to be one of harm."""
+    if not found.controls:
+        return ""
+    return (
+        f" The same was measured between harmless sets ({', '.join(found.controls)}): a gap of harm that alignment "
+        "opens has to grow more than theirs."
     )
 
 
@@ -51,8 +66,8 @@ def _claims(study: SafetyLayers) -> Iterator[Conclusion]:
     shows = "yes" if onset and onset.layers.first > 0 and not gap.within_noise else "no"
     yield opens, f"{PAPER} §3.3", shows, f"{lines[0]}."
     if "base" in found.differences:
-        apart = found.differences["base"].layers_apart
-        shows = "yes" if apart and found.onsets["base"] is None else "no" if not apart else "unclear"
+        opened = found.opened("base")  # more than gaps between harmless sets, where these were measured
+        shows = "yes" if opened and found.onsets["base"] is None else "no" if not opened else "unclear"
         text = f"{lines[1]}."
         if onset is None or gap.within_noise:
             shows, text = "inconclusive", f"{study.name} has no gap that alignment could have made. {text}"
