@@ -41,7 +41,7 @@ def changed_since(date: str, *topics: Topic) -> str:
         >>> changed_since("2026-12-24", "rates")
         ''
         >>> print(changed_since("2026-11-28", "rates"))
-        **Measured on 2026-11-28, with an earlier version**, and not again since. What the library does otherwise now:
+        **Measured on 2026-11-28, with an earlier version**, and not again since. What the library does differently now:
         <BLANKLINE>
         - Intervals of rates over seeds are Wilson's, which stay within 0 and 100 %.
     """
