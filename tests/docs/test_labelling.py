@@ -87,7 +87,7 @@ def test_from_completions_to_the_page_and_no_text_is_kept(tmp_path: Path, capsys
     assert (there.hits, there.n) == (4, 4)
     assert refusing.n >= 4
     page = render(json.loads(json.dumps(results)))
-    assert "10 completions of base, layers-12-16" in page
+    assert "10 completions of `base`, `layers-12-16`" in page
     assert "| model layers-12-16 |" in page
     assert not any(text in page for text in list(SAID)[1:])  # the first is what the page adds to answers
 
