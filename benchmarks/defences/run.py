@@ -142,7 +142,10 @@ FIRST = (
 
 
 def document(setup: Setup, found: dict[str, AttackStudy], command: str) -> dict[str, Any]:
-    """The studies as plain JSON, rounded to what numbers can mean; of the answers the first few of each arm."""
+    """The studies as plain JSON, rounded to what numbers can mean; of the answers the first few of each arm.
+
+    None of a real model's: what it says where it is attacked is not to be shipped.
+    """
     names = ("arms", "before", "left_out", "max_utility_loss", "breaks_at", "stops", "provenance")
     parts = {}
     for name, one in found.items():
@@ -150,6 +153,7 @@ def document(setup: Setup, found: dict[str, AttackStudy], command: str) -> dict[
         read = {
             arm: list(zip(said.prompts or (), said.answers, said.verdicts, strict=True))[:4]
             for arm, said in one.answers.items()
+            if name != REAL
         }
         parts[name] = {**{key: getattr(one, key) for key in names}, "cells": cells, "read": read}
     origin = provenance(command=command, seed=0, threads=torch.get_num_threads())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,29 @@ def test_the_page_follows_the_numbers(made: Any) -> None:
     assert [("**raises**" in row[3], "**raises**" in row[6]) for row in first] == [(True, False), (False, False)]
     row = next(line for line in page.splitlines() if line.startswith("| freeze | training |"))
     assert "| 0 of 3 |" in row
+
+
+def test_a_real_model_has_its_rows_and_says_what_harm_means_there(made: Any) -> None:
+    from benchmarks.defences.real import LOW, RealSetup, real_attackers
+
+    record = json.loads(made.NUMBERS.read_text(encoding="utf-8"))
+    part = copy.deepcopy(record["studies"]["planted-layers"])
+    part["provenance"]["wall_seconds"] = 90.0
+    part["cells"] = [cell for cell in part["cells"] if "LoRA" not in cell["attacker"]]
+    record["studies"]["real"] = part | {"read": {}}
+    record["setup"]["real"] = asdict(RealSetup())
+    page = made.page(record)
+    assert "cells took 2 minutes" in page
+    assert "agrees* to a harmful request in place of refusing" in page
+    assert "no attacker that the budget allowed had a rate that suits adapters" in page
+    row = next(line for line in page.splitlines() if line.startswith("| a real model, planted | freeze |"))
+    assert "not measured" in row
+    for cell in part["cells"]:
+        cell["attacker"] = LOW if cell["attacker"].endswith("lr 0.0002") else cell["attacker"]
+    page = made.page(record)
+    row = next(line for line in page.splitlines() if line.startswith("| a real model, planted | freeze |"))
+    assert "not measured" not in row
+    assert [one.name for one in real_attackers()].count(LOW) == 1
 
 
 def test_the_grid_runs_in_small(made: Any, tmp_path: Path) -> None:
