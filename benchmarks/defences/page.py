@@ -117,7 +117,7 @@ def _spent(studies: dict[str, AttackStudy]) -> str:
     return f"""
 Of the embedded models' cells {n}, of attackers who go on to the last stop for the most part, recorded their processor
 time: {each:.1f} s of one core on average. At that, 5 arms × 24 attackers × 3 seeds take {360 * each / 60:.0f} minutes
-of one core.
+of one core, and less where attackers reach all there is sooner.
 """
 
 
