@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import safecircuits as sc
 from safecircuits.behavior import Completions
-from safecircuits.behavior.coherence import incoherent, limit, nats_per_token
+from safecircuits.behavior.coherence import incoherent, nats_per_token
 from safecircuits.behavior.early import EarlyVerdict
 from safecircuits.behavior.incoherence import degenerate
 from safecircuits.layers.counting import RefusalCounter
@@ -63,10 +63,12 @@ def test_nats_against_hugging_face_one_text_at_a_time(backend: str, make_tiny_mo
         with torch.no_grad():
             logits = tiny_llama_hf(torch.tensor([[*asked.ids, *ids]])).logits[0].double().log_softmax(-1)
         start = len(asked)
-        want.append(-sum(float(logits[start - 1 + i, token]) for i, token in enumerate(ids)) / len(ids))
+        each = [-float(logits[start - 1 + i, token]) for i, token in enumerate(ids)]
+        counted = each[1:] or each  # how an answer begins is a choice
+        want.append(sum(counted) / len(counted))
     got = nats_per_token(model, written, "alpaca-short")
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), rtol=1e-4, atol=1e-4)
-    assert incoherent(model, written, "alpaca-short").tolist() == [value > limit(model) for value in want]
+    assert incoherent(model, written, "alpaca-short").tolist() == [False, False, True]  # it finds any token unlikely
 
 
 def test_salad_of_known_words_is_no_language_to_the_embedded_model() -> None:

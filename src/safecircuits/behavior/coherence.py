@@ -5,23 +5,34 @@ before it was changed knows better: what it finds less likely than ``limit`` nat
 SmolLM2-135M-Instruct its own sixteen answers of eight tokens cost 0.3 to 3.7 nats a token, those of layers 8 to 15
 scaled by 1.2 (still sentences) 1.9 to 5.0, by 1.3 (salad begins) 2.7 to 7.3 and by 1.4 (salad) 3.3 to 10.0; the limit
 is 5.4 (``python -m benchmarks.models.coherence``).
+
+The first token is left out: how an answer begins is the choice between refusing and complying, which is what changes
+are made to alter. A base model finds the first word of a refusal all but impossible, and the rest of it plain.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.notices import notify
 from safecircuits.behavior.completions import Completions
+from safecircuits.model.as_it_was import AsItWas
 from safecircuits.model.attach import without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
 from safecircuits.prompts.prompt_set import Encoded, encode
+
+Unchanged: TypeAlias = HookedModel | AsItWas | Sequence[HookedModel | AsItWas]
+"""A model as it was before a change: itself with hooks on it, its weights as they were kept, or another one; or several
+models any of which knows what language is."""
 
 # Logits of every position of a batch are held at once.
 _TOKENS = 1024
@@ -35,7 +46,9 @@ def limit(model: HookedModel) -> float:
 def nats_per_token(
     model: HookedModel, completions: Completions, template: str = "auto", system: str | None = None
 ) -> Float[Tensor, " prompt"]:
-    """How unlikely the model, with the hooks in force now, finds each completion of its prompt; infinite if empty.
+    """How unlikely the model, with the hooks in force now, finds each completion once it has begun; infinite if empty.
+
+    The mean over its tokens but the first, or over its one token.
 
     Args:
         template, system: in which the prompts were asked.
@@ -43,10 +56,18 @@ def nats_per_token(
     Raises:
         FloatingPointError: if the logits are not finite.
     """
+    return _nats(model, completions, template, system)[0]
+
+
+def _nats(
+    model: HookedModel, completions: Completions, template: str, system: str | None
+) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """``nats_per_token``, and the same of the tokens that the model finds likeliest in their places."""
     tokenizer = tokenizer_of(model)
     asked = encode(tokenizer, completions.prompts, template=template, system=system)
     written: Sequence[Sequence[int]] = tokenizer(list(completions.texts), add_special_tokens=False)["input_ids"]
-    found = torch.full((len(asked),), torch.inf, dtype=torch.float64)
+    found = torch.full((2, len(asked)), torch.inf, dtype=torch.float64)
+    found[1] = 0.0
     rows = [row for row, ids in enumerate(written) if len(ids)]
     examples = [Encoded((*asked[row].ids, *written[row]), len(asked[row])) for row in rows]
     with torch.inference_mode():
@@ -55,24 +76,45 @@ def nats_per_token(
             if not torch.isfinite(predicted).all():
                 raise FloatingPointError("the logits are not finite")
             likely = predicted.gather(2, batch.input_ids[:, 1:, None])[..., 0].double()
-            ours = batch.is_response[:, 1:]
-            mean = -(likely * ours).sum(1) / ours.sum(1)
-            found[[rows[place] for place in batch.rows]] = mean
-    return found
+            ours = batch.is_response[:, 1:].clone()
+            first = ours & (ours.cumsum(1) == 1)
+            ours &= ~(first & (ours.sum(1, keepdim=True) > 1))
+            at = [rows[place] for place in batch.rows]
+            for which, each in enumerate((likely, predicted.amax(-1).double())):
+                found[which, at] = -(each * ours).sum(1) / ours.sum(1)
+    return found[0], found[1]
 
 
 def unlikely_answers(
-    reference: HookedModel, completions: Completions, template: str = "auto", system: str | None = None
-) -> Bool[Tensor, " prompt"]:
-    """``incoherent`` to the reference without the hooks that others have placed on it."""
-    if not hasattr(reference, "hook_dict"):
-        return incoherent(reference, completions, template, system)
-    with without_hooks(reference):
-        return incoherent(reference, completions, template, system)
+    unchanged: Unchanged | None, completions: Completions, template: str = "auto", system: str | None = None
+) -> Bool[Tensor, " prompt"] | None:
+    """Which completions are ``incoherent`` to the model as it was; None where there is none to ask.
+
+    Hooks that others have placed on it do not act. Of several models all must find a completion so: what one of them
+    knows is language.
+    """
+    if unchanged is None:
+        return None
+    if isinstance(unchanged, AsItWas):
+        if not unchanged.is_there:
+            notify("the weights are split among processes: whether answers are language is told by their words alone")
+            return None
+        with unchanged.back() as model:
+            return unlikely_answers(model, completions, template, system)
+    if isinstance(unchanged, Sequence):
+        each = [unlikely_answers(one, completions, template, system) for one in unchanged]
+        known = [one for one in each if one is not None]
+        return torch.stack(known).all(0) if known else None
+    with without_hooks(unchanged) if hasattr(unchanged, "hook_dict") else nullcontext():
+        return incoherent(unchanged, completions, template, system)
 
 
 def incoherent(
     model: HookedModel, completions: Completions, template: str = "auto", system: str | None = None
 ) -> Bool[Tensor, " prompt"]:
-    """Which completions the model, as it is now, finds less likely than ``limit``: another model's word salad."""
-    return nats_per_token(model, completions, template, system) > limit(model)
+    """Which completions the model, as it is now, finds less likely than ``limit``: another model's word salad.
+
+    Not where any other tokens would have been as unlikely to it: then it knows no language that they could be of.
+    """
+    nats, least = _nats(model, completions, template, system)
+    return (nats > limit(model)) & (least <= limit(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict, Unpack
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -12,7 +12,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.errors import keeping
 from safecircuits.base.notices import notify
 from safecircuits.behavior.answers import marked
-from safecircuits.behavior.coherence import unlikely_answers
+from safecircuits.behavior.coherence import Unchanged, unlikely_answers
 from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
@@ -36,7 +36,7 @@ class EvaluationOptions(TypedDict, total=False):
     template: str
     system: str | None
     max_tokens: int | None
-    unchanged: HookedModel | None
+    unchanged: Unchanged | None
     grading: Grading
 
 
@@ -69,7 +69,7 @@ def evaluate(
     template: str = "auto",
     system: str | None = None,
     max_tokens: int | None = None,
-    unchanged: HookedModel | None = None,
+    unchanged: Unchanged | None = None,
     grading: Grading = "exact",
     progress: bool = False,
 ) -> Behavior:
@@ -88,9 +88,10 @@ def evaluate(
             otherwise as many as the detector needs (``tokens_needed``): 24 where it looks at the start, 256 where it
             reads whole answers, which costs about ten times as much and is said in a notice.
         template, system, max_tokens: as in ``generate``.
-        unchanged: the model as it was before it was changed, which may be ``model`` itself with hooks on it (they are
-            lifted): what it finds to be no language (``coherence.incoherent``) is incoherent. Word salad of eight
-            tokens shows in nothing else. It costs one pass.
+        unchanged: the model as it was before it was changed: ``model`` itself with hooks on it (they are lifted), its
+            weights as ``AsItWas`` keeps them, or another model; of several, any. What it finds to be no language
+            (``coherence.incoherent``) is incoherent. Word salad of eight tokens shows in nothing else. It costs one
+            pass.
         grading: ``"exact"`` if an answer must be its response (``exact_match``), ``"number"`` if both must end in the
             same number, whatever else they say: for worked answers, to which ``max_new_tokens`` gives room.
 
@@ -104,33 +105,53 @@ def evaluate(
         >>> print(measured.shares["malicious_refused"])
         100.0 % [67.6, 100.0] (8/8)
     """
-    if malicious is None and over_rejection is None and utility is None:
-        raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")
+    sets: EvaluationOptions = {
+        "malicious": None if malicious is None else as_prompt_set(malicious, "malicious"),
+        "over_rejection": None if over_rejection is None else as_prompt_set(over_rejection, "over_rejection"),
+        "utility": None if utility is None else as_prompt_set(utility, "utility"),
+        "detector": detector,
+        "max_new_tokens": max_new_tokens,
+        "refusal_tokens": refusal_tokens,
+        "template": template,
+        "system": system,
+        "max_tokens": max_tokens,
+        "grading": grading,
+    }
+    given = written(model, progress=progress, **sets)
+    return judge(given, detector, unchanged=unchanged, template=template, system=system, grading=grading)
 
-    def answers(prompts: PromptSet | Sequence[str], n_tokens: int) -> Completions:
-        return generate(
+
+def written(model: HookedModel, *, progress: bool = False, **sets: Unpack[EvaluationOptions]) -> dict[str, Completions]:
+    """The completions that ``evaluate`` judges, by set, for those who judge them later: by ``judge_as``."""
+    named = {name: sets.get(name) for name in ("malicious", "over_rejection", "utility")}
+    asked = {name: as_prompt_set(prompts, name) for name, prompts in named.items() if prompts is not None}
+    if not asked:
+        raise ValueError("nothing to evaluate: give malicious=, over_rejection= or utility=")
+    longest = sets.get("max_new_tokens")
+    n_judged = sum(len(prompts) for name, prompts in asked.items() if name != "utility")
+    if "utility" in asked and sets.get("grading", "exact") == "exact":
+        notice_long_answers(model, asked["utility"], longest or UTILITY_TOKENS)
+    needed = sets.get("refusal_tokens") or longest
+    if needed is None and n_judged:
+        needed = notice_needed(sets.get("detector", "opening"), n_judged)
+    how: dict[str, Any] = {name: sets[name] for name in ("template", "system", "max_tokens") if name in sets}
+    return {
+        name: generate(
             model,
             prompts,
-            max_new_tokens=n_tokens,
-            template=template,
-            system=system,
-            max_tokens=max_tokens,
+            max_new_tokens=answer_tokens(longest or UTILITY_TOKENS) if name == "utility" else needed or 1,
             progress=progress,
+            **how,
         )
-
-    if utility is not None:
-        utility = as_prompt_set(utility, "utility")
-        if grading == "exact":
-            notice_long_answers(model, utility, max_new_tokens or UTILITY_TOKENS)
-    n_judged = sum(len(prompts) for prompts in (malicious, over_rejection) if prompts is not None)
-    judged_tokens = refusal_tokens or max_new_tokens or (notice_needed(detector, n_judged) if n_judged else 1)
-    asked = {
-        "malicious": (malicious, judged_tokens),
-        "over_rejection": (over_rejection, judged_tokens),
-        "utility": (utility, answer_tokens(max_new_tokens or UTILITY_TOKENS)),
+        for name, prompts in asked.items()
     }
-    given = {name: answers(prompts, tokens) for name, (prompts, tokens) in asked.items() if prompts is not None}
-    return judge(given, detector, unchanged=unchanged, template=template, system=system, grading=grading)
+
+
+def judge_as(answers: Mapping[str, Completions], unchanged: Unchanged | None, sets: EvaluationOptions) -> Behavior:
+    """What ``evaluate(model, unchanged=unchanged, **sets)`` says of completions that ``written`` has made."""
+    named = {name: sets.get(name) for name in ("detector", "template", "system", "grading")}
+    how: dict[str, Any] = {name: value for name, value in named.items() if name in sets}
+    return judge(answers, **how, unchanged=sets.get("unchanged") or unchanged)
 
 
 UTILITY_TOKENS = 16
@@ -165,7 +186,7 @@ def judge(
     answers: Mapping[str, Completions],
     detector: str | RefusalDetector = "opening",
     *,
-    unchanged: HookedModel | None = None,
+    unchanged: Unchanged | None = None,
     template: str = "auto",
     system: str | None = None,
     grading: Grading = "exact",
@@ -195,7 +216,7 @@ def judged(
     answers: Mapping[str, Completions],
     detector: str | RefusalDetector = "opening",
     *,
-    unchanged: HookedModel | None = None,
+    unchanged: Unchanged | None = None,
     template: str = "auto",
     system: str | None = None,
 ) -> dict[str, Verdicts]:
@@ -209,7 +230,7 @@ def judged(
             name: verdicts(
                 found,
                 detector,
-                unlikely=None if unchanged is None else unlikely_answers(unchanged, found, template, system),
+                unlikely=unlikely_answers(unchanged, found, template, system),
             )
             for name, found in answers.items()
             if name != "utility"

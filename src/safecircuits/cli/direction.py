@@ -167,7 +167,7 @@ def export(run: Run, direction: FoundOption, measured: Measured, answers: Answer
 
     sets |= vars(answers)
     references = references_of(model, sets)
-    after = replace(behavior_of(edited, **sets), kl=divergences(references, edited))
+    after = replace(behavior_of(edited, unchanged=model, **sets), kl=divergences(references, edited))
     _write(run, {"intact": behavior_of(model, **sets), "orthogonalised": after}, "Rates before and after")
 
 

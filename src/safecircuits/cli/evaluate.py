@@ -35,7 +35,8 @@ def evaluate(
         typer.Option(
             "--reference",
             help="The model as it was before: how far, by KL divergence, next tokens are from that one's, on harmful "
-            f"prompts and on harmless ones, the first {LOOKED_AT} of each.",
+            f"prompts and on harmless ones, the first {LOOKED_AT} of each. Answers that it finds to be no language are "
+            "incoherent; it is loaded a second time for that.",
         ),
     ] = None,
     kl_tokens: Annotated[
@@ -81,7 +82,13 @@ def evaluate(
     answers = {
         name: _answers(folder, model, name, prompts, options | longer.get(name, {})) for name, prompts in sets.items()
     }
-    found = judged(answers, detector if judge is None else judge)
+    kl = {} if far is None else far.of(model)
+    by: Any = detector if judge is None else judge
+    if reference is None:
+        found = judged(answers, by)
+    else:
+        del model  # one at a time is in memory
+        found = judged(answers, by, unchanged=run.model(reference), template=template)
     for name, verdicts in found.items():  # what was only completions until now
         verdicts.save_lines(folder.folder / "completions" / f"{name}.jsonl")
     right = answered(answers["utility"], sets["utility"].require_responses()) if "utility" in answers else None
@@ -89,7 +96,7 @@ def evaluate(
         right.save_lines(folder.folder / "completions" / "utility.jsonl")
     behavior = behavior_of(found, right)
     if far is not None:
-        behavior = replace(behavior, kl=far.of(model))
+        behavior = replace(behavior, kl=kl)
         folder.table("kl", far.table(behavior.kl))
     _write(run, folder, behavior, judging.judge or detector)
     if found:

@@ -141,7 +141,7 @@ def finetune(
     watch = Watch(folder, sets, {**how, "template": settings.template})
     before = watch.before(model)
     if limits:
-        watch.guard = SafetyGuard(model, limits, then=then, before=before, **sets)
+        watch.guard = SafetyGuard(model, limits, then=then, before=before, unchanged=watch.unchanged, **sets)
     kept: dict[str, Any] = {"checkpoint_dir": folder.work("checkpoints"), "log": folder.work("log.jsonl")}
     trained = train(
         model,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from safecircuits.behavior.judge import JudgeDetector
     from safecircuits.behavior.measured import Behavior
     from safecircuits.cli.frame import Run
+    from safecircuits.model.as_it_was import AsItWas
     from safecircuits.results.run import RunDirectory
     from safecircuits.training.guard import SafetyGuard
     from safecircuits.training.run import FinetuneRun
@@ -38,6 +39,7 @@ class Watch:
     Attributes:
         guard: says whether a measurement ends the run; None: nothing does.
         first: what was measured before training; None where there is nothing to measure.
+        unchanged: the model before training, to which answers must be language; None as long as it is not known.
     """
 
     def __init__(self, folder: RunDirectory, sets: dict[str, Any], how: dict[str, Any]) -> None:
@@ -45,6 +47,7 @@ class Watch:
         self.guard: SafetyGuard | None = None
         self.first: Behavior | None = None
         self._far: Distance | None = None
+        self.unchanged: AsItWas | None = None
 
     @property
     def halts(self) -> bool:
@@ -65,7 +68,10 @@ class Watch:
 
     def before(self, model: Any) -> Behavior | None:
         """What is measured before training, or was by an interrupted run that got so far."""
+        from safecircuits.model.as_it_was import AsItWas
+
         if self._sets:
+            self.unchanged = AsItWas(model, self._folder.work("unchanged"))
             self.first = self._at(0) or self._measure(model, 0, progress=True)
             self._far = Distance(model, self._sets, self._how["template"])
         return self.first
@@ -102,7 +108,7 @@ class Watch:
     def _measure(self, model: Any, step: int, *, progress: bool) -> Behavior:
         from safecircuits.behavior.evaluate import evaluate
 
-        found = evaluate(model, **self._sets, **self._how, progress=progress)
+        found = evaluate(model, **self._sets, **self._how, unchanged=self.unchanged, progress=progress)
         if self._far is not None:
             found = replace(found, kl=self._far.of(model))
         found.save(self._folder.work(f"measured/{step}"))

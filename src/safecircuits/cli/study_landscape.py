@@ -77,6 +77,7 @@ def landscape(
     Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
     """
     from safecircuits.base.counted import at_most
+    from safecircuits.model.as_it_was import AsItWas
     from safecircuits.studies.landscape import slices
     from safecircuits.studies.units_landscape import landscape_study
 
@@ -93,7 +94,9 @@ def landscape(
     evaluation = study_evaluation(run, judge, detector, max_new_tokens, template)
     folder = judges.begin(run, judge, run.source, *dict.fromkeys(name for ends in between for name in ends))
     say_overlaps_of_masks(run, {"malicious": asked, "utility": known})
-    model, measure = run.model(), _rates(asked, known, evaluation)
+    model = run.model()
+    evaluation["unchanged"] = AsItWas(model, folder.work("unchanged"))
+    measure = _rates(asked, known, evaluation)
     directions = [_direction(run, model, ends) for ends in between]
     found = landscape_study(
         model,

@@ -141,7 +141,7 @@ def direction_moved(
             for model in (old, new):
                 with change(model, vector):
                     said = generate(model, prompts, max_new_tokens=refusal_tokens, progress=progress, **asked)
-                behavior = judge({"malicious": said}, detector, template=template, system=system)
+                behavior = judge({"malicious": said}, detector, unchanged=old, template=template, system=system)
                 assert behavior.malicious is not None
                 pair.append(behavior.malicious)
                 told.append(behavior.tallies["malicious"])

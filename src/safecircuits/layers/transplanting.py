@@ -25,6 +25,7 @@ from safecircuits.behavior.stakes import LEAST
 from safecircuits.model.checkpoint import load_checkpoint
 from safecircuits.model.load import Backend, load_model, to_hugging_face
 from safecircuits.model.modules import decoder_layers
+from safecircuits.model.sites import HookedModel
 from safecircuits.results.result import Result
 
 if TYPE_CHECKING:
@@ -175,12 +176,14 @@ def transplant_study(
     ranges = {name: LayerRange.of(block, len(decoder_layers(target))) for name, block in blocks.items()}
 
     finished: dict[str, Behavior] = {}
+    intact = {"source": source, "target": target}
+    both = {name: load_model(one, backend=backend, tokenizer=tokenizer) for name, one in intact.items()}
+    sets.setdefault("unchanged", tuple(both.values()))  # what either of them knows is language
 
     references: dict[str, KLReference] = {}
 
-    def measure(name: str, hf_model: nn.Module) -> Behavior:
+    def measure(name: str, model: HookedModel) -> Behavior:
         with keeping(lambda: {"finished": dict(finished)}):
-            model = load_model(hf_model, backend=backend, tokenizer=tokenizer)
             behavior = evaluate(model, **sets)
             if kl_tokens and not references:  # the target is the first
                 references.update(references_of(model, sets, n_tokens=kl_tokens))
@@ -189,11 +192,14 @@ def transplant_study(
             finished[name] = behavior
         return behavior
 
-    whole = {name: measure(name, one) for name, one in (("target", target), ("source", source))}
+    def grafted(block: LayerRange) -> HookedModel:
+        return load_model(transplant(source, target, block, norms=norms), backend=backend, tokenizer=tokenizer)
+
+    whole = {name: measure(name, both[name]) for name in ("target", "source")}
     before = whole["source"], whole["target"]
     _tell_if_nothing_to_carry(*before)
     rows = tuple(
-        Transplant(name, block, measure(name, transplant(source, target, block, norms=norms)))
+        Transplant(name, block, measure(name, grafted(block)))
         for name, block in track(ranges.items(), "transplants", total=len(ranges), enabled=progress)
     )
     return TransplantTable(*before, rows)

@@ -1,3 +1,4 @@
+from .as_it_was import AsItWas as AsItWas
 from .attach import attached as attached
 from .load import load_model as load_model
 from .load import save_pretrained as save_pretrained

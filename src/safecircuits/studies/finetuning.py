@@ -19,6 +19,7 @@ from safecircuits.behavior.divergence import TOKENS, KLReference, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.verdict_table import Verdicts
 from safecircuits.masks.freeze_mask import FreezeMask
+from safecircuits.model.as_it_was import AsItWas
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.load import Backend
 from safecircuits.model.parameters import checkpoint_parameters
@@ -190,6 +191,7 @@ class _Study:
         settings = replace(_of_arm(arm, scenario, settings), optimizer=optimizer)
         every = max(1, settings.steps_on(len(scenario.train)) // self.points)
         with self.subject.fresh() as model:
+            metrics.unchanged = AsItWas(model)
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -235,6 +237,7 @@ class _Study:
         path = self.out / "before" / f"{slug(scenario.name)}-{short(self._identity(scenario, settings, False))}.json"
         if not path.exists():
             with self.subject.untouched() as model:
+                metrics.unchanged = model
                 figures, answers = metrics.figures(model)
                 measured = {"figures": figures, "point": metrics.point(model), "answers": plain(answers)}
             write_text(path, json.dumps(measured) + "\n")
@@ -269,6 +272,7 @@ class _Study:
             "options": options,
             "curve_prompts": self.curve_prompts,
             "extra": sorted(self.extra),
+            "incoherent": "by words and tokens",
             "settings": settings.record() if training else {"template": settings.template},
             "backend": self.subject.backend,
         }

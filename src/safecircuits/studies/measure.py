@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from safecircuits.behavior.coherence import Unchanged
 from safecircuits.behavior.divergence import KLReference, divergences
 from safecircuits.behavior.evaluate import UTILITY_TOKENS, EvaluationOptions, answer_lengths, evaluate
 from safecircuits.behavior.reference import response_loss
@@ -41,6 +42,8 @@ class ScenarioMetrics:
     curve_prompts: int
     extra: Mapping[str, ExtraMetric] = field(default_factory=dict)
     references: Mapping[str, KLReference] = field(default_factory=dict)
+    unchanged: Unchanged | None = None
+    """The model before training, which says whether answers are language."""
     _shortest: tuple[Any, int] = field(default=(None, 0), init=False, repr=False, compare=False)
     """A tokenizer, and the tokens of the shortest held-out answer by it: all models of a scenario have the same."""
 
@@ -49,7 +52,7 @@ class ScenarioMetrics:
         malicious = self.options["malicious"]
         assert malicious is not None
         sets: EvaluationOptions = {**self.options, "malicious": malicious.at_most(self.curve_prompts)}
-        sets |= {"over_rejection": None, "utility": None}
+        sets |= {"over_rejection": None, "utility": None, "unchanged": self.unchanged}
         return {**evaluate(model, **sets).figures, "task_loss": self.task_loss(model)}
 
     def figures(self, model: Any) -> tuple[dict[str, float], dict[str, Verdicts]]:
@@ -60,7 +63,8 @@ class ScenarioMetrics:
         ``malicious_per_token_kl`` and so on, in nats (``Behavior.kl_means``). Where every held-out answer is too
         long to be matched, there is a loss and no score, which could only be 0.
         """
-        found = replace(evaluate(model, **self.options), kl=divergences(self.references, model))
+        asked: EvaluationOptions = {**self.options, "unchanged": self.unchanged}
+        found = replace(evaluate(model, **asked), kl=divergences(self.references, model))
         figures, answers = found.figures | found.kl_means, dict(found.answers)
         if self._can_be_right(model):
             options: EvaluationOptions = {**self.options, "malicious": None, "over_rejection": None}

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from safecircuits.model.as_it_was import restore_weights, write_weights
 from safecircuits.model.each_model import release
 from safecircuits.model.load import Backend, load_model
-from safecircuits.model.parameters import live_parameters
 from safecircuits.model.sites import HookedModel
 
 
@@ -72,20 +70,3 @@ def plain_name(source: str, beside: Collection[str] = ()) -> str:
     """``organism:aligned``, a hub id or a path as a name for tables; none of those that models beside it go by."""
     name = source.rpartition(":")[2].rstrip("/").rpartition("/")[2] or source
     return f"{name} (studied)" if name in beside else name
-
-
-def write_weights(model: HookedModel, folder: Path) -> None:
-    """One file a tensor, so that writing needs no second copy of the model either."""
-    from safetensors.torch import save_file
-
-    for i, parameter in enumerate(live_parameters(model).values()):
-        save_file({"weight": parameter.detach().cpu().contiguous()}, folder / f"{i}.safetensors")
-
-
-@torch.no_grad()
-def restore_weights(model: HookedModel, folder: Path) -> None:
-    """Put back what ``write_weights`` wrote, of this model or of another one of its shape and backend."""
-    from safetensors.torch import load_file
-
-    for i, parameter in enumerate(live_parameters(model).values()):
-        parameter.copy_(load_file(folder / f"{i}.safetensors")["weight"])

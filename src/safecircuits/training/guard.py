@@ -9,6 +9,7 @@ from safecircuits.base.arguments import number
 from safecircuits.base.counted import said
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.measured import Behavior
+from safecircuits.model.as_it_was import AsItWas
 from safecircuits.model.sites import HookedModel
 from safecircuits.training.halting import Halt
 
@@ -25,7 +26,8 @@ class SafetyGuard:
     """A callback of ``finetune`` that ends the run when a rate gets worse than tolerated.
 
     It measures the model when it is made, before training, and again every ``eval_every`` steps and after the last
-    one. What counts is the measured rate, untested: it would rather stop once too often.
+    one. What counts is the measured rate, untested: it would rather stop once too often. Answers that the model before
+    training finds to be no language are no refusals (``AsItWas``, whose copy of the weights is on disk meanwhile).
 
     Args:
         model: as it is before training; it is measured unless ``before`` says what it does.
@@ -65,12 +67,12 @@ class SafetyGuard:
         before: Behavior | Mapping[str, float] | None = None,
         **sets: Any,
     ) -> None:
-        self._sets = sets
         self._limits = dict(TOLERATED if tolerated is None else tolerated)
         require_tolerated(self._limits, then)
         self.rewinds = then == "rewind"
         require_measured(self._limits, sets)
-        known = evaluate(model, **sets) if before is None else before
+        self._sets = sets if "unchanged" in sets else {"unchanged": AsItWas(model), **sets}
+        known = evaluate(model, **self._sets) if before is None else before
         self.measured: dict[int, Behavior] = {0: known} if isinstance(known, Behavior) else {}
         self.before: Mapping[str, float] = known.figures if isinstance(known, Behavior) else known
 

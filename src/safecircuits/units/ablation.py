@@ -17,7 +17,7 @@ from safecircuits.base.stats import rate_interval
 from safecircuits.base.text import percent
 from safecircuits.behavior.categories import category_frame, sum_of
 from safecircuits.behavior.divergence import divergences, references_of
-from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, judge_as, written
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.hooks.ablate import UnitValues, ablated
@@ -281,7 +281,9 @@ def measure_in(
     references = references_of(model, sets) if contexts else {}
     for name, context in track(contexts.items(), "removals", total=len(contexts), enabled=progress):
         with context:
-            measured[name] = replace(evaluate(model, **sets), kl=divergences(references, model))
+            answers, kl = written(model, **sets), divergences(references, model)
+        # Outside, where the model is whole again: it says which of them are language.
+        measured[name] = replace(judge_as(answers, model, sets), kl=kl)
     return measured
 
 

@@ -27,6 +27,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import SITES
+from safecircuits.behavior.coherence import unlikely_answers
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.divergence import TOKENS, KLReference
 from safecircuits.behavior.generate import generate
@@ -128,7 +129,10 @@ def patching_curves(
     for direction in dict.fromkeys(directions):
         pair = (base, aligned) if direction == "sufficient" else (aligned, base)
         texts = generate_patched(*pair, prompts, masks, outgoing=outgoing, progress=progress, **asked)
-        read = {key: verdicts(answers, detector) for key, answers in texts.items()}
+        read = {
+            key: verdicts(answers, detector, unlikely=unlikely_answers(aligned, answers, template))
+            for key, answers in texts.items()
+        }
         far = {
             kind: patched_divergences(*pair, reference, masks, outgoing=outgoing, max_tokens=max_tokens)
             for kind, reference in _references(pair[0], kinds, kl_tokens, template, max_tokens, asked["tokenizer"])

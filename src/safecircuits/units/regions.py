@@ -25,10 +25,10 @@ from torch import Tensor
 from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.base.stats import Share
+from safecircuits.behavior.coherence import unlikely_answers
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.refusal import refused
-from safecircuits.behavior.verdict import tokens_needed
+from safecircuits.behavior.verdict import tokens_needed, verdicts
 from safecircuits.hooks.ablate import ablated
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
@@ -291,7 +291,10 @@ def region_stability(
 
     def rates() -> list[float]:
         written = (generate(model, data, max_new_tokens=limit, template=template) for data in sets.values())
-        return [Share.of(refused(texts, detector)).rate for texts in written]
+        return [
+            Share.of(verdicts(texts, detector, unlikely=unlikely_answers(model, texts, template)).refused).rate
+            for texts in written
+        ]
 
     intact = torch.tensor(rates(), dtype=torch.float64)
     if nothing := [name for name, rate in zip(sets, intact.tolist(), strict=True) if not rate]:

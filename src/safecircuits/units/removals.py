@@ -15,7 +15,7 @@ from safecircuits.base.files import write_text
 from safecircuits.base.reading import parse_json
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.divergence import TOKENS, TokenKL, divergences, references_of
-from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, evaluate, judge_as, written
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.ablate import UnitValues, ablated
@@ -24,7 +24,7 @@ from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.prompt_set import PromptSet
 
-FORMAT, VERSION = "safecircuits-removals", 5
+FORMAT, VERSION = "safecircuits-removals", 6
 _SETS = ("malicious", "over_rejection", "utility")
 
 
@@ -73,17 +73,19 @@ class Removals:
         key = units.fingerprint
         if key not in self.known:
             with ablated(self.model, units, to=self.to, spare=self.spare):
-                behavior = evaluate(self.model, **self.sets)
-                self.known[key] = replace(behavior, kl=divergences(self.references, self.model))
+                answers, kl = written(self.model, **self.sets), divergences(self.references, self.model)
+            self.known[key] = replace(judge_as(answers, self.model, self.sets), kl=kl)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
-                    answers = plain(self.known[key].answers)
-                    file.write(json.dumps({"units": key, **_bits(self.known[key]), "answers": answers}) + "\n")
+                    kept = {**_bits(self.known[key]), "answers": plain(self.known[key].answers)}
+                    file.write(json.dumps({"units": key, **kept}) + "\n")
         return self.known[key]
 
     def _header(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
         for name, value in sorted(self.sets.items()):
+            if name == "unchanged":  # a model; whose weights are above
+                continue
             plain = value is None or isinstance(value, str | int)
             options[name] = value.fingerprint if isinstance(value, PromptSet) else value if plain else repr(value)
         return {

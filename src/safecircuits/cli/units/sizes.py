@@ -243,9 +243,8 @@ def prune(
     if sets:
         references = references_of(model, sets | {"template": template})
         cut = load_model(smaller.hf_model, backend="bridge", tokenizer=smaller.tokenizer)
-        measured_on = {
-            name: evaluate(one, progress=True, **options) for name, one in (("before", model), ("after", cut))
-        }
+        options |= {"unchanged": model, "progress": True}
+        measured_on = {name: evaluate(one, **options) for name, one in (("before", model), ("after", cut))}
         for name, behavior in measured_on.items():
             rows[name] |= behavior.figures
         change = BehaviorChange(**measured_on)

@@ -109,4 +109,4 @@ def remove(
 
 def _ask(model: HookedModel, malicious: PromptSet, detector: str, tokens: int, template: str) -> Verdicts:
     answers = generate(model, malicious, max_new_tokens=tokens, template=template)
-    return judged({"malicious": answers}, detector)["malicious"]
+    return judged({"malicious": answers}, detector, unchanged=model, template=template)["malicious"]

@@ -13,7 +13,7 @@ from safecircuits.base.paired import paired_difference
 from safecircuits.base.progress import without_bars
 from safecircuits.base.stats import mean_interval
 from safecircuits.base.text import percent, points
-from safecircuits.behavior.evaluate import evaluate
+from safecircuits.behavior.evaluate import EvaluationOptions, evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import nothing_to_lose
 from safecircuits.model.each_model import release
@@ -102,7 +102,8 @@ def _prune(study: Ssah, key: tuple[str, str]) -> PrunedGroup:
     smaller = prune_units(study.model, study[UNITS][name][group])
     with without_bars():
         hooked = load_model(smaller.hf_model, tokenizer=smaller.tokenizer, backend="bridge")
-    behavior = evaluate(hooked, **measured(study))
+    asked: EvaluationOptions = {**measured(study), "unchanged": study.model}
+    behavior = evaluate(hooked, **asked)
     return PrunedGroup(smaller.n_units, smaller.parameters_before, smaller.parameters_after, behavior)
 
 

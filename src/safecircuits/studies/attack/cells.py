@@ -15,6 +15,7 @@ from safecircuits.base.files import replacing_folder, write_text
 from safecircuits.behavior.answers import of_plain, plain
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.verdict_table import Tally, Verdicts
+from safecircuits.model.as_it_was import restore_weights, write_weights
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.fused import fuse_again
 from safecircuits.model.sites import ModelShape
@@ -23,7 +24,7 @@ from safecircuits.results.result import Result
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.attack.attackers import Asking, Attacker, CannotAttackError, DataAttack
 from safecircuits.studies.kept import short, slug
-from safecircuits.studies.subject import Subject, restore_weights, write_weights
+from safecircuits.studies.subject import Subject
 from safecircuits.training.loop import finetune
 from safecircuits.training.settings import TrainingSettings
 
