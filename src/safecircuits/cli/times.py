@@ -17,7 +17,7 @@ def about(command: str) -> str | None:
 
     Examples:
         >>> from safecircuits.cli.times import about
-        >>> about("study ssah") is None
+        >>> about("demo") is None  # which says it itself
         True
     """
     path = files("safecircuits.cli").joinpath(NAME)
