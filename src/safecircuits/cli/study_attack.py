@@ -106,7 +106,7 @@ def attack(
     Attackers choose by the first half of --malicious, and the second half is reported. No harmful completions come
     with the package: without --harmful-data take --family "harmless data" --family edit. The embedded models bring all
     they need, with invented words for harm; for the planted members of smollm2 there are harmful requests that are
-    agreed to, and no more. Interrupted, the same command goes on.
+    agreed to, and no more. Interrupted, the same command goes on. --budget bounds the hours.
 
     Example: safecircuits study attack --model organism:aligned --budget 0.5 --out runs/attack
     """

@@ -72,7 +72,8 @@ def landscape(
     """The safety landscape: how far some units may move at random before refusals end, compared with random units.
 
     Both move equally far. Utility is measured too, since a broken model refuses nothing either. VISAGE is the mean
-    safety left when all weights move. The weights are restored bit for bit. A point costs one safecircuits evaluate.
+    safety left when all weights move. The weights are restored bit for bit. A point costs one safecircuits evaluate;
+    with the defaults there are about 70.
 
     Example: safecircuits study landscape --model organism:planted-layers --out runs/landscape
     """

@@ -120,6 +120,9 @@ def ssah(
     A model that comes with the package needs no other option:
     safecircuits study ssah --model organism:aligned --out runs/ssah, or smollm2:aligned, a real one.
 
+    On an embedded model with 8 prompts a set, one seed and few controls it takes about two minutes on two cores; the
+    time grows with prompts, seeds and the size of the model.
+
     Example: safecircuits study ssah --model meta-llama/Llama-2-7b-chat-hf --base meta-llama/Llama-2-7b-hf
     --safety refusals.json --utility alpaca --malicious advbench --normal normal.csv --data alpaca
     --system "You are a careful assistant." --prefill "Sure, here is how" --out runs/llama
