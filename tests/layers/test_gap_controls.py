@@ -32,6 +32,15 @@ def test_a_control_of_the_same_sets_leaves_nothing(make_tiny_model: Any, tmp_pat
         found.opened("other")
 
 
+def test_sets_of_few_prompts_have_fewer_resamples(make_tiny_model: Any) -> None:
+    models = {"aligned": make_tiny_model("bridge", 3), "base": make_tiny_model("bridge", 0)}
+    found = sc.compare_gaps(models, A, B, controls={"few": (A[:2], B[:2])}, draws=100)
+    few = found.controls["few"]["base"].resampled
+    assert few is not None
+    assert len(few) < 100  # or there is nothing to see here
+    assert bool(torch.isfinite(found.beyond["few"]["base"].low).all())
+
+
 @pytest.mark.parametrize(
     ("controls", "message"),
     [

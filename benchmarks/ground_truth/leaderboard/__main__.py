@@ -64,11 +64,12 @@ class Board:
         enough = "above" if self.judged else "overlap"
         due = [one for one in wanted if enough not in cells.get(one.name, {}) or one.name in again]
         cells |= {name: {"not run": why} for name, why in left_out.items() if "overlap" not in cells.get(name, {})}
-        if not due and "objects" in member:
+        lacks_objects = self.judged and "objects" not in member
+        if not due and not lacks_objects:
             return
         judge = Judge(subject)
         member["intact"] = judge.intact
-        if "objects" not in member:
+        if lacks_objects:
             member["objects"] = three_objects(subject)
             self._save()
         positions, change = subject.planted_change

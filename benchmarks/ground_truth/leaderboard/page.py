@@ -208,8 +208,25 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
         f"**{TITLES[kind]}**: *{name}* has the largest overlap on the development models; on the judged ones its "
         f"overlap is {said}{same}, in {best.forward:,.0f} forward and {best.backward:,.0f} backward passes of one "
         "prompt. "
-        f"It is wrong ({bound}) on {', '.join(wrong) or 'none'}.{left}"
+        f"{_where(results, kind, name)}It is wrong ({bound}) on {', '.join(wrong) or 'none'}.{left}"
     )
+
+
+def _where(results: dict[str, Any], kind: Object, name: str) -> str:
+    """Where it found its object in the judged models, beside where that was planted."""
+    there = [(m, m["cells"][name]) for m in members(results, "judged")]
+    if kind == "block":
+        found = [(m["block"], cell["layers"]) for m, cell in there if "layers" in cell]
+        exact = sum(block == layers for block, layers in found)
+        ends = [mean([layers[end] - block[end] for block, layers in found]) for end in (0, 1)]
+        return (
+            f"It names the planted layers exactly on {exact} of {len(there)}; its blocks begin {ends[0]:+.1f} and end "
+            f"{ends[1]:+.1f} layers from the planted ones, on average. "
+        )
+    if kind == "direction":
+        after = [cell["layer"] - m["block"][1] for m, cell in there if "layer" in cell]
+        return f"It is found {mean(after):+.1f} layers from the last planted one, on average. "
+    return ""
 
 
 def _least(kind: Object, cell: dict[str, Any]) -> float:
@@ -307,7 +324,7 @@ def _models(results: dict[str, Any]) -> str:
 def _limits(results: dict[str, Any]) -> str:
     points = [
         """Intervals are over models of one base: they say how the figures would vary with other places and seeds, not
-        with other models. With three or four models they are very rough.""",
+        with other models. Of three or four models, as those with planted units, they are very rough.""",
         """What was planted and what refusal depends on are not the same: refusal also passes through units that were
         never trained.""",
         """Blocks are replaced by the base's, units set to zero, directions ablated: sizes can be compared within one

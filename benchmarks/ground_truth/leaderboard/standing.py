@@ -158,6 +158,6 @@ def pairs_of(results: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, An
     """Of each pair of objects what each member has."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, member in results["members"].items():
-        for pair in member["objects"]:
+        for pair in member.get("objects", []):  # not where only overlap was asked for
             found.setdefault((pair["a"], pair["b"]), []).append(pair | {"member": name})
     return found

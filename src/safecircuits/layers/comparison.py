@@ -283,17 +283,21 @@ def _controls(controls: Mapping[str, tuple[PromptSet, PromptSet]]) -> dict[str, 
 
 
 def _beyond(gaps: Mapping[str, LayerGap], controls: Mapping[str, LayerGap], reference: str, name: str) -> GapDifference:
-    """The difference of two models' gaps minus that of their gaps between a control's sets."""
-    mean, drawn = torch.zeros_like(gaps[name].gap_deg), None
-    for sign, of in ((1.0, gaps), (-1.0, controls)):
+    """The difference of two models' gaps minus that of their gaps between a control's sets.
+
+    The sets are resampled each by itself, and of small ones fewer resamples hold two prompts of a kind: as many count
+    as both have.
+    """
+    means, drawn = [], []
+    for of in (gaps, controls):
         ours, theirs = of[reference], of[name]
         assert ours.resampled is not None
         assert theirs.resampled is not None
-        mean = mean + sign * (ours.gap_deg - theirs.gap_deg)
-        more = sign * (ours.resampled - theirs.resampled)
-        drawn = more if drawn is None else drawn + more
-    assert drawn is not None
-    return GapDifference(mean, *simultaneous_band(mean, drawn))
+        means.append(ours.gap_deg - theirs.gap_deg)
+        drawn.append(ours.resampled - theirs.resampled)
+    n = min(map(len, drawn))
+    mean = means[0] - means[1]
+    return GapDifference(mean, *simultaneous_band(mean, drawn[0][:n] - drawn[1][:n]))
 
 
 def _difference(ours: LayerGap, theirs: LayerGap, drawn: Float[Tensor, "draw layer"]) -> GapDifference:

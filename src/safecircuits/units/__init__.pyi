@@ -17,6 +17,7 @@ from .coupled import coupled_scores as coupled_scores
 from .edges import EdgeScores as EdgeScores
 from .edges import edge_scores as edge_scores
 from .equal_budget import equal_budget_masks as equal_budget_masks
+from .finders import NoRegion as NoRegion
 from .finders import find_attributed_units as find_attributed_units
 from .finders import find_decision_layers as find_decision_layers
 from .finders import find_writers as find_writers
@@ -32,6 +33,8 @@ from .importance import score_units as score_units
 from .interchange import patching_curves as patching_curves
 from .interchange_curves import PatchingCurves as PatchingCurves
 from .moments import Moments as Moments
+from .object_stability import ObjectStability as ObjectStability
+from .object_stability import object_stability as object_stability
 from .overlap import Enrichment as Enrichment
 from .overlap import MaskOverlap as MaskOverlap
 from .overlap import enrichment as enrichment

@@ -22,6 +22,10 @@ SHARE = 0.013
 """Of all units: SSAH's share of safety-critical ones on Llama-2-7b-chat."""
 
 
+class NoRegion(ValueError):
+    """A finder names no region of this model with these prompts, and the message says why."""
+
+
 @checked
 def find_decision_layers(
     model: HookedModel,
@@ -41,7 +45,7 @@ def find_decision_layers(
     """
     found = decision_layers(model, normal, malicious, template=template)
     if found.layers is None:
-        raise ValueError(f"there is no block to compare: {found.verdict}")
+        raise NoRegion(f"there is no block to compare: {found.verdict}")
     return FreezeMask.layers(found.layers, model)
 
 
