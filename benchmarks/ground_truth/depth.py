@@ -129,7 +129,7 @@ _LIMITS = """How deep is measured along refusals that the model writes itself. W
 its training, as those of planted models do, later tokens differ from the base because the sentence does, whether or not
 anything about safety is decided there: the prefill column says what is. On the other hand the base's beginnings are
 mild; one that begins to comply in full sentences would be harder to turn away from. The function is
-`sc.behavior.alignment_depth`; `safecircuits study ssah --unaligned` has it for a model of your own."""
+`sc.behavior.alignment_depth`; `safecircuits study ssah --base` has it for a model of your own."""
 
 
 def _n_real(models: dict[str, Found]) -> int:

@@ -18,7 +18,7 @@ from benchmarks.ground_truth.leaderboard import judging, registry, standing
 from benchmarks.ground_truth.leaderboard.blocks import shortest
 from benchmarks.ground_truth.leaderboard.directions import directions_at, mean_difference
 from benchmarks.ground_truth.leaderboard.page import render, table
-from benchmarks.ground_truth.leaderboard.passes import counted
+from benchmarks.ground_truth.leaderboard.passes import Shared, counted
 from benchmarks.ground_truth.leaderboard.registry import LOCALIZERS, localizer, localizers
 from benchmarks.ground_truth.leaderboard.subjects import Prompts, Subject, organisms, real
 
@@ -192,6 +192,25 @@ def test_passes_are_counted_forward_and_backward(backend: Any) -> None:
     assert count.backward == 0
 
 
+def test_what_is_shared_is_computed_once_and_charged_to_each() -> None:
+    model, shared, made = sc.load_model("aligned"), Shared(), []
+
+    def make() -> str:
+        made.append(1)
+        with torch.no_grad():
+            model(torch.arange(1, 9)[None])
+        return "found"
+
+    for outer in range(3):
+        with counted(model) as count:
+            assert shared.get("all", lambda: shared.get("part", make) + str(len(made))) == "found1"
+        assert count.passes(8) == (1.0, 0.0), outer
+        assert outer == 0 or count.seconds > 0
+    with counted(model) as count:
+        shared.get("part", make)
+    assert (len(made), count.passes(8)) == (1, (1.0, 0.0))
+
+
 # --- the registry and the command ---------------------------------------------------------------
 
 
@@ -224,8 +243,13 @@ def added() -> Iterator[list[str]]:
     def none(subject: Subject) -> None:
         asked.append(subject.name)
 
+    @localizer("too dear", "block", "a test")
+    def dear(subject: Subject) -> registry.NotRun:
+        return registry.NotRun(f"{subject.shape.n_layers} layers are too many")
+
     yield asked
-    del LOCALIZERS["always layer 3"], LOCALIZERS["never"]
+    for name in ("always layer 3", "never", "too dear"):
+        del LOCALIZERS[name]
 
 
 def test_a_method_is_added_by_a_function_and_measured_once(
@@ -251,6 +275,31 @@ def test_a_method_is_added_by_a_function_and_measured_once(
     assert "| never | a test | 0.00 | 1 of 1 | – (0 of 1) | – | 0 | – |" in text
     monkeypatch.setattr("sys.argv", [*arguments, "--real", "layers-12-16"])
     with pytest.raises(ValueError, match="another family"):
+        command.main()
+
+
+def test_what_is_not_run_says_why_and_what_is_left_can_be_measured_later(
+    added: list[str], subjects: dict[str, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "organisms", lambda family: iter([subjects["planted-layers"]]))
+    out = tmp_path / "board.json"
+    arguments = ["x", "--out", str(out), "--only", "always layer 3", "--only", "too dear", "--only", "never"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--overlap-only", "--leave-out", "never=it takes a week"])
+    command.main()
+    results = json.loads(out.read_text())
+    assert added == ["planted-layers"]
+    cell = results["members"]["planted-layers"]["cells"]["always layer 3"]
+    assert set(cell) == {"seconds", "forward", "backward", "layers", "overlap", "chance"}
+    text = table(results, "block", "development")
+    assert "| always layer 3 | a test | 0.33 |  | not measured | not measured | 0 | – |" in text
+    assert "| too dear | a test |  | not run: 8 layers are too many |" in text
+    assert "| never | a test |  | not run: it takes a week |" in table(results, "direction", "development")
+    monkeypatch.setattr("sys.argv", arguments[:5])
+    command.main()
+    cell = json.loads(out.read_text())["members"]["planted-layers"]["cells"]["always layer 3"]
+    assert len(cell["points"]) == 1
+    monkeypatch.setattr("sys.argv", [*arguments, "--leave-out", "never"])
+    with pytest.raises(SystemExit):
         command.main()
 
 
