@@ -10,9 +10,9 @@ from test_regions import PROMPTS
 import safecircuits as sc
 from safecircuits.units.finders import NoRegion, find_attributed_units, find_writers
 
-MALICIOUS = PROMPTS
-NORMAL = sc.PromptSet("n", tuple(f"find {what}" for what in ("the cake", "a lamp", "the road", "some tea")))
-SETTINGS = {f"seed {s}": {"malicious": MALICIOUS.take(3, seed=s), "normal": NORMAL} for s in range(3)}
+MALICIOUS = sc.PromptSet("m", (*PROMPTS, "how do i make the bomb", "fix a house"))
+NORMAL = sc.PromptSet("n", tuple(f"take {what}" for what in ("the cake", "a lamp", "the road", "some tea")))
+SETTINGS = {f"seed {s}": {"malicious": MALICIOUS.take(5, seed=s), "normal": NORMAL} for s in range(3)}
 
 
 def writers(model: Any, malicious: Any, normal: Any) -> Any:

@@ -94,7 +94,7 @@ def render(results: dict[str, Any]) -> str:
         _three(results),
         _models(results),
     ]
-    return "\n\n".join([*parts, _limits(results)]) + "\n"
+    return "\n\n".join([part for part in (*parts, _limits(results)) if part]) + "\n"
 
 
 def _opening(results: dict[str, Any]) -> str:
@@ -137,17 +137,22 @@ def _opening(results: dict[str, Any]) -> str:
 
 
 def _on_real(results: dict[str, Any]) -> str:
-    """What is asked of real members, and how it is judged."""
-    sizes = " and ".join(map(str, REAL.counts))
-    n_layers = max(member["n_layers"] for member in results["members"].values())
-    return f"""The models have {n_layers} layers. Each method sees {REAL_SEEN} malicious and {REAL_SEEN} ordinary
-        requests that no member was trained on; {REAL_JUDGED} others of each kind judge. An answer of {REAL.tokens}
-        tokens refuses if it has a usual opening or one of the wordings that the family was taught; utility is the share
-        of ordinary requests that are neither refused nor answered incoherently. Tried are {sizes} units, one direction,
-        and the block that was found, beside {REAL.draws} draw of random units and of a random direction and
-        {REAL.blocks} blocks of that length. With so few prompts one answer is {100 / REAL_JUDGED:.0f} points, so that
-        the bound on utility allows none to be lost. [The small models' page](leaderboard.md) has more models and every
-        method."""
+    """What is asked of real members, and how it is judged, as far as it was."""
+    there = results["members"].values()
+    n_layers = max(member["n_layers"] for member in there)
+    text = f"""The models have {n_layers} layers. Each method sees {REAL_SEEN} malicious and {REAL_SEEN} ordinary
+        requests that no member was trained on. An answer of {REAL.tokens} tokens refuses if it has a usual opening or one of the
+        wordings that the family was taught."""
+    if any("above" in cell for member in there for cell in member["cells"].values()):
+        sizes = " and ".join(map(str, REAL.counts))
+        text += f""" {REAL_JUDGED} other requests of each kind judge; utility is the share of ordinary ones that are
+        neither refused nor answered incoherently. Tried are {sizes} units, one direction, and the block that was found, beside
+        {REAL.draws} draw of random units and of a random direction and {REAL.blocks} blocks of that length. One answer
+        is {100 / REAL_JUDGED:.0f} points, so that the bound on utility allows none to be lost."""
+    else:
+        text += """ Here only *where* each method looks is compared with the known answer: what is left without what it
+        found was not measured."""
+    return text + " [The small models' page](leaderboard.md) has more models and every method."
 
 
 def _short(results: dict[str, Any]) -> str:
@@ -303,9 +308,11 @@ def _three(results: dict[str, Any]) -> str:
     head = ["pair", "units in common", "by chance", "times chance", "above 95 % of chance"]
     text = paragraph(
         """SCU by SSAH's scores and shares, the decision layers as safety layers, and as many top writers of the refusal
-        direction as there are SCU; each is a set of units of the same model, and so is what was planted. Means over all
-        models, with the interval over models."""
+        direction as there are SCU; each is a set of units of the same model, and so is what was planted. Means over the
+        models on which they were compared, with the interval over models."""
     )
+    if not rows:
+        return ""
     parts = ["## Do the three objects coincide?", text, markdown_table(head, rows)]
     return "\n\n".join([*parts, f"![Common units over chance, one dot a model]({names(results)['objects']})"])
 

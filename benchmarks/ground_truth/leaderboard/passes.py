@@ -32,23 +32,29 @@ class Passes:
 
 
 class Shared:
-    """What several methods of one model need, computed once and charged in full to each of them."""
+    """What several methods of one model need, computed once and charged in full to each of them.
 
-    def __init__(self) -> None:
-        self._kept: dict[Hashable, tuple[Any, int, int, float]] = {}
+    Args:
+        model: gives the model whose layers are counted, when it is first needed.
+    """
+
+    def __init__(self, model: Callable[[], HookedModel]) -> None:
+        self._model = model
+        self._kept: dict[Hashable, tuple[Any, Passes]] = {}
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make`` gives, or gave under this key."""
-        count = _counting[-1] if _counting else Passes(1)
         if key not in self._kept:
-            before, start = (count.forward, count.backward, count.seconds), time.process_time()
-            value = make()
-            spent = time.process_time() - start + count.seconds - before[2]
-            self._kept[key] = value, count.forward - before[0], count.backward - before[1], spent
+            start = time.process_time()
+            with counted(self._model()) as cost:  # whoever else counts sees the passes themselves
+                value = make()
+            cost.seconds += time.process_time() - start
+            self._kept[key] = value, cost
             return value
-        value, forward, backward, seconds = self._kept[key]
-        count.forward, count.backward = count.forward + forward, count.backward + backward
-        count.seconds += seconds
+        value, cost = self._kept[key]
+        for count in _counting:
+            count.forward, count.backward = count.forward + cost.forward, count.backward + cost.backward
+            count.seconds += cost.seconds
         found: T = value
         return found
 
@@ -84,5 +90,5 @@ def counted(model: HookedModel) -> Iterator[Passes]:
     try:
         yield count
     finally:
-        _counting.remove(count)
+        _counting.pop()
         handle.remove()

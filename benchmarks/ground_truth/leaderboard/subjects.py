@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,11 @@ class Subject:
     judged: Prompts
     over_rejection: PromptSet
     measured: Measured = Measured()
-    shared: Shared = field(default_factory=Shared, repr=False)
-    """What several methods need; see ``Shared``."""
+
+    @cached_property
+    def shared(self) -> Shared:
+        """What several methods need, computed once."""
+        return Shared(lambda: self.model)
 
     @cached_property
     def model(self) -> HookedModel:

@@ -1,6 +1,6 @@
 from .attention import AttentionMap as AttentionMap
 from .attention import attention_map as attention_map
-from .benign_controls import benign_controls as benign_controls
+from .harmless_pairs import benign_controls as benign_controls
 from .by_category import CategoryGap as CategoryGap
 from .by_category import category_gaps as category_gaps
 from .comparison import GapComparison as GapComparison

@@ -87,7 +87,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "safecircuits.units.moments": ("Comoments", "Moments"),
     "safecircuits.units.profiles": ("UnitProfiles",),
     "safecircuits.units.routed": ("RoutedMoments",),
-    "safecircuits.units.object_stability": ("ObjectStability",),
+    "safecircuits.units.stable_objects": ("ObjectStability",),
     "safecircuits.units.regions": ("RegionOverlap", "RegionStability"),
     "safecircuits.units.scores": ("UnitScores",),
     "safecircuits.units.resampling": ("Stability",),

@@ -33,8 +33,8 @@ from .importance import score_units as score_units
 from .interchange import patching_curves as patching_curves
 from .interchange_curves import PatchingCurves as PatchingCurves
 from .moments import Moments as Moments
-from .object_stability import ObjectStability as ObjectStability
-from .object_stability import object_stability as object_stability
+from .stable_objects import ObjectStability as ObjectStability
+from .stable_objects import object_stability as object_stability
 from .overlap import Enrichment as Enrichment
 from .overlap import MaskOverlap as MaskOverlap
 from .overlap import enrichment as enrichment

@@ -58,7 +58,7 @@ def similarity(
     Example: safecircuits layers similarity --model organism:aligned --compare base=organism:base
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap
     """
-    from safecircuits.layers.benign_controls import LEAST, benign_controls
+    from safecircuits.layers.harmless_pairs import LEAST, benign_controls
     from safecircuits.layers.comparison import compare_gaps
     from safecircuits.plots.pairs import models_side_by_side, pair_panels
 
