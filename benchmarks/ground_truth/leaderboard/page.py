@@ -141,14 +141,14 @@ def _on_real(results: dict[str, Any]) -> str:
     there = results["members"].values()
     n_layers = max(member["n_layers"] for member in there)
     text = f"""The models have {n_layers} layers. Each method sees {REAL_SEEN} malicious and {REAL_SEEN} ordinary
-        requests that no member was trained on. An answer of {REAL.tokens} tokens refuses if it has a usual opening or one of the
-        wordings that the family was taught."""
+        requests that no member was trained on. An answer of {REAL.tokens} tokens refuses if it has a usual opening or
+        one of the wordings that the family was taught."""
     if any("above" in cell for member in there for cell in member["cells"].values()):
         sizes = " and ".join(map(str, REAL.counts))
         text += f""" {REAL_JUDGED} other requests of each kind judge; utility is the share of ordinary ones that are
-        neither refused nor answered incoherently. Tried are {sizes} units, one direction, and the block that was found, beside
-        {REAL.draws} draw of random units and of a random direction and {REAL.blocks} blocks of that length. One answer
-        is {100 / REAL_JUDGED:.0f} points, so that the bound on utility allows none to be lost."""
+        neither refused nor answered incoherently. Tried are {sizes} units, one direction, and the block that was found,
+        beside {REAL.draws} draw of random units and of a random direction and {REAL.blocks} blocks of that length. One
+        answer is {100 / REAL_JUDGED:.0f} points, so that the bound on utility allows none to be lost."""
     else:
         text += """ Here only *where* each method looks is compared with the known answer: what is left without what it
         found was not measured."""

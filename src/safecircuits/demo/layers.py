@@ -16,8 +16,8 @@ from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
 from safecircuits.demo.settings import SMALL, SUBJECT, Demo
-from safecircuits.layers.harmless_pairs import benign_controls
 from safecircuits.layers.comparison import GapComparison, compare_gaps
+from safecircuits.layers.harmless_pairs import benign_controls
 from safecircuits.layers.localization import Localization, localize
 from safecircuits.layers.onset import OnsetRule, search_start
 from safecircuits.layers.similarity import LayerGap, layer_gap

@@ -1,6 +1,5 @@
 from .attention import AttentionMap as AttentionMap
 from .attention import attention_map as attention_map
-from .harmless_pairs import benign_controls as benign_controls
 from .by_category import CategoryGap as CategoryGap
 from .by_category import category_gaps as category_gaps
 from .comparison import GapComparison as GapComparison
@@ -13,6 +12,7 @@ from .decision import decision_layers as decision_layers
 from .decision_categories import CategoryDecision as CategoryDecision
 from .grid import ScalingGrid as ScalingGrid
 from .grid import scaling_grid as scaling_grid
+from .harmless_pairs import benign_controls as benign_controls
 from .interval import GapInterval as GapInterval
 from .interval import gap_interval as gap_interval
 from .localization import Localization as Localization

@@ -33,8 +33,6 @@ from .importance import score_units as score_units
 from .interchange import patching_curves as patching_curves
 from .interchange_curves import PatchingCurves as PatchingCurves
 from .moments import Moments as Moments
-from .stable_objects import ObjectStability as ObjectStability
-from .stable_objects import object_stability as object_stability
 from .overlap import Enrichment as Enrichment
 from .overlap import MaskOverlap as MaskOverlap
 from .overlap import enrichment as enrichment
@@ -58,6 +56,8 @@ from .routing import ExpertRouting as ExpertRouting
 from .routing import expert_routing as expert_routing
 from .score_methods import METHODS as METHODS
 from .scores import UnitScores as UnitScores
+from .stable_objects import ObjectStability as ObjectStability
+from .stable_objects import object_stability as object_stability
 from .sweep import ShareSweep as ShareSweep
 from .sweep import sweep_shares as sweep_shares
 from .three_objects import ObjectOverlap as ObjectOverlap

@@ -58,8 +58,8 @@ def similarity(
     Example: safecircuits layers similarity --model organism:aligned --compare base=organism:base
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/gap
     """
-    from safecircuits.layers.harmless_pairs import LEAST, benign_controls
     from safecircuits.layers.comparison import compare_gaps
+    from safecircuits.layers.harmless_pairs import LEAST, benign_controls
     from safecircuits.plots.pairs import models_side_by_side, pair_panels
 
     others = named(compare or [], "--compare")

@@ -8,9 +8,9 @@ import pandas as pd
 
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.demo.real.settings import BASE, RealDemo
-from safecircuits.layers.harmless_pairs import benign_controls
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.decision import DecisionLayers, decision_layers
+from safecircuits.layers.harmless_pairs import benign_controls
 from safecircuits.layers.onset import OnsetRule
 from safecircuits.layers.similarity import LayerGap, layer_gap
 from safecircuits.papers.conclusion import Conclusion

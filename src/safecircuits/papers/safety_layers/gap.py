@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from safecircuits.base.progress import without_bars
-from safecircuits.layers.harmless_pairs import LEAST, benign_controls
 from safecircuits.layers.comparison import GapComparison, compare_gaps
+from safecircuits.layers.harmless_pairs import LEAST, benign_controls
 from safecircuits.papers.conclusion import Conclusion
 from safecircuits.papers.page import StudyPage
 from safecircuits.papers.part import Part
