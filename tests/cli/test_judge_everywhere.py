@@ -23,6 +23,25 @@ COMMANDS: dict[str, list[Any]] = {
     "evaluate": ["evaluate", *MODEL, *ASKED, "--n", 4, *TOKENS],
     "audit": ["audit", "organism:aligned", "organism:unaligned", *ASKED, "--n", 8, *TOKENS],
     "decide": ["layers", "decide", *MODEL, *ASKED, "--normal", "organism:normal", "--n", 4, *TOKENS],
+    "localize": [
+        *("layers", "localize", *MODEL, "--over-rejection", "organism:over_rejection", "--n", 4, "--start", "3,5"),
+        *("--alpha", 1.2, "--reach", 1, *TOKENS),
+    ],
+    "grid": [
+        *("layers", "grid", *MODEL, "--over-rejection", "organism:over_rejection", "--n", 4, "--max-length", 1),
+        *("--alpha", 2.0, *TOKENS),
+    ],
+    "transplant": [
+        *("layers", "transplant", "--model", "organism:base", "--source", "organism:aligned", "--block", "3,5"),
+        *(*ASKED, "--n", 4, *TOKENS),
+    ],
+    "probe": [
+        *("probe", *MODEL, *ASKED, "--n", 4, "--steps", "2", "--benign-suffix", "i cannot"),
+        *("--malicious-suffix", "take the", *TOKENS),
+    ],
+    "direction find": [
+        *("direction", "find", *MODEL, *ASKED, "--normal", "organism:normal", "--n", 12, "--controls", 0),
+    ],
     "attack": [
         *("study", "attack", *MODEL, *ASKED, "--n", 4, "--seeds", 1, "--stops", 1, "--batch-size", 4),
         *("--arm", "nothing", "--family", "harmless data", "--lr", 1e-3, *TOKENS),
@@ -63,6 +82,36 @@ def test_a_server_that_fails_midway_costs_nothing_twice(server: Server, command:
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["arguments"]["judge"] == "question"
     assert not list((tmp_path / "run").rglob("judge_replies*"))
+
+
+def test_what_stands_on_an_earlier_run_takes_a_judge_too(server: Server, tmp_path: Path) -> None:
+    server.script = by_words
+    units, direction = tmp_path / "units", tmp_path / "direction"
+    known = ["--utility", "organism:utility", "--n", 4]
+    succeed("units", "classify", *MODEL, "--safety", "organism:malicious", *known, "--scu", 0.01, "--out", units)
+    many = ["--malicious", "organism:malicious", "--normal", "organism:normal", "--n", 12, "--controls", 0]
+    succeed("direction", "find", *MODEL, *many, "--out", direction)
+    short = [*ASKED, "--n", 4, *TOKENS, *asked_of(server)]
+    for command in (
+        ["units", "ablate", "--groups", units, "--group", "SCU", "--controls", 1],
+        ["units", "prune", "--groups", units, "--group", "SCU"],
+        ["direction", "evaluate", "--direction", direction, "--controls", 1],
+        ["direction", "export", "--direction", direction],
+    ):
+        before = len(server.asked)
+        succeed(*command, *MODEL, *short, "--out", tmp_path / command[1])
+        assert len(server.asked) > before, command
+    refuse("direction", "export", *MODEL, "--direction", direction, *asked_of(server), "--out", tmp_path / "x")
+
+
+def test_a_limit_on_calls_ends_a_search_and_a_higher_one_goes_on(server: Server, tmp_path: Path) -> None:
+    server.script = by_words
+    arguments = [*COMMANDS["grid"], "--out", tmp_path / "run"]
+    refuse(*arguments, *asked_of(server, "--judge-calls", 5))
+    assert len(server.asked) == 5
+    succeed(*arguments, *asked_of(server, "--judge-calls", 500))
+    questions = [body["messages"][0]["content"] for body in server.asked]
+    assert len(questions) == len(set(questions))
 
 
 def slow(i: int, body: dict[str, Any]) -> tuple[int, bytes]:

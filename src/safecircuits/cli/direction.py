@@ -14,10 +14,12 @@ from safecircuits.cli.declared import Of
 from safecircuits.cli.earlier import digest, result_folder
 from safecircuits.cli.found_on import keep_found_on, say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
-from safecircuits.cli.options import DetectorOption, MaliciousOption, NormalOption, TemplateOption, TokensOption
+from safecircuits.cli.options import DetectorOption, MaliciousOption, NormalOption, TemplateOption, TokensOrNeededOption
 
 if TYPE_CHECKING:
+    from safecircuits.behavior.judge import JudgeDetector
     from safecircuits.behavior.measured import Behavior
     from safecircuits.direction.refusal import RefusalDirection
     from safecircuits.direction.vector import Direction
@@ -34,8 +36,12 @@ class Answers:
     """How answers are written and judged."""
 
     detector: DetectorOption = "opening"
-    max_new_tokens: TokensOption = 16
+    max_new_tokens: TokensOrNeededOption = None
     template: TemplateOption = "auto"
+
+    def by(self, judge: JudgeDetector | None) -> dict[str, Any]:
+        """As ``evaluate`` takes them, with a judge in the detector's place."""
+        return vars(self) | ({} if judge is None else {"detector": judge})
 
 
 @run_command(app)
@@ -43,6 +49,7 @@ def find(
     run: Run,
     malicious: MaliciousOption,
     normal: NormalOption,
+    judging: JudgeOptions,
     rule: Annotated[Any, Of(RULE, "How one of the candidates is chosen on held-out prompts.")],
     ablation: Annotated[
         Any,
@@ -65,11 +72,10 @@ def find(
     from safecircuits.direction.refusal import refusal_direction
 
     harmful, harmless = run.prompts("malicious", malicious), run.prompts("normal", normal)
-    folder = run.begin()
+    judge = judging.made(run)
+    folder, by = judging.begin(run, judge), detector if judge is None else judge
     options: dict[str, Any] = {"rule": rule, "ablation": ablation, "controls": controls, "seed": run.seed}
-    found = refusal_direction(
-        run.model(), harmful, harmless, detector=detector, template=template, progress=True, **options
-    )
+    found = refusal_direction(run.model(), harmful, harmless, detector=by, template=template, progress=True, **options)
     keep_found_on(folder, malicious=harmful, normal=harmless)
     folder.result("direction", found)
     folder.table("candidates", found.to_frame(), main=True)
@@ -90,6 +96,7 @@ def evaluate(
     direction: FoundOption,
     measured: Measured,
     answers: Answers,
+    judging: JudgeOptions,
     rule: RuleOption = None,
     to: Annotated[
         Any,
@@ -112,10 +119,12 @@ def evaluate(
     from safecircuits.direction.interventions import direction_ablated, direction_added
     from safecircuits.units.ablation import measure_in
 
-    sets = measured.require(run) | vars(answers)
+    given = measured.require(run)
+    judge = judging.made(run, given)
+    sets = given | answers.by(judge)
     found = found_in(run, direction)
     chosen = _chosen(found, rule)
-    run.begin()
+    judging.begin(run, judge)
     say_overlaps_with(run, direction, sets)
     model = run.model()
     how: Any = to or ("zero" if found.ablation == "zero" else "harmless")
@@ -135,7 +144,14 @@ def evaluate(
 
 
 @run_command(app)
-def export(run: Run, direction: FoundOption, measured: Measured, answers: Answers, rule: RuleOption = None) -> None:
+def export(
+    run: Run,
+    direction: FoundOption,
+    measured: Measured,
+    answers: Answers,
+    judging: JudgeOptions,
+    rule: RuleOption = None,
+) -> None:
     """Remove the direction from every matrix that writes to the residual stream; the checkpoint is OUT/model.
 
     With prompts, the model is measured before and after.
@@ -152,7 +168,8 @@ def export(run: Run, direction: FoundOption, measured: Measured, answers: Answer
 
     sets = measured.read(run)
     chosen = _chosen(found_in(run, direction), rule)
-    folder = run.begin()
+    judge = judging.made(run, sets)
+    folder = judging.begin(run, judge)
     say_overlaps_with(run, direction, sets)
     model = run.model()
     edited = orthogonalised(model, chosen)
@@ -165,7 +182,7 @@ def export(run: Run, direction: FoundOption, measured: Measured, answers: Answer
         return
     from dataclasses import replace
 
-    sets |= vars(answers)
+    sets |= answers.by(judge)
     references = references_of(model, sets)
     after = replace(behavior_of(edited, unchanged=model, **sets), kl=divergences(references, edited))
     _write(run, {"intact": behavior_of(model, **sets), "orthogonalised": after}, "Rates before and after")

@@ -8,7 +8,8 @@ import typer
 
 from safecircuits.cli.declared import Of
 from safecircuits.cli.frame import Run, run_command
-from safecircuits.cli.options import DetectorOption, MaliciousOption, TemplateOption, TokensOption, named
+from safecircuits.cli.judging import JudgeOptions
+from safecircuits.cli.options import DetectorOption, MaliciousOption, TemplateOption, TokensOrNeededOption, named
 
 ENDED = "Answers that end early keep their last state, or are left out."
 
@@ -21,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
 def probe(
     run: Run,
     malicious: MaliciousOption,
+    judging: JudgeOptions,
     compare: Annotated[
         list[str] | None, typer.Option("--compare", help="Another model, as NAME=MODEL; may be repeated.")
     ] = None,
@@ -46,7 +48,7 @@ def probe(
     ] = "hold",
     layer: Annotated[int, typer.Option(help="Block of the figure by tokens and of the verdicts; -1 is the last.")] = -1,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Which opening moves the hidden states less, a refusing or a complying one, by generated token and block?
@@ -58,7 +60,6 @@ def probe(
     import pandas as pd
 
     from safecircuits.behavior.categories import category_frame
-    from safecircuits.behavior.verdict import verdicts as judged_again
     from safecircuits.direction.compare import compare_directions
     from safecircuits.direction.variants import BENIGN, MALICIOUS, Suffixes
 
@@ -70,7 +71,8 @@ def probe(
     suffixes = Suffixes(tuple(benign_suffix or BENIGN), tuple(malicious_suffix or MALICIOUS), suffix_in)
     asked = _whole_numbers(steps)
     prompts = run.prompts("malicious", malicious)
-    folder = run.begin(*sources.values())
+    judge = judging.made(run)
+    folder = judging.begin(run, judge, *sources.values())
     found = compare_directions(
         {name: lambda source=source: run.model(source) for name, source in sources.items()},  # type: ignore[misc]
         prompts,
@@ -79,7 +81,7 @@ def probe(
         pool=state,
         baseline=baseline,
         ended=ended,
-        detector=detector,
+        detector=detector if judge is None else judge,
         max_new_tokens=max_new_tokens,
         template=template,
         progress=True,
@@ -101,7 +103,7 @@ def probe(
     }
     frames = [pd.DataFrame(columns).assign(model=name) for name, columns in verdicts.items()]
     folder.table("verdicts", pd.concat(frames, ignore_index=True))
-    kinds = [({"model": name}, {"malicious": judged_again(one.answers, detector).by_category}) for name, one in each]
+    kinds = [({"model": name}, {"malicious": one.judged.by_category}) for name, one in each if one.judged is not None]
     if len(frame := category_frame(kinds)):
         folder.table("refused_by_category", frame)
     folder.figure("probe", found.figure(layer=layer), of=found)

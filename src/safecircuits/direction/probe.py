@@ -21,7 +21,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.progress import track
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
-from safecircuits.behavior.verdict import verdicts
+from safecircuits.behavior.verdict import notice_needed, verdicts
 from safecircuits.direction.probed import Baseline, DirectionProbe, Ended
 from safecircuits.direction.states import Pool, generated_states
 from safecircuits.direction.variants import Suffixes, encode_variants
@@ -46,7 +46,7 @@ def probe_direction(
     baseline: Baseline = "none",
     ended: Ended = "hold",
     detector: str | RefusalDetector = "opening",
-    max_new_tokens: int = 16,
+    max_new_tokens: int | None = None,
     template: str = "auto",
     system: str | None = None,
     max_tokens: int | None = None,
@@ -68,7 +68,8 @@ def probe_direction(
         ended: a variant that ends before a step keeps the state of its last token (``"hold"``), or its distances there
             are left out (``"omit"``). Where both variants have ended, their last tokens are often the same full
             stop, and close for that reason.
-        detector, max_new_tokens, template, system: of the answers to the prompts as they are, as in ``evaluate``.
+        detector, max_new_tokens, template, system: of the answers to the prompts as they are, as in ``evaluate``: as
+            many tokens as the detector needs unless given.
         max_tokens: tokens in one batch of all variants, padding included, instead of the usual 8,192, or of what
             fits into free memory. It does not change the result.
 
@@ -114,9 +115,8 @@ def probe_direction(
     each_done = (1 for n in finished for _ in range(n))
     for _ in track(each_done, "reasoning direction", total=len(prompts), enabled=progress):
         pass
-    answers = generate(
-        model, prompts, max_new_tokens=max_new_tokens, template=template, system=system, max_tokens=max_tokens
-    )
+    limit = max_new_tokens or notice_needed(detector, len(prompts))
+    answers = generate(model, prompts, max_new_tokens=limit, template=template, system=system, max_tokens=max_tokens)
     found = verdicts(answers, detector)
     n_benign = len(suffixes.benign)
     return DirectionProbe(
@@ -131,12 +131,13 @@ def probe_direction(
         answers=answers,
         refused=found.refused,
         tally=found.tally,
+        judged=found,
         provenance={
             "malicious": prompts.identity,
             "template": template,
             "system": system,
             "detector": detector if isinstance(detector, str) else repr(detector),
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": limit,
         },
     )
 

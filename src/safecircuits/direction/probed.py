@@ -12,7 +12,7 @@ from torch import Tensor
 from safecircuits.base.stats import Share, mean_interval
 from safecircuits.behavior.agreement_table import AgreementTable
 from safecircuits.behavior.completions import Completions
-from safecircuits.behavior.verdict_table import Tally
+from safecircuits.behavior.verdict_table import Tally, Verdicts
 from safecircuits.direction.states import Pool
 from safecircuits.direction.variants import Suffixes
 from safecircuits.results.result import Result
@@ -60,7 +60,7 @@ class DirectionProbe(Result):
         generated: tokens that each variant of each prompt generated until the last step: as it is, with each benign,
             with each malicious suffix.
         answers, refused: what the model answers to each prompt as it is, and whether the detector calls it a refusal.
-        tally: what these answers are; None in files of earlier versions.
+        tally, judged: what these answers are, together and one by one; None in files of earlier versions.
 
     Examples:
         >>> suffixes = sc.direction.Suffixes(("i cannot",), ("take the",))
@@ -81,6 +81,7 @@ class DirectionProbe(Result):
     refused: Bool[Tensor, " prompt"]
     provenance: dict[str, Any]
     tally: Tally | None = None
+    judged: Verdicts | None = None
 
     @property
     def n_layers(self) -> int:

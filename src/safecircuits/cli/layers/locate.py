@@ -45,6 +45,7 @@ def localize(
     run: Run,
     *,
     over_rejection: OverRejectionOption,
+    judging: JudgeOptions,
     start: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +81,9 @@ def localize(
     decide (``layers decide``). No mask is written if scaling the block cannot be distinguished from no scaling, unless
     --mask-anyway asks for it.
 
+    A judge is asked about every answer that scaling changed: some twenty to a hundred sets of --over-rejection.
+    --judge-calls bounds it, and the same command with a higher limit goes on.
+
     Example: safecircuits layers localize --model organism:aligned --over-rejection organism:over_rejection
     --normal organism:normal --malicious organism:malicious --n 100 --out runs/localize
     """
@@ -95,7 +99,8 @@ def localize(
     if given is None and (n_set is None or m_set is None):
         raise ValueError("there is no range to start from: give --start FIRST,LAST, or --normal and --malicious")
     checked = run.prompts("check", check)
-    folder = run.begin()
+    judge = judging.made(run)
+    folder, by = judging.begin(run, judge), detector if judge is None else judge
     found_on = {"normal": n_set, "malicious": m_set, "over_rejection": borderline}
     model = run.model()
     begin: Any = given
@@ -103,7 +108,7 @@ def localize(
         gap = _gap(folder, model, n_set, m_set, template)
         begin = given or gap.onset()
         if begin is None:
-            begin = _decision(folder, model, n_set, m_set, detector, max_new_tokens, template)
+            begin = _decision(folder, model, n_set, m_set, by, max_new_tokens, template)
             run.say(f"the gap has no onset; starting from what decides: {begin.verdict}")
     found = locate(
         model,
@@ -113,7 +118,7 @@ def localize(
         direction=direction,
         reach=reach,
         components=components,
-        detector=detector,
+        detector=by,
         max_new_tokens=max_new_tokens,
         template=template,
         ordinary=n_set,
@@ -148,7 +153,7 @@ def localize(
             found.layers,
             found.alpha,
             components=components,
-            detector=detector,
+            detector=by,
             max_new_tokens=max_new_tokens,
             template=template,
             resume=folder.work("check.jsonl"),
@@ -202,6 +207,7 @@ def decide(
 def grid(
     run: Run,
     over_rejection: OverRejectionOption,
+    judging: JudgeOptions,
     normal: MaybeNormal = None,
     alpha: Annotated[float, typer.Option("--alpha", help="Factor on the weights of the block.")] = 1.2,
     max_length: Annotated[int | None, typer.Option(help="Leave out blocks of more layers.", min=1)] = None,
@@ -212,7 +218,8 @@ def grid(
 ) -> None:
     """Scale every block of layers and count over-rejections: what the search by bounds can miss.
 
-    With --normal also how far scaling each block moves the first token on ordinary prompts, by KL divergence.
+    With --normal also how far scaling each block moves the first token on ordinary prompts, by KL divergence. A judge
+    is asked about every answer that differs, of up to layers² / 2 blocks: --max-length and --judge-calls bound it.
 
     Example: safecircuits layers grid --model organism:aligned --over-rejection organism:over_rejection --alpha 1.2
     --n 60 --out runs/grid
@@ -224,14 +231,15 @@ def grid(
     from safecircuits.plots.grid import plot_grid
 
     borderline, ordinary = run.prompts("over_rejection", over_rejection), run.prompts("normal", normal)
-    folder = run.begin()
+    judge = judging.made(run)
+    folder = judging.begin(run, judge)
     found = scaling_grid(
         run.model(),
         borderline,
         alpha=alpha,
         max_length=max_length,
         components=components,
-        detector=detector,
+        detector=detector if judge is None else judge,
         max_new_tokens=max_new_tokens,
         template=template,
         ordinary=ordinary,

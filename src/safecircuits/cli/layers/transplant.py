@@ -8,8 +8,9 @@ import typer
 
 from safecircuits.cli.canvas import axis
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
-from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range, named
+from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption, layer_range, named
 
 SHOWS = "Rates of source, target, and target with transplanted layers"
 
@@ -24,9 +25,10 @@ def transplant(
     source: Annotated[str, typer.Option("--source", help="The model whose layers are put into --model.")],
     block: Annotated[list[str], typer.Option("--block", help="NAME=FIRST,LAST or FIRST,LAST; may be repeated.")],
     measured: Measured,
+    judging: JudgeOptions,
     keep_norms: Annotated[bool, typer.Option("--keep-norms", help="The norms of --model stay.")] = False,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Put blocks of one checkpoint's layers into another, and measure safety and utility before and after.
@@ -41,11 +43,13 @@ def transplant(
 
     blocks = {name: layer_range(text) for name, text in named(block, "--block").items()}
     sets = measured.require(run)
-    folder = run.begin(source, run.source)
+    judge = judging.made(run, sets)
+    folder = judging.begin(run, judge, source, run.source)
     with without_bars():
         donor, donor_tokenizer = load_checkpoint(source, run.torch_dtype, run.torch_device, None)
         target, tokenizer = load_checkpoint(run.source, run.torch_dtype, run.torch_device, None)
-    options: Any = {**sets, "detector": detector, "max_new_tokens": max_new_tokens, "template": template}
+    options: Any = {**sets, "detector": detector if judge is None else judge}
+    options |= {"max_new_tokens": max_new_tokens, "template": template}
     found = transplant_study(
         donor,
         target,

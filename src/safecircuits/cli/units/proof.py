@@ -10,8 +10,9 @@ from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
 from safecircuits.cli.found_on import say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
-from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOption, layer_range
+from safecircuits.cli.options import DetectorOption, TemplateOption, TokensOrNeededOption, layer_range
 from safecircuits.cli.units.options import (
     AnsweredOption,
     GroupsOption,
@@ -35,6 +36,7 @@ def ablate(
     *,
     groups: GroupsOption,
     measured: Measured,
+    judging: JudgeOptions,
     group: Annotated[
         Any,
         Of("units.groups:Group", "Which to remove; may be repeated. SCU, UCU, RU if not.", several=True),
@@ -43,10 +45,12 @@ def ablate(
         Any, Of("units.ablation:ablate_groups.controls", "Draws of as many random units beside each group.", least=0)
     ],
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Ablate each group, and as many random units as a control, and measure safety and utility.
+
+    A judge is asked about every answer that differs: of each group and of each of its --controls.
 
     Example: safecircuits units ablate --model organism:aligned --groups runs/units --malicious organism:malicious
     --utility organism:utility --n 60 --out runs/ablation
@@ -56,7 +60,8 @@ def ablate(
 
     sets: Any = measured.require(run)
     chosen = groups_of(run, groups)
-    folder = run.begin()
+    judge = judging.made(run, sets)
+    folder = judging.begin(run, judge)
     say_overlaps_with(run, groups, sets)
     model = run.model()
     require_own(chosen, model)
@@ -69,7 +74,7 @@ def ablate(
         seed=run.seed,
         resume=folder.work("removals.jsonl"),
         progress=True,
-        detector=detector,
+        detector=detector if judge is None else judge,
         max_new_tokens=max_new_tokens,
         template=template,
         **sets,

@@ -11,13 +11,13 @@ from safecircuits.cli.canvas import axis
 from safecircuits.cli.declared import Of
 from safecircuits.cli.found_on import say_overlaps_with
 from safecircuits.cli.frame import Run, run_command
+from safecircuits.cli.judging import JudgeOptions
 from safecircuits.cli.measured import Measured
 from safecircuits.cli.methods import mask_of
 from safecircuits.cli.options import (
     DetectorOption,
     MaliciousOption,
     TemplateOption,
-    TokensOption,
     TokensOrNeededOption,
     prompt_option,
 )
@@ -48,6 +48,7 @@ def sweep(
     run: Run,
     groups: GroupsOption,
     measured: Measured,
+    judging: JudgeOptions,
     share_of: ShareOfOption,
     scan: Annotated[
         Any, Of("units.sweep:sweep_shares.scan", "From the largest share downwards, as the paper, or upwards.")
@@ -56,7 +57,7 @@ def sweep(
     fall: Annotated[float, typer.Option(help="The part of a rate that must be lost for it to have fallen.")] = 0.5,
     kept: Annotated[float, typer.Option(help="How much of a rate (of 1) may be lost for it to have stayed.")] = 0.05,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Which shares of safety-critical, utility-critical and redundant units do what their names say when removed?
@@ -75,7 +76,8 @@ def sweep(
         raise ValueError(f"a sweep stops on behaviour: give --{lacking[0]}")
     safety, utility = scores_in(run, groups)
     tried = SHARES if shares is None else tuple(_number(text, "--shares") for text in shares.split(","))
-    folder = run.begin()
+    judge = judging.made(run, sets)
+    folder = judging.begin(run, judge)
     model = run.model()
     require_own(safety, model, "the scores")
     found = sweep_shares(
@@ -89,7 +91,7 @@ def sweep(
         share_of=share_of,
         resume=folder.work("removals.jsonl"),
         progress=True,
-        detector=detector,
+        detector=detector if judge is None else judge,
         max_new_tokens=max_new_tokens,
         template=template,
         **sets,
@@ -113,6 +115,7 @@ def compare(
     reference: Annotated[str, prompt_option("--reference", "Normal prompts, with which attributions compare.")],
     malicious: MaliciousOption,
     known: Annotated[str, prompt_option("--known", "Prompts with known answers, that utility is measured on.")],
+    judging: JudgeOptions,
     score: Annotated[
         list[str] | None,
         typer.Option(
@@ -127,7 +130,7 @@ def compare(
     ] = None,
     max_utility_loss: Annotated[float, typer.Option(help="Utility (of 1) that a sufficient set may cost.")] = 0.02,
     detector: DetectorOption = "opening",
-    max_new_tokens: TokensOption = 16,
+    max_new_tokens: TokensOrNeededOption = None,
     template: TemplateOption = "auto",
 ) -> None:
     """Which score finds what carries refusal? Ablates the highest units by each score, and measures what is left.
@@ -151,7 +154,8 @@ def compare(
         "malicious": run.prompts("malicious", malicious),
         "utility": run.prompts("known", known, responses=True),
     }
-    folder = run.begin()
+    judge = judging.made(run, sets)
+    folder = judging.begin(run, judge)
     found = score_comparison(
         run.model(),
         scored,
@@ -163,7 +167,7 @@ def compare(
         max_utility_loss=max_utility_loss,
         resume=folder.work("removals.jsonl"),
         progress=True,
-        detector=detector,
+        detector=detector if judge is None else judge,
         max_new_tokens=max_new_tokens,
         template=template,
         **sets,
@@ -182,6 +186,7 @@ def compare(
 def prune(
     run: Run,
     measured: Measured,
+    judging: JudgeOptions,
     mask: Annotated[Path | None, typer.Option("--mask", help="A mask of the units that go.")] = None,
     groups: Annotated[
         Path | None, typer.Option("--groups", help="Instead: the run directory of units classify.")
@@ -231,9 +236,11 @@ def prune(
     if not units:
         raise ValueError("there is no unit to remove: the mask or group is empty")
     sets = measured.read(run)
-    folder = run.begin()
+    judge = judging.made(run, sets)
+    folder = judging.begin(run, judge)
     model = run.model()
-    options: Any = {"detector": detector, "max_new_tokens": max_new_tokens, "template": template, **sets}
+    options: Any = {"detector": detector if judge is None else judge}
+    options |= {"max_new_tokens": max_new_tokens, "template": template, **sets}
     smaller = prune_units(model, units, compensate=means)
     if groups is not None:
         say_overlaps_with(run, groups, sets)
