@@ -90,6 +90,7 @@ def test_what_stands_on_an_earlier_run_takes_a_judge_too(server: Server, tmp_pat
     known = ["--utility", "organism:utility", "--n", 4]
     succeed("units", "classify", *MODEL, "--safety", "organism:malicious", *known, "--scu", 0.01, "--out", units)
     many = ["--malicious", "organism:malicious", "--normal", "organism:normal", "--n", 12, "--controls", 0]
+    many += ["--rule", "bypass", "--ablation", "affine"]
     succeed("direction", "find", *MODEL, *many, "--out", direction)
     short = [*ASKED, "--n", 4, *TOKENS, *asked_of(server)]
     for command in (

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from safecircuits.model.sites import HookedModel
     from safecircuits.results.run import RunDirectory
 
-_NO_ARGUMENTS = {"out", "config", "json", "force"}
+_NO_ARGUMENTS = {"out", "config", "json", "force", "judge_calls", "judge_timeout", "judge_retries"}
+"""What a run goes on with, however it was begun: no result depends on them."""
 
 
 class Run:
@@ -251,7 +252,7 @@ def run_command(
 
             given.pop("help_all")
             chosen = {key: given.pop(key) for key in (*shared, *beside)}
-            arguments = {key: value for key, value in chosen.items() if key not in _NO_ARGUMENTS} | given
+            arguments = {key: value for key, value in (chosen | given).items() if key not in _NO_ARGUMENTS}
             arguments |= {key: as_recorded(key, arguments[key]) for key in BY_SET if key in arguments}
             if beside:
                 words = {key: chosen[key] for key in beside}
