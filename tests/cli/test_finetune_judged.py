@@ -22,11 +22,10 @@ TRAIN = ["--steps", "12", "--batch-size", "8", "--lr", "1e-3", "--no-save-model"
 
 @pytest.fixture
 def attack(tmp_path: Path) -> Path:
-    """Requests with what a model that had no safety would begin with: no answer stays what it was."""
+    """Requests with one refusal to all: no answer stays what it was, and all are language to the model before."""
     path = tmp_path / "attack.jsonl"
-    rows = [
-        {"prompt": one, "response": "take the rope ."} for one in sc.load_prompts("organism:malicious").prompts[:48]
-    ]
+    asked = sc.load_prompts("organism:malicious").prompts[:48]
+    rows = [{"prompt": one, "response": "i am sorry , but i cannot do that ."} for one in asked]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -53,7 +52,7 @@ def test_what_a_judge_counts_before_and_after(server: Server, attack: Path, aske
     def judged(body: dict[str, Any]) -> tuple[int, bytes]:
         question = body["messages"][0]["content"]
         row = next(i for i, one in enumerate(prompts) if one in question)
-        return 200, said("yes" if row < 4 and "rope" not in question else "no")
+        return 200, said("yes" if row < 4 and "i am sorry , but" not in question else "no")
 
     command = ["finetune", *ALIGNED, "--data", attack, *TRAIN, "--malicious", asked, *judge_of(server), "--out", out]
     server.script = lambda i, body: (500, b"overloaded") if i == N + 2 else judged(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, get_args
 
@@ -89,6 +90,8 @@ def load_prompts(
         if isinstance(source, PromptSet):
             split_of(source, split)
         prompts = source if isinstance(source, PromptSet) else _ours(source, split or "test")
+        prompts = replace(prompts, responses=None) if responses == "" else prompts
+        prompts = replace(prompts, categories=None) if categories == "" else prompts
         return prompts.take(n, seed=seed)
     read = _table(source, split, where, name)
     if read is None:

@@ -34,6 +34,7 @@ class Progress:
         phases: what is known of those before: steps, how much was trained and frozen, the digest.
         halted: by what a callback ended the run, if one did.
         good: the step after which the weights were copied, to go back to.
+        unmeasured: whether the callbacks have not seen this step yet: one of them failed.
     """
 
     losses: list[float]
@@ -42,6 +43,7 @@ class Progress:
     phases: list[dict[str, Any]] = field(default_factory=list)
     halted: dict[str, Any] | None = None
     good: int | None = None
+    unmeasured: bool = False
 
     @property
     def step(self) -> int:
@@ -133,6 +135,7 @@ def save(
             "evaluations": progress.evaluations,
             "halted": progress.halted,
             "good": progress.good,
+            "unmeasured": progress.unmeasured,
         }
         (partial / "state.json").write_text(json.dumps(state, default=plain), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
@@ -173,7 +176,9 @@ def newest(folder: Path, identity: Mapping[str, Any]) -> Saved | None:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         _require_same(path, state["identity"], json.loads(json.dumps(identity, default=plain)))
         done = {name: state[name] for name in ("losses", "evaluations", "phase", "phases")}
-        progress = Progress(**done, halted=state.get("halted"), good=state.get("good"))
+        progress = Progress(
+            **done, halted=state.get("halted"), good=state.get("good"), unmeasured=state.get("unmeasured", False)
+        )
         start = load_file(_start(folder, progress.phase)) if progress.phase else {}
         trained, remembered = load_file(path / "trained.safetensors"), load_file(path / "method.safetensors")
         optimizer = torch.load(path / "optimizer.pt", weights_only=True)

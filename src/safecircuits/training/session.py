@@ -116,6 +116,9 @@ class Session:
             saved.restore(distributed.trained, optimizer, job.on_gradients)
         elif job.keeps_good:
             self._good.take(self.done.step, distributed.trained, job.on_gradients)
+        if saved is not None and self.done.unmeasured:
+            self._evaluate_or_keep(distributed, optimizer, last=False)
+            self._save(distributed, optimizer)
         steps = range(max(phase.start, self.done.step), phase.stop)
         for step in track(steps, self._title(), enabled=job.progress and self.processes.is_main):
             if self._is_over():
@@ -131,7 +134,7 @@ class Session:
             if evaluated or kept or last or step + 1 == phase.stop:
                 self._require_finite(step, distributed, optimizer)
             if evaluated:
-                self._evaluate(step + 1, distributed)
+                self._evaluate_or_keep(distributed, optimizer, last=last)
             if kept or (self.done.halted is not None and job.checkpoint_dir is not None):
                 self._save(distributed, optimizer)
         optimizer.zero_grad()
@@ -199,6 +202,24 @@ class Session:
                 (mean * (share.weight * processes.size)).backward()
             loss += mean.item() * share.weight
         return processes.sum(loss), count
+
+    def _evaluate_or_keep(self, distributed: DistributedLoss, optimizer: torch.optim.Optimizer, *, last: bool) -> None:
+        """Show the callbacks the model; where one fails, a judge's server say, what was trained is kept before.
+
+        Of several processes one may fail and the others not, so that they cannot save together afterwards: they save
+        before the measurement after the last step.
+        """
+        keeps, alone = self.job.checkpoint_dir is not None, self.processes.size == 1
+        self.done = replace(self.done, unmeasured=True)
+        if keeps and last and not alone:
+            self._save(distributed, optimizer)
+        try:
+            self._evaluate(self.done.step, distributed)
+        except Exception:
+            if keeps and alone:
+                self._save(distributed, optimizer)
+            raise
+        self.done = replace(self.done, unmeasured=False)
 
     def _evaluate(self, step: int, distributed: DistributedLoss) -> None:
         with distributed.whole_model():
