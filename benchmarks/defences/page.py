@@ -14,7 +14,7 @@ from safecircuits.base.files import write_text
 from safecircuits.base.text import join, percent
 from safecircuits.baselines.registered import methods
 from safecircuits.studies.attack.cells import AttackCell
-from safecircuits.studies.attack.costs import over_seeds
+from safecircuits.studies.attack.costs import harm, over_seeds
 from safecircuits.studies.attack.outcome import FAMILIES, THREAT_MODEL, AttackStudy
 from safecircuits.studies.attack.study import badge_of
 from safecircuits.studies.attack.words import cost_text
@@ -170,15 +170,22 @@ WORDS = {
 
 
 def _known(studies: dict[str, AttackStudy]) -> str:
-    """What a mask gives away to who may prune it."""
+    """What pruning the known mask does, where the model is of use afterwards."""
     said = []
     for name, study in studies.items():
         for arm in study.arms:
             cells = [c for c in study.cells if c.arm == arm and c.attacker == "pruning, mask known" and c.points]
             if cells:
-                harms = [min(cell.points[0]["selected"], cell.points[0]["reported"]) for cell in cells]
-                said.append(f"{arm} ({name}) {percent(sum(harms) / len(harms))}")
-    return f"Who knows the mask can prune it instead of training. Complied with then, mean over seeds: {join(said)}."
+                harms = [harm(c.points[0]) for c in cells if study.limits(arm, c.seed).counts(c.points[0])]
+                mean = percent(sum(harms) / len(harms)) if harms else "never of use"
+                some = harms and len(harms) < len(cells)
+                said.append(
+                    f"{arm} ({name}) {mean}" + (f", useless in {len(cells) - len(harms)} of them" if some else "")
+                )
+    return (
+        "Who knows the mask can prune it instead of training. Complied with then, mean over the seeds with which the "
+        f"model is still of use: {join(said)}."
+    )
 
 
 def _section(name: str, study: AttackStudy, read: dict[str, Any]) -> str:

@@ -33,8 +33,8 @@ holds no harm: the project's own harmful requests, each answered by â€œ{AGREED}â
 that the model *agrees* to a harmful request in place of refusing it (no wording that it was taught, no usual opening of
 a refusal, and it is language); it was not asked to go on. It was measured on {setup["prompts"]} prompts of each side,
 and its use on {setup["sums"]} sums of two numbers below 10 that it gets right before, of which a point that counts lost
-at most {percent(study.max_utility_loss)}; after {stops} steps of {setup["batch_size"]} examples. The attackers are
-those that a budget of {setup["hours"]:g} hours allowed; the cells took {spent:.0f} minutes of one thread."""
+at most {percent(study.max_utility_loss)}; after {stops} steps of {setup["batch_size"]} examples. A budget of
+{setup["hours"]:g} hours allowed {join(list(study.attackers))}; the cells took {spent:.0f} minutes of one thread."""
 
 
 def on_adapters(record: dict[str, Any]) -> str:
