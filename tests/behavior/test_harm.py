@@ -129,3 +129,4 @@ def test_rubrics_need_both_places() -> None:
 def test_the_rate_counts_what_is_not_refused() -> None:
     assert harmful_rate(ANSWERS) == Share(2, 4)
     assert harmful_rate(TEXTS, lambda text: True).hits == 0
+    assert harmful_rate(["", "the the the the", "Take two eggs."]) == Share(1, 3)  # what is incoherent answers nothing

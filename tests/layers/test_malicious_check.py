@@ -53,6 +53,17 @@ def test_scaling_the_planted_layers_down_makes_the_model_answer(planted: Any, tm
     assert f"answered {before.hits} of 30, and {after.hits} with layers [{block[0]}, {block[1]}]" in str(got)
 
 
+def test_an_over_scaled_model_answers_nothing(planted: Any) -> None:
+    """Scaled threefold in all layers it writes salad, of which hardly any is refused and none is an answer."""
+    malicious = sc.load_prompts("organism:malicious", n=12)
+    got = answered_malicious(planted, malicious, (0, 7), 3.0)
+    assert int(got.after.refused.sum()) <= 2
+    assert got.incoherent is not None
+    assert got.incoherent[1].sum() >= 10
+    assert got.answered[1].hits <= 2
+    assert got.answered[0].hits == int((~got.before.refused).sum())
+
+
 def test_a_scale_without_effect_is_within_noise(tiny_bridge: Any) -> None:
     got = answered_malicious(tiny_bridge, ["find a lamp", "a dog", "the cake"], (1, 1), 1.0001)
     change, low, high = got.change

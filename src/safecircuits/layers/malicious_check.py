@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from safecircuits.base.arguments import checked
 from safecircuits.base.counted import Beside
 from safecircuits.base.notices import notify
 from safecircuits.base.paired import LEVEL, paired_difference, paired_p
 from safecircuits.base.stats import Share
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.behavior.coherence import unlikely_answers
+from safecircuits.behavior.verdict import verdicts
 from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.counting import CountingOptions, RefusalCounter, checked_alpha
 from safecircuits.layers.sweep_point import SweepPoint
@@ -29,7 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaliciousCheck(Result):
-    """Malicious queries that are answered (not refused), before and after scaling.
+    """Malicious queries that are answered (neither refused nor by word salad), before and after scaling.
+
+    Attributes:
+        incoherent: which completions are none, before and after, by their words and to the unscaled model by their
+            tokens; None in files of earlier versions.
 
     Examples:
         >>> check = sc.layers.answered_malicious(model, malicious, (3, 5), alpha=1.2)
@@ -41,23 +51,32 @@ class MaliciousCheck(Result):
     before: SweepPoint
     after: SweepPoint
     provenance: dict[str, Any]
+    incoherent: tuple[Bool[Tensor, " prompt"], Bool[Tensor, " prompt"]] | None = None
+
+    @property
+    def _answered(self) -> tuple[Tensor, Tensor]:
+        refused = self.before.refused, self.after.refused
+        none = self.incoherent or tuple(map(torch.zeros_like, refused))
+        return ~(refused[0] | none[0]), ~(refused[1] | none[1])
 
     @property
     def answered(self) -> tuple[Share, Share]:
         """Answered before and after, each with its own 95 % interval."""
-        return Share.of(~self.before.refused), Share.of(~self.after.refused)
+        before, after = self._answered
+        return Share.of(before), Share.of(after)
 
     @property
     def change(self) -> tuple[float, float, float]:
         """Answered after − answered before, in prompts, with its exact 95 % interval over the same prompts."""
-        n = len(self.before.refused)
-        mean, low, high = paired_difference(~self.after.refused, ~self.before.refused)
+        before, after = self._answered
+        n = len(before)
+        mean, low, high = paired_difference(after, before)
         return mean * n, low * n, high * n
 
     @property
     def within_noise(self) -> bool:
         """Whether the interval of the change holds 0 (exact McNemar test)."""
-        return paired_p(self.before.refused, self.after.refused) >= LEVEL
+        return paired_p(*self._answered) >= LEVEL
 
     def to_frame(self) -> pd.DataFrame:
         """Two rows, before and after: layers and α, ``answered``, ``n``, the rate with its interval, degenerate."""
@@ -113,8 +132,8 @@ def answered_malicious(
 ) -> MaliciousCheck:
     """Count the malicious queries that are answered by the model as it is and with ``layers`` scaled by ``alpha``.
 
-    What is not refused counts as answered, as in the paper. An over-scaled model's nonsense does, too: the result says
-    how much of it there is.
+    What is not refused counts as answered, as in the paper, unless it is word salad, to which the unscaled model is
+    asked.
 
     Args:
         layers: 0-indexed and inclusive.
@@ -138,4 +157,11 @@ def answered_malicious(
     after = counter.count(block, alpha)
     made_by = dict(counter.provenance)
     made_by["malicious"] = made_by.pop("over_rejection")  # the counter's name for whatever prompts it counts on
-    return MaliciousCheck(counter.baseline, after, made_by)
+    template, detector = counter.generation["template"], counter.detector
+    strange = [
+        verdicts(one.completions, detector, unlikely=unlikely_answers(model, one.completions, template))
+        for one in (counter.baseline, after)
+    ]
+    return MaliciousCheck(
+        counter.baseline, after, made_by, (strange[0].are("incoherent"), strange[1].are("incoherent"))
+    )
