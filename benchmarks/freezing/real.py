@@ -5,6 +5,8 @@ would freeze. Every finished cell (task, seed, arm) is kept in ``docs/reference/
 command goes on where it stopped; other settings, or another build of the member, begin anew. ``--set 'seeds=[0,1,2]'``
 changes a field of ``Setup``, ``--cells 4`` stops after so many, ``--page`` writes the page from what is there.
 
+``--keep FOLDER`` puts the answers of every cell there, to be read: they are not part of the results, since some harm.
+
 ``--data`` is a folder with gsm8k/{train_1500,test_300}.jsonl, advbench/harmful_behaviors.csv and
 safety_layers/Over_rejection_dataset.csv.
 """
@@ -93,8 +95,8 @@ class Setup:
 class Runner:
     """Runs cells and keeps each in the file."""
 
-    def __init__(self, setup: Setup, folder: Path, out: Path) -> None:
-        self.setup, self.out = setup, out
+    def __init__(self, setup: Setup, folder: Path, out: Path, keep: Path | None = None) -> None:
+        self.setup, self.out, self.keep = setup, out, keep
         self.data = Data(folder, setup)
         path = member_file(setup.member)
         command = "python -m benchmarks.freezing.real --data DIR"
@@ -118,7 +120,7 @@ class Runner:
         try:
             arms = arms_of(model, s, self.record)
             if "before" not in self.record:
-                self.record["before"] = {task: self._figures(model, task) for task in s.tasks}
+                self.record["before"] = {task: self._figures(model, task, "before") for task in s.tasks}
                 self._save("before")
             for task, seed, arm in todo:
                 if arm not in arms:
@@ -154,16 +156,18 @@ class Runner:
             "n_trainable": run.n_trainable,
             "bit_identical": run.frozen_bit_identical,
             "curve": [start, *(dict(point) for point in run.evaluations)],
-            **self._figures(model if run.tuned is None else run.tuned, task),
+            **self._figures(model if run.tuned is None else run.tuned, task, f"{task}, seed {seed}, {arm.name}"),
             "seconds": round(time.monotonic() - began, 1),
         }
 
-    def _figures(self, model: HookedModel, task: str) -> dict[str, Any]:
+    def _figures(self, model: HookedModel, task: str, cell: str) -> dict[str, Any]:
         """Refusals by prompt and detector, what stands beside them, and utility."""
         s, data = self.setup, self.data
         found: dict[str, Any] = {}
         for name, prompts in (("malicious", data.malicious), ("over_rejection", data.over_rejection)):
             answers = generate(model, prompts, max_new_tokens=s.tokens)
+            if self.keep is not None:
+                answers.save(self.keep / f"{cell}, {name}.jsonl")
             found[name] = {detector: _bits(answers, detector) for detector in DETECTORS}
             tally = judged({name: answers}, DETECTORS[0])[name].tally
             found[name] |= {"incoherent": tally.incoherent, "cut": tally.cut, "n": tally.n}
@@ -206,13 +210,14 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="another value of a field of Setup"
     )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the answers of every cell there")
     parser.add_argument("--cells", type=int, help="stop after so many new cells")
     parser.add_argument("--page", action="store_true", help="write docs/real_finetuning.md from the JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.data is not None:
         with without_bars():
-            Runner(changed(Setup(), options.set), options.data, options.out).run(options.cells)
+            Runner(changed(Setup(), options.set), options.data, options.out, options.keep).run(options.cells)
     if options.page:
         write_text(PAGE, render(json.loads(options.out.read_text(encoding="utf-8"))))
 
