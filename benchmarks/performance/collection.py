@@ -14,7 +14,7 @@ from benchmarks.performance import subjects
 from benchmarks.performance.timing import Row, counted_tokens, device, faster, growth, interleaved, within
 from safecircuits.hooks.plain import plain_model
 from safecircuits.model.sites import resid_post
-from safecircuits.prompts.batching import batches
+from safecircuits.prompts.batching import Batch, batches
 from safecircuits.prompts.prompt_set import PromptSet, encode
 
 WHAT = "last-token residuals"
@@ -28,18 +28,22 @@ def rows(quick: bool) -> list[Row]:
     model, prompts = subjects.hooked(hf_model), subjects.prompts(n)
     n_layers = hf_model.config.num_hidden_layers
     kept: dict[str, torch.Tensor] = {}
+
+    def asked() -> list[Batch]:
+        return in_batches(subjects.tokenizer(), prompts, "alpaca")
+
     ways: dict[str, Any] = {
         "ours": lambda: kept.update(ours=sc.collect_residuals(model, prompts, template="alpaca").values),
-        "plain Hugging Face, output_hidden_states": lambda: kept.update(hf=hidden_states(hf_model, prompts)),
-        "TransformerLens run_with_cache": lambda: kept.update(tl=run_with_cache(model, prompts)),
+        "plain Hugging Face, output_hidden_states": lambda: kept.update(hf=hidden_states(hf_model, asked())),
+        "TransformerLens run_with_cache": lambda: kept.update(tl=run_with_cache(model, asked())),
     }
     for name, way in (("nnsight", with_nnsight), ("pyvene", with_pyvene)):
         try:
             __import__(name)
         except ImportError:
             continue
-        run = way(copy.deepcopy(hf_model), prompts)  # it leaves its traces in the modules
-        ways[name] = lambda name=name, run=run: kept.update({name: run()})
+        run = way(copy.deepcopy(hf_model))  # it leaves its traces in the modules
+        ways[name] = lambda name=name, run=run: kept.update({name: run(asked())})
     seconds = interleaved(ways, 2)
     ours = seconds.pop("ours")
     # Hugging Face's last hidden state is behind the final norm, so the last layer is compared with the others only.
@@ -66,7 +70,7 @@ def _tokens(hf_model: Any, model: Any, prompts: PromptSet) -> str:
     with counted_tokens([plain.block(0)], work, "ours"):
         sc.collect_residuals(model, prompts, template="alpaca")
     with counted_tokens([hf_model.model.layers[0]], work, "theirs"):
-        hidden_states(hf_model, prompts)
+        hidden_states(hf_model, in_batches(subjects.tokenizer(), prompts, "alpaca"))
     return (
         f"we take {work['ours']:,} tokens through the model, the peer {work['theirs']:,}, "
         f"{work['theirs'] / work['ours']:.2f} times as many: the template's tokens are computed once, the prompt's own "
@@ -74,39 +78,39 @@ def _tokens(hf_model: Any, model: Any, prompts: PromptSet) -> str:
     )
 
 
-def hidden_states(hf_model: Any, prompts: PromptSet) -> torch.Tensor:
+def hidden_states(hf_model: Any, prompts: list[Batch]) -> torch.Tensor:
     """What a user of Hugging Face writes."""
-    values = torch.empty(hf_model.config.num_hidden_layers, len(prompts), hf_model.config.hidden_size)
+    values = torch.empty(hf_model.config.num_hidden_layers, n_rows(prompts), hf_model.config.hidden_size)
     with torch.inference_mode():
-        for batch in _batches(prompts):
+        for batch in prompts:
             out = hf_model(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
             for layer, hidden in enumerate(out.hidden_states[1:]):
                 values[layer, list(batch.rows)] = hidden[:, -1].float().cpu()
     return values
 
 
-def run_with_cache(model: Any, prompts: PromptSet) -> torch.Tensor:
+def run_with_cache(model: Any, prompts: list[Batch]) -> torch.Tensor:
     """What a user of TransformerLens writes, who knows to ask for the residual stream only."""
     n_layers = model.cfg.n_layers
-    values = torch.empty(n_layers, len(prompts), model.cfg.d_model)
+    values = torch.empty(n_layers, n_rows(prompts), model.cfg.d_model)
     names = [resid_post(layer) for layer in range(n_layers)]
     with torch.inference_mode():
-        for batch in _batches(prompts):
+        for batch in prompts:
             _, cache = model.run_with_cache(batch.input_ids, attention_mask=batch.attention_mask, names_filter=names)
             for layer, name in enumerate(names):
                 values[layer, list(batch.rows)] = cache[name][:, -1].float().cpu()
     return values
 
 
-def with_nnsight(hf_model: Any, prompts: PromptSet) -> Any:
+def with_nnsight(hf_model: Any) -> Any:
     """What a user of nnsight writes."""
     import nnsight
 
     traced = nnsight.NNsight(hf_model)
 
-    def run() -> torch.Tensor:
-        values = torch.empty(hf_model.config.num_hidden_layers, len(prompts), hf_model.config.hidden_size)
-        for batch in _batches(prompts):
+    def run(prompts: list[Batch]) -> torch.Tensor:
+        values = torch.empty(hf_model.config.num_hidden_layers, n_rows(prompts), hf_model.config.hidden_size)
+        for batch in prompts:
             ids, mask = batch.input_ids, batch.attention_mask
             with torch.inference_mode(), traced.trace(input_ids=ids, attention_mask=mask):
                 kept = nnsight.save([])
@@ -119,7 +123,7 @@ def with_nnsight(hf_model: Any, prompts: PromptSet) -> Any:
     return run
 
 
-def with_pyvene(hf_model: Any, prompts: PromptSet) -> Any:
+def with_pyvene(hf_model: Any) -> Any:
     """What a user of pyvene writes, with a function for an intervention."""
     import pyvene
 
@@ -136,9 +140,9 @@ def with_pyvene(hf_model: Any, prompts: PromptSet) -> Any:
     parts = [{"component": f"model.layers[{i}].output", "intervention": keeping(i)} for i in range(n_layers)]
     intervenable = pyvene.IntervenableModel(parts, model=hf_model)
 
-    def run() -> torch.Tensor:
-        values = torch.empty(n_layers, len(prompts), hf_model.config.hidden_size)
-        for batch in _batches(prompts):
+    def run(prompts: list[Batch]) -> torch.Tensor:
+        values = torch.empty(n_layers, n_rows(prompts), hf_model.config.hidden_size)
+        for batch in prompts:
             with torch.inference_mode():
                 intervenable({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask})
             for layer, value in kept.items():
@@ -148,9 +152,15 @@ def with_pyvene(hf_model: Any, prompts: PromptSet) -> Any:
     return run
 
 
-def _batches(prompts: PromptSet) -> Any:
-    examples = encode(subjects.tokenizer(), prompts, template="alpaca")
-    return (batch.to(device()) for batch in batches(examples, ROWS * max(map(len, examples))))
+def in_batches(tokenizer: Any, prompts: PromptSet, template: str) -> list[Batch]:
+    """The batches that suit the peers."""
+    examples = encode(tokenizer, prompts, template=template)
+    return [batch.to(device()) for batch in batches(examples, ROWS * max(map(len, examples)))]
+
+
+def n_rows(prompts: list[Batch]) -> int:
+    """Prompts of all batches."""
+    return sum(len(batch.rows) for batch in prompts)
 
 
 def _seconds(model: Any, n: int) -> float:

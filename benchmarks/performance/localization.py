@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,14 @@ TEMPLATE_OF = {
 
 def rows(quick: bool) -> list[Row]:
     """Against one deep copy a configuration and one prompt at a time, as published, and the same in batches."""
-    out = [row for name, template in TEMPLATE_OF.items() for row in _rows(quick, name, template)]
+    pool = [*catalog.prompts("over_rejection", "train"), *catalog.prompts("over_rejection", "test")]
+    prompts = PromptSet("over-rejection", tuple(pool[: 64 if quick else 731]))
+    blocks, few = (BLOCKS[:3], 4) if quick else (BLOCKS, 16)
+    out = []
+    for name, template in TEMPLATE_OF.items():
+        hf_model, tokenizer = load_checkpoint("aligned", None, device(), None)
+        what = f"{len(prompts)} prompts, {name}"
+        out += compared(what, hf_model, tokenizer, prompts, blocks, template, few)
     return out + _growth(quick)
 
 
@@ -57,13 +65,19 @@ def _growth(quick: bool) -> list[Row]:
     ]
 
 
-def _rows(quick: bool, name: str, template: str) -> list[Row]:
-    hf_model, tokenizer = load_checkpoint("aligned", None, device(), None)
+def compared(
+    of: str,
+    hf_model: Any,
+    tokenizer: Any,
+    prompts: PromptSet,
+    blocks: Sequence[LayerRange],
+    template: str,
+    n_published: int,
+    rounds: int = 1,
+) -> list[Row]:
+    """The rows of one model and one set of prompts; the published way takes too long for more than a few of them."""
     model = sc.load_model(hf_model, tokenizer=tokenizer)
-    pool = [*catalog.prompts("over_rejection", "train"), *catalog.prompts("over_rejection", "test")]
-    prompts = PromptSet("over-rejection", tuple(pool[: 64 if quick else 731]))
-    few = prompts.take(4 if quick else 16)  # the published way takes too long for all: its time is scaled up
-    blocks = BLOCKS[:3] if quick else BLOCKS
+    few = prompts.take(n_published)  # its time is scaled up
     verdicts: dict[str, torch.Tensor] = {}
     work: dict[str, int] = {}
     least: dict[str, float] = {}
@@ -94,11 +108,11 @@ def _rows(quick: bool, name: str, template: str) -> list[Row]:
         "batched": lambda: theirs("batched", prompts, ROWS),
         "published": lambda: theirs("published", few, 1),
     }
-    seconds = interleaved(ways, 1)
+    seconds = interleaved(ways, rounds)
     share = len(few) / len(prompts)
     out = []
     for mine, more in (("ours", ""), ("early_stop", ", early_stop")):
-        what = f"localization, {len(blocks)} configurations x {len(prompts)} prompts, {name}{more}"
+        what = f"localization, {len(blocks)} configurations x {of}{more}"
         for which, peer, aim, part in (
             ("published", f"a deep copy each, one prompt at a time (timed on {len(few)})", 20.0, share),
             ("batched", "a deep copy each, batched generate", 3.0, 1.0),

@@ -18,7 +18,7 @@ def main(what: str, shape: str, n: int) -> float:
     prompts = subjects.prompts(n)
     # Both ways have imported and run everything once, so that only the model and the work are counted.
     warm = subjects.plain("tiny")
-    collection.hidden_states(warm, prompts.take(2))
+    collection.hidden_states(warm, collection.in_batches(subjects.tokenizer(), prompts.take(2), "alpaca"))
     sc.collect_residuals(subjects.hooked(warm), prompts.take(2), template="alpaca")
     before = _status("VmRSS")
     hf_model = subjects.plain(shape)

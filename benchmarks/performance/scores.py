@@ -11,7 +11,7 @@ from benchmarks.performance import subjects
 from benchmarks.performance.timing import Row, device, faster, growth, interleaved, within
 from safecircuits.model.sites import unit_hook
 from safecircuits.prompts.batching import MAX_TOKENS, batches
-from safecircuits.prompts.prompt_set import PromptSet, encode
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
 
 WHAT = "WIFV scores"
 
@@ -21,36 +21,45 @@ def rows(quick: bool) -> list[Row]:
     shape, n, width = ("small", 32, 96) if quick else ("big", 128, 256)
     hf_model = subjects.plain(shape)
     model, data = subjects.hooked(hf_model), subjects.long_texts(n, width)
+    what = f"{WHAT}, {n} x {width} tokens"
+    sizes = [8, 16, 32]
+    return [
+        *compared(what, hf_model, model, data, 2 if quick else 1),
+        growth(WHAT, "texts", sizes, [_seconds(model, subjects.long_texts(k, 96)) for k in sizes], 1.1),
+        growth(WHAT, "neurons a layer", [344, 688, 1376], [_wide(k) for k in (344, 688, 1376)], 1.1),
+    ]
+
+
+def compared(what: str, hf_model: Any, model: Any, data: PromptSet, rounds: int) -> list[Row]:
+    """The rows of one model: its template is none, so that the texts are all that there is."""
     kept: dict[str, Any] = {}
 
     def ours() -> None:
-        kept["ours"] = sc.score_units(model, data, tokens="all", template="none").scores
+        # The peers do not know of positions that every text begins with, so none is left out here.
+        kept["ours"] = sc.score_units(model, data, tokens="all", template="none", count_beginning=True).scores
 
+    examples = encode(model.tokenizer, data, template="none", with_responses=True)
     ways = {
         "ours": ours,
-        "plain": lambda: forward_only(hf_model, data),
-        "body": lambda: forward_only(hf_model.model, data),
-        "flap": lambda: kept.update(flap=flap(hf_model, data)),
-        "cache": lambda: kept.update(cache=from_cache(model, data)),
+        "plain": lambda: forward_only(hf_model, examples),
+        "body": lambda: forward_only(hf_model.model, examples),
+        "flap": lambda: kept.update(flap=flap(hf_model, examples)),
+        "cache": lambda: kept.update(cache=from_cache(model, examples)),
     }
-    seconds = interleaved(ways, 2 if quick else 1)
+    seconds = interleaved(ways, rounds)
     equal = {
         name: all(torch.allclose(kept["ours"][s], kept[name][s].cpu(), rtol=1e-3) for s in ("mlp", "attn"))
         for name in ("flap", "cache")
     }
-    what = f"{WHAT}, {n} x {width} tokens"
     took = seconds["ours"]
-    share = _share_of_products(model, data.take(32))
+    share = _share_of_products(model, data.take(min(32, len(data))))
     limits = {peer: _why(seconds, peer, share) for peer in ("flap", "cache")}
-    sizes = [8, 16, 32]
     return [
         within(what, "one plain forward pass", took, seconds["plain"], 1.1, None),
         faster(what, "FLAP's method: stored inputs, a pass a layer and text", took, seconds["flap"], 3.0, equal["flap"])
         | limits["flap"],
         faster(what, "run_with_cache of all, then variance", took, seconds["cache"], 3.0, equal["cache"])
         | limits["cache"],
-        growth(WHAT, "texts", sizes, [_seconds(model, subjects.long_texts(k, 96)) for k in sizes], 1.1),
-        growth(WHAT, "neurons a layer", [344, 688, 1376], [_wide(k) for k in (344, 688, 1376)], 1.1),
     ]
 
 
@@ -77,14 +86,14 @@ def _why(seconds: dict[str, float], peer: str, share: float) -> Row:
     }
 
 
-def forward_only(hf_model: Any, data: PromptSet) -> None:
+def forward_only(hf_model: Any, examples: list[Encoded]) -> None:
     """One pass over all tokens."""
     with torch.inference_mode():
-        for batch in _batches(data):
+        for batch in _batches(examples):
             hf_model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
 
-def flap(hf_model: Any, data: PromptSet) -> dict[str, torch.Tensor]:
+def flap(hf_model: Any, examples: list[Encoded]) -> dict[str, torch.Tensor]:
     """The inputs of a layer stored, one text at a time through it, its statistics, its outputs stored; layer by layer.
 
     With an exact variance in place of FLAP's running one, whose mean is one batch behind.
@@ -93,7 +102,7 @@ def flap(hf_model: Any, data: PromptSet) -> dict[str, torch.Tensor]:
     scores: dict[str, list[torch.Tensor]] = {"mlp": [], "attn": []}
     body, n_heads = hf_model.model, hf_model.config.num_attention_heads
     with torch.inference_mode():
-        for example in encode(subjects.tokenizer(), data, template="none", with_responses=True):
+        for example in examples:
             inputs.append(body.embed_tokens(torch.tensor([example.ids], device=device())))
         for layer in body.layers:
             seen: dict[str, list[torch.Tensor]] = {"mlp": [], "attn": []}
@@ -114,13 +123,13 @@ def flap(hf_model: Any, data: PromptSet) -> dict[str, torch.Tensor]:
     return {site: torch.stack(values) for site, values in scores.items()}
 
 
-def from_cache(model: Any, data: PromptSet) -> dict[str, torch.Tensor]:
+def from_cache(model: Any, examples: list[Encoded]) -> dict[str, torch.Tensor]:
     """All activations of all texts cached, then their variance."""
     n_layers = model.cfg.n_layers
     names = {(site, layer): unit_hook(site, layer) for site in ("mlp", "attn") for layer in range(n_layers)}
     seen: dict[Any, list[torch.Tensor]] = {key: [] for key in names}
     with torch.inference_mode():
-        for batch in _batches(data):
+        for batch in _batches(examples):
             _, cache = model.run_with_cache(
                 batch.input_ids, attention_mask=batch.attention_mask, names_filter=list(names.values())
             )
@@ -134,8 +143,7 @@ def from_cache(model: Any, data: PromptSet) -> dict[str, torch.Tensor]:
     return {site: torch.stack(values) for site, values in scores.items()}
 
 
-def _batches(data: PromptSet) -> Any:
-    examples = encode(subjects.tokenizer(), data, template="none", with_responses=True)
+def _batches(examples: list[Encoded]) -> Any:
     return (batch.to(device()) for batch in batches(examples, MAX_TOKENS))
 
 
