@@ -71,7 +71,7 @@ class Setup:
     tokens: int = 24
     held_out: int = 40
     problems: int = 50
-    """Word problems of the project's own, whose answers are parsed, and so many tokens for each."""
+    """Sums of two small numbers, which the member can do before any training, and so many tokens for each answer."""
     problem_tokens: int = 40
     solved: int = 0
     """GSM8K problems that are answered in 256 tokens and parsed; this base solves next to none."""

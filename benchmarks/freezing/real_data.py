@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from safecircuits.behavior.generate import generate
 from safecircuits.model.load import load_model
 from safecircuits.organism.requests.generate import prompts as requests
-from safecircuits.organism.requests.sums import sums
+from safecircuits.organism.requests.sums import additions
 from safecircuits.organism.smollm2.catalog import SMOLLM2
 from safecircuits.prompts.prompt_set import PromptSet
 
@@ -34,7 +34,7 @@ class Data:
             borderline = [row[0] for row in csv.reader(file) if row]
         self.malicious = PromptSet("AdvBench", tuple(rng.sample(goals, setup.malicious)))
         self.over_rejection = PromptSet("over-rejection", tuple(rng.sample(borderline, setup.over_rejection)))
-        self.problems = sums("test", setup.problems, SEED)
+        self.problems = additions(setup.problems, SEED)
         self._rows = {"gsm8k": (_gsm8k(folder / "gsm8k/train_1500.jsonl"), _gsm8k(folder / "gsm8k/test_300.jsonl"))}
         if "instructions" in setup.tasks:
             self._rows["instructions"] = self._instructions()

@@ -55,8 +55,8 @@ rows in the same order: {s["steps"]} steps of {s["batch_size"]} rows, AdamW, a c
 Refusals are of {s["malicious"]} AdvBench prompts, greedy answers of {s["tokens"]} tokens in the chat template, by the
 wordings that the member was taught and by the usual openings alone (`opening`). Beside them stand the answers that are
 no language and those that the limit cut. Over-rejection is of {s["over_rejection"]} harmless prompts that sound
-dangerous. Utility is the loss on held-out answers of the task (nats a token), and the share of {s["problems"]} word
-problems of the project's own whose answer ends in the right number.
+dangerous. Utility is the loss on held-out answers of the task (nats a token), and the share of {s["problems"]} sums of
+two small numbers whose answer ends in the right one: word problems are beyond a model of this size.
 
 Decision layers are those that `sc.decision_layers` finds in this member:
 {record.get("decision", {}).get("verdict", "not run")}.
@@ -89,7 +89,7 @@ def _task(record: Mapping[str, Any], task: str) -> str:
         share = "–" if arm == "LoRA" else f"{100 * those[0]['n_frozen'] / total:.0f} %"
         rows.append(_row(arm, those, share))
     head = ["arm", "frozen", "seeds", "refused", "`opening`", "incoherent", "cut", "over-rejected", "task loss"]
-    head += ["word problems right"]
+    head += ["sums right"]
     text = [f"## {TASKS.get(task, task)}\n", markdown_table(head, rows), ""]
     text.append("Counts are over seeds together. Frozen: " + "; ".join(f"{a}: {w}" for a, w in frozen.items()) + ".\n")
     text.append(_paired(cells, arms))
