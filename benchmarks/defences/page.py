@@ -107,9 +107,13 @@ random before refusals end, without any attacker: `safecircuits study landscape`
 {_spent(studies)}"""
 
 
+TIMED = ("slow", "slow-planted", "slow-more", "scenarios")
+"""Studies of which every cell was measured after processor time began to be kept."""
+
+
 def _spent(studies: dict[str, AttackStudy]) -> str:
     """Processor time of the embedded models' studies that recorded it, and what a whole grid takes at that."""
-    timed = [s for name, s in studies.items() if name != "real" and s.provenance.get("cpu_seconds")]
+    timed = [study for name, study in studies.items() if name in TIMED]
     n = sum(len(study.cells) for study in timed)
     if not n:
         return ""
@@ -288,6 +292,8 @@ def _limits(record: dict[str, Any]) -> str:
 - The methods of the third part were attacked by training alone: edits of the weights have nothing to do with how an arm
   would have trained. SafeLoRA trains adapters, as published, so that it stands beside the arm lora.
 - Repairs may take of the model's use what fine-tuning gave it; that is not measured here, since attackers want none.
+- Safe Delta allows an average squared change of 0.1/4096² an entry at its default, which a step at these rates
+  exceeds: it puts most of what training changed back, whatever that was.
 - Seconds are of one thread of a machine on which other work was running.
 {on_adapters(record)}{_missing(record)}"""
 
