@@ -375,6 +375,16 @@ def test_the_page_is_what_its_results_say(published: dict[str, Any]) -> None:
     assert render(changed) != render(published)
 
 
+def test_the_real_members_page_is_what_its_results_say_and_every_row_has_a_reason() -> None:
+    results = json.loads((DOCS / "leaderboard_real.json").read_text(encoding="utf-8"))
+    page = (DOCS / "leaderboard_real.md").read_text(encoding="utf-8")
+    assert page == render(results)
+    names = {one.name for one in localizers()}
+    for member in results["members"].values():
+        assert set(member["cells"]) >= names
+        assert all(cell.get("overlap") is not None or cell["not run"] for cell in member["cells"].values())
+
+
 def test_every_member_has_been_through_every_localizer(published: dict[str, Any]) -> None:
     names = {one.name for one in localizers()}
     for member in published["members"].values():

@@ -21,6 +21,9 @@ USES: dict[str, Callable[[Any, Any], Any]] = {
     "patched answers": lambda a, b: sc.behavior.generate_patched(
         a, b, PROMPTS, {"": sc.FreezeMask.of_units({"mlp": {0: [1]}}, a)}
     ),
+    "patched divergences": lambda a, b: sc.behavior.patched_divergences(
+        a, b, sc.behavior.KLReference.of(a, PROMPTS, n_tokens=1), {"": sc.FreezeMask.of_units({"mlp": {0: [1]}}, a)}
+    ),
     "depth": lambda a, b: sc.behavior.alignment_depth(b, a, PROMPTS),
 }
 

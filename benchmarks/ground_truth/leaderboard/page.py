@@ -108,8 +108,8 @@ def _opening(results: dict[str, Any]) -> str:
     what = paragraph(
         f"""Refusal is said to sit in a block of layers, in a few units, or in one direction. Here methods that locate
         one of these objects are run on {sum(n.values())} {kinds} in which refusal was *planted*, so that the answer is
-        known. A method may be chosen and tuned on the {n["development"]} development models; the first table of each
-        object is of the {n["judged"]} judged ones. All models are listed at the end."""
+        known. A method may be chosen and tuned on the development models ({n["development"]}); the first table of each
+        object is of the judged ones ({n["judged"]}). All models are listed at the end."""
     )
     how = paragraph(
         f"""**How to read a row.** *Overlap* compares what was found with what was planted, as the mean over models
@@ -152,6 +152,7 @@ def _on_real(results: dict[str, Any]) -> str:
     else:
         text += """ Here only *where* each method looks is compared with the known answer: what is left without what it
         found was not measured."""
+    text += " Members of the family that are not listed at the end were not measured."
     return text + " [The small models' page](leaderboard.md) has more models and every method."
 
 
