@@ -223,7 +223,7 @@ def test_a_run_can_be_saved_and_looked_at(tmp_path: Path) -> None:
 # --- cut off -----------------------------------------------------------------------------------------------------
 
 
-class CutOffError(Exception):
+class CutOffError(BaseException):
     pass
 
 
