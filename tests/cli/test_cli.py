@@ -59,7 +59,7 @@ class TestLayers:
         command = ["layers", "similarity", *ALIGNED, *SETS, "--n", "12", "--draws", "20", "--out", out]
         got = succeed(*command)
         found = sc.layers.GapComparison.load(out / "results" / "comparison")
-        sets = [sc.load_prompts(f"organism:{kind}", n=12) for kind in ("normal", "malicious")]
+        sets = [sc.load_prompts(f"organism:{kind}", n=12, responses="") for kind in ("normal", "malicious")]
         alone = sc.layer_gap(sc.load_model("aligned"), *sets)
         torch.testing.assert_close(found.gaps["aligned"].gap_deg, alone.gap_deg)
         assert table(out, "gap")["gap_deg"].tolist() == pytest.approx(alone.gap_deg.tolist())
