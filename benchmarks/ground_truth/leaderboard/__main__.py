@@ -64,6 +64,7 @@ class Board:
         enough = "above" if self.judged else "overlap"
         due = [one for one in wanted if enough not in cells.get(one.name, {}) or one.name in again]
         cells |= {name: {"not run": why} for name, why in left_out.items() if "overlap" not in cells.get(name, {})}
+        self._save()
         lacks_objects = self.judged and "objects" not in member
         if not due and not lacks_objects:
             return
