@@ -53,7 +53,11 @@ DETECTORS = ("taught", "opening")
 
 @dataclass(frozen=True)
 class Setup:
-    """What is run. The rate was chosen on the arm with nothing frozen alone: it loses a good part of its refusals."""
+    """What is run.
+
+    The rate was chosen on GSM8K and the arm with nothing frozen alone: of 97 refusals 1e-4 left 91, where no arm could
+    show anything; with a seed that is not reported (9) and 40 prompts, of 39 refusals 2e-4 left 27 and 4e-4 left 4.
+    """
 
     member: str = "aligned"
     tasks: tuple[str, ...] = ("gsm8k", "instructions")
@@ -61,8 +65,8 @@ class Setup:
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 30
     batch_size: int = 4
-    lr: float = 1e-4
-    lora_lr: float = 1e-3
+    lr: float = 2e-4
+    lora_lr: float = 2e-3
     """Adapters learn more slowly: ten times the rate of weights is usual."""
     max_length: int = 256
     mixed_precision: str | None = "bf16"

@@ -96,6 +96,7 @@ def generate_patched(
     return {name: completions_of(prompts, [written[i] for written in by_prompt], writer) for i, name in enumerate(sets)}
 
 
+@checked
 def patched_divergences(
     model: HookedModel,
     source: HookedModel,

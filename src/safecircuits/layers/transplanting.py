@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.errors import keeping
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
@@ -134,6 +135,7 @@ def transplant(source: Any, target: Any, layers: LayerRange | Sequence[int], *, 
     return result
 
 
+@checked
 def transplant_study(
     source: Any,
     target: Any,
