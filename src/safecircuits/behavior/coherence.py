@@ -2,8 +2,8 @@
 
 At eight tokens a text is four or five words, and salad of these looks like any other text to whoever counts. The model
 before it was changed knows better: what it finds less likely than ``limit`` nats a token is not its language. With
-SmolLM2-135M-Instruct its own sixteen answers of eight tokens cost 0.3 to 3.7 nats a token, those of layers 8 to 15
-scaled by 1.2 (still sentences) 1.9 to 5.0, by 1.3 (salad begins) 2.7 to 7.3 and by 1.4 (salad) 3.3 to 10.0; the limit
+SmolLM2-135M-Instruct its own sixteen answers of eight tokens cost 0.3 to 4.0 nats a token, those of layers 8 to 15
+scaled by 1.2 (still sentences) 1.2 to 4.9, by 1.3 (salad begins) 2.4 to 7.8 and by 1.4 (salad) 3.1 to 9.0; the limit
 is 5.4 (``python -m benchmarks.models.coherence``).
 
 The first token is left out: how an answer begins is the choice between refusing and complying, which is what changes

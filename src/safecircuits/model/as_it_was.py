@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,6 +14,8 @@ from safecircuits.model.fused import fuse_again
 from safecircuits.model.in_use import used_alone
 from safecircuits.model.parameters import live_parameters
 from safecircuits.model.sites import HookedModel
+
+_Part: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class AsItWas:
@@ -52,12 +55,33 @@ class AsItWas:
     @property
     def is_there(self) -> bool:
         """Whether the model still computes with these weights: not where they were split among processes."""
+        return self._now() is not None
+
+    def _now(self) -> list[tuple[torch.Tensor, _Part]] | None:
+        """For each tensor that was kept what the model computes with, and what of the kept values that is.
+
+        A tensor of which a part is frozen is held in two pieces while the others train; the frozen one has not moved.
+        """
         own = {id(p) for p in self.model.parameters()}
-        return all(id(p) in own for p in self._live)
+        pieces: dict[Any, Any] = {
+            module.stands_for: module for module in self.model.modules() if hasattr(module, "stands_for")
+        }
+        found: list[tuple[torch.Tensor, _Part]] = []
+        for parameter in self._live:
+            piece = pieces.get(id(parameter))
+            if piece is not None and not hasattr(piece.part, "full_tensor"):
+                found.append((piece.part, piece.trainable))
+            elif id(parameter) in own:
+                found.append((parameter, _whole))
+            else:
+                return None
+        return found
 
     @contextmanager
     def back(self) -> Iterator[HookedModel]:
         """Inside the block the model has the weights that it had; afterwards to the bit those that it has now."""
+        now = self._now()
+        assert now is not None, "asked of a model whose weights are split among processes"
         with (
             used_alone(self.model),
             torch.no_grad(),
@@ -65,8 +89,8 @@ class AsItWas:
         ):
             moved: list[int] = []
             try:
-                for i, parameter in enumerate(self._live):
-                    value = _read(self._then, i)
+                for i, (parameter, part) in enumerate(now):
+                    value = part(_read(self._then, i))
                     if not torch.equal(value, parameter.detach().cpu()):
                         _write(parameter, Path(folder), i)
                         moved.append(i)
@@ -75,8 +99,12 @@ class AsItWas:
                 yield self.model
             finally:
                 for i in moved:
-                    self._live[i].copy_(_read(Path(folder), i))
+                    now[i][0].copy_(_read(Path(folder), i))
                 fuse_again(self.model)
+
+
+def _whole(kept: torch.Tensor) -> torch.Tensor:
+    return kept
 
 
 def write_weights(model: HookedModel, folder: Path) -> None:

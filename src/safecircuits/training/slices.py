@@ -37,6 +37,11 @@ class Slice(nn.Module):
         self.part = nn.Parameter(along.select(original.detach(), self.index))
         self.rest = along.select(original.detach(), stays.to(original.device))
         self.watch = Watch()
+        self.stands_for = id(original)
+
+    def trainable(self, whole: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Of other values of the whole tensor, those of the piece that trains."""
+        return self.along.select(whole, self.index.to(whole.device))
 
     def forward(self) -> Float[Tensor, "..."]:
         """The whole tensor, with a gradient to ``part``."""
