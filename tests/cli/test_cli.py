@@ -140,7 +140,10 @@ class TestLayers:
         )
         assert "layers [3, 5]" in got.stdout
         assert list(table(tmp_path / "out", "decision")["decides"]) == [3 <= layer <= 5 for layer in range(8)]
-        assert sc.FreezeMask.load(tmp_path / "out" / "freeze.safetensors").whole_layers == (3, 4, 5)
+        mask = sc.FreezeMask.load(tmp_path / "out" / "freeze.safetensors")
+        assert mask.whole_layers == (3, 4, 5)
+        share = 100 * mask.share_of_parameters(sc.load_model("planted-layers"))
+        assert f"freeze.safetensors: layers [3, 5], {share:.2f} % of the model's parameters" in got.stdout
 
     def test_an_interrupted_grid_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         command = ["layers", "grid", *ALIGNED, *BORDERLINE, "--n", "4", "--alpha", "1.3", "--max-length", "1"]
@@ -492,6 +495,7 @@ class TestDoctor:
         assert rows["torch"]["found"] == torch.__version__
         assert rows["demo"]["ok"] is True
         assert rows["--backend bridge"]["ok"] is True
+        assert ("smollm2:layers-12-16" in rows["smollm2:NAME"]["found"]) == rows["smollm2:NAME"]["ok"]
         assert "can run here" in succeed("doctor").stdout
 
     def test_one_thread_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:

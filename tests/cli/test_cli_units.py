@@ -139,11 +139,11 @@ class TestUnits:
         control = want.to_frame().set_index("removed").loc["random, as many as SCU"]
         shares = f"malicious refused {100 * control.malicious_refused:.1f} %, utility {100 * control.utility:.1f} %"
         assert f"without as many random units (1 draw): {shares}" in got.stdout
-        assert "cannot decide whether chance does the same: take 5 (--controls 5)" in got.stdout
+        assert "cannot decide whether chance does the same: --controls 5 can" in got.stdout
         exhibit = removal_exhibit(
             StudyPage(), "a", "", "", AblationTable.load(tmp_path / "run" / "results" / "ablation")
         )
-        assert exhibit.caption.startswith(f"Diamonds: {ONE_DRAW} (--controls 5). Of the answers to malicious prompts")
+        assert exhibit.caption.startswith(f"Diamonds: {ONE_DRAW}. Of the answers to malicious prompts")
         assert load_run(tmp_path / "run")["inputs"]["groups"]["source"] == str(classified)
         nowhere = ["units", "ablate", *ALIGNED, "--groups", tmp_path / "no", *measured, "--out", tmp_path / "x"]
         assert "give the --out of safecircuits units classify" in refuse(*nowhere)

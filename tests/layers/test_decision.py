@@ -191,6 +191,17 @@ def test_resampling_does_not_see_the_order_of_the_pairs(found: DecisionLayers, c
     assert replace(found, effect=effect[:, order], full=full[order]).resampled == one.resampled
 
 
+def test_the_caveat_is_that_of_the_resamples_or_that_nothing_was_measured(found: DecisionLayers) -> None:
+    assert found.caveat == ""  # of the planted block nearly all resamples are sure
+    mixed = found.effect.clone()
+    mixed[:, ::2] = mixed[:, ::2].flip(0)  # half of the pairs decide elsewhere
+    unsure = replace(found, effect=mixed)
+    assert unsure.resampled is not None
+    assert (unsure.resampled.share(found.layers) < 0.5) == ("are a best guess" in unsure.caveat)
+    assert "are a best guess" in unsure.caveat
+    assert replace(found, layers=None).caveat.startswith("nothing was measured")
+
+
 def test_a_result_survives_the_disk(found: DecisionLayers, tmp_path: Path) -> None:
     assert DecisionLayers.load(found.save(tmp_path / "decision")).equals(found)
 

@@ -259,7 +259,7 @@ class TestVerdict:
     def test_one_draw_cannot_decide_and_says_so(self) -> None:
         shows, text = removal_verdict(*self.row(0, (100,)), "malicious_refused", "falls")
         assert shows == "unclear"
-        assert "take 5 (--controls 5)" in text
+        assert "chance does the same: --controls 5 can" in text
         assert "--controls" not in removal_verdict(*self.row(0, (100, 95)), "malicious_refused", "falls")[1]
 
 

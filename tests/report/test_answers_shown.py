@@ -60,4 +60,9 @@ def test_a_page_opens_with_the_model_the_tally_and_a_caveat() -> None:
     assert what.count("aligned") == 1
     assert "Of 3 claims" in found
     assert re.search("2 prompts", caveat)
+    what, found, caveat = opening(
+        "safecircuits layers decide", "mine", [], VIEWS, findings=["layers [3, 5].", "more"], doubts=["a guess", "less"]
+    )
+    assert (what, found) == ("safecircuits layers decide on “mine”.", "Found: layers [3, 5].")
+    assert caveat == "Largest caveat: a guess."  # before how many prompts there are
     assert "toy" not in opening("study ssah", "meta/llama", [], [])[0]

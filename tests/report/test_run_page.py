@@ -18,6 +18,8 @@ from safecircuits.layers.pairs import PairCurve
 from safecircuits.layers.similarity import LayerGap
 from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.report.run_pages import doubts
+from safecircuits.report.saved import SavedRun
 from safecircuits.results.load_record import load_run
 from safecircuits.results.result import Result
 from safecircuits.results.run import RunDirectory
@@ -61,6 +63,22 @@ def test_results_alone_are_drawn_with_their_numbers(tmp_path: Path) -> None:
     assert localization().verdict in page
     for number in ("9", "0.7", "8"):
         assert f"<td>{number}</td>" in page
+
+
+def test_a_page_opens_with_what_was_found_and_what_its_results_hold_against_it(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", "study of mine", {}) as run:
+        for name, result in RESULTS.items():
+            run.result(name, result)
+        run.say(TABLE.verdict)
+    saved = SavedRun.open(tmp_path / "run")
+    results = {name: saved.result(name) for name in saved.kinds()}
+    own = [localization().caveat, TABLE.caveat]
+    assert own[0] == "layers [1, 2] are one of several blocks that did as well, within noise"
+    assert doubts(results, []) == own
+    assert doubts(results, [f"caveat: {TABLE.caveat}"]) == own[::-1]  # what the run itself told comes first
+    lines = re.findall(r"<li>(.+)</li>", page_of(tmp_path / "run").partition("</header>")[0])
+    found = TABLE.verdict.splitlines()[0]
+    assert lines == ["safecircuits study of mine.", f"Found: {found}.", f"Largest caveat: {own[0]}."]
 
 
 def test_a_figure_says_what_it_is_of_and_is_not_drawn_twice(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safecircuits.base.text import percent
 from safecircuits.base.vocabulary import LayerRange
 
 DRAWS = 1000
+SURE = 0.5
+"""The share of resamples from which on a range is more than a guess."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,25 @@ class RangeResamples:
         if layers is not None and none:
             parts.append(f"none in {100 * none:.0f} %")
         return "; ".join(parts)
+
+    def doubt(self, layers: LayerRange | None) -> str:
+        """Why these layers are no more than a guess; empty where at least half of the resamples name just them.
+
+        Examples:
+            >>> found = RangeResamples((LayerRange(3, 5), LayerRange(3, 6), LayerRange(2, 6)))
+            >>> print(found.doubt(LayerRange(3, 5)).partition(":")[0])
+            layers [3, 5] are a best guess
+        """
+        if layers is None or self.share(layers) >= SURE:
+            return ""
+        assert self.bounds is not None
+        ends = zip(("first layer", "last"), self.bounds, strict=True)
+        between = ", ".join(f"{name} {low} to {high}" for name, (low, high) in ends if low < high)
+        between = f" ({between})" if between else ""
+        return (
+            f"layers {layers} are a best guess: {len(self.draws):,} resamples of the prompts gave exactly these in "
+            f"only {percent(self.share(layers))} of cases{between}; more prompts make it surer"
+        )
 
     def record(self, layers: LayerRange | None) -> dict[str, Any]:
         """``share`` of resamples that name ``layers``, intervals of ``first`` and ``last``, share of ``none``."""

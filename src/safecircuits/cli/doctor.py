@@ -138,6 +138,7 @@ def _capabilities() -> list[dict[str, Any]]:
 
     from safecircuits.organism.catalog import stage_path
     from safecircuits.organism.recipe import STAGES
+    from safecircuits.organism.smollm2.base import base_file
 
     part, rows = "can run here", []
     hooked = (
@@ -153,6 +154,11 @@ def _capabilities() -> list[dict[str, Any]]:
         rows.append(_row(part, "demo", "the embedded models are here: safecircuits demo", True))
     except FileNotFoundError as error:
         rows.append(_row(part, "demo", str(error), False))
+    try:
+        base_file()
+        rows.append(_row(part, "smollm2:NAME", "the small real model is here: --model smollm2:layers-12-16", True))
+    except ValueError as error:
+        rows.append(_row(part, "smollm2:NAME", str(error), False))
     # Weights, and about a quarter more for activations; training adds gradients and AdamW's two moments.
     for what, free, bytes_each, precision in (
         ("on the CPU", _free_memory(), 4, "float32"),

@@ -171,6 +171,11 @@ class Run:
         assert self.directory is not None
         self.directory.say(text)
 
+    def say_caveat(self, found: Any) -> None:
+        """What a result holds against itself, if anything: its page opens with it, too."""
+        if found.caveat:
+            self.say(f"caveat: {found.caveat}")
+
     def answer(self, **values: Any) -> None:
         """What the run found, as JSON by name: the first thing that ``--json`` prints."""
         assert self.directory is not None

@@ -12,6 +12,9 @@ from safecircuits.base.resamples import DRAWS, multiplicities
 from safecircuits.base.stats import canonical_order
 from safecircuits.layers.sweep_point import SweepPoint
 
+NOTHING_MOVED = "layers {layers} are no finding: scaling them changes refusals no more than chance, or the wrong way"
+"""What is held against a block whose scaling did not move refusals as it should."""
+
 
 def resampled_best(points: Sequence[SweepPoint], up: bool) -> list[SweepPoint]:
     """The point of extreme count in each bootstrap resample of the prompts, the first of those given among equals.

@@ -175,6 +175,17 @@ class GapComparison(Result):
             lines.append(line)
         return "\n".join(lines)
 
+    @property
+    def caveat(self) -> str:
+        """What to hold against it first, of the first model of which there is something; else empty."""
+        for name, gap in self.gaps.items():
+            onset = self.onsets[name]
+            if gap.within_noise:
+                return f"the gap of {name} is within noise: prompts dealt out to two sets at random show as large a one"
+            if doubt := self.intervals[name].resampled.doubt(onset.layers if onset else None):
+                return f"where the gap of {name} begins is not sure: {doubt}"
+        return ""
+
     def __str__(self) -> str:
         return self.verdict
 

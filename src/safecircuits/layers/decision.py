@@ -158,6 +158,13 @@ class DecisionLayers(Result):
         carried = "from {:.0%} to {:.0%} of the decision".format(*self.grows)
         return f"layers {self.layers} ({self.resampled.words(self.layers)}), {carried}; {rates}"
 
+    @property
+    def caveat(self) -> str:
+        """What to hold against it first; empty if the layers are sure."""
+        if self.resampled is None:
+            return "nothing was measured: refusals of malicious and of harmless prompts differ within noise"
+        return self.resampled.doubt(self.layers)
+
     def to_frame(self) -> pd.DataFrame:
         """One row a layer."""
         import pandas as pd

@@ -17,6 +17,7 @@ from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.choice import (
+    NOTHING_MOVED,
     against_unscaled,
     best_against,
     moves,
@@ -107,6 +108,15 @@ class ScalingGrid(Result):
         if nothing := against_unscaled(self.p, len(self.points), moves(best, self.baseline, up), up):
             return f"{block}; {nothing}"
         return f"{block}; {len(self.rivals)} of {len(self.points) - 1} other blocks are within noise of it"
+
+    @property
+    def caveat(self) -> str:
+        """What to hold against it first; empty if the block is sure."""
+        if not self.located:
+            return NOTHING_MOVED.format(layers=self.best.layers)
+        if self.rivals:
+            return f"layers {self.best.layers} are one of {len(self.rivals) + 1} blocks that do as well, within noise"
+        return self.resampled.doubt(self.best.layers)
 
     def to_frame(self) -> pd.DataFrame:
         """Counts as a table: rows are first layers, columns last layers; empty where there is no block."""

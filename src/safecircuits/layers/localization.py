@@ -19,6 +19,7 @@ from safecircuits.base.resamples import RangeResamples
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.layers.by_category import points_by_category
 from safecircuits.layers.choice import (
+    NOTHING_MOVED,
     against_unscaled,
     best_against,
     moves,
@@ -153,6 +154,15 @@ class Localization(Result):
             return f"{block}; {nothing}"
         rivals = [str(p.layers) for p in {id(p): p for p in (*self.upper.rivals, *self.lower.rivals)}.values()]
         return f"{block}; within noise of {', '.join(rivals)}" if rivals else f"{block}; apart from its neighbours"
+
+    @property
+    def caveat(self) -> str:
+        """What to hold against it first; empty if the block is sure."""
+        if not self.located:
+            return NOTHING_MOVED.format(layers=self.layers)
+        if self.within_noise:
+            return f"layers {self.layers} are one of several blocks that did as well, within noise"
+        return self.resampled.doubt(self.layers)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a configuration: bound, range, count, its paired difference to the unscaled model in prompts, and the

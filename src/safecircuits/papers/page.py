@@ -93,7 +93,7 @@ def removal_exhibit(
     plot_ablation(table, ax=made.axes(name))
     drawn = "Diamonds and dots: without as many random units, the mean and each draw."
     if any(len(row.random_controls) == 1 for row in table.rows):
-        drawn = f"Diamonds: {ONE_DRAW} (--controls 5)."
+        drawn = f"Diamonds: {ONE_DRAW}."
     counts = at_most([row for both in ablations(table) for row in both.values()], REFUSED)
     caption = f"{lead}{drawn}" + (f" Of the answers to malicious prompts {counts}." if counts else "")
     return Exhibit(name, label, caption, numbers or [removal_table(table, "activations set to zero")])

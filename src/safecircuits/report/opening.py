@@ -36,7 +36,14 @@ def tally(conclusions: Iterable[Record]) -> str:
 
 
 def opening(
-    what: str, source: object, conclusions: Sequence[Record], views: Sequence[View], *, seeds: int | None = None
+    what: str,
+    source: object,
+    conclusions: Sequence[Record],
+    views: Sequence[View],
+    *,
+    seeds: int | None = None,
+    findings: Sequence[str] = (),
+    doubts: Sequence[str] = (),
 ) -> list[str]:
     """The opening of a page, a sentence a line.
 
@@ -45,6 +52,8 @@ def opening(
         source: of the model.
         views: the answers that its numbers count.
         seeds: of what was trained; None if nothing was.
+        findings: in words; the first is said where nothing was claimed.
+        doubts: what the results themselves hold against what they found, the largest first.
     """
     stage = embedded(source)
     named = any(f"“{name}”" in what for name in (source, str(source).removeprefix("organism:")))
@@ -55,10 +64,12 @@ def opening(
     lines = [f"{what}{model}." if model.startswith(",") else f"{what} {model}".strip() + "."]
     if conclusions:
         lines.append(f"Of {len(conclusions)} claims {tally(conclusions)}.")
-    return [*lines, f"Largest caveat: {caveat(conclusions, views, seeds)}"]
+    elif findings:
+        lines.append(f"Found: {findings[0].rstrip('.')}.")
+    return [*lines, f"Largest caveat: {caveat(conclusions, views, seeds, doubts)}"]
 
 
-def caveat(conclusions: Sequence[Record], views: Sequence[View], seeds: int | None) -> str:
+def caveat(conclusions: Sequence[Record], views: Sequence[View], seeds: int | None, doubts: Sequence[str] = ()) -> str:
     """What a reader must hold against the numbers first."""
     judged = [view for view in views if "right" not in view.found.verdicts and "wrong" not in view.found.verdicts]
     first = judged[0].found.tally if judged else None
@@ -67,6 +78,8 @@ def caveat(conclusions: Sequence[Record], views: Sequence[View], seeds: int | No
     if first is not None and first.cut is not None and first.cut >= CUT * first.n:
         share = percent(first.cut / first.n)
         return f"{share} of the model's answers were cut at the token limit, so that later refusals are not counted."
+    if doubts:
+        return f"{doubts[0]}."
     nothing = sum(str(one.get("shows")) == "inconclusive" for one in conclusions)
     if conclusions and 2 * nothing >= len(conclusions):
         return f"{nothing} of {len(conclusions)} claims could not show here, as there was nothing to lose or to find."

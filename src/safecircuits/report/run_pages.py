@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -15,6 +15,7 @@ from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.unit_views import units_shown
 from safecircuits.results.load_record import run_provenance
+from safecircuits.results.result import Result
 
 
 def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
@@ -57,10 +58,24 @@ def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
         facts=facts(run.record),
         conclusions=[],
         provenance=run_provenance(run.record),
-        opening=opening(f"safecircuits {run.command}", source, [], answers, seeds=seeds),
+        opening=opening(
+            f"safecircuits {run.command}",
+            source,
+            [],
+            answers,
+            seeds=seeds,
+            findings=findings,
+            doubts=doubts(results, findings),
+        ),
         answers=explored(answers, texts=texts),
         units=units_shown(results, texts=texts),
     )
+
+
+def doubts(results: Mapping[str, Result], findings: Sequence[str]) -> list[str]:
+    """What each result says must be held against it (its ``caveat``), if anything; first what the run itself told."""
+    said = [one for result in results.values() if (one := str(getattr(result, "caveat", "")))]
+    return sorted(said, key=lambda one: f"caveat: {one}" not in findings)
 
 
 def title(run: SavedRun) -> str:

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 Name = TypeVar("Name", str, int)
 
-ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether chance does the same: take 5"
+ONE_DRAW = "one draw of random units has no spread, so it cannot decide whether chance does the same: --controls 5 can"
 """What is said beside a comparison with a single draw."""
+NO_DRAW = "no random units stand beside those removed, so it cannot be told whether as many others do the same"
+"""What is said where there is no comparison."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,13 @@ class AblationTable(Result):
             beside = mean_rates(row.random_controls) if row.random_controls else {}
             lines.append(f"without {row.name} ({row.n_units:,} units): {_shown(row.behavior.rates, beside)}")
         return "\n".join(lines)
+
+    @property
+    def caveat(self) -> str:
+        """What to hold against it first: that nothing random, or too little, stands beside what was removed."""
+        if any(len(row.random_controls) == 1 for row in self.rows):
+            return ONE_DRAW
+        return NO_DRAW if any(not row.random_controls for row in self.rows) else ""
 
     def to_frame(self) -> pd.DataFrame:
         """One row an ablation: rates, KL to the intact model in nats; of random controls the mean over draws."""

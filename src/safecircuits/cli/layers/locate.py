@@ -26,6 +26,7 @@ from safecircuits.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from safecircuits.base.vocabulary import LayerRange
     from safecircuits.behavior.judge import JudgeDetector
     from safecircuits.layers.decision import DecisionLayers
     from safecircuits.layers.similarity import LayerGap
@@ -89,8 +90,6 @@ def localize(
     """
     from safecircuits.layers.localization import localize as locate
     from safecircuits.layers.malicious_check import answered_malicious
-    from safecircuits.masks.freeze_mask import FreezeMask
-    from safecircuits.model.sites import ModelShape
 
     given = None if start is None else layer_range(start)
     factor = alpha_option(alpha)
@@ -104,12 +103,13 @@ def localize(
     found_on = {"normal": n_set, "malicious": m_set, "over_rejection": borderline}
     model = run.model()
     begin: Any = given
+    instead = ""
     if n_set is not None and m_set is not None:
         gap = _gap(folder, model, n_set, m_set, template)
         begin = given or gap.onset()
         if begin is None:
             begin = _decision(folder, model, n_set, m_set, by, max_new_tokens, template)
-            run.say(f"the gap has no onset; starting from what decides: {begin.verdict}")
+            instead = f"the gap has no onset; starting from what decides: {begin.verdict}"
     found = locate(
         model,
         borderline,
@@ -133,17 +133,16 @@ def localize(
         folder.table("alpha_trials", _trials(found))
     folder.figure("sweeps", found.plot(axis()), of=found)
     run.say(found.verdict)
+    run.say(instead)
     run.answer(layers=[*found.layers], located=found.located, alpha=found.alpha, alpha_found=found.alpha_found)
     _tell_of_answers(run, found.baseline)
     if found.located or mask_anyway:
         origin = {"command": run.command, "model": run.source, "located": found.located}
         origin |= {"within_noise": found.within_noise, "resamples": found.resampled.share(found.layers)}
-        FreezeMask.layers(found.layers, ModelShape.of(model), origin).save(folder.file("freeze.safetensors"))
-    if found.located and found.within_noise:
-        run.say("freeze.safetensors is of that block, which is not told apart from the others named")
-    if not found.located:
-        what = "freeze.safetensors is of a block that was not located" if mask_anyway else "no freeze mask is written"
-        run.say(f"nothing was located: {what}" + " (--mask-anyway writes one)" * (not mask_anyway))
+        _freeze(run, folder, model, found.layers, origin)
+    else:
+        run.say("nothing was located: no freeze mask is written (--mask-anyway writes one)")
+    run.say_caveat(found)
     if not found.alpha_found:
         run.say(f"no alpha gave the spread that the search looks for; {found.alpha:g} came closest")
     if checked is not None:
@@ -180,9 +179,6 @@ def decide(
     Example: safecircuits layers decide --model organism:planted-layers --normal organism:normal
     --malicious organism:malicious --n 100 --out runs/decide
     """
-    from safecircuits.masks.freeze_mask import FreezeMask
-    from safecircuits.model.sites import ModelShape
-
     n_set, m_set = run.prompts("normal", normal), run.prompts("malicious", malicious)
     judge = judging.made(run)
     folder = judging.begin(run, judge)
@@ -194,14 +190,11 @@ def decide(
     run.answer(layers=None if found.layers is None else [*found.layers])
     if found.layers is None or found.resampled is None:
         run.say("no freeze mask is written")
+        run.say_caveat(found)
         return
-    often = found.resampled.share(found.layers)
-    origin = {"command": run.command, "model": run.source, "resamples": often}
-    FreezeMask.layers(found.layers, ModelShape.of(model), origin).save(folder.file("freeze.safetensors"))
-    if often < 0.5:
-        run.say(
-            f"freeze.safetensors is of layers that {1 - often:.0%} of resamples do not name: more prompts tell more"
-        )
+    origin = {"command": run.command, "model": run.source, "resamples": found.resampled.share(found.layers)}
+    _freeze(run, folder, model, found.layers, origin)
+    run.say_caveat(found)
 
 
 def grid(
@@ -273,10 +266,22 @@ def grid(
         folder.table("grid_by_category", kinds)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
+    run.say_caveat(found)
     best_layers = None if best.layers is None else [*best.layers]
     counts = {"refused": int(best.refused.sum()), "unscaled": int(found.baseline.refused.sum())}
     run.answer(layers=best_layers, **counts, n=len(best.refused))
     _tell_of_answers(run, found.baseline)
+
+
+def _freeze(run: Run, folder: RunDirectory, model: HookedModel, layers: LayerRange, origin: dict[str, Any]) -> None:
+    """Write the mask of the layers, and say what it is."""
+    from safecircuits.masks.freeze_mask import FreezeMask
+    from safecircuits.model.sites import ModelShape
+
+    mask = FreezeMask.layers(layers, ModelShape.of(model), origin)
+    mask.save(folder.file("freeze.safetensors"))
+    share = 100 * mask.share_of_parameters(model)
+    run.say(f"freeze.safetensors: layers {layers}, {share:.2f} % of the model's parameters")
 
 
 def _gap(folder: RunDirectory, model: HookedModel, normal: PromptSet, malicious: PromptSet, template: str) -> LayerGap:

@@ -56,7 +56,7 @@ def ablate(
     --utility organism:utility --n 60 --out runs/ablation
     """
     from safecircuits.plots.units import plot_ablation
-    from safecircuits.units.ablation import ONE_DRAW, ablate_groups, mean_rates
+    from safecircuits.units.ablation import ablate_groups, mean_rates
 
     sets: Any = measured.require(run)
     chosen = groups_of(run, groups)
@@ -92,8 +92,7 @@ def ablate(
             rates = mean_rates(row.random_controls).items()
             listed = ", ".join(f"{name.replace('_', ' ')} {100 * rate:.1f} %" for name, rate in rates)
             run.say(f"without as many random units ({draws}): {listed}")
-    if any(len(row.random_controls) == 1 for row in found.rows):
-        run.say(f"{ONE_DRAW} (--controls 5)")
+    run.say_caveat(found)
 
 
 def stability(

@@ -180,7 +180,7 @@ def removal_verdict(table: AblationTable, row: Ablation, rate: str, expected: st
             f"; {said(control, rate)} without as many random ones, {len(draws)} draws "
             f"(difference {points(mean, least, beyond)})"
         )
-        text += f"; {ONE_DRAW} (--controls 5)" * (len(draws) == 1)
+        text += f"; {ONE_DRAW}" * (len(draws) == 1)
     about = {rate for rate, _, _ in CLAIMS.get(row.name, ())} | {rate}  # what the group's other claim says
     text = f"{text[0].upper()}{text[1:]}. {side_effects(table.intact.figures, row.behavior.figures, *about)}"
     if why := nothing_to_lose(table.intact.rates, rate):
