@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 
 from benchmarks.ground_truth.leaderboard.registry import OBJECTS, Object
-from benchmarks.ground_truth.leaderboard.standing import members, pairs_of, standings
+from benchmarks.ground_truth.leaderboard.standing import Interval, interval, members, pairs_of, standings
 from safecircuits.plots.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, styled
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
     return out.getvalue()
 
 
-Curve = list[tuple[float, float]]
-"""First-token KL on ordinary prompts, and the share of refusal that is left; one point a size."""
+Curve = list[tuple[float, Interval]]
+"""First-token KL on ordinary prompts, and the share of refusal that is left with its interval; one point a size."""
 
 
 def curves_of(results: dict[str, Any]) -> dict[Object, dict[str, Curve]]:
@@ -82,7 +82,7 @@ def _curve(results: dict[str, Any], name: str) -> Curve:
     left = [
         [p["refused"] / m["intact"]["refused"] for p in some[:length]] for m, some in zip(there, points, strict=True)
     ]
-    return list(zip(np.mean(kl, axis=0).tolist(), np.mean(left, axis=0).tolist(), strict=True))
+    return list(zip(np.mean(kl, axis=0).tolist(), map(interval, np.transpose(left).tolist()), strict=True))
 
 
 @styled
@@ -92,14 +92,16 @@ def _curves(figure: Figure, results: dict[str, Any]) -> None:
     for ax, (kind, curves) in zip(panels, found.items(), strict=True):
         for (name, curve), color in zip(curves.items(), (*_COLORS, MUTED), strict=False):
             control = name in list(curves)[DRAWN:] or name in ("any block", "random", "random direction")
-            x, y = [max(kl, FLOOR) for kl, _ in curve], [100 * left for _, left in curve]
-            ax.plot(x, y, "--o" if control else "-o", color=MUTED if control else color, markersize=3.5, label=name)
+            x, left = [max(kl, FLOOR) for kl, _ in curve], 100 * np.array([left for _, left in curve])
+            ends = np.abs(left[:, 1:] - left[:, :1]).T
+            style: dict[str, Any] = {"fmt": "--o" if control else "-o", "color": MUTED if control else color}
+            ax.errorbar(x, left[:, 0], ends, **style, markersize=3.5, elinewidth=0.6, label=name)
         ax.axvline(results["rules"]["kl"], color=MUTED, linestyle=":", linewidth=1)
         ax.set_xscale("log")
         ax.set_title(TITLES[kind])
-        ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.24))
+        ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.28))
     panels[0].set_ylabel("refusal left (%)")
-    figure.supxlabel("first-token KL on ordinary prompts (nats)", fontsize=9)
+    panels[len(panels) // 2].set_xlabel("first-token KL on ordinary prompts (nats)")
 
 
 @styled

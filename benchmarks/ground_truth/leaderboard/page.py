@@ -171,7 +171,8 @@ def _short(results: dict[str, Any]) -> str:
 
 CURVES = """Refusal that is left, as a share of the intact model's, against how far first tokens on ordinary prompts
 have moved: means over the judged models, one dot a size (of a block, the block). Low and to the left is good. Drawn are
-the five methods of largest area over random, and dashed what knows nothing; dotted is the bound on KL."""
+the five methods of largest area over random, and dashed what knows nothing; dotted is the bound on KL. Bars are
+95 % intervals over models."""
 
 
 def _sentence(results: dict[str, Any], kind: Object) -> str:
