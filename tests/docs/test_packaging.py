@@ -109,7 +109,7 @@ def test_metadata(wheel: dict[str, bytes]) -> None:
     assert any("Typing :: Typed" in line for line in meta.get_all("Classifier", []))
     assert meta.get_all("Project-URL")
     [points] = [content for name, content in wheel.items() if name.endswith("/entry_points.txt")]
-    assert b"safecircuits = safecircuits.cli:app" in points
+    assert b"safecircuits = safecircuits.__main__:main" in points
 
 
 def test_the_demo_runs_from_the_wheel_where_only_dependencies_are(built: dict[str, Path], tmp_path: Path) -> None:
