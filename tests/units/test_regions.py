@@ -111,7 +111,11 @@ def test_settings_are_found_compared_and_judged(tiny_bridge: Any, tmp_path: Any)
     assert found.without_utility.truth is None  # which is what was taken out
     assert type(found).load(found.save(tmp_path / "s")).equals(found)
     assert "regions overlap by" in str(found)
-    assert found.to_frame().shape == (3, 4)
+    frame = found.to_frame()
+    assert list(frame.columns[:4]) == ["found_on", "judged_on", "refused", "lost"]
+    assert frame["n"].tolist() == [len(PROMPTS)] * 3
+    assert frame["incoherent"].between(0, 1).all()
+    assert found.tallies["all"].refuses == round(float(found.intact[0]) * len(PROMPTS))
     assert found.overlap.to_frame().shape == (3, 4)
 
 

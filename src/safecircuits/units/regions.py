@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from safecircuits.behavior.coherence import unlikely_answers
 from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.behavior.generate import generate
 from safecircuits.behavior.verdict import tokens_needed, verdicts
+from safecircuits.behavior.verdict_table import Tally
 from safecircuits.hooks.ablate import ablated
 from safecircuits.masks.freeze_mask import FreezeMask, units_of
 from safecircuits.model.sites import HookedModel, ModelShape
@@ -122,6 +123,10 @@ class RegionStability(Result):
     """What is refused of each judged set as the model is."""
     functional: Float[Tensor, "region judged"]
     """The share of that refusal which is lost without the region: does what was found on A decide B?"""
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """What the answers to each judged set are, as the model is; empty in files of earlier versions."""
+    left: tuple[Mapping[str, Tally], ...] = ()
+    """The same without each region."""
 
     @property
     def verdict(self) -> str:
@@ -132,18 +137,30 @@ class RegionStability(Result):
         if self.functional.numel():
             least, most = float(self.functional.min()), float(self.functional.max())
             lines.append(f"without a region {least:.0%} to {most:.0%} of the refusal of a judged set is lost")
+            if strange := sum(one.incoherent for of in self.left for one in of.values()):
+                answers = sum(one.n for of in self.left for one in of.values())
+                lines[-1] += f"; {strange} of {answers} answers without one are incoherent"
         return "\n".join(lines)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a region and judged set: the share of its refusal that is ``lost`` without the region."""
+        """One row a region and judged set: the share of its refusal that is ``lost`` without the region.
+
+        Beside it what the answers without the region are: shares that are ``incoherent``, ``cut`` and so on, of ``n``.
+        """
         import pandas as pd
 
         rows = [
-            (name, judged, float(self.intact[j]), float(self.functional[i, j]))
+            {
+                "found_on": name,
+                "judged_on": judged,
+                "refused": float(self.intact[j]),
+                "lost": float(self.functional[i, j]),
+                **(self.left[i][judged].record("") if self.left else {}),
+            }
             for i, name in enumerate(self.overlap.names)
             for j, judged in enumerate(self.judged)
         ]
-        return pd.DataFrame(rows, columns=["found_on", "judged_on", "refused", "lost"])
+        return pd.DataFrame(rows, columns=None if rows else ["found_on", "judged_on", "refused", "lost"])
 
     def record(self) -> dict[str, Any]:
         """The overlaps' records, and the ``functional`` matrix with the names of what was ``judged``."""
@@ -289,21 +306,26 @@ def region_stability(
     after = None if utility is None else region_overlap(regions, without=utility, **options)
     limit = tokens_needed(detector) if max_new_tokens is None else max_new_tokens
 
-    def rates() -> list[float]:
-        written = (generate(model, data, max_new_tokens=limit, template=template) for data in sets.values())
-        return [
-            Share.of(verdicts(texts, detector, unlikely=unlikely_answers(model, texts, template)).refused).rate
-            for texts in written
-        ]
+    def asked() -> tuple[list[float], dict[str, Tally]]:
+        """Rates, in the order of the judged sets, and what the answers are."""
+        written = {name: generate(model, data, max_new_tokens=limit, template=template) for name, data in sets.items()}
+        read = {
+            name: verdicts(answers, detector, unlikely=unlikely_answers(model, answers, template))
+            for name, answers in written.items()
+        }
+        return [Share.of(one.refused).rate for one in read.values()], {name: one.tally for name, one in read.items()}
 
-    intact = torch.tensor(rates(), dtype=torch.float64)
-    if nothing := [name for name, rate in zip(sets, intact.tolist(), strict=True) if not rate]:
+    rates, tallies = asked()
+    if nothing := [name for name, rate in zip(sets, rates, strict=True) if not rate]:
         raise ValueError(f"the model refuses nothing of judged set {nothing[0]!r}, so that no region can decide it")
-    left = torch.zeros(len(regions), len(sets), dtype=torch.float64)
-    for i, region in enumerate(regions.values() if sets else ()):
+    without: list[tuple[list[float], dict[str, Tally]]] = []
+    for region in regions.values() if sets else ():
         with ablated(model, region):
-            left[i] = torch.tensor(rates(), dtype=torch.float64)
-    return RegionStability(overlap, after, tuple(sets), intact, (intact - left) / intact)
+            without.append(asked())
+    intact = torch.tensor(rates, dtype=torch.float64)
+    left = torch.tensor([there for there, _ in without], dtype=torch.float64).reshape(len(without), len(sets))
+    lost = (intact - left) / intact if sets else torch.zeros(len(regions), 0, dtype=torch.float64)
+    return RegionStability(overlap, after, tuple(sets), intact, lost, tallies, tuple(one for _, one in without))
 
 
 def _finder(find: Find | str) -> Find:
