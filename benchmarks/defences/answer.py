@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from benchmarks.defences.run import SLOW
 from benchmarks.markdown import markdown_table
 from safecircuits.studies.attack.attackers import Access
 from safecircuits.studies.attack.costs import over_seeds
@@ -46,8 +48,21 @@ def answer_table(studies: Mapping[str, AttackStudy]) -> str:
 
 
 def cells(study: AttackStudy, arm: str) -> list[str]:
-    """The steps to break it by the defender's training, and whether that is more than without a defence."""
+    """The steps to break it by the defender's training, and whether that is more than without a defence.
+
+    Adapters learn at rates of their own. Where no attacker chose one, that adapters held out says nothing of a defence.
+    """
+    if not _chooses_rate(study, arm):
+        return ["no attacker at a rate for adapters", "–"]
     return [cost_text(over_seeds(study.costs(arm))), verdict(study, arm)]
+
+
+def _chooses_rate(study: AttackStudy, arm: str) -> bool:
+    """False for an arm of adapters in a study where attackers may choose a rate, but none of those for adapters."""
+    rates = {cell.attacker.rpartition("lr ")[2] for cell in study.cells if "lr " in cell.attacker}
+    held = rates == {f"{SLOW:g}"}
+    adapters = study.arms[arm]["method"].get("name") == "lora"
+    return not adapters or held or any("LoRA" in cell.attacker for cell in study.cells)
 
 
 def verdict(study: AttackStudy, arm: str, access: Access = "training") -> str:
@@ -55,6 +70,7 @@ def verdict(study: AttackStudy, arm: str, access: Access = "training") -> str:
     if arm == study.reference:
         return "–"
     found = study.against(arm, "steps", access)
-    ends = f"[{found.low:.3g}, {found.high:.3g}]"
-    times = f" (×{found.mean:.3g} {ends})" if found.mean == found.mean else f" (× {ends})"
+    times = f" (×{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}])"
+    if math.isnan(found.mean):
+        times = f" (×{found.low:.3g} or more)" if math.isfinite(found.low) else ""
     return f"{ANSWERS[found.verdict]}{times}"
