@@ -52,12 +52,12 @@ def cells(study: AttackStudy, arm: str) -> list[str]:
 
     Adapters learn at rates of their own. Where no attacker chose one, that adapters held out says nothing of a defence.
     """
-    if not _chooses_rate(study, arm):
+    if not chooses_rate(study, arm):
         return ["no attacker at a rate for adapters", "–"]
     return [cost_text(over_seeds(study.costs(arm))), verdict(study, arm)]
 
 
-def _chooses_rate(study: AttackStudy, arm: str) -> bool:
+def chooses_rate(study: AttackStudy, arm: str) -> bool:
     """False for an arm of adapters in a study where attackers may choose a rate, but none of those for adapters."""
     rates = {cell.attacker.rpartition("lr ")[2] for cell in study.cells if "lr " in cell.attacker}
     held = rates == {f"{SLOW:g}"}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.defences.answer import answer_table
+from benchmarks.defences.answer import answer_table, chooses_rate
 from benchmarks.defences.real_page import held_to_a_low_rate, how_measured, on_adapters
 from benchmarks.markdown import markdown_table
 from safecircuits.base.files import write_text
@@ -136,7 +136,7 @@ def _answer(studies: dict[str, AttackStudy]) -> str:
     for name, study in studies.items():
         by: dict[str, list[str]] = {}
         for arm in study.arms:
-            if arm != study.reference:
+            if arm != study.reference and chooses_rate(study, arm):
                 found = study.against(arm)
                 by.setdefault(found.verdict, []).append(f"{arm} ({_steps(study, arm)})")
         said = [f"{WORDS[verdict]}: {join(by[verdict])}" for verdict in WORDS if verdict in by]
