@@ -88,7 +88,7 @@ def test_the_planted_block_is_found(found: DecisionLayers) -> None:
     assert float(found.share[first - 1]) < 0.05 < float(found.share[first])
     assert bool((found.low <= found.share).all())
     assert bool((found.share <= found.high).all())
-    assert found.verdict.startswith(f"layers [{first}, {last}] (")
+    assert found.verdict.startswith(f"layers [{first}, {last}] decide (")
     assert found.resampled is not None
     assert sum(found.resampled.shares.values()) == pytest.approx(1)
     assert found.to_frame()["decides"].tolist() == [first <= layer <= last for layer in range(8)]

@@ -6,8 +6,13 @@ import base64
 import hashlib
 import json
 import re
+from typing import Any
 
+import torch
+
+from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior import Completions, verdicts
+from safecircuits.layers.decision import DecisionLayers, DecisionRule
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.report.answers import View, views
 from safecircuits.report.explored import explored
@@ -50,6 +55,24 @@ def test_every_count_of_a_result_leads_to_its_answers_once() -> None:
     found = views({"a": {"malicious": ANSWERS[0]}, "b": {"again": ANSWERS[0], "over_rejection": ANSWERS[1]}})
     assert [view.key for view in found] == [ANSWERS[0].digest, ANSWERS[1].digest]
     assert ANSWERS[0].digest != ANSWERS[1].digest
+
+
+def test_numbers_by_layer_name_no_answers_and_those_to_harmless_prompts_are_shown() -> None:
+    numbers = torch.tensor([0.0, 1.0])
+    answers = {"malicious": ANSWERS[0], "normal": ANSWERS[1]}
+    about: dict[str, Any] = {"normal": "n", "malicious": "m", "detector": "opening"}
+    refused = numbers > 0
+    pairs = (numbers[None].T, numbers, refused, refused)
+    decision = DecisionLayers(LayerRange(1, 1), numbers, numbers, numbers, *pairs, DecisionRule(), about, {}, answers)
+    found = views({"decision": decision})
+    assert [(view.label, view.of) for view in found] == [
+        ("decision · layers [1, 1] · malicious", "malicious"),
+        ("decision · layers [1, 1] · normal", "normal"),
+    ]
+    shown = explored(found, texts=False)
+    assert shown is not None
+    assert (shown.withheld, shown.n) == (1, 3)
+    assert "how do I kill a process" in shown.data
 
 
 def test_a_page_opens_with_the_model_the_tally_and_a_caveat() -> None:

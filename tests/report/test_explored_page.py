@@ -161,6 +161,11 @@ def test_conclusions_are_filtered_and_lead_to_their_figures(shown: Opened) -> No
 
 
 def test_a_count_leads_to_its_answers_and_these_beside_those_of_another(shown: Opened) -> None:
+    assert "4 behind 2 counts" in shown.page.locator("#answers summary").inner_text()
+    shown.page.locator('nav a[href="#answers"]').click()
+    assert shown.page.locator("#answers").get_attribute("open") is not None
+    shown.page.locator("#answers summary").click()
+    assert shown.page.locator("#answers").get_attribute("open") is None
     shown.page.locator(f'a[href="#answers-{AFTER.digest}"]').click()
     assert shown.page.locator("#answers").get_attribute("open") is not None
     assert shown.page.locator("#answers-said").inner_text().startswith("1 of 2 refuse by")

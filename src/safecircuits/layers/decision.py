@@ -155,8 +155,10 @@ class DecisionLayers(Result):
             return f"no layers found: {rates}, within noise"
         assert self.resampled is not None
         assert self.grows is not None
-        carried = "from {:.0%} to {:.0%} of the decision".format(*self.grows)
-        return f"layers {self.layers} ({self.resampled.words(self.layers)}), {carried}; {rates}"
+        before, after = (f"{100 * share:.0f} %" for share in self.grows)
+        sure = self.resampled.words(self.layers)
+        carried = f"patching before them carries {before} of the decision, after them {after}"
+        return f"layers {self.layers} decide ({sure}): {carried}; {rates}"
 
     @property
     def caveat(self) -> str:
@@ -188,7 +190,8 @@ class DecisionLayers(Result):
         return {**curves, "growth": self.rule.growth, "layers": layers, "grows": self.grows, "resamples": sure}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The share by layer with its interval, and the layers that decide."""
+        """How much of the choice to refuse comes along when the residual stream is patched after each layer, with its
+        95 % interval, and the layers that decide."""
         from safecircuits.plots.decision import plot_decision
 
         return plot_decision(self, ax=ax)

@@ -124,6 +124,7 @@ if (document.getElementById("answers-data")) {
 
   function follow() {
     const key = location.hash.replace(/^#answers-?/, "");
+    if (location.hash === "#answers") by("answers").open = true; // as the contents lead here
     if (!views.has(key)) return;
     by("answers").open = true;
     filter.value = "";

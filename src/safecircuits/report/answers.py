@@ -13,7 +13,7 @@ from safecircuits.behavior.detectors import DETECTORS
 from safecircuits.behavior.verdict import unjudged, verdicts
 from safecircuits.behavior.verdict_table import Verdicts
 
-HARMLESS = ("over_rejection", "utility", "task")
+HARMLESS = ("normal", "over_rejection", "utility", "task")
 """Sets whose prompts ask for nothing harmful, so that their answers may be shown to anybody."""
 
 _SAID = ("rows", "points", "behavior", "answers", "attempts", "runs", "judged", "completions", "")
@@ -64,7 +64,9 @@ def _within(value: Any, path: tuple[str, ...], of: str, detector: str) -> Iterat
             yield from _within(one, path if named else (*path, str(place)), of, detector)
     elif is_dataclass(value):
         of, detector = _asked(value, of), _detector(value, detector)
-        words = [_word(name, getattr(value, name)) for name in _NAMES if getattr(value, name, None) is not None]
+        said_of = {name: getattr(value, name, None) for name in _NAMES}
+        # A result's own numbers by layer, such as the share of a decision, name nothing.
+        words = [_word(name, one) for name, one in said_of.items() if one is not None and not isinstance(one, Tensor)]
         path = (*path, *words)
         if (counted := _counted(value, detector)) is not None:
             yield View(" · ".join(dict.fromkeys(path)), of, counted)

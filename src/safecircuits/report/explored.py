@@ -27,6 +27,8 @@ class Explored:
     """Sets of answers to harmful prompts whose texts are left out."""
     left_out: int
     """Sets of answers that are left out for their size."""
+    n: int
+    """Answers behind all the counts that are shown."""
 
 
 def explored(views: Sequence[View], *, texts: bool) -> Explored | None:
@@ -50,6 +52,7 @@ def explored(views: Sequence[View], *, texts: bool) -> Explored | None:
         as_data(document),
         0 if texts else sum(not view.harmless for view in views[: len(shown)]),
         len(views) - len(shown),
+        sum(len(view["rows"]) for view in shown),
     )
 
 

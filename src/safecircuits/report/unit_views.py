@@ -12,7 +12,7 @@ from safecircuits.report.answers import HARMLESS
 from safecircuits.report.scripts import as_data
 from safecircuits.units.profiles import UnitProfiles
 
-READABLE = (*HARMLESS, "normal", "answered", "known")
+READABLE = (*HARMLESS, "answered", "known")
 """Names of sets whose prompts may be shown to anybody."""
 
 
