@@ -86,6 +86,19 @@ def test_measuring_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     assert document["seconds"]["mask show"] == 7.0
 
 
+def test_the_page_of_the_first_report_says_what_was_measured() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "your-model.md").read_text(encoding="utf-8")
+    measured = json.loads(Path(times.__file__).with_name(times.NAME).read_text())["seconds"]
+    rows = re.findall(r"^\| \d \| `([a-z ]+)`(, twice)? \| (.+?)( each)? \|$", page, flags=re.MULTILINE)
+    assert len(rows) == 5
+    assert [(command, said) for command, _, said, _ in rows] == [
+        (command, times.rounded(measured[command])) for command, *_ in rows
+    ]
+    total = sum(measured[command] * (2 if twice else 1) for command, twice, *_ in rows)
+    assert 6 <= total / 60 <= 7
+    assert "take six to seven minutes of one CPU core" in page
+
+
 def test_times_are_said_as_one_would() -> None:
     assert [times.rounded(seconds) for seconds in (0.2, 7, 8, 88, 95, 150, 3600)] == [
         "5 s", "5 s", "10 s", "90 s", "2 min", "2 min", "60 min",

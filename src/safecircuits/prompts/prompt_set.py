@@ -183,7 +183,7 @@ class PromptSet:
         if self.responses is None:
             raise ValueError(
                 f"prompt set {self.name!r} has no responses, which this needs; "
-                "name their column (responses=, or --responses)"
+                "name their column (responses=, or --responses), or let the model answer first (safecircuits generate)"
             )
         return self.responses
 
