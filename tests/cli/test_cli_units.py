@@ -110,7 +110,8 @@ class TestUnits:
         findings = load_run(classified)["findings"]
         n = int(want.to_frame()["SCU"].sum())
         assert findings[0] == f"{n} safety-critical units (SCU), {100 * want.shares()['SCU']:.2f} % of all"
-        assert findings[-1].startswith(f"freeze.safetensors: the SCU, {100 * mask.share_of_parameters(model):.2f} %")
+        assert findings[-1].startswith("caveat: how large the groups are was asked for")
+        assert findings[-2].startswith(f"freeze.safetensors: the SCU, {100 * mask.share_of_parameters(model):.2f} %")
 
     def test_classify_with_scu_by_another_score(self, tmp_path: Path) -> None:
         given = ["units", "classify", *ALIGNED, "--safety", "organism:malicious", "--utility", "organism:utility"]

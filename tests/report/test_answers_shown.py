@@ -86,6 +86,6 @@ def test_a_page_opens_with_the_model_the_tally_and_a_caveat() -> None:
     what, found, caveat = opening(
         "safecircuits layers decide", "mine", [], VIEWS, findings=["layers [3, 5].", "more"], doubts=["a guess", "less"]
     )
-    assert (what, found) == ("safecircuits layers decide on “mine”.", "Found: layers [3, 5].")
+    assert (what, found) == ("safecircuits layers decide on “mine”.", "Found: layers [3, 5] (1 more below).")
     assert caveat == "Largest caveat: a guess."  # before how many prompts there are
     assert "toy" not in opening("study ssah", "meta/llama", [], [])[0]

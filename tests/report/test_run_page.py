@@ -69,16 +69,16 @@ def test_a_page_opens_with_what_was_found_and_what_its_results_hold_against_it(t
     with RunDirectory.open(tmp_path / "run", "study of mine", {}) as run:
         for name, result in RESULTS.items():
             run.result(name, result)
-        run.say(TABLE.verdict)
+        run.say(f"caveat: as asked for\n{TABLE.verdict}")
     saved = SavedRun.open(tmp_path / "run")
     results = {name: saved.result(name) for name in saved.kinds()}
     own = [localization().caveat, TABLE.caveat]
     assert own[0] == "layers [1, 2] are one of several blocks that did as well, within noise"
     assert doubts(results, []) == own
-    assert doubts(results, [f"caveat: {TABLE.caveat}"]) == own[::-1]  # what the run itself told comes first
+    assert doubts(results, ["found", "caveat: told"]) == ["told", *own]  # what the run itself told comes first
     lines = re.findall(r"<li>(.+)</li>", page_of(tmp_path / "run").partition("</header>")[0])
     found = TABLE.verdict.splitlines()[0]
-    assert lines == ["safecircuits study of mine.", f"Found: {found}.", f"Largest caveat: {own[0]}."]
+    assert lines == ["safecircuits study of mine.", f"Found: {found} (1 more below).", "Largest caveat: as asked for."]
 
 
 def test_a_figure_says_what_it_is_of_and_is_not_drawn_twice(tmp_path: Path) -> None:

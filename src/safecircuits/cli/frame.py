@@ -171,10 +171,12 @@ class Run:
         assert self.directory is not None
         self.directory.say(text)
 
-    def say_caveat(self, found: Any) -> None:
-        """What a result holds against itself, if anything: its page opens with it, too."""
-        if found.caveat:
-            self.say(f"caveat: {found.caveat}")
+    def caveat(self, text: str) -> None:
+        """What must be held against the findings, if anything: the page opens with the first of these."""
+        from safecircuits.report.opening import CAVEAT
+
+        if text:
+            self.say(f"{CAVEAT}{text}")
 
     def answer(self, **values: Any) -> None:
         """What the run found, as JSON by name: the first thing that ``--json`` prints."""

@@ -14,6 +14,9 @@ from safecircuits.report.answers import View
 WORDS = {"yes": "supported", "no": "not supported", "unclear": "inconclusive", "inconclusive": "inconclusive"}
 """What is said of a conclusion that ``shows`` this: open numbers, and nothing to show, are both inconclusive."""
 
+CAVEAT = "caveat: "
+"""What a finding begins with that is to be held against the others."""
+
 STRANGE, CUT, FEW = 0.1, 0.5, 100
 """Shares of incoherent and of cut answers from which on, and a number of prompts below which, counts mislead."""
 
@@ -52,7 +55,7 @@ def opening(
         source: of the model.
         views: the answers that its numbers count.
         seeds: of what was trained; None if nothing was.
-        findings: in words; the first is said where nothing was claimed.
+        findings: in words; where nothing was claimed, the first is said, and how many more there are.
         doubts: what the results themselves hold against what they found, the largest first.
     """
     stage = embedded(source)
@@ -65,7 +68,8 @@ def opening(
     if conclusions:
         lines.append(f"Of {len(conclusions)} claims {tally(conclusions)}.")
     elif findings:
-        lines.append(f"Found: {findings[0].rstrip('.')}.")
+        more = f" ({len(findings) - 1} more below)" if len(findings) > 1 else ""
+        lines.append(f"Found: {findings[0].rstrip('.')}{more}.")
     return [*lines, f"Largest caveat: {caveat(conclusions, views, seeds, doubts)}"]
 
 

@@ -10,7 +10,7 @@ from safecircuits.plots.style import COLUMN, styled
 from safecircuits.report.answers import views
 from safecircuits.report.explored import explored
 from safecircuits.report.html import page
-from safecircuits.report.opening import embedded, opening
+from safecircuits.report.opening import CAVEAT, embedded, opening
 from safecircuits.report.saved import SavedRun, frame_table, titled
 from safecircuits.report.sections import Exhibit, Section
 from safecircuits.report.unit_views import units_shown
@@ -64,7 +64,7 @@ def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
             [],
             answers,
             seeds=seeds,
-            findings=findings,
+            findings=[line for line in findings if not line.startswith(CAVEAT)],
             doubts=doubts(results, findings),
         ),
         answers=explored(answers, texts=texts),
@@ -73,9 +73,9 @@ def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
 
 
 def doubts(results: Mapping[str, Result], findings: Sequence[str]) -> list[str]:
-    """What each result says must be held against it (its ``caveat``), if anything; first what the run itself told."""
-    said = [one for result in results.values() if (one := str(getattr(result, "caveat", "")))]
-    return sorted(said, key=lambda one: f"caveat: {one}" not in findings)
+    """What must be held against the findings: first what the run itself told, then each result's ``caveat``, if any."""
+    told = [line.removeprefix(CAVEAT) for line in findings if line.startswith(CAVEAT)]
+    return [*told, *(one for result in results.values() if (one := str(getattr(result, "caveat", ""))))]
 
 
 def title(run: SavedRun) -> str:

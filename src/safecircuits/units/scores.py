@@ -103,7 +103,8 @@ class UnitScores(Result):
     def verdict(self) -> str:
         """Which score of how many units, and which positions counted."""
         per_token = self._of_activations or self.method in (*CHANGE_METHODS, "contrast")
-        over = f"{self.n_tokens:,} {self.tokens + ' tokens' if per_token else 'prompts'}"
+        which = "" if self.tokens == "all" else f"{self.tokens} "
+        over = f"{self.n_tokens:,} {which + 'tokens' if per_token else 'prompts'}"
         n_units = sum(len(self.shape.layers_with(site)) * values.shape[1] for site, values in self.scores.items())
         routed = "".join(said(moments, self.shape.layers_with(site)) for site, moments in self.moments.items())
         text = f"{self.method} of {n_units:,} units over {over}{routed if self._of_activations else ''}"

@@ -95,7 +95,7 @@ def similarity(
         folder.figure("models", models_side_by_side(found.gaps), shows="Similarities of pairs, one panel a model")
         folder.figure("comparison", found.figure(), shows="Similarities and gaps of the models, and their differences")
     run.say(str(found))
-    run.say_caveat(found)
+    run.caveat(found.caveat)
     onsets = {name: gap.onset() for name, gap in found.gaps.items()}
     run.answer(onset={name: None if onset is None else [*onset.layers] for name, onset in onsets.items()})
 

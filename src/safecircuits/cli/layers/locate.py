@@ -142,7 +142,7 @@ def localize(
         _freeze(run, folder, model, found.layers, origin)
     else:
         run.say("nothing was located: no freeze mask is written (--mask-anyway writes one)")
-    run.say_caveat(found)
+    run.caveat(found.caveat)
     if not found.alpha_found:
         run.say(f"no alpha gave the spread that the search looks for; {found.alpha:g} came closest")
     if checked is not None:
@@ -190,11 +190,11 @@ def decide(
     run.answer(layers=None if found.layers is None else [*found.layers])
     if found.layers is None or found.resampled is None:
         run.say("no freeze mask is written")
-        run.say_caveat(found)
+        run.caveat(found.caveat)
         return
     origin = {"command": run.command, "model": run.source, "resamples": found.resampled.share(found.layers)}
     _freeze(run, folder, model, found.layers, origin)
-    run.say_caveat(found)
+    run.caveat(found.caveat)
 
 
 def grid(
@@ -266,7 +266,7 @@ def grid(
         folder.table("grid_by_category", kinds)
     folder.figure("grid", plot_grid(found, ax=axis((3.6, 3.0))), of=found)
     run.say(found.verdict)
-    run.say_caveat(found)
+    run.caveat(found.caveat)
     best_layers = None if best.layers is None else [*best.layers]
     counts = {"refused": int(best.refused.sum()), "unscaled": int(found.baseline.refused.sum())}
     run.answer(layers=best_layers, **counts, n=len(best.refused))

@@ -130,8 +130,13 @@ def classify(
     if mask:
         mask.save(folder.file("freeze.safetensors"))
         run.say(f"freeze.safetensors: the SCU, {100 * mask.share_of_parameters(model):.2f} % of the model's parameters")
+    run.caveat(AS_ASKED)
 
 
+AS_ASKED = (
+    "how large the groups are was asked for (--scu, --ucu, --ru), and not found; whether a group does what its name "
+    "says shows only when it is removed (units ablate)"
+)
 GROUP_WORDS = {"SCU": "safety-critical", "UCU": "utility-critical", "CU": "complex", "RU": "redundant"}
 
 

@@ -92,7 +92,7 @@ def ablate(
             rates = mean_rates(row.random_controls).items()
             listed = ", ".join(f"{name.replace('_', ' ')} {100 * rate:.1f} %" for name, rate in rates)
             run.say(f"without as many random units ({draws}): {listed}")
-    run.say_caveat(found)
+    run.caveat(found.caveat)
 
 
 def stability(
