@@ -12,6 +12,7 @@ import torch
 
 import safecircuits as sc
 from commands import refuse, succeed
+from safecircuits.base.text import percent
 from safecircuits.cli.units.options import require_own
 from safecircuits.papers.page import StudyPage, removal_exhibit
 from safecircuits.results.load_record import load_run
@@ -141,6 +142,12 @@ class TestUnits:
         shares = f"malicious refused {100 * control.malicious_refused:.1f} %, utility {100 * control.utility:.1f} %"
         assert f"without as many random units (1 draw): {shares}" in got.stdout
         assert "cannot decide whether chance does the same: --controls 5 can" in got.stdout
+        before, after = want.intact.rates["utility"], want.rows[0].behavior.rates["utility"]
+        in_short = (
+            f"utility {percent(before)} → {percent(after)} (without as many random ones {percent(control.utility)})"
+        )
+        findings = load_run(tmp_path / "run")["findings"]
+        assert next(line for line in findings if not line.startswith("caveat: ")).endswith(in_short)
         exhibit = removal_exhibit(
             StudyPage(), "a", "", "", AblationTable.load(tmp_path / "run" / "results" / "ablation")
         )

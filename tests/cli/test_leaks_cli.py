@@ -42,6 +42,9 @@ def test_units_that_are_removed_are_told_from_where_they_were_found(tmp_path: Pa
     ablate = ["units", "ablate", "--model", "organism:aligned", "--groups", groups, "--group", "SCU", "--controls", 1]
     succeed(*ablate, "--malicious", file, "--max-new-tokens", 4, "--out", tmp_path / "near")
     assert "1 of the 2 prompts of 'mine' are in 'safety', too (0 the same, 1 nearly)" in findings(tmp_path / "near")
+    page = (tmp_path / "near" / "report.html").read_text(encoding="utf-8")
+    assert "caveat: found and judged on the same: 1 of the 2 prompts" in page
+    assert changed[0][:30] not in findings(tmp_path / "near")  # a page is passed on, and these may be harmful
     other = tmp_path / "other.csv"
     pd.DataFrame({"prompt": ["an altogether different question about nothing", "and one more of them"]}).to_csv(other)
     succeed(*ablate, "--malicious", other, "--column", "prompt", "--max-new-tokens", 4, "--out", tmp_path / "none")

@@ -23,11 +23,11 @@ def keep_found_on(folder: RunDirectory, **sets: Any) -> None:
 
 
 def say_overlaps(run: Run, found_on: Mapping[str, Any], judged_on: Mapping[str, Any]) -> None:
-    """A notice, and a finding of the run, for each set to judge on that shares prompts with one that was found on."""
+    """For each set to judge on that shares prompts with one that was found on, a notice, and a caveat without texts."""
     from safecircuits.prompts.leaks import tell_overlaps
 
     for shared in tell_overlaps(found_on, judged_on):
-        run.say(f"found and judged on the same: {shared}")
+        run.caveat(f"found and judged on the same: {shared.counted}")
 
 
 def say_overlaps_with(run: Run, found_in: Path, judged_on: Mapping[str, Any]) -> None:

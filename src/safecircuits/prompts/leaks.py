@@ -40,16 +40,23 @@ class Overlap:
         """Prompts of the second set that the first has, by index."""
         return tuple(sorted({j for _, j in self.exact + self.near}))
 
-    def __str__(self) -> str:
+    @property
+    def counted(self) -> str:
+        """How many prompts are shared, without their texts, for what is passed on."""
         if not self:
             return f"{self.first.name!r} and {self.second.name!r} share no prompt"
-        i, j = (self.exact + self.near)[0]
         same = len({place for _, place in self.exact})
         return (
             f"{len(self.rows)} of the {len(self.second)} prompts of {self.second.name!r} are in {self.first.name!r}, "
-            f"too ({same} the same, {len(self.rows) - same} nearly): "
-            f"{self.second.prompts[j][:60]!r} and {self.first.prompts[i][:60]!r}"
+            f"too ({same} the same, {len(self.rows) - same} nearly)"
         )
+
+    def __str__(self) -> str:
+        if not self:
+            return self.counted
+        i, j = (self.exact + self.near)[0]
+        texts = dict.fromkeys(repr(text[:60]) for text in (self.second.prompts[j], self.first.prompts[i]))
+        return f"{self.counted}: {' and '.join(texts)}"
 
 
 @checked

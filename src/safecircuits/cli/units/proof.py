@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from safecircuits.cli.units.options import (
     groups_of,
     require_own,
 )
+
+if TYPE_CHECKING:
+    from safecircuits.behavior.measured import Behavior
+    from safecircuits.units.ablation import Ablation
 
 
 def add_to(app: typer.Typer) -> None:
@@ -84,6 +88,8 @@ def ablate(
     shown = [rate for rate in ("malicious_refused", "over_rejected", "utility") if rate in found.intact.rates]
     folder.figure("ablation", plot_ablation(found, metrics=shown, ax=axis()), of=found)
     run.answer(intact=found.intact.record(), **{f"without_{row.name}": row.behavior.record() for row in found.rows})
+    if found.rows:
+        run.say(_in_short(found.intact, found.rows[0]))
     run.say(f"intact: {found.intact}")
     for row in found.rows:
         run.say(f"without {row.name} ({row.n_units} units): {row.behavior}")
@@ -93,6 +99,20 @@ def ablate(
             listed = ", ".join(f"{name.replace('_', ' ')} {100 * rate:.1f} %" for name, rate in rates)
             run.say(f"without as many random units ({draws}): {listed}")
     run.caveat(found.caveat)
+
+
+def _in_short(intact: Behavior, row: Ablation) -> str:
+    """Each rate as it was, without the units, and without as many random ones."""
+    from safecircuits.base.text import percent
+    from safecircuits.units.ablation import mean_rates
+
+    random = mean_rates(row.random_controls) if row.random_controls else {}
+    parts = [
+        f"{name.replace('_', ' ')} {percent(rate)} → {percent(row.behavior.rates[name])}"
+        + (f" (without as many random ones {percent(random[name])})" if name in random else "")
+        for name, rate in intact.rates.items()
+    ]
+    return f"without the {row.n_units} units of {row.name} {', '.join(parts)}"
 
 
 def stability(

@@ -107,7 +107,7 @@ def safety_layers_study(
     s = settings or StudySettings()
     check_inputs(source, prompts, s)
     for shared in shared_prompts(prompts):
-        run.say(f"found and judged on the same: {shared}")
+        run.say(f"found and judged on the same: {shared.counted}")
     model = s.load(source)
     shape = ModelShape.of(model)
     if planted is not None:

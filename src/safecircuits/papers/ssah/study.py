@@ -146,7 +146,7 @@ def ssah_study(
     s = settings or SsahSettings()
     check_inputs(prompts, s)
     for shared in shared_prompts(prompts):
-        run.say(f"found and judged on the same: {shared}")
+        run.say(f"found and judged on the same: {shared.counted}")
     others = {name: other for name, other in (("unaligned", unaligned), ("base", base)) if other is not None}
     model = s.load(source)
     study = SsahStudy(
