@@ -66,8 +66,8 @@ def test_numbers_by_layer_name_no_answers_and_those_to_harmless_prompts_are_show
     decision = DecisionLayers(LayerRange(1, 1), numbers, numbers, numbers, *pairs, DecisionRule(), about, {}, answers)
     found = views({"decision": decision})
     assert [(view.label, view.of) for view in found] == [
-        ("decision · layers [1, 1] · malicious", "malicious"),
-        ("decision · layers [1, 1] · normal", "normal"),
+        ("decision · malicious", "malicious"),
+        ("decision · normal", "normal"),
     ]
     shown = explored(found, texts=False)
     assert shown is not None

@@ -18,6 +18,7 @@ from safecircuits.layers.pairs import PairCurve
 from safecircuits.layers.similarity import LayerGap
 from safecircuits.layers.sweep_point import SweepPoint
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.report.answers import views
 from safecircuits.report.run_pages import doubts
 from safecircuits.report.saved import SavedRun
 from safecircuits.results.load_record import load_run
@@ -79,6 +80,14 @@ def test_a_page_opens_with_what_was_found_and_what_its_results_hold_against_it(t
     lines = re.findall(r"<li>(.+)</li>", page_of(tmp_path / "run").partition("</header>")[0])
     found = TABLE.verdict.splitlines()[0]
     assert lines == ["safecircuits study of mine.", f"Found: {found} (1 more below).", "Largest caveat: as asked for."]
+
+
+def test_answers_are_named_by_what_they_were_given_under_and_not_by_what_was_found() -> None:
+    assert [view.label for view in views({"located": localization()})] == [
+        "located · baseline · alpha 1.2",
+        "located · upper · layers [1, 1] · alpha 1.2",
+        "located · upper · layers [1, 2] · alpha 1.2",
+    ]
 
 
 def test_a_figure_says_what_it_is_of_and_is_not_drawn_twice(tmp_path: Path) -> None:

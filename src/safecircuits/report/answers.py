@@ -12,6 +12,7 @@ from safecircuits.behavior.completions import Completions
 from safecircuits.behavior.detectors import DETECTORS
 from safecircuits.behavior.verdict import unjudged, verdicts
 from safecircuits.behavior.verdict_table import Verdicts
+from safecircuits.results.result import Result
 
 HARMLESS = ("normal", "over_rejection", "utility", "task")
 """Sets whose prompts ask for nothing harmful, so that their answers may be shown to anybody."""
@@ -19,6 +20,8 @@ HARMLESS = ("normal", "over_rejection", "utility", "task")
 _SAID = ("rows", "points", "behavior", "answers", "attempts", "runs", "judged", "completions", "")
 """Names of fields that say nothing of what the answers are."""
 _NAMES = ("scenario", "arm", "seed", "name", "layers", "alpha", "condition", "group", "share", "bound")
+_FOUND = ("layers", "alpha")
+"""Which of these a ``Result`` has found; where they are a condition, they are a field of one of its rows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def views(results: Mapping[str, Any]) -> list[View]:
 def _within(value: Any, path: tuple[str, ...], of: str, detector: str) -> Iterator[View]:
     """The answers anywhere in a value; ``of`` and ``detector`` are what the values around it say of theirs."""
     if isinstance(value, Verdicts):
-        yield View(" · ".join(dict.fromkeys(part for part in path if part)), of, value)
+        yield View(_label(path), of, value)
     elif isinstance(value, Mapping):
         for key, one in value.items():
             if not isinstance(one, str | int | float | bool | None):
@@ -64,16 +67,24 @@ def _within(value: Any, path: tuple[str, ...], of: str, detector: str) -> Iterat
             yield from _within(one, path if named else (*path, str(place)), of, detector)
     elif is_dataclass(value):
         of, detector = _asked(value, of), _detector(value, detector)
-        said_of = {name: getattr(value, name, None) for name in _NAMES}
-        # A result's own numbers by layer, such as the share of a decision, name nothing.
-        words = [_word(name, one) for name, one in said_of.items() if one is not None and not isinstance(one, Tensor)]
-        path = (*path, *words)
+        path = (*path, *_given_under(value))
         if (counted := _counted(value, detector)) is not None:
-            yield View(" · ".join(dict.fromkeys(path)), of, counted)
+            yield View(_label(path), of, counted)
         for field in fields(value):
             if field.name != "provenance":
                 said = "" if field.name in _SAID else field.name.replace("_", " ")
                 yield from _within(getattr(value, field.name), (*path, said), of, detector)
+
+
+def _given_under(value: Any) -> list[str]:
+    """What names the answers in a value; what a result found, in layers or by numbers of each layer, does not."""
+    names = [name for name in _NAMES if not (isinstance(value, Result) and name in _FOUND)]
+    said = {name: getattr(value, name, None) for name in names}
+    return [_word(name, one) for name, one in said.items() if one is not None and not isinstance(one, Tensor)]
+
+
+def _label(path: tuple[str, ...]) -> str:
+    return " · ".join(dict.fromkeys(part for part in path if part))
 
 
 def _word(name: str, value: Any) -> str:
