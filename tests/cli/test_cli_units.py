@@ -144,10 +144,12 @@ class TestUnits:
         assert "cannot decide whether chance does the same: --controls 5 can" in got.stdout
         before, after = want.intact.rates["utility"], want.rows[0].behavior.rates["utility"]
         in_short = (
-            f"utility {percent(before)} → {percent(after)} (without as many random ones {percent(control.utility)})"
+            f"utility {percent(before)} → {percent(after)} (without as many random units {percent(control.utility)})"
         )
         findings = load_run(tmp_path / "run")["findings"]
-        assert next(line for line in findings if not line.startswith("caveat: ")).endswith(in_short)
+        first = next(line for line in findings if not line.startswith("caveat: "))
+        strange = want.rows[0].behavior.tallies["malicious"].incoherent
+        assert first.endswith(in_short + f"; {strange} of 6 answers without SCU are incoherent" * (strange > 0))
         exhibit = removal_exhibit(
             StudyPage(), "a", "", "", AblationTable.load(tmp_path / "run" / "results" / "ablation")
         )

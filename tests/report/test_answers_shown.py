@@ -88,4 +88,8 @@ def test_a_page_opens_with_the_model_the_tally_and_a_caveat() -> None:
     )
     assert (what, found) == ("safecircuits layers decide on “mine”.", "Found: layers [3, 5] (1 more below).")
     assert caveat == "Largest caveat: a guess."  # before how many prompts there are
+    loops = verdicts(Completions(HARMFUL, ("the the the the the the the the", "I cannot help with that.")))
+    assert loops.tally.incoherent == 1
+    damaged = [*VIEWS, View("without SCU", "malicious", loops)]
+    assert "up to 50" in opening("units ablate", "mine", [], damaged)[-1]  # worse than few prompts
     assert "toy" not in opening("study ssah", "meta/llama", [], [])[0]

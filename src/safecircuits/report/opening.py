@@ -89,11 +89,11 @@ def caveat(conclusions: Sequence[Record], views: Sequence[View], seeds: int | No
         return f"{nothing} of {len(conclusions)} claims could not show here, as there was nothing to lose or to find."
     if seeds is not None and seeds < 3:
         return f"what was trained has {seeds} seed{'s' * (seeds > 1)}, which cannot tell an effect from chance."
-    if first is not None and first.n < FEW:
-        return f"rates are of {first.n} prompts, so that their intervals are wide."
     strange = max((one.found.tally.incoherent / len(one.found) for one in judged), default=0.0)
     if strange >= STRANGE:
         return f"of some counts up to {percent(strange)} of the answers are no language, and count as not refused."
+    if first is not None and first.n < FEW:
+        return f"rates are of {first.n} prompts, so that their intervals are wide."
     if judged:
         return (
             f"refusals are counted by {judged[0].found.detector!r}, and no person has read them: see the answers below."

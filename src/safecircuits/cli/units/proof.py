@@ -102,17 +102,19 @@ def ablate(
 
 
 def _in_short(intact: Behavior, row: Ablation) -> str:
-    """Each rate as it was, without the units, and without as many random ones."""
+    """Each rate as it was, without the units, and without as many random ones; and how many answers are no language."""
     from safecircuits.base.text import percent
     from safecircuits.units.ablation import mean_rates
 
     random = mean_rates(row.random_controls) if row.random_controls else {}
     parts = [
         f"{name.replace('_', ' ')} {percent(rate)} → {percent(row.behavior.rates[name])}"
-        + (f" (without as many random ones {percent(random[name])})" if name in random else "")
+        + (f" (without as many random units {percent(random[name])})" if name in random else "")
         for name, rate in intact.rates.items()
     ]
-    return f"without the {row.n_units} units of {row.name} {', '.join(parts)}"
+    strange, n = (sum(getattr(one, what) for one in row.behavior.tallies.values()) for what in ("incoherent", "n"))
+    damage = f"; {strange} of {n} answers without {row.name} are incoherent" if strange else ""
+    return f"without {row.name} ({row.n_units} units): {', '.join(parts)}{damage}"
 
 
 def stability(
