@@ -73,7 +73,13 @@ def run_page(run: SavedRun, *, with_completions: bool = False) -> str:
 
 
 def doubts(results: Mapping[str, Result], findings: Sequence[str]) -> list[str]:
-    """What must be held against the findings: first what the run itself told, then each result's ``caveat``, if any."""
+    """What must be held against the findings: first what the run itself told, then each result's ``caveat``, if any.
+
+    Examples:
+        >>> from safecircuits.report.run_pages import doubts
+        >>> doubts({}, ["41 units", "caveat: as many as were asked for"])
+        ['as many as were asked for']
+    """
     told = [line.removeprefix(CAVEAT) for line in findings if line.startswith(CAVEAT)]
     return [*told, *(one for result in results.values() if (one := str(getattr(result, "caveat", ""))))]
 
