@@ -23,7 +23,15 @@ SHARE = 0.013
 
 
 class NoRegion(ValueError):
-    """A finder names no region of this model with these prompts, and the message says why."""
+    """A finder names no region of this model with these prompts, and the message says why.
+
+    Examples:
+        >>> try:
+        ...     sc.units.find_decision_layers(model, normal, normal)
+        ... except sc.units.NoRegion as nothing:
+        ...     print("within noise" in str(nothing))
+        True
+    """
 
 
 @checked
