@@ -128,7 +128,15 @@ def patched(model: Any, p: dict[str, sc.PromptSet]) -> list[str]:
     before = like(model, "base")
     scores, few = sc.units.change_scores(before, model, p["malicious"]), p["malicious"].take(5)
     curves = sc.units.patching_curves(before, model, scores, few, counts=[1500], controls=1)
-    return [curves.to_frame().to_csv()]
+    frame = curves.to_frame()
+    return [frame[[name for name in frame if not name.endswith("_kl")]].to_csv()]
+
+
+def patched_kl(model: Any, p: dict[str, sc.PromptSet]) -> Found:
+    before = like(model, "base")
+    units = sc.units.change_scores(before, model, p["malicious"]).top(200)
+    reference = sc.behavior.KLReference.of(before, p["malicious"].take(5), tokenizer=model.tokenizer)
+    return {"kl": sc.behavior.patched_divergences(before, model, reference, {"": units})[""].values}
 
 
 def like(model: Any, name: str) -> Any:
@@ -154,6 +162,7 @@ CLOSE: dict[str, Callable[..., Found]] = {
         changes,
         single_weights,
         flap,
+        patched_kl,
     )
 }
 """Statistics, which differ by the order of sums."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -201,6 +202,7 @@ def write(run: Run, folder: RunDirectory, found: AttackStudy) -> None:
     folder.figure("fronts", plot_fronts(found, axis((4.2, 3.1))), shows=shows)
     for name, said in found.answers.items():
         said.save_lines(folder.file(f"completions/{''.join(c if c.isalnum() else '_' for c in name)}.jsonl"))
+    run.answer(defences=json.loads(summary.to_json(orient="records")))
     for line in str(found).splitlines():
         run.say(line)
 
