@@ -26,14 +26,38 @@ def rows(quick: bool) -> list[Row]:
     shape, n = ("small", 192) if quick else ("big", 731)
     hf_model = subjects.plain(shape)
     model, prompts = subjects.hooked(hf_model), subjects.prompts(n)
-    n_layers = hf_model.config.num_hidden_layers
+    why = _tokens(hf_model, model, prompts)
+    out = [row | {"why": why} for row in compared(f"{n} prompts", hf_model, model, prompts, "alpaca", 2)]
+    if device().type == "cpu" and sys.platform == "linux":
+        peaks = [_peak(what, shape, n) for what in ("ours", "plain")]
+        out.append(within(f"{WHAT}, peak memory in MB", "plain forward, no hidden states", *peaks, 1.05, None))
+    sizes = [64, 128, 256] if quick else [91, 182, 365, 731]
+    out.append(growth(WHAT, "prompts", sizes, [_seconds(model, k) for k in sizes], 1.1))
+    depths = [2, 4, 8]
+    deep = [subjects.hooked(subjects.plain("small", num_hidden_layers=k)) for k in depths]
+    out.append(growth(WHAT, "layers", depths, [_seconds(m, 128) for m in deep], 1.1))
+    return out
+
+
+def compared(
+    of: str,
+    hf_model: Any,
+    model: Any,
+    prompts: PromptSet,
+    template: str,
+    rounds: int,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-4,
+) -> list[Row]:
+    """The rows of one model, a row a peer that is installed; values are equal within the tolerances."""
     kept: dict[str, torch.Tensor] = {}
 
     def asked() -> list[Batch]:
-        return in_batches(subjects.tokenizer(), prompts, "alpaca")
+        return in_batches(model.tokenizer, prompts, template)
 
     ways: dict[str, Any] = {
-        "ours": lambda: kept.update(ours=sc.collect_residuals(model, prompts, template="alpaca").values),
+        "ours": lambda: kept.update(ours=sc.collect_residuals(model, prompts, template=template).values),
         "plain Hugging Face, output_hidden_states": lambda: kept.update(hf=hidden_states(hf_model, asked())),
         "TransformerLens run_with_cache": lambda: kept.update(tl=run_with_cache(model, asked())),
     }
@@ -44,22 +68,11 @@ def rows(quick: bool) -> list[Row]:
             continue
         run = way(copy.deepcopy(hf_model))  # it leaves its traces in the modules
         ways[name] = lambda name=name, run=run: kept.update({name: run(asked())})
-    seconds = interleaved(ways, 2)
+    seconds = interleaved(ways, rounds)
     ours = seconds.pop("ours")
     # Hugging Face's last hidden state is behind the final norm, so the last layer is compared with the others only.
-    equal = all(torch.allclose(value[: n_layers - 1], kept["ours"][:-1], atol=1e-4) for value in kept.values())
-    why = _tokens(hf_model, model, prompts)
-    out = [faster(f"{WHAT}, {n} prompts", peer, ours, theirs, 3.0, equal) for peer, theirs in seconds.items()]
-    out = [row | {"why": why} for row in out]
-    if device().type == "cpu" and sys.platform == "linux":
-        peaks = [_peak(what, shape, n) for what in ("ours", "plain")]
-        out.append(within(f"{WHAT}, peak memory in MB", "plain forward, no hidden states", *peaks, 1.05, None))
-    sizes = [64, 128, 256] if quick else [91, 182, 365, 731]
-    out.append(growth(WHAT, "prompts", sizes, [_seconds(model, k) for k in sizes], 1.1))
-    depths = [2, 4, 8]
-    deep = [subjects.hooked(subjects.plain("small", num_hidden_layers=k)) for k in depths]
-    out.append(growth(WHAT, "layers", depths, [_seconds(m, 128) for m in deep], 1.1))
-    return out
+    equal = all(torch.allclose(value[:-1], kept["ours"][:-1], rtol=rtol, atol=atol) for value in kept.values())
+    return [faster(f"{WHAT}, {of}", peer, ours, theirs, 3.0, equal) for peer, theirs in seconds.items()]
 
 
 def _tokens(hf_model: Any, model: Any, prompts: PromptSet) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
-
 import safecircuits as sc
-from benchmarks.performance.collection import hidden_states, in_batches, run_with_cache
+from benchmarks.performance.collection import compared as collection
 from benchmarks.performance.localization import compared as localization
 from benchmarks.performance.scores import compared as scoring
-from benchmarks.performance.timing import Row, device, faster, interleaved
+from benchmarks.performance.timing import Row, device
 from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.generate import generate
 from safecircuits.model.checkpoint import load_checkpoint
@@ -38,29 +36,10 @@ def rows(quick: bool) -> list[Row]:
     model = sc.load_model(hf_model, tokenizer=tokenizer)
     texts = _texts(model, 8 if quick else 64)
     return [
-        *_collection(hf_model, model, asked),
+        *collection(of, hf_model, model, asked, "auto", 1, rtol=1e-3, atol=1e-3),
         *scoring(f"WIFV scores, {len(texts)} requests with answers, SmolLM2-135M", hf_model, model, texts, 1),
         *localization(of, hf_model, tokenizer, asked, blocks, "auto", few, rounds=0),
     ]
-
-
-def _collection(hf_model: Any, model: Any, asked: PromptSet) -> list[Row]:
-    kept: dict[str, torch.Tensor] = {}
-    ways = {
-        "ours": lambda: kept.update(ours=sc.collect_residuals(model, asked).values),
-        "plain Hugging Face, output_hidden_states": lambda: kept.update(
-            hf=hidden_states(hf_model, in_batches(model.tokenizer, asked, "auto"))
-        ),
-        "TransformerLens run_with_cache": lambda: kept.update(
-            tl=run_with_cache(model, in_batches(model.tokenizer, asked, "auto"))
-        ),
-    }
-    seconds = interleaved(ways, 1)
-    ours = seconds.pop("ours")
-    # Hugging Face's last hidden state is behind the final norm, so the last layer is compared with the other only.
-    equal = all(torch.allclose(values[:-1], kept["ours"][:-1], rtol=1e-3, atol=1e-3) for values in kept.values())
-    what = f"last-token residuals, {len(asked)} prompts, SmolLM2-135M"
-    return [faster(what, peer, ours, theirs, 3.0, equal) for peer, theirs in seconds.items()]
 
 
 def _texts(model: Any, n: int) -> PromptSet:

@@ -15,6 +15,7 @@ from safecircuits.base.vocabulary import LayerRange
 from safecircuits.behavior.evaluate import evaluate
 from safecircuits.behavior.measured import Behavior
 from safecircuits.behavior.stakes import tell_if_nothing_to_lose
+from safecircuits.demo.gap_controls import gap_controls, grown
 from safecircuits.demo.settings import SMALL, SUBJECT, Demo
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.harmless_pairs import benign_controls
@@ -105,7 +106,7 @@ def _claim_gaps(study: Demo) -> Iterator[Conclusion]:
     threshold = OnsetRule().min_gap_deg
     opened = study[OPENED].opened("base")
     shows = "yes" if most >= threshold > least and opened else "no" if most < threshold or not opened else "unclear"
-    text += f" It has grown by more than gaps between harmless sets in {len(opened)} of {len(aligned.gap_deg)} layers."
+    text += f" {grown(study[OPENED], 'base')}"
     if refused[0] - refused[1] < SMALL:
         shows, text = (
             "inconclusive",
@@ -246,13 +247,7 @@ GAPS: Parts[Demo, str, LayerGap] = Parts(
     claims=_claim_gaps,
     tables=lambda study: {"gaps": pd.concat([gap.to_frame().assign(model=name) for name, gap in study[GAPS].items()])},
 )
-OPENED: Part[Demo, GapComparison] = Part(
-    "gap_controls",
-    GapComparison,
-    _opened,
-    says="gaps between harmless sets",
-    tables=lambda study: {"gap_controls": study[OPENED].to_frame()},
-)
+OPENED = gap_controls(_opened)
 LOCATED: Part[Demo, Localization] = Part(
     "localization",
     Localization,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from safecircuits.base.vocabulary import LayerRange
+from safecircuits.demo.gap_controls import gap_controls, grown
 from safecircuits.demo.real.settings import BASE, RealDemo
 from safecircuits.layers.comparison import GapComparison, compare_gaps
 from safecircuits.layers.decision import DecisionLayers, decision_layers
@@ -105,7 +106,7 @@ def _claims(study: RealDemo) -> Iterator[Conclusion]:
     gap = study[GAPS][study.name]
     opened = study[OPENED].opened(BASE)
     shows = "yes" if most[study.name] >= 2 * most[BASE] and not gap.within_noise and opened else "no"
-    text += f" It has grown by more than gaps between harmless sets in {len(opened)} of {len(gap.gap_deg)} layers."
+    text += f" {grown(study[OPENED], BASE)}"
     yield "Planting refusal opens a gap between harmful and harmless requests", PAPER, shows, text
     if known is None:
         return
@@ -119,13 +120,7 @@ def _claims(study: RealDemo) -> Iterator[Conclusion]:
         yield f"{what} the planted block", KNOWN, shows, text
 
 
-OPENED: Part[RealDemo, GapComparison] = Part(
-    "gap_controls",
-    GapComparison,
-    _opened,
-    says="gaps between harmless sets",
-    tables=lambda study: {"gap_controls": study[OPENED].to_frame()},
-)
+OPENED = gap_controls(_opened)
 GAPS: Parts[RealDemo, str, LayerGap] = Parts(
     lambda study: {name: f"gap_{name}" for name in (*study.others, study.name)},
     LayerGap,

@@ -238,9 +238,7 @@ def _about(arm: Arm) -> dict[str, Any]:
     return {
         "defence": arm.frozen,
         "method": arm.method.record(),
-        **badge_of(
-            arm.method.name, None if arm.prepare is None else arm.prepare.record(0), masked=arm.mask is not None
-        ),
+        **badge_of(arm.method.name, prepared, masked=arm.mask is not None),
         "undefended_training": undefended,
         "prepared": prepared,
     }
