@@ -79,7 +79,8 @@ def test_phases_and_an_interruption(tmp_path: Path, mask_file: Path, monkeypatch
     command = ["finetune", *ALIGNED, *DATA, *phases, "--checkpoint-every", "1", "--out", tmp_path / "cut"]
     with monkeypatch.context() as patched:
         patched.setattr(Session, "_save", cut_off)
-        assert isinstance(run(*command).exception, CutOffError)
+        with pytest.raises(CutOffError):
+            run(*command)
     assert "goes on with the interrupted run" in succeed(*command).stderr
     whole, cut = (sc.FinetuneRun.load(tmp_path / name / "results" / "finetune") for name in ("whole", "cut"))
     assert cut.settings["resumed_from"] == 4
