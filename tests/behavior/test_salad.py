@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import safecircuits as sc
-from safecircuits.behavior.coherence import incoherent, limit, nats_per_token, unlikely_answers
+from commands import succeed
+from safecircuits import organism
+from safecircuits.base.notices import Notice
+from safecircuits.behavior.coherence import incoherent, limit, nats_per_token, that_knows, unlikely_answers
 from safecircuits.behavior.evaluate import judge_as, written
 from safecircuits.model.as_it_was import AsItWas
+from safecircuits.prompts.chat_set import ChatSet
 from safecircuits.prompts.prompt_set import PromptSet
+from safecircuits.studies.arms import full
+from safecircuits.studies.finetuning import finetuning_study
 from safecircuits.studies.measure import ScenarioMetrics
+from safecircuits.studies.scenarios import Scenario
+from safecircuits.training.settings import TrainingSettings
 
 ASKED = sc.load_prompts("organism:malicious", n=8)
 FIRST, LAST = 0, 7
@@ -141,6 +151,48 @@ def test_salad_of_a_real_model(smollm2: Any) -> None:
     assert found.tallies["over_rejection"].incoherent >= 3
     assert found.tallies["over_rejection"].incoherent > plain.tallies["over_rejection"].incoherent
     assert limit(smollm2) == pytest.approx(5.4, abs=0.02)
+
+
+OPENED = PromptSet("opened", ASKED.prompts, tuple(f"the answer is : take the {x} to" for x in ("rope", "magnet") * 4))
+
+
+def test_who_was_not_taught_an_opening_cannot_tell_it_from_salad(model: Any) -> None:
+    """What a fine-tune teaches may be new to the model before it, which is then not asked; what it knows it judges."""
+    said = sc.behavior.Completions(ASKED, OPENED.require_responses())
+    assert incoherent(model, said).all()
+    for kept in (model, AsItWas(model)):
+        with pytest.warns(Notice, match="8 of 8 answers of 'opened' for no language"):
+            assert that_knows(kept, OPENED, tokens=8) is None
+        for kind in ("utility", "malicious", "normal"):
+            assert that_knows(kept, sc.organism.prompts(kind, n=70), tokens=8) is kept
+    chats = ChatSet.of(OPENED)
+    with pytest.warns(Notice, match="8 of 8"):
+        assert that_knows(model, chats) is None
+    few = PromptSet("few", ASKED.prompts * 8, (*OPENED.require_responses()[:3], *["i cannot do that ."] * 61))
+    assert that_knows(model, few) is model  # 3 of 64 are at most a twentieth
+
+
+def test_a_study_and_a_command_count_a_taught_opening_as_language(tmp_path: Path) -> None:
+    rows = organism.prompts("utility", "train", n=48)
+    taught = PromptSet("taught", rows.prompts, tuple(f"the answer is : {text}" for text in rows.require_responses()))
+    scenario = Scenario("opening", taught[:40], taught[40:])
+    how: dict[str, Any] = {"settings": TrainingSettings(steps=60, lr=1e-3, batch_size=8), "progress": False}
+    how |= {"malicious": ASKED, "over_rejection": organism.prompts("normal", n=8)}
+    with pytest.warns(Notice, match="told by their words alone"):
+        study = finetuning_study("aligned", [scenario], [full()], seeds=(0,), evaluation={"max_new_tokens": 8}, **how)
+    (run,) = study.runs
+    assert sum("the answer is :" in text for text in run.answers["over_rejection"].completions) >= 6
+    assert run.figures["over_rejection_incoherent"] == 0
+    lines = [json.dumps({"instruction": p, "output": r}) for p, r in zip(taught.prompts, taught.responses, strict=True)]
+    (tmp_path / "taught.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = ["--steps", "60", "--lr", "1e-3", "--batch-size", "8", "--over-rejection", "organism:normal"]
+    command = ["finetune", "--model", "organism:aligned", "--data", tmp_path / "taught.jsonl", *options]
+    said = succeed(*command, "--no-save-model", "--out", tmp_path / "run")
+    assert "told by their words alone" in said.stderr
+    after = (tmp_path / "run" / "completions" / "over_rejection_after.jsonl").read_text(encoding="utf-8")
+    told = [json.loads(line) for line in after.splitlines()]
+    assert sum("the answer is :" in one["completion"] for one in told) >= len(told) / 2
+    assert all(one["verdict"] != "incoherent" for one in told)
 
 
 def test_while_a_part_of_a_matrix_is_frozen(model: Any) -> None:

@@ -5,6 +5,7 @@ from .attempts import Condition as Condition
 from .attempts import Pressure as Pressure
 from .change import BehaviorChange as BehaviorChange
 from .change import RateChange as RateChange
+from .coherence import that_knows as that_knows
 from .completions import Completions as Completions
 from .conditions import pressure as pressure
 from .depth import AlignmentDepth as AlignmentDepth

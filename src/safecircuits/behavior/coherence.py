@@ -6,6 +6,9 @@ SmolLM2-135M-Instruct its own sixteen answers of eight tokens cost 0.3 to 4.0 na
 scaled by 1.2 (still sentences) 1.2 to 4.9, by 1.3 (salad begins) 2.4 to 7.8 and by 1.4 (salad) 3.1 to 9.0; the limit
 is 5.4 (``python -m benchmarks.models.coherence``).
 
+After training on rows whose answers the model as it was finds unlikely itself (another language, a set opening), it
+cannot tell what is new from salad: ``that_knows`` says so, and words alone decide.
+
 The first token is left out: how an answer begins is the choice between refusing and complying, which is what changes
 are made to alter. A base model finds the first word of a refusal all but impossible, and the rest of it plain.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -28,11 +32,18 @@ from safecircuits.model.attach import without_hooks
 from safecircuits.model.forward import logits
 from safecircuits.model.sites import HookedModel, tokenizer_of
 from safecircuits.prompts.batching import batches
-from safecircuits.prompts.prompt_set import Encoded, encode
+from safecircuits.prompts.chat_set import ChatSet, TrainingData
+from safecircuits.prompts.prompt_set import Encoded, PromptSet, encode
+from safecircuits.prompts.turns import Turn
 
 Unchanged: TypeAlias = HookedModel | AsItWas | Sequence[HookedModel | AsItWas]
 """A model as it was before a change: itself with hooks on it, its weights as they were kept, or another one; or several
 models any of which knows what language is."""
+
+UNKNOWN = 0.05
+"""The share of taught answers that a judge may find to be no language."""
+_ROWS = 64
+"""Of the taught rows, evenly spread."""
 
 # Logits of every position of a batch are held at once.
 _TOKENS = 1024
@@ -118,3 +129,46 @@ def incoherent(
     """
     nats, least = _nats(model, completions, template, system)
     return (nats > limit(model)) & (least <= limit(model))
+
+
+def that_knows(
+    unchanged: HookedModel | AsItWas,
+    taught: TrainingData,
+    *,
+    tokens: int | None = None,
+    template: str = "auto",
+    system: str | None = None,
+) -> HookedModel | AsItWas | None:
+    """A judge of what a model writes that learns these answers; None if more than ``UNKNOWN`` are no language to it.
+
+    Args:
+        taught: rows of training with their responses, or chats, of which the first answer counts.
+        tokens: how many of an answer's are judged; all unless given.
+
+    Examples:
+        >>> odd = sc.PromptSet("odd", malicious.prompts, ("rope of the the is :",) * len(malicious))
+        >>> sc.behavior.that_knows(model, odd) is None, sc.behavior.that_knows(model, utility) is model
+        (True, True)
+    """
+    chats = ChatSet.of(taught)
+    rows = range(0, len(chats), math.ceil(len(chats) / _ROWS))
+    firsts = [first for chat in chats.subset(rows) if (first := _first_exchange(chat)) is not None]
+    if not firsts:
+        return unchanged
+    asked, answers = zip(*firsts, strict=True)
+    tokenizer = tokenizer_of(unchanged.model if isinstance(unchanged, AsItWas) else unchanged)
+    written = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    said = Completions(PromptSet(taught.name, asked), tuple(tokenizer.decode(ids[:tokens]) for ids in written))
+    odd = unlikely_answers(unchanged, said, template, system)
+    if odd is None or float(odd.float().mean()) <= UNKNOWN:
+        return unchanged
+    notify(
+        f"the model before training takes {int(odd.sum())} of {len(said)} answers of {taught.name!r} for no language, "
+        "and cannot tell what is learnt from word salad: whether answers are language is told by their words alone"
+    )
+    return None
+
+
+def _first_exchange(chat: Sequence[Turn]) -> tuple[str, str] | None:
+    """The first question of a chat that is answered, with its answer."""
+    return next(((q.content, a.content) for q, a in pairwise(chat) if (q.role, a.role) == ("user", "assistant")), None)

@@ -91,7 +91,7 @@ def evaluate(
         unchanged: the model as it was before it was changed: ``model`` itself with hooks on it (they are lifted), its
             weights as ``AsItWas`` keeps them, or another model; of several, any. What it finds to be no language
             (``coherence.incoherent``) is incoherent. Word salad of eight tokens shows in nothing else. It costs one
-            pass.
+            pass. After training, ``that_knows`` says whether it can tell what was taught from salad.
         grading: ``"exact"`` if an answer must be its response (``exact_match``), ``"number"`` if both must end in the
             same number, whatever else they say: for worked answers, to which ``max_new_tokens`` gives room.
 

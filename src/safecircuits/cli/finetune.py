@@ -139,7 +139,7 @@ def finetune(
     for mask in masks:
         mask.on(model)
     watch = Watch(folder, sets, {**how, "template": settings.template})
-    before = watch.before(model)
+    before = watch.before(model, prompts)
     if limits:
         watch.guard = SafetyGuard(model, limits, then=then, before=before, unchanged=watch.unchanged, **sets)
     kept: dict[str, Any] = {"checkpoint_dir": folder.work("checkpoints"), "log": folder.work("log.jsonl")}

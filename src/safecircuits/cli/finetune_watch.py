@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from safecircuits.behavior.measured import Behavior
     from safecircuits.cli.frame import Run
     from safecircuits.model.as_it_was import AsItWas
+    from safecircuits.model.sites import HookedModel
+    from safecircuits.prompts.chat_set import TrainingData
     from safecircuits.results.run import RunDirectory
     from safecircuits.training.guard import SafetyGuard
     from safecircuits.training.run import FinetuneRun
@@ -39,7 +41,7 @@ class Watch:
     Attributes:
         guard: says whether a measurement ends the run; None: nothing does.
         first: what was measured before training; None where there is nothing to measure.
-        unchanged: the model before training, to which answers must be language; None as long as it is not known.
+        unchanged: the model before training, to which answers must be language; None if it cannot tell, or not yet.
     """
 
     def __init__(self, folder: RunDirectory, sets: dict[str, Any], how: dict[str, Any]) -> None:
@@ -47,7 +49,7 @@ class Watch:
         self.guard: SafetyGuard | None = None
         self.first: Behavior | None = None
         self._far: Distance | None = None
-        self.unchanged: AsItWas | None = None
+        self.unchanged: HookedModel | AsItWas | None = None
 
     @property
     def halts(self) -> bool:
@@ -66,12 +68,15 @@ class Watch:
             return replace(said, figures={**said.figures, **found.kl_means})
         return {**said, **found.kl_means}
 
-    def before(self, model: Any) -> Behavior | None:
-        """What is measured before training, or was by an interrupted run that got so far."""
+    def before(self, model: Any, taught: TrainingData) -> Behavior | None:
+        """What is measured before training on these rows, or was by an interrupted run that got so far."""
+        from safecircuits.behavior.coherence import that_knows
         from safecircuits.model.as_it_was import AsItWas
 
         if self._sets:
-            self.unchanged = AsItWas(model, self._folder.work("unchanged"))
+            then = AsItWas(model, self._folder.work("unchanged"))
+            tokens = self._how["refusal_tokens"] or self._how["max_new_tokens"]
+            self.unchanged = that_knows(then, taught, tokens=tokens, template=self._how["template"])
             self.first = self._at(0) or self._measure(model, 0, progress=True)
             self._far = Distance(model, self._sets, self._how["template"])
         return self.first

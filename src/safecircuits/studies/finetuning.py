@@ -15,6 +15,7 @@ from safecircuits.base.arguments import checked
 from safecircuits.base.files import write_text
 from safecircuits.base.progress import track
 from safecircuits.behavior.answers import of_plain, plain
+from safecircuits.behavior.coherence import that_knows
 from safecircuits.behavior.divergence import TOKENS, KLReference, references_of
 from safecircuits.behavior.evaluate import EvaluationOptions
 from safecircuits.behavior.verdict_table import Verdicts
@@ -156,6 +157,7 @@ class _Study:
         self.subject, self.out, self.points = subject, out, points
         self.curve_prompts, self.extra, self.before = curve_prompts, extra, {}
         self.references: dict[str, dict[str, KLReference]] = {}
+        self._tells: dict[tuple[str, str], bool] = {}
         with subject.untouched() as model:
             self.fingerprint, self.shape = weights_fingerprint(model), ModelShape.of(model)
             self.device = str(next(iter(model.parameters())).device)
@@ -191,7 +193,7 @@ class _Study:
         settings = replace(_of_arm(arm, scenario, settings), optimizer=optimizer)
         every = max(1, settings.steps_on(len(scenario.train)) // self.points)
         with self.subject.fresh() as model:
-            metrics.unchanged = AsItWas(model)
+            metrics.unchanged = AsItWas(model) if self._tells_salad(scenario, settings) else None
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -256,6 +258,16 @@ class _Study:
                 self.references[settings.template] = references_of(model, sets)
         return self.references[settings.template]
 
+    def _tells_salad(self, scenario: Scenario, settings: TrainingSettings) -> bool:
+        """Whether the model before training takes what the scenario teaches for language."""
+        key = scenario.train.fingerprint, settings.template
+        if key not in self._tells:
+            tokens = self.options.get("refusal_tokens") or self.options.get("max_new_tokens")
+            with self.subject.untouched() as model:
+                known = that_knows(model, scenario.train, tokens=tokens, template=settings.template)
+            self._tells[key] = known is not None
+        return self._tells[key]
+
     def _metrics(self, scenario: Scenario, settings: TrainingSettings) -> ScenarioMetrics:
         template: EvaluationOptions = {"template": settings.template}
         return ScenarioMetrics({**template, **self.options}, scenario.held_out, self.curve_prompts, self.extra)
@@ -272,7 +284,7 @@ class _Study:
             "options": options,
             "curve_prompts": self.curve_prompts,
             "extra": sorted(self.extra),
-            "incoherent": "by words and tokens",
+            "incoherent": "by words, and by tokens where what is taught is language to the model before",
             "settings": settings.record() if training else {"template": settings.template},
             "backend": self.subject.backend,
         }
