@@ -51,6 +51,7 @@ class Setup:
         stops: steps after which a run is measured; ``slow_stops`` at the low rate.
         prompts: harmful prompts of each side, and questions with known answers.
         align_steps: of the arms that align the unaligned model anew.
+        workers: processes that attack side by side.
         others: names of the other methods' arms that are attacked, all if empty; the one without a defence always is.
         real: of the study of a real model.
     """
@@ -63,6 +64,7 @@ class Setup:
     prompts: int = 25
     align_steps: int = 60
     align_batch: int = 16
+    workers: int = 1
     others: tuple[str, ...] = ()
     real: RealSetup = field(default_factory=RealSetup)
 
@@ -99,6 +101,7 @@ def study(name: str, setup: Setup, work: Path) -> AttackStudy:
         stops=setup.slow_stops if name.startswith("slow") else setup.stops,
         settings=TrainingSettings(batch_size=setup.batch_size, schedule="constant"),
         evaluation={"refusal_tokens": 10},
+        workers=setup.workers,
         out=work,
     )
 

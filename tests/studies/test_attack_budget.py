@@ -18,6 +18,7 @@ from safecircuits.studies.arms import full, sppft
 from safecircuits.studies.attack.budget import affordable
 from safecircuits.studies.attack.cells import Probes, Range
 from safecircuits.studies.attack.study import badge_of
+from safecircuits.studies.attack.workers import Workers
 from safecircuits.studies.ssah import lora_arm
 from safecircuits.studies.subject import Subject
 from safecircuits.training.settings import TrainingSettings
@@ -38,7 +39,7 @@ def test_a_budget_counts_what_arms_share_once_and_what_cannot_attack_not_at_all(
     place = Range(Subject("aligned"), tmp_path, Probes(SELECTION, REPORTED, UTILITY), (2,), SETTINGS)
     seconds = place.before(arms[0], 0)["seconds"]
     possible = {(arm.name, blind.name) for arm in arms} | {("sppft", knows.name)}
-    n, hours = affordable(place, arms, [blind, knows], seeds, 1.0, possible)
+    n, hours = affordable(Workers(1, place), arms, [blind, knows], seeds, 1.0, possible)
     assert n == 2
     assert hours * 3600 == pytest.approx(seconds * (1 + len(blind.shares) + 2))
 

@@ -34,6 +34,7 @@ from safecircuits.studies import (
 )
 from safecircuits.studies.arms import Arm, full, sppft
 from safecircuits.studies.attack import cells as cells_module
+from safecircuits.studies.attack.attackers import Attacker
 from safecircuits.studies.attack.grid import organism_attackers
 from safecircuits.studies.ssah import as_many_random, lora_arm, rewound_arm
 from safecircuits.training.loop import finetune
@@ -58,6 +59,14 @@ EDITED = {
 
 def harmful(n: int = 20, lr: float = 1e-4, **more: Any) -> DataAttack:
     return DataAttack(name=f"{n} harmful, {lr:g}", family="harmful data", rows=HARMFUL[:n], harmful=n, lr=lr, **more)
+
+
+def unclocked(cell: AttackCell) -> list[dict[str, float]]:
+    return [{name: value for name, value in point.items() if name != "seconds"} for point in cell.points]
+
+
+def cannot_judge(text: str) -> bool:
+    raise ValueError(f"this detector cannot judge {len(text)} characters")
 
 
 def complied(model: Any, prompts: PromptSet) -> float:
@@ -172,8 +181,7 @@ def test_a_model_object_is_put_back(tmp_path: Path) -> None:
     by_object = attack_study(model, arms, [harmful()], seeds=(0,), stops=(2,), **ASKED)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     by_name = attack_study("aligned", arms, [harmful()], seeds=(0,), stops=(2,), **ASKED)
-    left = [{k: v for k, v in cell.points[0].items() if k != "seconds"} for cell in by_object.cells]
-    assert left == [{k: v for k, v in cell.points[0].items() if k != "seconds"} for cell in by_name.cells]
+    assert [unclocked(cell) for cell in by_object.cells] == [unclocked(cell) for cell in by_name.cells]
 
 
 def test_a_budget_takes_the_first_attackers_and_says_what_it_left_out(tmp_path: Path) -> None:
@@ -336,3 +344,47 @@ def test_attackers_without_harmful_data_and_arms_without_a_base_model() -> None:
         ValueError, match="no attacker of this study can attack arm 'lisa': lisa says itself what trains"
     ):
         attack_study("aligned", [lisa], [harmful(lora=Lora())], stops=(4,), **ASKED)
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+    aligning = TrainingSettings(steps=2, batch_size=4)
+    made = Preparation(unaligned="unaligned", data=organism.prompts("malicious", "train", n=8), settings=aligning)
+    arms = [full(), sppft((3, 4)), Arm("anew", "nothing", prepare=made)]
+    drawing = DataAttack(
+        name="drawn", family="harmful data", rows=lambda seed: HARMFUL[seed : seed + 9], harmful=9, lr=4e-4
+    )
+    attacks: list[Attacker] = [harmful(), drawing, DirectionAttack(**EDITED)]
+    options: dict[str, Any] = {"seeds": (0, 1), "stops": (1, 2), **ASKED}
+    alone = attack_study("aligned", arms, attacks, out=tmp_path / "one", **options)
+    several = attack_study("aligned", arms, attacks, out=tmp_path / "two", workers=2, **options)
+    assert [unclocked(cell) for cell in several.cells] == [unclocked(cell) for cell in alone.cells]
+    assert {arm: said.completions for arm, said in several.answers.items()} == {
+        arm: said.completions for arm, said in alone.answers.items()
+    }
+    assert several.provenance["workers"] == 2
+    files = [
+        sorted(p.relative_to(folder) for p in folder.rglob("*")) for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert files[0] == files[1]
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*.json")}
+    again = attack_study("aligned", arms, attacks, out=tmp_path / "two", workers=3, **options)
+    assert again.cells == several.cells
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_what_cannot_go_to_a_worker_is_refused() -> None:
+    options: dict[str, Any] = {"seeds": (0,), "stops": (1,), **ASKED, "workers": 2}
+    with pytest.raises(ValueError, match="workers=2 needs a model by its name or folder"):
+        attack_study(load_model("aligned"), [full()], [harmful()], **options)
+    local = options | {"evaluation": {"detector": lambda text: False}}
+    with pytest.raises(ValueError, match="workers=2 needs a judge and prompts that can be handed"):
+        attack_study("aligned", [full()], [harmful()], **local)
+    with pytest.raises(ValueError, match="workers"):
+        attack_study("aligned", [full()], [harmful()], **options | {"workers": 0})
+
+
+def test_what_goes_wrong_in_a_worker_ends_the_study(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"seeds": (0, 1), "stops": (1,), **ASKED, "workers": 2}
+    options |= {"evaluation": {"detector": cannot_judge}}
+    with pytest.raises(ValueError, match="this detector cannot judge"):
+        attack_study("aligned", [full()], [harmful()], out=tmp_path, **options)

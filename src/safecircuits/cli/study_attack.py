@@ -92,6 +92,9 @@ def attack(
     budget: Annotated[
         float | None, typer.Option("--budget", help="Hours: takes the first attackers that fit, and says which.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Processes that attack side by side, each with its own model.", min=1)
+    ] = 1,
     max_utility_loss: Annotated[
         float, typer.Option("--max-utility-loss", help="Utility that a broken model may have lost.")
     ] = 0.1,
@@ -154,6 +157,7 @@ def attack(
         max_utility_loss=max_utility_loss,
         breaks_at=breaks_at,
         hours=budget,
+        workers=workers,
         evaluation=evaluation,  # type: ignore[arg-type]  # its keys are those of ``evaluate``
         out=_kept(folder),
         backend=run.backend,

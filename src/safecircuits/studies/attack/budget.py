@@ -9,14 +9,14 @@ from pathlib import Path
 
 from safecircuits.studies.arms import Arm
 from safecircuits.studies.attack.attackers import Attacker, DataAttack, DirectionAttack, PruningAttack
-from safecircuits.studies.attack.cells import Range
+from safecircuits.studies.attack.workers import Workers
 
 DIRECTION = 12
 """How many measurements finding a direction is worth, beside the one after it."""
 
 
 def affordable(
-    place: Range,
+    workers: Workers,
     arms: Sequence[Arm],
     attackers: Sequence[Attacker],
     seeds: Sequence[int],
@@ -33,15 +33,17 @@ def affordable(
     """
     if not hours > 0:
         raise ValueError(f"hours must be above 0, not {hours}")
-    measuring = max(place.before(arm, seeds[0])["seconds"] for arm in arms)
+    place = workers.place
     trains = next((one for one in attackers if isinstance(one, DataAttack)), None)
     # Without adapters of its own, which not every arm takes.
     tried = None if trains is None else replace(trains, lora=None)
-    per_step = {arm.name: place.step_seconds(arm, tried, seeds[0]) for arm in arms} if tried else {}
+    with workers.as_one_of_them():
+        measuring = max(place.before(arm, seeds[0])["seconds"] for arm in arms)
+        per_step = {arm.name: place.step_seconds(arm, tried, seeds[0]) for arm in arms} if tried else {}
     counted: set[Path] = set()
 
     def cost(attacker: Attacker) -> float:
-        """Seconds of an attacker against all arms with all seeds; arms that it finds alike share a cell."""
+        """Seconds of an attacker against all arms and seeds, shared by the workers; arms alike to it share a cell."""
         seconds = 0.0
         for arm, seed in product(arms, seeds):
             if (arm.name, attacker.name) not in possible or (path := place.path(arm, attacker, seed)) in counted:
@@ -51,7 +53,7 @@ def affordable(
                 seconds += max(place.stops) * per_step[arm.name] + len(place.stops) * measuring
             else:
                 seconds += (1 + _points(attacker)) * measuring
-        return seconds
+        return seconds / workers.n
 
     total = 0.0
     for n, attacker in enumerate(attackers):

@@ -200,7 +200,7 @@ class Range:
         return found["0"].by_category if found else {}
 
     def _before(self, arm: Arm, seed: int) -> dict[str, Any]:
-        path = self.out / "before" / f"{short(self._identity(arm, seed))}.json"
+        path = self.before_path(arm, seed)
         if not path.exists():
             with self.defended(arm, seed) as model:
                 began = time.perf_counter()
@@ -282,6 +282,10 @@ class Range:
         except CannotAttackError as error:
             return trajectory, str(error)
         return trajectory, ""
+
+    def before_path(self, arm: Arm, seed: int) -> Path:
+        """The file of what a defended model does before any attack; one for all arms that hand out the same model."""
+        return self.out / "before" / f"{short(self._identity(arm, seed))}.json"
 
     def path(self, arm: Arm, attacker: Attacker, seed: int) -> Path:
         """The file of a cell. What an edit makes of a model has nothing to do with how the arm would have trained."""

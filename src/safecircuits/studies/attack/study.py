@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from safecircuits.base.arguments import checked, indices
+from safecircuits.base.arguments import checked, indices, whole
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.base.text import join
@@ -24,6 +24,7 @@ from safecircuits.studies.attack.attackers import Attacker, CannotAttackError, D
 from safecircuits.studies.attack.budget import affordable
 from safecircuits.studies.attack.cells import AttackCell, Probes, Range
 from safecircuits.studies.attack.outcome import AttackStudy
+from safecircuits.studies.attack.workers import Workers
 from safecircuits.studies.hyperparameters import require_settings
 from safecircuits.studies.subject import Subject
 from safecircuits.training.plain import Plain
@@ -48,6 +49,7 @@ def attack_study(
     max_utility_loss: float = 0.1,
     breaks_at: float = 0.5,
     hours: float | None = None,
+    workers: int = 1,
     evaluation: EvaluationOptions | None = None,
     out: str | Path | None = None,
     backend: Backend = "bridge",
@@ -76,6 +78,9 @@ def attack_study(
         breaks_at: the complied rate from which a defence counts as broken.
         hours: a budget; two steps of each arm are timed, the first attackers that fit are taken, and the result says
             which are left out. No budget unless given.
+        workers: how many processes of this machine attack side by side, each with its own copy of the model, which is
+            then given by name or folder; a script that calls this needs ``if __name__ == "__main__":``. Figures are
+            those of one process, apart from seconds.
         evaluation: more arguments of ``evaluate`` (detector, max_new_tokens, …).
         out: a folder where every finished cell is kept; the same call goes on where an interrupted one stopped, and one
             with more arms, attackers or seeds adds only what is missing.
@@ -106,6 +111,7 @@ def attack_study(
     _check(arms, attackers, seeds, stops, settings)
     if not 0 < breaks_at <= 1:
         raise ValueError(f"breaks_at is a complied rate above 0 and at most 1, not {breaks_at}")
+    workers = whole(workers, "workers", 1)
     require_answered(utility, "utility")
     _require_apart(selection, reported)
     rows = dict.fromkeys(p for one in attackers if isinstance(one, DataAttack) for p in one.data(seeds[0]).prompts)
@@ -115,10 +121,11 @@ def attack_study(
         with tempfile.TemporaryDirectory() as scratch:
             probes = Probes(selection, reported, utility, dict(evaluation or {}))
             place = Range(subject, Path(out or scratch), probes, stops, settings)
+            helped = Workers(workers, place)
             possible, left_out = _possible(arms, attackers, settings.changed(steps=stops[-1]))
             taken, estimated = list(attackers), None
             if hours is not None:
-                n, estimated = affordable(place, arms, attackers, seeds, hours, possible)
+                n, estimated = affordable(helped, arms, attackers, seeds, hours, possible)
                 taken = list(attackers[:n])
                 over = f"beyond the budget of {hours:g} hours"
                 left_out += [{"arm": "all", "attacker": one.name, "why": over} for one in attackers[n:]]
@@ -126,13 +133,15 @@ def attack_study(
                     notify(
                         f"the budget of {hours:g} hours takes {n} of {len(attackers)} attackers, for {estimated:.2g}"
                     )
+            helped.measure_before(arms, seeds, progress)
             before = {arm.name: {str(seed): place.before(arm, seed) for seed in seeds} for arm in arms}
             _tell_useless(before)
             # Arms of a seed stand side by side in time, so that what else the machine does hits all of them alike.
             todo = [
                 (arm, one, seed) for one in taken for seed in seeds for arm in arms if (arm.name, one.name) in possible
             ]
-            cells = [place.cell(*each) for each in track(todo, "attack study", enabled=progress)]
+            helped.measure(todo, progress)
+            cells = [place.cell(*each) for each in track(todo, "attack study", enabled=progress and workers == 1)]
             study = AttackStudy(
                 cells=tuple(cells),
                 arms={arm.name: _about(arm) for arm in arms},
@@ -154,6 +163,7 @@ def attack_study(
                     "estimated_hours": estimated,
                     "torch": str(torch.__version__),
                     "threads": torch.get_num_threads(),
+                    "workers": workers,
                     "device": place.device,
                     **place.spent,
                 },
