@@ -15,6 +15,7 @@ import pytest
 import torch
 from benchmarks.ground_truth.leaderboard import __main__ as command
 from benchmarks.ground_truth.leaderboard import judging, registry, standing
+from benchmarks.ground_truth.leaderboard import page as pages
 from benchmarks.ground_truth.leaderboard.blocks import shortest
 from benchmarks.ground_truth.leaderboard.directions import directions_at, mean_difference
 from benchmarks.ground_truth.leaderboard.page import render, table
@@ -345,6 +346,15 @@ def test_standings_and_guesses_are_those_done_by_hand() -> None:
     assert row.overlap[""][0] == 0.5
     assert (row.localizer.name, control.localizer.name) == ("decision layers", "any block")  # controls come last
     assert row.above == (0.5, *(pytest.approx(math.nan, nan_ok=True),) * 2)
+    assert (row.judged, len(members)) == (2, 3)
+    where = [members["b"]["cells"], members["c"]["cells"]]
+    for cells in where:  # as a run leaves them that looks at overlaps alone
+        cells["any block"] = {key: value for key, value in cells["any block"].items() if key != "above"}
+    control = standing.standings(results, "block", "judged")[1]
+    assert (control.judged, pages._left(control)) == (0, pages.NOT_MEASURED)
+    where[0]["any block"] |= {"above": 0.25}
+    control = standing.standings(results, "block", "judged")[1]
+    assert (control.judged, pages._left(control)) == (1, "+0.25 (1 of 2 models)")
     assert standing.constants(results, "block", "judged") is None  # one development member chooses nothing
     members["d"] = made("development", [1, 2], [1, 2], [0, 1])
     block, units, direction = (standing.constants(results, kind, "judged") for kind in registry.OBJECTS)

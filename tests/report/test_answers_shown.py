@@ -86,7 +86,10 @@ def test_a_page_opens_with_the_model_the_tally_and_a_caveat() -> None:
     what, found, caveat = opening(
         "safecircuits layers decide", "mine", [], VIEWS, findings=["layers [3, 5].", "more"], doubts=["a guess", "less"]
     )
-    assert (what, found) == ("safecircuits layers decide on “mine”.", "Found: layers [3, 5] (1 more below).")
+    assert (what, found) == ("safecircuits layers decide on “mine”.", "Found: layers [3, 5]; more.")
+    long = ["layers [3, 5].", "more " * 70, "last"]
+    found = opening("safecircuits layers decide", "mine", [], VIEWS, findings=long)[1]
+    assert found == "Found: layers [3, 5] (2 more below)."
     assert caveat == "Largest caveat: a guess."  # before how many prompts there are
     loops = verdicts(Completions(HARMFUL, ("the the the the the the the the", "I cannot help with that.")))
     assert loops.tally.incoherent == 1

@@ -64,7 +64,7 @@ def curves_of(results: dict[str, Any]) -> dict[Object, dict[str, Curve]]:
     """Of each object, method by method, means over the judged models on which it found something; best first."""
     found: dict[Object, dict[str, Curve]] = {}
     for kind in OBJECTS:
-        rows = [row for row in standings(results, kind, "judged") if row.judged and row.nothing < row.n]
+        rows = [row for row in standings(results, kind, "judged") if row.judged == row.n and row.nothing < row.n]
         ours = sorted((r for r in rows if r.localizer.source != "control"), key=lambda r: -r.above[0])[:DRAWN]
         controls = [row for row in rows if row.localizer.name in ("any block", "random", "random direction")]
         curves = {row.localizer.name: _curve(results, row.localizer.name) for row in (*ours, *controls)}

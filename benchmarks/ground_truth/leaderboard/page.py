@@ -24,6 +24,7 @@ from benchmarks.ground_truth.leaderboard.standing import (
 )
 from benchmarks.ground_truth.leaderboard.subjects import REAL, REAL_JUDGED, REAL_SEEN
 from benchmarks.markdown import markdown_table
+from safecircuits.base.text import join
 
 TITLES = {"block": "Blocks of layers", "units": "Units", "direction": "Directions"}
 MEASURES = {
@@ -53,7 +54,7 @@ def table(results: dict[str, Any], object: Object, role: str) -> str:
 
 def _row(one: Standing, kinds: list[str]) -> list[str]:
     needs = " †" if one.localizer.needs_base else ""
-    smallest = f"{'–' if one.smallest is None else f'{one.smallest:g}'} ({one.removes} of {one.n})"
+    smallest = f"{'–' if one.smallest is None else f'{one.smallest:g}'} ({one.removes} of {one.judged})"
     return [
         f"{one.localizer.name}{needs}",
         one.localizer.source,
@@ -74,7 +75,9 @@ def _left(one: Standing) -> str:
     """The area over random."""
     if not one.judged:
         return NOT_MEASURED
-    return _mean(one.above, sign=True) if one.nothing < one.n else "–"
+    if one.nothing == one.n:
+        return "–"
+    return _mean(one.above, sign=True) + (f" ({one.judged} of {one.n} models)" if one.judged < one.n else "")
 
 
 def _mean(values: Interval, *, sign: bool = False) -> str:
@@ -143,17 +146,26 @@ def _on_real(results: dict[str, Any]) -> str:
     text = f"""The models have {n_layers} layers. Each method sees {REAL_SEEN} malicious and {REAL_SEEN} ordinary
         requests that no member was trained on. An answer of {REAL.tokens} tokens refuses if it has a usual opening or
         one of the wordings that the family was taught."""
-    if any("above" in cell for member in there for cell in member["cells"].values()):
+    judged = [f"`{name}`" for name, member in results["members"].items() if _is_judged(member)]
+    if judged:
         sizes = " and ".join(map(str, REAL.counts))
         text += f""" {REAL_JUDGED} other requests of each kind judge; utility is the share of ordinary ones that are
         neither refused nor answered incoherently. Tried are {sizes} units, one direction, and the block that was found,
         beside {REAL.draws} draw of random units and of a random direction and {REAL.blocks} blocks of that length. One
         answer is {100 / REAL_JUDGED:.0f} points, so that the bound on utility allows none to be lost."""
+        if len(judged) < len(there):
+            text += f""" What is left without what a method found was measured on {join(judged)} alone; on the others
+                only *where* it looks is compared with the known answer."""
     else:
         text += """ Here only *where* each method looks is compared with the known answer: what is left without what it
         found was not measured."""
     text += " Members of the family that are not listed at the end were not measured."
     return text + " [The small models' page](leaderboard.md) has more models and every method."
+
+
+def _is_judged(member: dict[str, Any]) -> bool:
+    """Whether what is left was measured, as far as anything was found."""
+    return any(cell.get("above") is not None for cell in member["cells"].values())
 
 
 def _short(results: dict[str, Any]) -> str:

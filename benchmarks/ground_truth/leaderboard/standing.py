@@ -30,8 +30,8 @@ class Standing:
     smallest: float | None
     """Median of the members on which refusal was removed within the bounds."""
     removes: int
-    judged: bool
-    """Whether what is left without it was measured on every member."""
+    judged: int
+    """On how many members what is left without it was measured; where nothing was found there is nothing to measure."""
     above: Interval
     forward: float
     backward: float
@@ -72,7 +72,8 @@ def _standing(one: Localizer, there: list[dict[str, Any]]) -> Standing:
     kinds = [kind for kind in KINDS if any(m["kind"] == kind for m in there)] if one.object == "units" else [""]
     by_kind = {k: [c["overlap"] for m, c in zip(there, cells, strict=True) if k in ("", m["kind"])] for k in kinds}
     sizes = [c["smallest"] for c in cells if c.get("smallest") is not None]
-    above = [c["above"] for c in cells if c.get("above") is not None]
+    measured = [c["above"] for c in cells if "above" in c]
+    above = [value for value in measured if value is not None]
     return Standing(
         one,
         len(cells),
@@ -80,7 +81,7 @@ def _standing(one: Localizer, there: list[dict[str, Any]]) -> Standing:
         sum(c.get("above", 0.0) is None for c in cells),
         float(median(sizes)) if sizes else None,
         len(sizes),
-        all("above" in c for c in cells),
+        len(measured) if above or len(measured) == len(cells) else 0,
         interval(above),
         *(float(np.mean([c[what] for c in cells])) for what in ("forward", "backward", "seconds")),
     )

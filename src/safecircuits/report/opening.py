@@ -20,6 +20,9 @@ CAVEAT = "caveat: "
 STRANGE, CUT, FEW = 0.1, 0.5, 100
 """Shares of incoherent and of cut answers from which on, and a number of prompts below which, counts mislead."""
 
+ROOM = 360
+"""Characters of findings that an opening has room for."""
+
 
 def embedded(source: object) -> str:
     """The stage of the embedded organism that a source names; empty for any other model."""
@@ -55,7 +58,7 @@ def opening(
         source: of the model.
         views: the answers that its numbers count.
         seeds: of what was trained; None if nothing was.
-        findings: in words; where nothing was claimed, the first is said, and how many more there are.
+        findings: in words; where nothing was claimed, the first are said, and how many more there are.
         doubts: what the results themselves hold against what they found, the largest first.
     """
     stage = embedded(source)
@@ -68,9 +71,20 @@ def opening(
     if conclusions:
         lines.append(f"Of {len(conclusions)} claims {tally(conclusions)}.")
     elif findings:
-        more = f" ({len(findings) - 1} more below)" if len(findings) > 1 else ""
-        lines.append(f"Found: {findings[0].rstrip('.')}{more}.")
+        said = _first_of(findings)
+        more = f" ({len(findings) - len(said)} more below)" if len(findings) > len(said) else ""
+        lines.append(f"Found: {'; '.join(one.rstrip('.;') for one in said)}{more}.")
     return [*lines, f"Largest caveat: {caveat(conclusions, views, seeds, doubts)}"]
+
+
+def _first_of(findings: Sequence[str]) -> list[str]:
+    """The first finding, and what fits beside it."""
+    said = [findings[0]]
+    for one in findings[1:]:
+        if sum(map(len, said)) + len(one) > ROOM:
+            break
+        said.append(one)
+    return said
 
 
 def caveat(conclusions: Sequence[Record], views: Sequence[View], seeds: int | None, doubts: Sequence[str] = ()) -> str:
