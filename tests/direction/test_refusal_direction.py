@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def test_a_rule_that_keeps_nothing_says_what_next(zero: Any) -> None:
         _ = zero.chosen
     assert zero.choose("bypass").position == -1
     assert DirectionFilters().shallow(8).tolist() == [True] * 5 + [False] * 3  # int(0.8 · 8) = 6, counted from 1
+
+
+def test_what_is_held_against_a_direction_first(zero: Any, affine: Any) -> None:
+    assert zero.caveat == ""  # its verdict is that there is none
+    assert affine.caveat == "its scores are of the prompts by which it was chosen among 5: judge it on others"
+    at = torch.tensor([[affine.scores["bypass"][2] - 0.1, 0.0, 0.0]])
+    as_good = replace(affine, controls={**affine.controls, "random": at})
+    assert as_good.caveat == "a random direction lowers refusal to within its 95 % interval"
 
 
 def test_on_aligned_only_the_affine_ablation_removes_refusal(aligned: Any, zero: Any, affine: Any) -> None:

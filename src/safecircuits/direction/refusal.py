@@ -18,8 +18,14 @@ from safecircuits.behavior.detectors import RefusalDetector
 from safecircuits.direction.accuracy import balanced_accuracy, left_out_accuracy
 from safecircuits.direction.filters import DirectionFilters
 from safecircuits.direction.means import LEAST, MeanDirections, directions_of, require_apart
-from safecircuits.direction.prompt_states import PromptStates, prompt_states
-from safecircuits.direction.selection_scores import Ablation, DirectionScorer, ScoredPrompts, refusing_tokens
+from safecircuits.direction.prompt_states import prompt_states
+from safecircuits.direction.selection_scores import (
+    Ablation,
+    DirectionScorer,
+    ScoredPrompts,
+    controls_of,
+    refusing_tokens,
+)
 from safecircuits.direction.vector import Direction
 from safecircuits.model.sites import HookedModel
 from safecircuits.prompts.prompt_set import PromptSet
@@ -116,6 +122,18 @@ class RefusalDirection(Result):
             f"{said}; intact refusal score {self.baseline['harmful']:.2f} on harmful and "
             f"{self.baseline['harmless']:.2f} on harmless prompts"
         )
+
+    @property
+    def caveat(self) -> str:
+        """What to hold against it first: a control that does as well, or that the prompts that chose it score it."""
+        if self.layer is None:
+            return ""
+        bypass = self.scores["bypass"]
+        for kind, draws in self.controls.items():
+            if len(draws) and float(draws[:, 0].min()) <= bypass[2]:
+                return f"a {kind} direction lowers refusal to within its 95 % interval"
+        tried = int((~self.bypass.isnan()).sum())
+        return f"its scores are of the prompts by which it was chosen among {tried}: judge it on others"
 
     def _next(self, rule: str) -> str:
         if rule == "published" and self.ablation == "zero":
@@ -262,7 +280,7 @@ def refusal_direction(
     chosen = found.at(*best)
     there = each.get((best[0], found.column(best[1]))) or scorer.score(chosen)
     intervals = {name: mean_interval(getattr(there, name)) for name in SCORES}
-    drawn = _controls(scorer, states, chosen, controls, seed) if controls else {}
+    drawn = controls_of(scorer, states, chosen, controls, seed) if controls else {}
     return dataclasses.replace(result, layer=best[0], position=best[1], scores=intervals, controls=drawn)
 
 
@@ -323,23 +341,3 @@ def _best(found: RefusalDirection, rule: Rule) -> tuple[int, int] | None:
             return None
         row, column = divmod(int(score.argmax()), score.shape[1])
     return row, found.directions.positions[column]
-
-
-def _controls(
-    scorer: DirectionScorer, states: PromptStates, chosen: Direction, draws: int, seed: int
-) -> dict[str, Tensor]:
-    """The scores of directions that know nothing, of the chosen one's length, at its place."""
-    generator = torch.Generator().manual_seed(seed)
-    column, length = states.positions.index(chosen.position), float(chosen.vector.norm())
-    found: dict[str, list[tuple[float, float, float]]] = {"random": [], "shuffled": []}
-    for _ in range(draws):
-        vectors = {
-            "random": torch.randn(len(chosen.vector), generator=generator, dtype=torch.float64),
-            "shuffled": states.relabelled(generator).difference()[chosen.layer, column],
-        }
-        for kind, vector in vectors.items():
-            unit = vector / vector.norm()
-            levels = states.places[:, column].double() @ unit
-            made = dataclasses.replace(chosen, vector=(unit * length).float(), levels=levels)
-            found[kind].append(scorer.score(made).means)
-    return {kind: torch.tensor(rows, dtype=torch.float64) for kind, rows in found.items()}

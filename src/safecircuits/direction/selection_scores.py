@@ -8,7 +8,7 @@ harmful prompts' runs the refusal score should fall (bypass); added to harmless 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,7 @@ from safecircuits.behavior.openings import telling_openings
 from safecircuits.behavior.refusal import refused
 from safecircuits.behavior.verdict import tokens_needed
 from safecircuits.direction.interventions import ablation_hooks, addition_hooks
+from safecircuits.direction.prompt_states import PromptStates
 from safecircuits.direction.vector import Direction
 from safecircuits.hooks.first_logits import first_logits
 from safecircuits.model.sites import HookedModel, tokenizer_of
@@ -148,3 +149,23 @@ def refusing_tokens(
     if not found:
         raise ValueError("the model's refusals and answers begin alike: give refusal_tokens=")
     return tuple(found[:at_most])
+
+
+def controls_of(
+    scorer: DirectionScorer, states: PromptStates, chosen: Direction, draws: int, seed: int
+) -> dict[str, Tensor]:
+    """The scores of directions that know nothing, of the chosen one's length, at its place."""
+    generator = torch.Generator().manual_seed(seed)
+    column, length = states.positions.index(chosen.position), float(chosen.vector.norm())
+    found: dict[str, list[tuple[float, float, float]]] = {"random": [], "shuffled": []}
+    for _ in range(draws):
+        vectors = {
+            "random": torch.randn(len(chosen.vector), generator=generator, dtype=torch.float64),
+            "shuffled": states.relabelled(generator).difference()[chosen.layer, column],
+        }
+        for kind, vector in vectors.items():
+            unit = vector / vector.norm()
+            levels = states.places[:, column].double() @ unit
+            made = replace(chosen, vector=(unit * length).float(), levels=levels)
+            found[kind].append(scorer.score(made).means)
+    return {kind: torch.tensor(rows, dtype=torch.float64) for kind, rows in found.items()}
