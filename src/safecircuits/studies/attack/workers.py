@@ -93,8 +93,8 @@ class Workers:
                 worker.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise ValueError(
-                    f"one of {self.n} workers was ended, perhaps for want of memory; what they have finished is kept: "
-                    "go on with fewer workers"
+                    f"one of {self.n} workers was ended: for want of memory (take fewer), or since the script that "
+                    "calls this has no `if __name__ == '__main__':` around what it runs; what is finished is kept"
                 ) from error
             raise
         finally:
