@@ -27,8 +27,8 @@ class SafetyGuard:
 
     It measures the model when it is made, before training, and again every ``eval_every`` steps and after the last
     one. What counts is the measured rate, untested: it would rather stop once too often. Answers that the model before
-    training finds to be no language are no refusals (``AsItWas``, whose copy of the weights is on disk meanwhile). Where
-    training teaches a way to write that is new to the model, give ``unchanged=that_knows(AsItWas(model), data)``.
+    training finds to be no language are no refusals (``AsItWas``, whose copy of the weights is on disk meanwhile). If
+    what is taught is no language to it either, give ``unchanged=sc.behavior.that_knows(AsItWas(model), data)``.
 
     Args:
         model: as it is before training; it is measured unless ``before`` says what it does.
