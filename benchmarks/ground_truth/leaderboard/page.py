@@ -219,9 +219,8 @@ def _sentence(results: dict[str, Any], kind: Object) -> str:
     if judging:
         strong = max(judging, key=lambda one: known[one].above[0])
         left = (
-            f" *{strong}* has the largest area over random there; on the judged ones "
-            f"{_mean(judged[strong].above, sign=True)}, within the bounds on {judged[strong].removes} of "
-            f"{judged[strong].n}."
+            f" *{strong}* has the largest area over random there; on the judged ones {_left(judged[strong])}, within "
+            f"the bounds on {judged[strong].removes} of {judged[strong].judged}."
         )
     return (
         f"**{TITLES[kind]}**: *{name}* has the largest overlap on the development models; on the judged ones its "

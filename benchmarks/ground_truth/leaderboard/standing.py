@@ -31,7 +31,7 @@ class Standing:
     """Median of the members on which refusal was removed within the bounds."""
     removes: int
     judged: int
-    """On how many members what is left without it was measured; where nothing was found there is nothing to measure."""
+    """On how many members what is left without it was measured; on all, those count on which nothing was found."""
     above: Interval
     forward: float
     backward: float
@@ -81,7 +81,7 @@ def _standing(one: Localizer, there: list[dict[str, Any]]) -> Standing:
         sum(c.get("above", 0.0) is None for c in cells),
         float(median(sizes)) if sizes else None,
         len(sizes),
-        len(measured) if above or len(measured) == len(cells) else 0,
+        len(measured) if len(measured) == len(cells) else len(above),
         interval(above),
         *(float(np.mean([c[what] for c in cells])) for what in ("forward", "backward", "seconds")),
     )
