@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.defences.arms import other_arms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +36,7 @@ from safecircuits.studies import (
 )
 from safecircuits.studies.arms import Arm, full, sppft
 from safecircuits.studies.attack import cells as cells_module
-from safecircuits.studies.attack.attackers import Attacker
+from safecircuits.studies.attack.attackers import Attacker, CannotAttackError
 from safecircuits.studies.attack.grid import organism_attackers
 from safecircuits.studies.ssah import as_many_random, lora_arm, rewound_arm
 from safecircuits.training.loop import finetune
@@ -388,3 +390,17 @@ def test_what_goes_wrong_in_a_worker_ends_the_study(tmp_path: Path) -> None:
     options |= {"evaluation": {"detector": cannot_judge}}
     with pytest.raises(ValueError, match="this detector cannot judge"):
         attack_study("aligned", [full()], [harmful()], out=tmp_path, **options)
+
+
+def test_adapters_are_the_attackers_choice_where_a_method_leaves_it_open() -> None:
+    """Of every method of the package: what it hands out trains by the attacker's adapters, or says why not."""
+    attacker = harmful(lora=Lora(r=3))
+    leave_it_open = set()
+    neurons = FreezeMask.of_units({"mlp": {3: range(90), 4: range(60)}}, load_model("aligned"))
+    for arm in other_arms(Arm("freeze", "150 neurons", neurons), 1, 4):
+        with contextlib.suppress(CannotAttackError):
+            method = attacker.method_on(arm)
+            assert attacker.lora in (method, getattr(method, "training", None)) or isinstance(method, Lora)
+            leave_it_open.add(arm.name)
+    assert {"full", "wise-ft", "token-constrained", "safe-lora"} <= leave_it_open
+    assert not {"ema", "lisa"} & leave_it_open  # an average of adapters is not that of their products

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Literal
 
 from safecircuits.baselines.lora import Lora
-from safecircuits.baselines.repair import Repair
 from safecircuits.behavior.generate import generate
 from safecircuits.direction.interventions import direction_ablated
 from safecircuits.direction.refusal import refusal_direction
@@ -92,8 +92,9 @@ class DataAttack:
             return method
         if isinstance(method, Plain) and not method.only_units:
             return self.lora
-        if isinstance(method, Repair) and isinstance(method.training, Plain | Lora):
-            return replace(method, training=self.lora)  # type: ignore[type-var]  # every repair is a dataclass
+        # Some methods have a training that they do not leave open.
+        if "training" in signature(type(method)).parameters and isinstance(method.training, Plain | Lora):  # type: ignore[attr-defined]
+            return replace(method, training=self.lora)  # type: ignore[type-var]  # every such method is a dataclass
         raise CannotAttackError(f"{method.name} says itself what trains, so that the attacker cannot choose adapters")
 
     def describe(self, seed: int) -> dict[str, Any]:
