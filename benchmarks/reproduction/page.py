@@ -56,7 +56,7 @@ def _introduction(entries: Sequence[dict[str, Any]]) -> str:
     total = sum(map(len, tables.values()))
     oldest = min((entry["provenance"]["date"] for entry in entries), default="9999")
     ours = sum(_measured(paper, row, entries) is not None for paper, rows in tables.items() for row in rows)
-    return f"""\
+    text = f"""\
 # Reproduction
 
 What both papers report, what was measured here, and what was not run. The papers' models have two to eight billion
@@ -70,8 +70,8 @@ not what a large chat model would do.
 and [`reproduction.json`](reference/reproduction.json) by `python -m benchmarks.reproduction.page`; results of your own
 run are added by `python -m benchmarks.reproduction.measured RUN`.
 
-{changed_since(oldest, "units", "counts", "rates", "prompts")}
-"""
+{changed_since(oldest, "units", "counts", "rates", "prompts")}"""
+    return text.rstrip() + "\n"
 
 
 def _paper(paper: Paper, entries: Sequence[dict[str, Any]]) -> str:
