@@ -113,16 +113,28 @@ TIMED = ("slow", "slow-planted", "slow-more", "scenarios")
 
 def _spent(studies: dict[str, AttackStudy]) -> str:
     """Processor time of the embedded models' studies that recorded it, and what a whole grid takes at that."""
+    clocked = [s for s in studies.values() if s.provenance.get("workers", 1) > 1 and s.provenance["elapsed_seconds"]]
+    whole = [_elapsed(study) for study in clocked]
     timed = [study for name, study in studies.items() if name in TIMED]
     n = sum(len(study.cells) for study in timed)
     if not n:
-        return ""
+        return "".join(f"\n{one}\n" for one in whole)
     each = sum(study.provenance["cpu_seconds"] for study in timed) / n
     return f"""
 Of the embedded models' cells {n}, of attackers who go on to the last stop for the most part, recorded their processor
 time: {each:.1f} s of one core on average. At that, 5 arms × 24 attackers × 3 seeds take {360 * each / 60:.0f} minutes
 of one core, and less where attackers reach all there is sooner.
-"""
+""" + "".join(f"\n{one}\n" for one in whole)
+
+
+def _elapsed(study: AttackStudy) -> str:
+    """How long a whole study took, by the clock."""
+    there = study.provenance
+    n = f"{len(study.arms)} arms × {len(there['attackers'])} attackers × {len(there['seeds'])} seeds"
+    return (
+        f"By the clock, {n} on {there['model']!r} took {there['elapsed_seconds'] / 60:.0f} minutes in "
+        f"{there['workers']} processes of {there['threads']} thread each."
+    )
 
 
 def _slow(setup: dict[str, Any]) -> str:

@@ -364,6 +364,7 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
         arm: said.completions for arm, said in alone.answers.items()
     }
     assert several.provenance["workers"] == 2
+    assert several.provenance["elapsed_seconds"] > 0
     files = [
         sorted(p.relative_to(folder) for p in folder.rglob("*")) for folder in (tmp_path / "one", tmp_path / "two")
     ]
@@ -371,6 +372,7 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*.json")}
     again = attack_study("aligned", arms, attacks, out=tmp_path / "two", workers=3, **options)
     assert again.cells == several.cells
+    assert again.provenance["elapsed_seconds"] is None
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,7 @@ def attack_study(
                     notify(
                         f"the budget of {hours:g} hours takes {n} of {len(attackers)} attackers, for {estimated:.2g}"
                     )
+            began = time.perf_counter()
             helped.measure_before(arms, seeds, progress)
             before = {arm.name: {str(seed): place.before(arm, seed) for seed in seeds} for arm in arms}
             _tell_useless(before)
@@ -140,6 +142,7 @@ def attack_study(
             todo = [
                 (arm, one, seed) for one in taken for seed in seeds for arm in arms if (arm.name, one.name) in possible
             ]
+            anew = not any(place.path(*each).exists() for each in todo)
             helped.measure(todo, progress)
             cells = [place.cell(*each) for each in track(todo, "attack study", enabled=progress and workers == 1)]
             study = AttackStudy(
@@ -164,6 +167,8 @@ def attack_study(
                     "torch": str(torch.__version__),
                     "threads": torch.get_num_threads(),
                     "workers": workers,
+                    # Of all workers together, from the first measurement on; None where some cells were there before.
+                    "elapsed_seconds": time.perf_counter() - began if anew else None,
                     "device": place.device,
                     **place.spent,
                 },
