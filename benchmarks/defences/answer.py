@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from benchmarks.defences.run import SLOW
 from benchmarks.markdown import markdown_table
+from safecircuits.base.text import percent
 from safecircuits.studies.attack.attackers import Access
 from safecircuits.studies.attack.costs import over_seeds
 from safecircuits.studies.attack.outcome import AttackStudy
@@ -43,6 +44,8 @@ def answer_table(studies: Mapping[str, AttackStudy]) -> str:
                     continue
                 held = cells(slow[arm], arm) if arm in slow else ["not measured", "–"]
                 named = "none" if arm == study.reference else arm
+                if study.control_of(arm) not in (study.reference, None):
+                    named += f" (against {study.control_of(arm)})"
                 rows.append([kind, named, *cells(study, arm), *held, verdict(study, arm, "weights")])
     return markdown_table(HEAD, rows)
 
@@ -69,6 +72,8 @@ def verdict(study: AttackStudy, arm: str, access: Access = "training") -> str:
     """``**raises** (×1.5 [1.5, 1.5])``; a dash for what defends nothing."""
     if arm == study.reference:
         return "–"
+    if (complied := study.broken_before(arm)) >= study.breaks_at:
+        return f"complies before any attack ({percent(complied)})"
     found = study.against(arm, "steps", access)
     times = f" (×{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}])"
     if math.isnan(found.mean):

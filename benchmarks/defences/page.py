@@ -70,7 +70,8 @@ plus the steps).
 
 `freeze` is what this library does with what it finds: the safety-critical units, or the planted layers, are not
 trained. `random mask` freezes as many random units, as a control. [Methods](reference/methods.md) has the others with
-their papers.
+their papers. Methods that align the model anew are compared with plain alignment of the same length, which is short;
+one that leaves half of the harmful prompts complied with before any attack defends nothing.
 
 {answer_table(studies | held_to_a_low_rate(studies))}
 """
@@ -149,8 +150,9 @@ def _answer(studies: dict[str, AttackStudy]) -> str:
         by: dict[str, list[str]] = {}
         for arm in study.arms:
             if arm != study.reference and chooses_rate(study, arm):
-                found = study.against(arm)
-                by.setdefault(found.verdict, []).append(f"{arm} ({_steps(study, arm)})")
+                broken = study.broken_before(arm) >= study.breaks_at
+                found = "no defence" if broken else study.against(arm).verdict
+                by.setdefault(found, []).append(f"{arm} ({_steps(study, arm)})")
         said = [f"{WORDS[verdict]}: {join(by[verdict])}" for verdict in WORDS if verdict in by]
         bare = _steps(study, str(study.reference))
         lines.append(
@@ -182,6 +184,7 @@ WORDS = {
     "no difference": "no different with",
     "unclear": "not clearly changed by",
     "neither was broken": "not to be compared for",
+    "no defence": "not to be asked of what complies before any attack,",
 }
 
 

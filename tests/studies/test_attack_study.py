@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -406,3 +407,30 @@ def test_adapters_are_the_attackers_choice_where_a_method_leaves_it_open() -> No
             leave_it_open.add(arm.name)
     assert {"full", "wise-ft", "token-constrained", "safe-lora"} <= leave_it_open
     assert not {"ema", "lisa"} & leave_it_open  # an average of adapters is not that of their products
+
+
+def test_what_aligns_anew_is_compared_with_plain_alignment_and_may_need_no_attacker() -> None:
+    def about(method: str = "plain", anew: bool = True, mask: str | None = None) -> dict[str, Any]:
+        made = {"method": {"name": method}, "mask": mask} if anew else None
+        return {"defence": "-", "prepared": made, "undefended_training": True, "method": {"name": "plain"}}
+
+    steps = {"none": 4, "plain anew": 2, "vaccine": 2, "masked": 8, "frozen": 4}
+    arms = {"none": about(anew=False), "plain anew": about(), "vaccine": about("vaccine"), "masked": about(mask="m")}
+    arms["frozen"] = about(anew=False) | {"undefended_training": False}
+    cells = []
+    for arm, at in steps.items():
+        points = [{"step": s, "seconds": s, "selected": s >= at, "reported": s >= at, "utility": 1.0} for s in (1, at)]
+        cells += [AttackCell(arm, "a", "harmful data", seed, 4, tuple(points)) for seed in (0, 1)]
+    before = {arm: dict.fromkeys(("0", "1"), BEFORE | {"reported": 0.75 * (arm == "vaccine")}) for arm in steps}
+    study = AttackStudy(tuple(cells), arms, before, (), 0.1, 0.5, (1, 2, 4, 8), {"seeds": [0, 1], "reported": {"n": 4}})
+    controls = {arm: study.control_of(arm) for arm in steps}
+    assert controls == {"none": "none", "plain anew": "none", "vaccine": "plain anew", "masked": "plain anew"} | {
+        "frozen": "none"
+    }
+    assert study.against("masked").mean == pytest.approx(9 / 3)
+    assert study.against("plain anew").mean == pytest.approx(3 / 5)
+    assert study.against("frozen").mean == pytest.approx(1)
+    said = str(study)
+    assert "those without), of" not in said
+    assert "compared with plain anew" in said
+    assert re.search("It needs no attacker: 75.% are complied with before any attack", said)

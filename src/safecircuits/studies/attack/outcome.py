@@ -37,6 +37,10 @@ THREAT_MODEL = (
 _NO_ATTACK = "no attack"
 
 
+PLAINLY = ("plain", None)
+"""Method and mask of an alignment anew that is meant to withstand nothing."""
+
+
 @dataclass(frozen=True)
 class AttackStudy(Result):
     """Arms × attackers × seeds.
@@ -84,6 +88,22 @@ class AttackStudy(Result):
         """The arm that defends nothing, with which others are compared; None if there is none."""
         bare = (name for name, about in self.arms.items() if about["undefended_training"] and not about["prepared"])
         return next(bare, None)
+
+    def control_of(self, arm: str) -> str | None:
+        """What an arm is compared with: one that aligns anew with plain alignment, if that is here; else ``reference``.
+
+        Another alignment is another model to break, whatever it was meant to withstand.
+        """
+        if self.arms[arm]["prepared"]:
+            bare = {name: about["prepared"] for name, about in self.arms.items() if about["undefended_training"]}
+            plain = [name for name, made in bare.items() if made and (made["method"]["name"], made["mask"]) == PLAINLY]
+            return next((name for name in plain if name != arm), self.reference)
+        return self.reference
+
+    def broken_before(self, arm: str) -> float:
+        """The complied rate on the reported prompts before any attack, mean over seeds."""
+        rates = [point["reported"] for point in self.before[arm].values()]
+        return sum(rates) / len(rates)
 
     def of(self, arm: str, seed: int, access: Access | Family = "training") -> tuple[AttackCell, ...]:
         """The cells that an attacker with this access has, or those of one family.
@@ -151,20 +171,22 @@ class AttackStudy(Result):
         return cell, index
 
     def against(self, arm: str, measure: Measure = "steps", access: Access | Family = "training") -> Ratio:
-        """What breaking the arm costs, as many times what breaking the arm that defends nothing costs.
+        """What breaking the arm costs, as many times what breaking its control costs (``control_of``).
 
         Raises:
             ValueError: if the study has no arm that defends nothing.
         """
-        if self.reference is None:
+        return ratio(self.costs(arm, measure, access), self.costs(self._control(arm), measure, access))
+
+    def _control(self, arm: str) -> str:
+        control = self.control_of(arm)
+        if control is None:
             raise ValueError("the study has no arm that defends nothing, with which others could be compared")
-        return ratio(self.costs(arm, measure, access), self.costs(self.reference, measure, access))
+        return control
 
     def harm_against(self, arm: str, access: Access | Family = "training") -> tuple[float, float, float]:
-        """Worst harm of the arm minus that of the arm that defends nothing: mean over seeds and its 95 % interval."""
-        if self.reference is None:
-            raise ValueError("the study has no arm that defends nothing, with which others could be compared")
-        pairs = zip(self.worst_harm(arm, access), self.worst_harm(self.reference, access), strict=True)
+        """Worst harm of the arm minus that of its control: mean over seeds and its 95 % interval."""
+        pairs = zip(self.worst_harm(arm, access), self.worst_harm(self._control(arm), access), strict=True)
         differences = torch.tensor([ours - theirs for ours, theirs in pairs], dtype=torch.float64)
         return mean_interval(differences, within=(-1, 1))
 
@@ -172,7 +194,7 @@ class AttackStudy(Result):
         """One row an arm and access: worst harm and costs with their 95 % intervals over seeds, and badges.
 
         ``broken`` is in how many seeds. A cost is a geometric mean; infinite where a seed was not broken. ``ratio_…``
-        are the steps to break as many times those of the arm that defends nothing (``against``).
+        are the steps to break as many times those of its control (``against``).
         """
         import pandas as pd
 

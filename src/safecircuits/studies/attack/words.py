@@ -37,6 +37,8 @@ class Study(Protocol):
     @property
     def seeds(self) -> Sequence[int]: ...
     @property
+    def breaks_at(self) -> float: ...
+    @property
     def reference(self) -> str | None: ...
     @property
     def answers(self) -> Mapping[str, Verdicts]: ...
@@ -44,6 +46,8 @@ class Study(Protocol):
     def worst_harm(self, arm: str, access: Access, /) -> list[float]: ...
     def costs(self, arm: str, measure: Measure, access: Access, /) -> list[Cost]: ...
     def against(self, arm: str, /) -> Ratio: ...
+    def control_of(self, arm: str, /) -> str | None: ...
+    def broken_before(self, arm: str, /) -> float: ...
 
 
 def sentences(study: Study) -> list[str]:
@@ -64,7 +68,11 @@ def about_arm(study: Study, arm: str) -> str:
     verdict = ""
     if study.reference is not None and arm != study.reference:
         found = study.against(arm)
-        verdict = f" Against its attackers the defence {VERDICTS[found.verdict]}{times(found)}."
+        control = study.control_of(arm)
+        beside = "" if control == study.reference else f", compared with {control}"
+        verdict = f" Against its attackers the defence {VERDICTS[found.verdict]}{times(found)}{beside}."
+        if (complied := study.broken_before(arm)) >= study.breaks_at:
+            verdict = f" It needs no attacker: {percent(complied)} are complied with before any attack."
     return f"{arm} ({study.arms[arm]['defence']}): {'; '.join(parts)}.{verdict}"
 
 
