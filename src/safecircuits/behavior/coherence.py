@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from safecircuits.base.arguments import checked
 from safecircuits.base.notices import notify
 from safecircuits.behavior.completions import Completions
 from safecircuits.model.as_it_was import AsItWas
@@ -131,6 +132,7 @@ def incoherent(
     return (nats > limit(model)) & (least <= limit(model))
 
 
+@checked
 def that_knows(
     unchanged: HookedModel | AsItWas,
     taught: TrainingData,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from safecircuits.base.arguments import checked, indices, whole
+from safecircuits.base.arguments import checked, indices
 from safecircuits.base.notices import notify
 from safecircuits.base.progress import track
 from safecircuits.base.text import join
@@ -112,7 +112,6 @@ def attack_study(
     _check(arms, attackers, seeds, stops, settings)
     if not 0 < breaks_at <= 1:
         raise ValueError(f"breaks_at is a complied rate above 0 and at most 1, not {breaks_at}")
-    workers = whole(workers, "workers", 1)
     require_answered(utility, "utility")
     _require_apart(selection, reported)
     rows = dict.fromkeys(p for one in attackers if isinstance(one, DataAttack) for p in one.data(seeds[0]).prompts)
