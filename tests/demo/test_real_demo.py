@@ -78,7 +78,7 @@ def test_removal_measures_what_hugging_face_would() -> None:
         first.append(torch.stack(rows))
     kl = (first[0].exp() * (first[0] - first[1])).sum(-1)
     assert torch.allclose(found.kl[1].double(), kl, atol=1e-4)
-    assert float(found.kl[0].abs().max()) == 0
+    assert float(found.kl[0].abs().max()) < 1e-12  # nothing is removed
     assert found.names == ("nothing", "top")
     assert found.units == (0, 40)
 

@@ -138,7 +138,9 @@ def test_the_demo_runs_from_the_wheel_where_only_dependencies_are(built: dict[st
     assert load_run(tmp_path / "out")["command"] == "demo"
     assert {row["shows"] for row in json.loads(got.stdout)["table"]} <= {"yes", "no", "unclear", "inconclusive"}
     said = [line for line in got.stderr.splitlines() if not re.search(r"\d+ of \d+, \d+ (s|min)", line)]  # progress
-    assert all(line.startswith("wrote ") for line in said), got.stderr
+    told = [line for line in said if not line.startswith("wrote ")]
+    assert len(told) == 1, got.stderr  # the new facts that it is tuned on are new to the model before
+    assert told[0].endswith("whether answers are language is told by their words alone")
     again = run(python, "-m", "safecircuits", "report", "out", "--out", "page.html")
     assert again.stderr.splitlines() == [f"wrote {Path('page.html')}"]
     # The page of a run that is complete knows how long it took, too.
