@@ -492,7 +492,8 @@ class TestBadInput:
 class TestDoctor:
     def test_it_says_what_is_here(self) -> None:
         rows = {row["what"]: row for row in json.loads(succeed("doctor", "--json").stdout)}
-        assert rows["torch"]["found"] == torch.__version__
+        found, imported = rows["torch"]["found"], torch.__version__
+        assert found.partition("+")[0] == imported.partition("+")[0]  # a package may not name the build, +cu132
         assert rows["demo"]["ok"] is True
         assert rows["--backend bridge"]["ok"] is True
         assert ("smollm2:layers-12-16" in rows["smollm2:NAME"]["found"]) == rows["smollm2:NAME"]["ok"]
