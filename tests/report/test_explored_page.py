@@ -206,7 +206,7 @@ def test_a_layer_leads_to_its_units_these_to_prompts_and_tokens_and_a_prompt_to_
     detail.get_by_role("link", name="after (complies)").click()
     page.locator(
         "#answers-said", has_text="1 of 2 refuse by"
-    ).wait_for()  # a click on a link is answered a moment later
+    ).wait_for()  # links act a moment later
 
 
 def test_a_unit_has_an_address_and_harmful_prompts_are_left_out_unless_asked_for() -> None:
