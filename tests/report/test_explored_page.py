@@ -204,9 +204,7 @@ def test_a_layer_leads_to_its_units_these_to_prompts_and_tokens_and_a_prompt_to_
     page.get_by_role("button", name="all layers, 2 units").click()
     assert [row.locator("td").nth(6).inner_text() for row in rows.all()] == ["90", "33"]  # of 1.0, of 3.0
     detail.get_by_role("link", name="after (complies)").click()
-    page.locator(
-        "#answers-said", has_text="1 of 2 refuse by"
-    ).wait_for()  # links act a moment later
+    page.locator("#answers-said", has_text="1 of 2 refuse by").wait_for()  # links act a moment later
 
 
 def test_a_unit_has_an_address_and_harmful_prompts_are_left_out_unless_asked_for() -> None:
