@@ -72,8 +72,8 @@ def verdict(study: AttackStudy, arm: str, access: Access = "training") -> str:
     """``**raises** (×1.5 [1.5, 1.5])``; a dash for what defends nothing."""
     if arm == study.reference:
         return "–"
-    if (complied := study.broken_before(arm)) >= study.breaks_at:
-        return f"complies before any attack ({percent(complied)})"
+    if study.needs_no_attacker(arm):
+        return f"complies before any attack ({percent(study.complied_before(arm))})"
     found = study.against(arm, "steps", access)
     times = f" (×{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}])"
     if math.isnan(found.mean):

@@ -115,17 +115,17 @@ TIMED = ("slow", "slow-planted", "slow-more", "scenarios")
 def _spent(studies: dict[str, AttackStudy]) -> str:
     """Processor time of the embedded models' studies that recorded it, and what a whole grid takes at that."""
     clocked = [s for s in studies.values() if s.provenance.get("workers", 1) > 1 and s.provenance["elapsed_seconds"]]
-    whole = [_elapsed(study) for study in clocked]
+    whole = "".join(f"\n{_elapsed(study)}\n" for study in clocked)
     timed = [study for name, study in studies.items() if name in TIMED]
     n = sum(len(study.cells) for study in timed)
     if not n:
-        return "".join(f"\n{one}\n" for one in whole)
+        return whole
     each = sum(study.provenance["cpu_seconds"] for study in timed) / n
     return f"""
 Of the embedded models' cells {n}, of attackers who go on to the last stop for the most part, recorded their processor
 time: {each:.1f} s of one core on average. At that, 5 arms × 24 attackers × 3 seeds take {360 * each / 60:.0f} minutes
 of one core, and less where attackers reach all there is sooner.
-""" + "".join(f"\n{one}\n" for one in whole)
+{whole}"""
 
 
 def _elapsed(study: AttackStudy) -> str:
@@ -150,8 +150,7 @@ def _answer(studies: dict[str, AttackStudy]) -> str:
         by: dict[str, list[str]] = {}
         for arm in study.arms:
             if arm != study.reference and chooses_rate(study, arm):
-                broken = study.broken_before(arm) >= study.breaks_at
-                found = "no defence" if broken else study.against(arm).verdict
+                found = "no defence" if study.needs_no_attacker(arm) else study.against(arm).verdict
                 by.setdefault(found, []).append(f"{arm} ({_steps(study, arm)})")
         said = [f"{WORDS[verdict]}: {join(by[verdict])}" for verdict in WORDS if verdict in by]
         bare = _steps(study, str(study.reference))

@@ -71,10 +71,10 @@ def test_patching_curves_have_them_beside_each_count(tmp_path: Any) -> None:
     curve = next(c for c in found.curves if c.chosen == "found")
     reference = KLReference.of(aligned, normal, n_tokens=3)
     want = patched_divergences(aligned, base, reference, units, outgoing=True)[64]
-    # Not to the bit: other batches are in memory when the curve is measured, and some processors round by how they lie.
-    torch.testing.assert_close(curve.kl[0]["harmless"].values, want.values, rtol=1e-3, atol=1e-8, equal_nan=True)
+    # Not to the bit: the curve patches found and random units in one batch, whose size decides how some CPUs round.
+    torch.testing.assert_close(curve.kl[0]["harmless"].values, want.values, rtol=1e-4, atol=1e-8, equal_nan=True)
     frame = found.to_frame().set_index("units")
-    assert frame.loc["found", "harmless_first_token_kl"] == pytest.approx(float(want.first.mean()), rel=1e-3)
+    assert frame.loc["found", "harmless_first_token_kl"] == pytest.approx(float(want.first.mean()), rel=1e-4)
     assert set(found.record()["curves"]["necessary"]["random"]["kl"][0]) == {
         f"{of}_{name}_kl" for of in ("malicious", "harmless") for name in ("first_token", "per_token")
     }

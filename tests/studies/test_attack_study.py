@@ -431,6 +431,5 @@ def test_what_aligns_anew_is_compared_with_plain_alignment_and_may_need_no_attac
     assert study.against("plain anew").mean == pytest.approx(3 / 5)
     assert study.against("frozen").mean == pytest.approx(1)
     said = str(study)
-    assert "those without), of" not in said
-    assert "compared with plain anew" in said
+    assert said.count("compared with plain anew") == 1  # the masked alignment; the other one needs no attacker
     assert re.search("It needs no attacker: 75.% are complied with before any attack", said)

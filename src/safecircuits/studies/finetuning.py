@@ -24,7 +24,7 @@ from safecircuits.model.as_it_was import AsItWas
 from safecircuits.model.fingerprint import weights_fingerprint
 from safecircuits.model.load import Backend
 from safecircuits.model.parameters import checkpoint_parameters
-from safecircuits.model.sites import ModelShape
+from safecircuits.model.sites import HookedModel, ModelShape
 from safecircuits.prompts.leaks import tell_overlaps
 from safecircuits.prompts.prompt_set import PromptSet
 from safecircuits.studies.arms import Arm
@@ -193,7 +193,7 @@ class _Study:
         settings = replace(_of_arm(arm, scenario, settings), optimizer=optimizer)
         every = max(1, settings.steps_on(len(scenario.train)) // self.points)
         with self.subject.fresh() as model:
-            metrics.unchanged = AsItWas(model) if self._tells_salad(scenario, settings) else None
+            metrics.unchanged = AsItWas(model) if self._tells_salad(model, scenario, settings) else None
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -258,13 +258,12 @@ class _Study:
                 self.references[settings.template] = references_of(model, sets)
         return self.references[settings.template]
 
-    def _tells_salad(self, scenario: Scenario, settings: TrainingSettings) -> bool:
-        """Whether the model before training takes what the scenario teaches for language."""
+    def _tells_salad(self, model: HookedModel, scenario: Scenario, settings: TrainingSettings) -> bool:
+        """Whether the model, as it is before training, takes what the scenario teaches for language."""
         key = scenario.train.fingerprint, settings.template
         if key not in self._tells:
             tokens = self.options.get("refusal_tokens") or self.options.get("max_new_tokens")
-            with self.subject.untouched() as model:
-                known = that_knows(model, scenario.train, tokens=tokens, template=settings.template)
+            known = that_knows(model, scenario.train, tokens=tokens, template=settings.template)
             self._tells[key] = known is not None
         return self._tells[key]
 

@@ -100,10 +100,14 @@ class AttackStudy(Result):
             return next((name for name in plain if name != arm), self.reference)
         return self.reference
 
-    def broken_before(self, arm: str) -> float:
+    def complied_before(self, arm: str) -> float:
         """The complied rate on the reported prompts before any attack, mean over seeds."""
         rates = [point["reported"] for point in self.before[arm].values()]
         return sum(rates) / len(rates)
+
+    def needs_no_attacker(self, arm: str) -> bool:
+        """Whether an arm counts as broken before any attack."""
+        return self.complied_before(arm) >= self.breaks_at
 
     def of(self, arm: str, seed: int, access: Access | Family = "training") -> tuple[AttackCell, ...]:
         """The cells that an attacker with this access has, or those of one family.

@@ -37,8 +37,6 @@ class Study(Protocol):
     @property
     def seeds(self) -> Sequence[int]: ...
     @property
-    def breaks_at(self) -> float: ...
-    @property
     def reference(self) -> str | None: ...
     @property
     def answers(self) -> Mapping[str, Verdicts]: ...
@@ -47,7 +45,8 @@ class Study(Protocol):
     def costs(self, arm: str, measure: Measure, access: Access, /) -> list[Cost]: ...
     def against(self, arm: str, /) -> Ratio: ...
     def control_of(self, arm: str, /) -> str | None: ...
-    def broken_before(self, arm: str, /) -> float: ...
+    def complied_before(self, arm: str, /) -> float: ...
+    def needs_no_attacker(self, arm: str, /) -> bool: ...
 
 
 def sentences(study: Study) -> list[str]:
@@ -67,13 +66,17 @@ def about_arm(study: Study, arm: str) -> str:
             parts.append(f"{words} {reached(study, arm, access)}")
     verdict = ""
     if study.reference is not None and arm != study.reference:
-        found = study.against(arm)
-        control = study.control_of(arm)
-        beside = "" if control == study.reference else f", compared with {control}"
-        verdict = f" Against its attackers the defence {VERDICTS[found.verdict]}{times(found)}{beside}."
-        if (complied := study.broken_before(arm)) >= study.breaks_at:
-            verdict = f" It needs no attacker: {percent(complied)} are complied with before any attack."
+        verdict = f" {_compared(study, arm)}"
     return f"{arm} ({study.arms[arm]['defence']}): {'; '.join(parts)}.{verdict}"
+
+
+def _compared(study: Study, arm: str) -> str:
+    """What the defence does to the steps to break, beside its control."""
+    if study.needs_no_attacker(arm):
+        return f"It needs no attacker: {percent(study.complied_before(arm))} are complied with before any attack."
+    found, control = study.against(arm), study.control_of(arm)
+    beside = "" if control == study.reference else f", compared with {control}"
+    return f"Against its attackers the defence {VERDICTS[found.verdict]}{times(found)}{beside}."
 
 
 VERDICTS = {

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,9 @@ from safecircuits.studies.attack.attackers import Attacker, DataAttack
 from safecircuits.studies.attack.cells import Probes, Range
 from safecircuits.studies.subject import Subject
 from safecircuits.training.settings import TrainingSettings
+
+Work = Literal["before", "cell"]
+"""The method of ``Range`` that a worker calls."""
 
 _place: Range | None = None
 """Where this process measures, if it is a worker."""
@@ -66,15 +69,17 @@ class Workers:
 
     def measure_before(self, arms: Sequence[Arm], seeds: Sequence[int], progress: bool) -> None:
         """Align anew where an arm does, and measure the defended models, each once."""
-        todo = {self.place.before_path(arm, seed): ((arm, seed),) for seed in seeds for arm in arms}
-        self._do([each for path, each in todo.items() if not path.exists()], "the defended models", progress)
+        todo = {self.place.before_path(arm, seed): (arm, seed) for seed in seeds for arm in arms}
+        self._do("before", todo, "the defended models", progress)
 
     def measure(self, cells: Iterable[tuple[Arm, Attacker, int]], progress: bool) -> None:
         """Finish all cells that are not finished; those of several arms that are one are measured once."""
         todo = {self.place.path(arm, one, seed): (arm, _drawn(one, seed), seed) for arm, one, seed in cells}
-        self._do([each for path, each in todo.items() if not path.exists()], "attack study", progress)
+        self._do("cell", todo, "attack study", progress)
 
-    def _do(self, todo: Sequence[tuple[Any, ...]], what: str, progress: bool) -> None:
+    def _do(self, work: Work, files: Mapping[Path, tuple[Any, ...]], what: str, progress: bool) -> None:
+        """Have the workers make the files that are not there, each from its arguments."""
+        todo = [given for path, given in files.items() if not path.exists()]
         if self.n == 1 or len(todo) < 2:
             return
         _require_travels(todo, f"workers={self.n} needs arms and attackers")
@@ -83,7 +88,7 @@ class Workers:
         others = set(active_children())
         pool = ProcessPoolExecutor(min(self.n, len(todo)), context, self._begin)
         try:
-            futures: list[Future[list[str]]] = [pool.submit(_measure, each) for each in todo]
+            futures: list[Future[list[str]]] = [pool.submit(_measure, work, given) for given in todo]
             for done in track(as_completed(futures), what, total=len(futures), enabled=progress):
                 for message in done.result():
                     notify(message)
@@ -131,25 +136,10 @@ def _begin(
     _place = Range(Subject(source, **loading), out, probes, stops, settings)
 
 
-def _measure(each: tuple[Any, ...]) -> list[str]:
-    """Measure a cell, or what is before its attack; what was said meanwhile."""
-    assert _place is not None
-    with _heard() as said:
-        if len(each) == 1:
-            _place.before(*each[0])
-        else:
-            _place.cell(*each)
-    return said
-
-
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Notices inside the block, as texts, for the process that asked."""
-    said: list[str] = []
+def _measure(work: Work, given: tuple[Any, ...]) -> list[str]:
+    """Measure a cell, or what is before its attack; the notices meanwhile, for the process that asked to pass on."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=Notice)
-        try:
-            yield said
-        finally:
-            said += dict.fromkeys(str(one.message) for one in caught)
+        getattr(_place, work)(*given)
+    return list(dict.fromkeys(str(one.message) for one in caught))
